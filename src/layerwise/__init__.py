@@ -1,0 +1,26 @@
+"""Train PyTorch networks without end-to-end backpropagation.
+
+A learning rule is what takes the place of `loss.backward()`: it fills `.grad`, everything else
+stays PyTorch.
+"""
+
+from layerwise import heads, objectives, rules
+from layerwise.batch import Batch, Report
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.rule import LocalRule, Needs, Rule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Blocks",
+    "InputError",
+    "LocalRule",
+    "Needs",
+    "Report",
+    "Rule",
+    "heads",
+    "objectives",
+    "rules",
+]

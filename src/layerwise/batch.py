@@ -1,0 +1,68 @@
+"""What every block may see of a step, and where it leaves what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+def identity(loss: Tensor) -> Tensor:
+    return loss
+
+
+@dataclass(eq=False)
+class Report:
+    """What a step leaves behind. Detached tensors on the device; reading one is the caller's.
+
+    Attributes:
+        logits: the network's output, (B, C) or (B, T, C).
+        loss: the last block's loss, ().
+        local_losses: each block's loss, (); None for a block that has no objective of its own.
+        local_logits: each block's class scores; None for a block that does not predict.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    local_losses: tuple[Tensor | None, ...]
+    local_logits: tuple[Tensor | None, ...]
+
+
+@dataclass(eq=False)
+class Batch:
+    """One step's input and labels, shared by all blocks; blocks leave their results here.
+
+    Attributes:
+        x: the network's input, (B, ...).
+        y: labels, (B,) or (B, T).
+        scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
+            by the number of accumulated batches); what is reported stays unscaled.
+    """
+
+    x: Tensor
+    y: Tensor
+    scale: Callable[[Tensor], Tensor] = identity
+    losses: dict[int, Tensor] = field(default_factory=dict)
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    _predicted: Tensor | None = None
+
+    def predicted(self, logits: Tensor) -> None:
+        """Called by an objective with the class scores it computed on its way to the loss."""
+        if self._predicted is None:
+            self._predicted = logits.detach()
+
+    def finish(self, i: int, loss: Tensor) -> None:
+        """Block `i` is done: keep its loss and what its objective predicted."""
+        self.losses[i] = loss.detach()
+        if self._predicted is not None:
+            self.logits[i], self._predicted = self._predicted, None
+
+    def report(self, logits: Tensor, blocks: int) -> Report:
+        """The step's report, once all of `blocks` are done; `logits` is the network's output."""
+        return Report(
+            logits=logits.detach(),
+            loss=self.losses[blocks - 1],
+            local_losses=tuple(self.losses.get(i) for i in range(blocks)),
+            local_logits=tuple(self.logits.get(i) for i in range(blocks)),
+        )

@@ -1,0 +1,21 @@
+"""The one error that means: what was asked for cannot be done as asked."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Input that cannot be used.
+
+    The message is one line that says the call, what it got, what is allowed and the remedy;
+    the command line prints it alone and exits with 2.
+    """
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` where one of `known` is near `name`, else what there is."""
+    known = list(known)
+    near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {next(k for k in known if k.lower() == near[0])!r}?"
+    return f"there is: {', '.join(sorted(known))}"

@@ -1,0 +1,67 @@
+"""A convolutional head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from layerwise.heads.head import Head, Shape, feature_maps, feature_vector, positive
+
+
+@dataclass(frozen=True)
+class Conv(Head):
+    """[reduce,] `layers` times (convolution, BatchNorm, ReLU), [pool,] flatten, [hidden,] linear.
+
+    At full resolution its cost is a convolution of the network's own; `reduce` makes it light.
+
+    Args:
+        layers: how many convolutions.
+        channels: their output channels; null keeps the block's.
+        kernel_size: odd; the resolution is kept.
+        reduce: average the feature maps down to reduce x reduce before the convolutions.
+        pool: average down to pool x pool after them; null keeps every position.
+        hidden: units of a hidden layer (linear, ReLU) before the last; null for none.
+    """
+
+    layers: int = 1
+    channels: int | None = None
+    kernel_size: int = 3
+    reduce: int | None = None
+    pool: int | None = 2
+    hidden: int | None = None
+
+    def __post_init__(self) -> None:
+        positive(
+            "heads.Conv",
+            layers=self.layers,
+            channels=self.channels,
+            kernel_size=self.kernel_size,
+            reduce=self.reduce,
+            pool=self.pool,
+            hidden=self.hidden,
+        )
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        layers, (channels, height, width) = feature_maps(in_shape, "heads.Conv")
+        if self.reduce is not None and (height > self.reduce or width > self.reduce):
+            height, width = min(self.reduce, height), min(self.reduce, width)
+            layers.append(nn.AdaptiveAvgPool2d((height, width)))
+        for _ in range(self.layers):
+            out = self.channels or channels
+            layers += [
+                nn.Conv2d(channels, out, self.kernel_size, padding="same", bias=False),
+                nn.BatchNorm2d(out),
+                nn.ReLU(),
+            ]
+            channels = out
+        # After feature_maps the order is (C, H, W), also where H = W = C could be read otherwise.
+        if self.pool is not None and (height > self.pool or width > self.pool):
+            height, width = min(self.pool, height), min(self.pool, width)
+            layers.append(nn.AdaptiveAvgPool2d((height, width)))
+        layers.append(nn.Flatten())
+        features = channels * height * width
+        if self.hidden is not None:
+            layers += [nn.Linear(features, self.hidden), nn.ReLU()]
+            features = self.hidden
+        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))

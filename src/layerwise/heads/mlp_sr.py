@@ -1,0 +1,49 @@
+"""The head of decoupled greedy learning."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from layerwise.heads.head import Head, Shape, feature_maps, positive
+
+
+@dataclass(frozen=True)
+class MLPSR(Head):
+    """MLP-SR-aux: reduce the resolution by 4, 1x1 convolutions, 2x2 pooling, MLP.
+
+    Belilovsky et al. 2020 (arXiv:1901.08164), section 4. Average pooling to a quarter of each
+    side; `convs` times (1x1 convolution, BatchNorm, ReLU); average pooling to 2 x 2; `layers`
+    times (linear of the same width, BatchNorm, ReLU); linear. A few per cent of the network's
+    FLOPs.
+
+    Args:
+        convs: how many 1x1 convolutions, of the block's own channels.
+        layers: how many hidden layers the MLP has.
+        width: units in each hidden layer; null for 4 x channels, as in the authors' code.
+    """
+
+    convs: int = 3
+    layers: int = 2
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        positive("heads.MLPSR", convs=self.convs, layers=self.layers, width=self.width)
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        layers, (channels, height, width) = feature_maps(in_shape, "heads.MLPSR")
+        height, width = math.ceil(height / 4), math.ceil(width / 4)
+        layers.append(nn.AdaptiveAvgPool2d((height, width)))
+        for _ in range(self.convs):
+            layers += [nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels)]
+            layers.append(nn.ReLU())
+        height, width = min(height, 2), min(width, 2)
+        layers += [nn.AdaptiveAvgPool2d((height, width)), nn.Flatten()]
+        features = channels * height * width
+        for _ in range(self.layers):
+            units = self.width or features
+            layers += [nn.Linear(features, units), nn.BatchNorm1d(units), nn.ReLU()]
+            features = units
+        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))

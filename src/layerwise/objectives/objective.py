@@ -1,0 +1,95 @@
+"""What one block is asked to do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from layerwise.batch import Batch
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where an objective sits, without batch dimensions: found by a dry run, never typed.
+
+    Attributes:
+        index: which block, from 0.
+        blocks: how many blocks there are.
+        shape: the block's output, such as (C, H, W) or (T, D).
+        input_shape: the network's input.
+        output_shape: the network's output: (classes,), or (T, classes) for one label per token.
+    """
+
+    index: int
+    blocks: int
+    shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+
+
+class Objective(nn.Module, ABC):
+    """A local objective: the output of a block and the batch in, a scalar to minimise out.
+
+    It owns its auxiliary network, which `build` makes once its site is known. Objectives add and
+    scale: `0.01 * Classify(head) + 0.99 * other`. It never differentiates, steps, or knows the
+    rule.
+    """
+
+    @abstractmethod
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        """The loss, (), mean over the batch; h is the block's output (B, ...)."""
+
+    def build(self, site: Site) -> None:  # noqa: B027 (optional: most objectives own a head)
+        """Make the auxiliary network for this place. Called once, by the rule."""
+
+    def predict(self, h: Tensor) -> Tensor | None:
+        """Class scores from the block's output, or None where the objective gives none."""
+        return None
+
+    def __add__(self, other: Objective) -> Objective:
+        return Sum([*_terms(self), *_terms(other)])
+
+    def __mul__(self, weight: float) -> Objective:
+        return Sum([(weight * w, term) for w, term in _terms(self)])
+
+    __rmul__ = __mul__
+
+
+class Sum(Objective):
+    """A weighted sum of objectives; a term of weight zero is not computed.
+
+    Args:
+        terms: pairs of weight and objective.
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Objective]]):
+        super().__init__()
+        self.weights = tuple(float(weight) for weight, _ in terms)
+        self.terms = nn.ModuleList(term for _, term in terms)
+
+    def build(self, site: Site) -> None:
+        for term in self.terms:
+            term.build(site)
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        loss = h.new_zeros(())
+        for weight, term in zip(self.weights, self.terms, strict=True):
+            if weight:
+                loss = loss + weight * term(h, batch)
+        return loss
+
+    def predict(self, h: Tensor) -> Tensor | None:
+        predictions = (term.predict(h) for term in self.terms)
+        return next((p for p in predictions if p is not None), None)
+
+    def extra_repr(self) -> str:
+        return f"weights={self.weights}"
+
+
+def _terms(objective: Objective) -> list[tuple[float, Objective]]:
+    if isinstance(objective, Sum):
+        return list(zip(objective.weights, objective.terms, strict=True))  # type: ignore[arg-type]
+    return [(1.0, objective)]
