@@ -63,9 +63,7 @@ def _checkpointed(block: nn.Module, h: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _running_statistics_stay(block: nn.Module) -> Iterator[None]:
-    norms = [
-        m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training
-    ]
+    norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
     for norm in norms:
         norm.track_running_stats = False
     try:
