@@ -134,8 +134,8 @@ class LocalRule(Rule):
                 )
             elif getattr(objective, "recipe", None) is not None:
                 raise InputError(
-                    f"{type(self).__name__}(blocks): the shapes between these blocks are not known, "
-                    "so no head can be made; give Blocks an example: Blocks([...], example=x)"
+                    f"{type(self).__name__}(blocks): the shapes between these blocks are not "
+                    "known, so no head can be made; give an example: Blocks([...], example=x)"
                 )
             weight = next((p for p in blocks[i].parameters() if p.is_floating_point()), None)
             if weight is not None:

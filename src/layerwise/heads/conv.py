@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_maps, feature_vector, positive
+from layerwise.heads.head import Head, Shape, feature_maps, positive
 
 
 @dataclass(frozen=True)

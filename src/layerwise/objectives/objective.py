@@ -42,7 +42,7 @@ class Objective(nn.Module, ABC):
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """The loss, (), mean over the batch; h is the block's output (B, ...)."""
 
-    def build(self, site: Site) -> None:  # noqa: B027 (optional: most objectives own a head)
+    def build(self, site: Site) -> None:
         """Make the auxiliary network for this place. Called once, by the rule."""
 
     def predict(self, h: Tensor) -> Tensor | None:

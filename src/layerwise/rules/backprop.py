@@ -63,11 +63,13 @@ def _checkpointed(block: nn.Module, h: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _running_statistics_stay(block: nn.Module) -> Iterator[None]:
+    """Let BatchNorm run again without moving what it has moved already."""
     norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, batches in kept:
+            norm.momentum, norm.num_batches_tracked = momentum, batches

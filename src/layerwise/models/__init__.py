@@ -1,0 +1,43 @@
+"""Networks of the literature, each a plain chain made from an image's shape and a class count."""
+
+from layerwise.models.basic_cnn import basic_cnn
+from layerwise.models.mlp import mlp
+from layerwise.models.resnet import resnet20, resnet32, resnet56, resnet110
+from layerwise.models.vgg import (
+    vgg8b,
+    vgg8c,
+    vgg11,
+    vgg11b,
+    vgg11c,
+    vgg13,
+    vgg13c,
+    vgg16,
+    vgg16c,
+    vgg19,
+    vgg19c,
+)
+from layerwise.models.vit import vit
+from layerwise.models.zoo import timm, torchvision
+
+__all__ = [
+    "basic_cnn",
+    "mlp",
+    "resnet20",
+    "resnet32",
+    "resnet56",
+    "resnet110",
+    "timm",
+    "torchvision",
+    "vgg8b",
+    "vgg8c",
+    "vgg11",
+    "vgg11b",
+    "vgg11c",
+    "vgg13",
+    "vgg13c",
+    "vgg16",
+    "vgg16c",
+    "vgg19",
+    "vgg19c",
+    "vit",
+]

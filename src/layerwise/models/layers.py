@@ -1,0 +1,48 @@
+"""What several of the networks are made of."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from torch import nn
+
+from layerwise.errors import InputError
+
+Shape = tuple[int, int, int]  # (C, H, W)
+
+
+def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
+    """A network as a plain chain of named modules."""
+    return nn.Sequential(OrderedDict(named))
+
+
+def conv_layer(
+    channels: int,
+    out: int,
+    kernel_size: int = 3,
+    *,
+    pool: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Convolution that keeps the resolution, BatchNorm, ReLU, [2x2 max pooling,] [dropout]."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, out, kernel_size, padding="same", bias=False),
+        nn.BatchNorm2d(out),
+        nn.ReLU(inplace=True),
+    ]
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    if dropout:
+        layers.append(nn.Dropout2d(dropout))
+    return nn.Sequential(*layers)
+
+
+def halved(shape: Shape, times: int, asked_by: str) -> tuple[int, int]:
+    """Height and width after `times` 2x2 poolings."""
+    _, height, width = shape
+    if min(height, width) < 2**times:
+        raise InputError(
+            f"{asked_by}(shape={tuple(shape)}): {times} poolings leave nothing of {height}x{width} "
+            f"images; give images of at least {2**times}x{2**times}, or a network with fewer"
+        )
+    return height >> times, width >> times

@@ -1,0 +1,41 @@
+"""Multi-layer perceptron."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from layerwise.models.layers import Shape, chain
+
+
+def mlp(
+    shape: Shape = (3, 32, 32),
+    num_classes: int = 10,
+    layers: int = 3,
+    width: int = 512,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """`layers` hidden layers of `width` units, (linear, [BatchNorm,] ReLU, [dropout]) each.
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        layers: how many hidden layers.
+        width: units in each.
+        batch_norm: normalise before the ReLU.
+        dropout: probability of dropping a unit.
+    """
+    features = math.prod(shape)
+    named: list[tuple[str, nn.Module]] = []
+    for i in range(layers):
+        parts: list[nn.Module] = [nn.Flatten()] if i == 0 else []
+        parts.append(nn.Linear(features, width))
+        parts += [nn.BatchNorm1d(width)] if batch_norm else []
+        parts.append(nn.ReLU(inplace=True))
+        parts += [nn.Dropout(dropout)] if dropout else []
+        named.append((f"fc{i + 1}", nn.Sequential(*parts)))
+        features = width
+    last: list[nn.Module] = [] if layers else [nn.Flatten()]
+    return chain([*named, ("classifier", nn.Sequential(*last, nn.Linear(features, num_classes)))])

@@ -1,0 +1,110 @@
+"""Residual networks for small images (He et al. 2016, arXiv:1512.03385, section 4.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.models.layers import Shape, chain
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut without parameters (option A).
+
+    Where the resolution halves and the channels double, the shortcut takes every second pixel and
+    pads the new channels with zeros.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.stride = stride
+        self.new_channels = out - channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        if self.stride > 1:
+            x = x[:, :, :: self.stride, :: self.stride]
+        if self.new_channels:
+            x = F.pad(x, (0, 0, 0, 0, self.new_channels // 2, -(-self.new_channels // 2)))
+        return F.relu(h + x)
+
+
+def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Sequential:
+    per_stage = (layers - 2) // 6
+    channels = max(1, round(16 * width))
+    stem = nn.Sequential(
+        nn.Conv2d(shape[0], channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+    named: list[tuple[str, nn.Module]] = [("stem", stem)]
+    for stage in range(3):
+        out = max(1, round(16 * 2**stage * width))
+        for i in range(per_stage):
+            stride = 2 if stage > 0 and i == 0 else 1
+            named.append((f"block{len(named)}", ResidualBlock(channels, out, stride)))
+            channels = out
+    pool = nn.AdaptiveAvgPool2d(1)
+    classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(channels, num_classes))
+    network = chain([*named, ("classifier", classifier)])
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+def resnet20(
+    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+) -> nn.Sequential:
+    """ResNet-20 for small images: 9 residual blocks.
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        width: multiplies the channels 16, 32, 64.
+    """
+    return _resnet(20, shape, num_classes, width)
+
+
+def resnet32(
+    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+) -> nn.Sequential:
+    """ResNet-32 for small images: 15 residual blocks.
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        width: multiplies the channels 16, 32, 64.
+    """
+    return _resnet(32, shape, num_classes, width)
+
+
+def resnet56(
+    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+) -> nn.Sequential:
+    """ResNet-56 for small images: 27 residual blocks.
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        width: multiplies the channels 16, 32, 64.
+    """
+    return _resnet(56, shape, num_classes, width)
+
+
+def resnet110(
+    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+) -> nn.Sequential:
+    """ResNet-110 for small images: 54 residual blocks.
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        width: multiplies the channels 16, 32, 64.
+    """
+    return _resnet(110, shape, num_classes, width)

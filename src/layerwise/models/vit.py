@@ -1,0 +1,66 @@
+"""A vision transformer for small images (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import InputError
+from layerwise.models.layers import Shape, chain
+
+
+class Patches(nn.Module):
+    """(B, C, H, W) -> (B, T, D): one token per patch, with a learned position."""
+
+    def __init__(self, shape: Shape, patch: int, width: int):
+        super().__init__()
+        channels, height, wide = shape
+        self.project = nn.Conv2d(channels, width, patch, stride=patch)
+        tokens = (height // patch) * (wide // patch)
+        self.position = nn.Parameter(0.02 * torch.randn(1, tokens, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x).flatten(2).transpose(1, 2) + self.position
+
+
+class TokenMean(nn.Module):
+    """(B, T, D) -> (B, D)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def vit(
+    shape: Shape = (3, 32, 32),
+    num_classes: int = 10,
+    patch: int = 4,
+    layers: int = 8,
+    width: int = 256,
+    heads: int = 4,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Pre-norm transformer encoder over patches; the mean token is classified.
+
+    Args:
+        shape: of an image, (C, H, W); both sides multiples of `patch`.
+        num_classes: class scores.
+        patch: side of a patch, pixels.
+        layers: how many encoder layers.
+        width: features of a token; an MLP in a layer has four times as many units.
+        heads: attention heads.
+        dropout: probability of dropping.
+    """
+    _, height, wide = shape
+    if height % patch or wide % patch:
+        raise InputError(
+            f"vit(patch={patch}): {height}x{wide} images do not divide into patches of {patch}; "
+            "give a patch that divides both sides"
+        )
+    named: list[tuple[str, nn.Module]] = [("patches", Patches(shape, patch, width))]
+    for i in range(layers):
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        named.append((f"layer{i + 1}", layer))
+    classifier = nn.Sequential(nn.LayerNorm(width), TokenMean(), nn.Linear(width, num_classes))
+    return chain([*named, ("classifier", classifier)])

@@ -1,0 +1,58 @@
+"""Networks of other libraries, by their names there, without pretrained weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from layerwise.errors import InputError, choices
+from layerwise.models.layers import Shape
+
+
+def torchvision(
+    shape: Shape = (3, 224, 224), num_classes: int = 1000, name: str = "resnet50"
+) -> nn.Module:
+    """A classification network of torchvision.
+
+    Args:
+        shape: of an image, (C, H, W); C = 3.
+        num_classes: class scores.
+        name: as in `torchvision.models`.
+    """
+    import torchvision as tv
+
+    known = tv.models.list_models(module=tv.models)
+    if name not in known:
+        raise InputError(f"torchvision(name={name!r}): no such model; {choices(name, known)}")
+    options = {"image_size": shape[1]} if name.startswith("vit_") else {}
+    options |= {"input_size": shape[1:]} if name.startswith("maxvit") else {}
+    if name in ("googlenet", "inception_v3"):
+        options |= {"aux_logits": False, "init_weights": True}
+    return tv.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def timm(
+    shape: Shape = (3, 224, 224), num_classes: int = 1000, name: str = "resnet50"
+) -> nn.Module:
+    """A network of timm (needs `pip install layerwise[timm]`).
+
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: class scores.
+        name: as in `timm.list_models()`.
+    """
+    try:
+        import timm as library
+    except ImportError as error:
+        raise InputError(
+            f"timm(name={name!r}): timm is not installed; pip install 'layerwise[timm]'"
+        ) from error
+    if not library.is_model(name):
+        known = library.list_models()
+        raise InputError(f"timm(name={name!r}): no such model; {choices(name, known)}")
+    options = {"in_chans": shape[0]} if shape[0] != 3 else {}
+    try:
+        return library.create_model(
+            name, pretrained=False, num_classes=num_classes, img_size=shape[1:], **options
+        )
+    except TypeError:  # networks without a fixed input size do not know img_size
+        return library.create_model(name, pretrained=False, num_classes=num_classes, **options)
