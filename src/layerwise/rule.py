@@ -77,18 +77,25 @@ class Rule(nn.Module, ABC):
     def exits(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """Class scores after every block, None where a block does not predict; the last is
         `forward(x)`."""
-        h, scores = x, []
+        h = x
+        scores: list[Tensor | None] = []
         for i, block in enumerate(self.blocks):
             h = block(h)
-            scores.append(self.objectives[str(i)].predict(h) if str(i) in self.objectives else None)
+            objective = self._objective(i)
+            scores.append(None if objective is None else objective.predict(h))
+        scores[-1] = h
         return tuple(scores)
 
     def parameters_of(self, i: int) -> list[nn.Parameter]:
         """The parameters of block `i` and of its objective."""
-        of_objective = (
-            self.objectives[str(i)].parameters() if str(i) in self.objectives else iter(())
-        )
+        objective = self._objective(i)
+        of_objective = () if objective is None else objective.parameters()
         return [*self.blocks[i].parameters(), *of_objective]
+
+    def _objective(self, i: int) -> Objective | None:
+        objective = self.objectives[str(i)] if str(i) in self.objectives else None
+        assert objective is None or isinstance(objective, Objective)
+        return objective
 
 
 class LocalRule(Rule):
@@ -102,9 +109,10 @@ class LocalRule(Rule):
 
     Args:
         blocks: the network; made with an example where an objective has a head.
-        objectives: one per block; or one per block but the last, which then predicts the labels
-            from the network's own output.
-        criterion: the last block's, and of nothing else.
+        objectives: one, of which every block but the last gets its own copy; or one per block; or
+            one per block but the last. Where the last is left out it predicts the labels from the
+            network's own output.
+        criterion: the last block's loss where its objective is left out.
     """
 
     needs = Needs.FORWARD
@@ -112,10 +120,19 @@ class LocalRule(Rule):
     def __init__(
         self,
         blocks: Blocks,
-        objectives: Sequence[Objective],
+        objectives: Objective | Sequence[Objective],
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks)
+        if isinstance(objectives, Objective):
+            objectives = [objectives] * (len(blocks) - 1)
+        elif not isinstance(objectives, Sequence) or not all(
+            isinstance(objective, Objective) for objective in objectives
+        ):
+            raise InputError(
+                f"{type(self).__name__}(objectives): got {_kind(objectives)}; give an objective "
+                "such as objectives.Classify(heads.Linear()), or a list of them"
+            )
         objectives = list(objectives)
         if len(objectives) == len(blocks) - 1:
             objectives.append(Classify(criterion=criterion))
@@ -125,19 +142,21 @@ class LocalRule(Rule):
                 f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
                 "network's own classifier"
             )
-        if len({id(objective) for objective in objectives}) < len(objectives):
+        modules = [module for objective in objectives for module in objective.modules()]
+        if len(set(modules)) < len(modules):  # a head, too, belongs to one block
             objectives = [copy.deepcopy(objective) for objective in objectives]
+        weight = _weight(blocks)
         for i, objective in enumerate(objectives):
             if blocks.shapes is not None and blocks.input_shape is not None:
                 objective.build(
                     Site(i, len(blocks), blocks.shapes[i], blocks.input_shape, blocks.shapes[-1])
                 )
-            elif getattr(objective, "recipe", None) is not None:
+            elif any(getattr(m, "recipe", None) is not None for m in objective.modules()):
                 raise InputError(
                     f"{type(self).__name__}(blocks): the shapes between these blocks are not "
                     "known, so no head can be made; give an example: Blocks([...], example=x)"
                 )
-            weight = next((p for p in blocks[i].parameters() if p.is_floating_point()), None)
+            weight = _weight(blocks[i], default=weight)  # a ReLU's head lies where its input does
             if weight is not None:
                 objective.to(weight.device, weight.dtype)
             self.objectives[str(i)] = objective
@@ -171,3 +190,17 @@ def differentiate(loss: Tensor, scale: Scale = identity) -> None:
     if loss.requires_grad:
         with torch.autocast(loss.device.type, enabled=False):
             scale(loss).backward()
+    if torch.is_autocast_enabled(loss.device.type):
+        # Autocast keeps the weights it cast until its context ends, and would go on using them
+        # after a step inside the context.
+        torch.clear_autocast_cache()
+
+
+def _weight(module: nn.Module, default: nn.Parameter | None = None) -> nn.Parameter | None:
+    return next((p for p in module.parameters() if p.is_floating_point()), default)
+
+
+def _kind(objectives: object) -> str:
+    if not isinstance(objectives, Sequence) or isinstance(objectives, str):
+        return type(objectives).__name__
+    return f"[{', '.join(type(objective).__name__ for objective in objectives)}]"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_maps, positive
+from layerwise.errors import InputError
+from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ class Conv(Head):
             pool=self.pool,
             hidden=self.hidden,
         )
+        if self.kernel_size % 2 == 0:
+            raise InputError(
+                f"heads.Conv(kernel_size={self.kernel_size}): an even kernel has no centre, so it "
+                "would shift the feature maps; give an odd one"
+            )
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        one_label(out_shape, "heads.Conv")
         layers, (channels, height, width) = feature_maps(in_shape, "heads.Conv")
         if self.reduce is not None and (height > self.reduce or width > self.reduce):
             height, width = min(self.reduce, height), min(self.reduce, width)

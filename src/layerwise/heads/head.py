@@ -46,12 +46,21 @@ class PoolTokens(nn.Module):
         return self.pool(h.transpose(1, 2))
 
 
+def one_label(out_shape: Shape, asked_by: str) -> None:
+    """Refuse a network that does not give class scores for a whole sample."""
+    if len(out_shape) != 1:
+        raise InputError(
+            f"{asked_by}: the network gives {out_shape} for each sample; this head predicts one "
+            "label per sample, (classes,): give a function that makes your own head"
+        )
+
+
 def feature_maps(in_shape: Shape, asked_by: str) -> tuple[list[nn.Module], Shape]:
     """Layers that bring a block's output to (B, C, H, W), and (C, H, W)."""
     if len(in_shape) != 3:
         raise InputError(
-            f"{asked_by}: a block gives {in_shape} for each sample, which has no feature maps "
-            "(C, H, W); use heads.Linear or heads.MLP there"
+            f"{asked_by}: a block gives {in_shape} for each sample, which is not feature maps "
+            "(C, H, W); heads.Linear and heads.MLP also take vectors (D,) and tokens (T, D)"
         )
     first, second, third = in_shape
     if first == second != third:  # (H, W, C) with square maps
@@ -73,6 +82,7 @@ def feature_vector(
                 f"but a block gives {in_shape}, which is not (tokens, features)"
             )
         return [], in_shape[-1]
+    one_label(out_shape, asked_by)
     if len(in_shape) == 1:
         return [], in_shape[0]
     if len(in_shape) == 2:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_maps, positive
+from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class MLPSR(Head):
         positive("heads.MLPSR", convs=self.convs, layers=self.layers, width=self.width)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        one_label(out_shape, "heads.MLPSR")
         layers, (channels, height, width) = feature_maps(in_shape, "heads.MLPSR")
         height, width = math.ceil(height / 4), math.ceil(width / 4)
         layers.append(nn.AdaptiveAvgPool2d((height, width)))

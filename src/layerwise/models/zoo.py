@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from layerwise.errors import InputError, choices
@@ -23,7 +25,7 @@ def torchvision(
     known = tv.models.list_models(module=tv.models)
     if name not in known:
         raise InputError(f"torchvision(name={name!r}): no such model; {choices(name, known)}")
-    options = {"image_size": shape[1]} if name.startswith("vit_") else {}
+    options: dict[str, Any] = {"image_size": shape[1]} if name.startswith("vit_") else {}
     options |= {"input_size": shape[1:]} if name.startswith("maxvit") else {}
     if name in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
@@ -49,7 +51,7 @@ def timm(
     if not library.is_model(name):
         known = library.list_models()
         raise InputError(f"timm(name={name!r}): no such model; {choices(name, known)}")
-    options = {"in_chans": shape[0]} if shape[0] != 3 else {}
+    options: dict[str, Any] = {"in_chans": shape[0]} if shape[0] != 3 else {}
     try:
         return library.create_model(
             name, pretrained=False, num_classes=num_classes, img_size=shape[1:], **options

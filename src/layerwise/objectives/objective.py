@@ -50,9 +50,16 @@ class Objective(nn.Module, ABC):
         return None
 
     def __add__(self, other: Objective) -> Objective:
+        if not isinstance(other, Objective):
+            return NotImplemented
         return Sum([*_terms(self), *_terms(other)])
 
+    def __radd__(self, other: object) -> Objective:
+        return self if other == 0 else NotImplemented  # `sum` starts from 0
+
     def __mul__(self, weight: float) -> Objective:
+        if isinstance(weight, Objective):
+            return NotImplemented
         return Sum([(weight * w, term) for w, term in _terms(self)])
 
     __rmul__ = __mul__
@@ -71,18 +78,18 @@ class Sum(Objective):
         self.terms = nn.ModuleList(term for _, term in terms)
 
     def build(self, site: Site) -> None:
-        for term in self.terms:
+        for _, term in _terms(self):
             term.build(site)
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         loss = h.new_zeros(())
-        for weight, term in zip(self.weights, self.terms, strict=True):
+        for weight, term in _terms(self):
             if weight:
                 loss = loss + weight * term(h, batch)
         return loss
 
     def predict(self, h: Tensor) -> Tensor | None:
-        predictions = (term.predict(h) for term in self.terms)
+        predictions = (term.predict(h) for weight, term in _terms(self) if weight)
         return next((p for p in predictions if p is not None), None)
 
     def extra_repr(self) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
+from layerwise.errors import InputError
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
@@ -22,8 +23,12 @@ class Backprop(Rule):
         blocks: the network.
         checkpoint: keep only the blocks' inputs and run each block again on the way back
             (Chen et al. 2016, arXiv:1604.06174), which trades a second forward for memory. Random
-            states are kept and running statistics move once, so the gradient is the same.
+            states are kept and buffers (running statistics) move once, so the gradient is the
+            same.
         criterion: of class scores and labels, a scalar.
+
+    Raises:
+        InputError: a block changes its input in place, under `checkpoint`.
     """
 
     needs = Needs.BACKWARD
@@ -41,8 +46,8 @@ class Backprop(Rule):
         batch = Batch(x, y, scale)
         last = len(self.blocks) - 1
         h = x
-        for block in self.blocks:
-            h = _checkpointed(block, h) if self.checkpoint else block(h)
+        for name, block in zip(self.blocks.names, self.blocks, strict=True):
+            h = _checkpointed(name, block, h) if self.checkpoint else block(h)
         loss = self.objectives[str(last)](h, batch)
         differentiate(loss, scale)
         batch.finish(last, loss)
@@ -52,24 +57,35 @@ class Backprop(Rule):
         return batch.report(h, len(self.blocks))
 
 
-def _checkpointed(block: nn.Module, h: Tensor) -> Tensor:
-    return checkpoint(
+def _checkpointed(name: str, block: nn.Module, h: Tensor) -> Tensor:
+    before = [
+        (module, key, buffer.clone())
+        for module in block.modules()
+        for key, buffer in module.named_buffers(recurse=False)
+    ]
+    version = h._version
+    out = checkpoint(
         block,
         h,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _running_statistics_stay(block)),
+        context_fn=lambda: (contextlib.nullcontext(), _buffers_as(before)),
     )
+    if h._version != version:
+        raise InputError(
+            f"Backprop(checkpoint=True): block {name!r} changes its input in place, so it cannot "
+            "run again on it; make its first operation inplace=False, or cut elsewhere"
+        )
+    return out
 
 
 @contextlib.contextmanager
-def _running_statistics_stay(block: nn.Module) -> Iterator[None]:
-    """Let BatchNorm run again without moving what it has moved already."""
-    norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+def _buffers_as(before: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
+    """Let a block run again from the buffers it had, without moving those it has now."""
+    now = [(module, key, module.get_buffer(key)) for module, key, _ in before]
+    for module, key, buffer in before:
+        setattr(module, key, buffer)
     try:
         yield
     finally:
-        for norm, momentum, batches in kept:
-            norm.momentum, norm.num_batches_tracked = momentum, batches
+        for module, key, buffer in now:
+            setattr(module, key, buffer)

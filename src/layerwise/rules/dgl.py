@@ -35,13 +35,9 @@ class DGL(LocalRule):
         head: Head = MLP(),  # noqa: B008 (frozen)
         criterion: Criterion = cross_entropy,
     ):
-        if num_classes is not None and blocks.shapes and blocks.shapes[-1][-1] != num_classes:
+        super().__init__(blocks, Classify(head, criterion), criterion)
+        if num_classes is not None and blocks.shapes and blocks.shapes[-1][-1:] != (num_classes,):
             raise InputError(
-                f"DGL(num_classes={num_classes}): the network gives {blocks.shapes[-1][-1]} class "
-                f"scores; leave num_classes out, or make the network with {num_classes}"
+                f"DGL(num_classes={num_classes}): the network gives {blocks.shapes[-1]} for each "
+                f"sample; leave num_classes out, or make the network with {num_classes}"
             )
-        super().__init__(
-            blocks,
-            [Classify(head, criterion) for _ in range(len(blocks) - 1)],
-            criterion,
-        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 from layerwise.blocks import Blocks
@@ -31,6 +30,4 @@ class Greedy(LocalRule):
         objectives: Objective | Sequence[Objective],
         criterion: Criterion = cross_entropy,
     ):
-        if isinstance(objectives, Objective):
-            objectives = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
         super().__init__(blocks, objectives, criterion)
