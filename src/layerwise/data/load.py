@@ -1,0 +1,92 @@
+"""A data set by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from layerwise.data.digits import digits
+from layerwise.data.folder import folder
+from layerwise.data.hub import hub
+from layerwise.data.images import Images
+from layerwise.data.splits import Parts, Splits, complete
+from layerwise.data.torchvision_sets import SETS, imagenet
+from layerwise.errors import InputError, choices
+
+NAMES = ("digits", *SETS, "imagenet", "folder:PATH", "hf:NAME_OR_DIRECTORY")
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path = "~/.cache/layerwise",
+    size: int | None = None,
+    validation: float = 0.1,
+    seed: int = 0,
+    download: bool = True,
+) -> Splits:
+    """Load a data set and cut it into train, validation and test.
+
+    The official test part is the test; validation is the set's own where it has one, else a part of
+    the official training part with the classes in proportion. A set without a test part gives a
+    fifth of itself, the same for every `seed`. A set whose only held-out part is called validation
+    (ImageNet) is tested on it.
+
+    Args:
+        name: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet, `folder:PATH`
+            or a path (class folders, with or without train/val/test above them), `hf:NAME` or
+            `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`).
+        root: where downloads and decoded images are kept.
+        size: scale every image to `size` x `size` pixels: the shorter side, then the central
+            square. None leaves them as they are (imagenet: 224).
+        validation: share of the training part that is held out, in [0, 1); 0 for none.
+        seed: of the validation part.
+        download: whether what is missing may be fetched.
+
+    Returns:
+        Splits in memory as uint8, or streamed where they would take more than 4 GiB.
+
+    Raises:
+        InputError: one line; what was asked for and what to do instead.
+    """
+    if not 0 <= validation < 1:
+        raise InputError(
+            f"load(validation={validation}): give a share of the training images, "
+            "0 <= validation < 1"
+        )
+    if size is not None and size < 1:
+        raise InputError(f"load(size={size}): give 1 pixel or more, or None for as they are")
+    if seed < 0:
+        raise InputError(f"load(seed={seed}): give 0 or more")
+    parts = _parts(name, Path(root).expanduser(), size, download)
+    if size is not None:
+        parts = _resized(parts, size)
+    return complete(parts, name=name, validation=validation, seed=seed)
+
+
+def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
+    fixed: dict[str, Callable[[], Parts]] = {
+        "digits": digits,
+        "imagenet": lambda: imagenet(root, size or 224),
+        **{known: lambda get=get: get(root, download) for known, get in SETS.items()},
+    }
+    kind, _, rest = name.partition(":")
+    if name in fixed:
+        return fixed[name]()
+    if kind == "hf" and rest:
+        return hub(rest, root=root, size=size, download=download)
+    if kind == "folder" and rest:
+        return folder(Path(rest).expanduser(), name=name, root=root, size=size)
+    path = Path(name).expanduser()
+    if path.is_dir() or name.startswith((".", "/", "~")):
+        return folder(path, name=name, root=root, size=size)
+    raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
+
+
+def _resized(parts: Parts, size: int) -> Parts:
+    """Sets that come decoded are scaled here; folders and tables were while they were decoded."""
+    train, validation, test = (
+        part.resized(size) if isinstance(part, Images) else part
+        for part in (parts.train, parts.validation, parts.test)
+    )
+    return Parts(train, validation, test, parts.classes)

@@ -1,0 +1,217 @@
+"""From a set to batches: shuffled, augmented, normalised, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from layerwise.data.augment import (
+    Augment,
+    Draw,
+    Normalize,
+    boxes,
+    crop_flip,
+    cutout,
+    pad,
+    resized_crop,
+    send,
+)
+from layerwise.data.images import Images
+from layerwise.data.stream import Stream
+from layerwise.errors import InputError
+
+# A padded copy of the set saves the padding of every batch; above this many bytes the batch is
+# padded instead.
+PADDED_BYTES = 1 << 30
+
+
+class Loader:
+    """Batches `(x, y)`: x float32 (B, C, H, W) normalised, y int64 (B,), both on `device`.
+
+    The order of epoch e and the augmentation of its batch b depend on (seed, e, b) alone and not on
+    any global generator, so a run that is resumed in the middle of an epoch sees the same bits.
+
+    Args:
+        images: the set, in memory or streamed.
+        batch_size: images a batch.
+        augment: what happens to an image; outside training only its `normalize` does.
+        train: shuffle and augment; else in order and as it is.
+        device: of the batches. A set in memory that fits is kept there.
+        seed: of order and augmentation, 0 or more.
+        drop_last: leave out a last batch that is not full; by default as `train`.
+        channels_last: memory format of x.
+
+    Raises:
+        InputError: no images, a batch larger than the set with `drop_last`, an augmentation that
+            the images are too small for.
+    """
+
+    def __init__(
+        self,
+        images: Images | Stream,
+        batch_size: int,
+        *,
+        augment: Augment | None = None,
+        train: bool,
+        device: str | torch.device = "cpu",
+        seed: int = 0,
+        drop_last: bool | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.augment = Augment() if augment is None else augment
+        self.batch_size = batch_size
+        self.train = train
+        self.device = torch.device(device)
+        self.seed = seed
+        self.drop_last = train if drop_last is None else drop_last
+        self.channels_last = channels_last
+        if batch_size < 1:
+            raise InputError(f"Loader(batch_size={batch_size}): give 1 or more")
+        if seed < 0:
+            raise InputError(f"Loader(seed={seed}): give 0 or more")
+        if len(images) == 0:
+            raise InputError("Loader(images): the set holds no images")
+        if self.drop_last and batch_size > len(images):
+            raise InputError(
+                f"Loader(batch_size={batch_size}, drop_last=True): the set holds {len(images)} "
+                f"images, so no batch is full; give a batch of at most {len(images)}"
+            )
+        self.size = len(images)
+        self._passes = 0
+        self.shape = images.shape
+        self.augment.check(self.shape)
+        side = self.shape[1:]
+        mean, std = _scale(self.augment, images)
+        self._normalize = Normalize(mean, std, side, self.device, channels_last)
+
+        margin = self.augment.crop if train else None
+        self._padded = False
+        if isinstance(images, Images):
+            if _fits(images.images, self.device):
+                images = images.to(self.device)
+            if margin is not None and _padded_bytes(images.images, margin) <= PADDED_BYTES:
+                padded = pad(images.images, margin, self.augment.pad_mode)
+                images = Images(padded, images.labels)
+                self._padded = True
+        self._images = images
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        whole, rest = divmod(self.size, self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The next epoch, 0 first: each pass of a loop written by hand is shuffled anew.
+
+        `epoch(e)` neither reads nor moves this count.
+        """
+        self._passes += 1
+        return self.epoch(self._passes - 1)
+
+    def epoch(self, e: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `e`, from batch number `start` on."""
+        if self.train:
+            order = torch.randperm(self.size, generator=self._generator(e, 0))
+        else:
+            order = torch.arange(self.size)
+        if isinstance(self._images, Stream):
+            return self._streamed(self._images, order, e, start)
+        return self._in_memory(self._images, order, e, start)
+
+    def _in_memory(
+        self, images: Images, order: Tensor, e: int, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        order = send(order, images.images.device)
+        for b in range(start, len(self)):
+            index = order[b * self.batch_size : (b + 1) * self.batch_size]
+            draw = self._draw(e, b, len(index))
+            y = send(images.labels.index_select(0, index), self.device)
+            yield self._apply(images.images, index, draw, self._padded), y
+
+    def _streamed(
+        self, stream: Stream, order: Tensor, e: int, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        index = [
+            order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))
+        ]
+        draws = (self._draw(e, b, len(i)) for b, i in zip(count(start), index, strict=False))
+        crops = ((draw.box, self.augment) if draw.box is not None else None for draw in draws)
+        batches = stream.batches(index, crops, pin_memory=self.device.type == "cuda")
+        for b, (pixels, y) in enumerate(batches, start):
+            pixels = send(pixels, self.device)
+            every = torch.arange(len(y), device=self.device)
+            # The worker has cut and scaled the box already, from the image at its full size.
+            draw = self._draw(e, b, len(y))._replace(box=None)
+            yield self._apply(pixels, every, draw, padded=False), send(y, self.device)
+
+    def _draw(self, e: int, b: int, batch: int) -> Draw:
+        if not self.train:
+            return Draw(None, None, None, None)
+        return self.augment.draw(batch, self.shape, self._generator(e, b + 1))
+
+    def _apply(self, images: Tensor, index: Tensor, draw: Draw, padded: bool) -> Tensor:
+        """The images at `index` of a uint8 tensor (N, H', W', C), as float32 (B, C, H, W)."""
+        augment, side = self.augment, self.shape[1:]
+        # The set may have stayed on the CPU: what is cut goes over as bytes, a quarter of floats.
+        home, device = images.device, self.device
+        if draw.corner is not None and not padded:
+            assert augment.crop is not None
+            images = pad(images.index_select(0, index), augment.crop, augment.pad_mode)
+            index = torch.arange(len(index), device=home)
+        if draw.box is not None:
+            box = send(boxes(draw.box, *side, augment.scale, augment.ratio), device)
+            pixels = send(images.index_select(0, index), device)
+            x = self._normalize.floats(resized_crop(pixels, box, _sent(draw.flip, device)))
+        else:
+            if draw.corner is None and draw.flip is None:
+                pixels = images.index_select(0, index)
+            else:
+                corner, flip = _sent(draw.corner, home), _sent(draw.flip, home)
+                pixels = crop_flip(images, index, corner, flip, side)
+            x = self._normalize.bytes(send(pixels, device))
+        if draw.centre is not None:
+            assert augment.cutout is not None
+            x = cutout(x, send(draw.centre, device), augment.cutout)
+        return x
+
+    def _generator(self, e: int, stream: int) -> torch.Generator:
+        """The generator of (seed, epoch, stream): 0 is the order, b + 1 is batch b."""
+        mixed = np.random.SeedSequence((self.seed, e, stream)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def _scale(
+    augment: Augment, images: Images | Stream
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel on the scale 0..255."""
+    channels = images.shape[0]
+    if augment.normalize == "none":
+        return (0.0,) * channels, (255.0,) * channels
+    if augment.normalize == "symmetric":
+        return (127.5,) * channels, (127.5,) * channels
+    if augment.mean is not None and augment.std is not None:
+        mean, std = augment.mean, augment.std
+    else:
+        mean, std = images.statistics
+    return tuple(255 * m for m in mean), tuple(255 * s for s in std)
+
+
+def _sent(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else send(tensor, device)
+
+
+def _padded_bytes(images: Tensor, margin: int) -> int:
+    count, height, width, channels = images.shape
+    return count * (height + 2 * margin) * (width + 2 * margin) * channels
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the set can stay on the device: in a quarter of what is free."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= free // 4
