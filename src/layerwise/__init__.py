@@ -6,7 +6,7 @@ stays PyTorch.
 
 from layerwise import heads, objectives, rules
 from layerwise.batch import Batch, Report
-from layerwise.blocks import Blocks
+from layerwise.blocks import Blocks, cut
 from layerwise.errors import InputError
 from layerwise.rule import LocalRule, Needs, Rule
 
@@ -20,6 +20,7 @@ __all__ = [
     "Needs",
     "Report",
     "Rule",
+    "cut",
     "heads",
     "objectives",
     "rules",

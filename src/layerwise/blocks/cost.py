@@ -1,0 +1,131 @@
+"""What running a module costs: floating-point operations, and memory kept for backward."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from layerwise.blocks.flow import Flow
+from layerwise.blocks.unchanged import unchanged
+
+
+def flops(module: nn.Module, *inputs: Any) -> int:
+    """Floating-point operations of one forward pass of `module` on `inputs`, as a batch.
+
+    A multiplication and an addition are two; only matrix products, convolutions and attention
+    count, as in `torch.utils.flop_counter`. The module is left unchanged.
+    """
+    with unchanged(module):
+        module.eval()
+        with counted() as counter:
+            module(*inputs)
+    return counter.get_total_flops()
+
+
+def saved_bytes(module: nn.Module, *inputs: Any) -> int:
+    """Bytes that one forward pass of `module` in train mode keeps for its backward pass.
+
+    What is kept twice counts once; parameters and buffers, which exist anyway, do not count. The
+    module is left unchanged.
+    """
+    with unchanged(module):
+        module.train()
+        with saved(module) as kept:
+            module(*inputs)
+    return kept.bytes
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[FlopCounterMode]:
+    """Count floating-point operations.
+
+    With autograd on: without it PyTorch's attention takes fused kernels, whose operations no
+    formula counts.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with torch.enable_grad(), counter:
+        yield counter
+
+
+@dataclass(eq=False)
+class Saved:
+    """Storages kept for the backward pass, each once, in the order in which they were kept."""
+
+    # The tensors stay alive until the count is done, so that no address is used twice.
+    storages: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self.storages.values())
+
+
+@contextlib.contextmanager
+def saved(module: nn.Module) -> Iterator[Saved]:
+    """Collect what autograd keeps for the backward pass, but for `module`'s own tensors."""
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    kept = Saved()
+
+    def pack(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept.storages.setdefault(address, tensor.detach())
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        yield kept
+
+
+def _attention_flops(
+    query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch has no formula for attention on the CPU.
+_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+
+
+def piece_costs(flow: Flow, starts: list[int], balance: str) -> list[int]:
+    """What each part of `flow.data` costs, the parts beginning at `starts`.
+
+    Args:
+        balance: `"flops"`, counted in eval mode, or `"memory"`, the bytes that training keeps for
+            the backward pass.
+    """
+    model = flow.model
+    if balance == "flops":
+        model.eval()
+        with counted() as counter:
+            return _Metered(flow, starts, counter.get_total_flops).costs(flow.x)
+    with saved(model) as kept:
+        model.train()
+        try:
+            return _Metered(flow, starts, lambda: kept.bytes).costs(flow.x)
+        finally:
+            model.eval()
+
+
+class _Metered(fx.Interpreter):
+    """Runs a graph and reads a meter where each part begins."""
+
+    def __init__(self, flow: Flow, starts: list[int], meter: Callable[[], int]):
+        super().__init__(flow.model, graph=flow.graph)
+        self.meter, self.readings = meter, []
+        self.starts = {flow.data[i] for i in starts[1:]}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self.starts:
+            self.readings.append(self.meter())
+        return super().run_node(n)
+
+    def costs(self, x: Tensor) -> list[int]:
+        self.run(x)
+        readings = [0, *self.readings, self.meter()]
+        return [after - before for before, after in pairwise(readings)]

@@ -1,0 +1,134 @@
+"""A model's forward as a graph, down to the smallest module whose forward can be followed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx, nn
+
+# One call of a module: its path in the model, and which call of it this is within its caller.
+Call = tuple[str, int]
+
+
+class Tracer(fx.Tracer):
+    """torch.fx's tracer, but for two things.
+
+    A module whose forward cannot be followed (control flow on values, an argument that is no
+    tensor) stays whole, and so does one that does nothing in eval mode (it may in train mode);
+    everything around it is still traced. Every node knows the module calls that it lies in:
+    `node.meta["calls"]`, outermost first, and has a `node.meta["key"]` which is the same in
+    another trace of the model that opens at least the same calls around it.
+
+    Args:
+        whole: whether to leave a call of a module whole; `calls` ends with that call.
+    """
+
+    # A value computed from a buffer is part of the graph, not a constant of this trace.
+    proxy_buffer_attributes = True
+
+    def __init__(self, whole: Callable[[tuple[Call, ...]], bool] = lambda calls: False):
+        super().__init__(param_shapes_constant=True)
+        self.whole = whole
+        self.untraced: dict[str, str] = {}  # path of a module left whole -> why
+        self._calls: tuple[Call, ...] = ()
+        self._seen: Counter[tuple[Any, ...]] = Counter()
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(kind, target, *args, **kwargs)
+        where = (self._calls, kind, target)
+        node.meta["calls"] = self._calls
+        node.meta["key"] = (*where, self._seen[where])
+        self._seen[where] += 1
+        return node
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        path, caller = self.path_of_module(m), self._calls
+        self._calls = (*caller, (path, self._seen[caller, path]))
+        self._seen[caller, path] += 1
+        try:
+            layers = _layers(m, args, kwargs)
+            if (layers or not self.is_leaf_module(m, path)) and not self.whole(self._calls):
+                last = next(reversed(self.graph.nodes))
+                try:
+                    result = (layers or forward)(*args, **kwargs)
+                    if next(reversed(self.graph.nodes)) is not last:
+                        return result
+                except Exception as error:  # whatever it is: this forward cannot be followed
+                    self.untraced.setdefault(path, reason(error))
+                    _forget(self.graph, after=last)
+            return self.create_proxy("call_module", path, args, kwargs)
+        finally:
+            self._calls = caller
+
+
+def trace(
+    model: nn.Module, whole: Callable[[tuple[Call, ...]], bool] = lambda calls: False
+) -> tuple[fx.Graph, dict[str, str]]:
+    """The graph of `model` in the mode it is in, without what its output does not need.
+
+    Returns:
+        The graph, and for every module that had to stay whole the reason why.
+    """
+    tracer = Tracer(whole)
+    graph = tracer.trace(model)
+    remove_unused(graph)
+    return graph, tracer.untraced
+
+
+def remove_unused(graph: fx.Graph) -> None:
+    """Erase what the output does not need; what works in place stays. Assertions go."""
+    for node in reversed(list(graph.nodes)):
+        if node.users or node.op in ("placeholder", "output") or _acts(node):
+            continue
+        graph.erase_node(node)
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, to be quoted in another."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether the node is there for what it does, not for what it returns."""
+    if node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        return name.endswith("_") or bool(node.kwargs.get("inplace"))
+    return node.op == "call_method" and _in_place(str(node.target))
+
+
+def _in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _layers(
+    m: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Callable[[fx.Proxy], Any] | None:
+    """`nn.TransformerEncoder` without a mask is its layers in a row; its own forward says so in a
+    way that cannot be followed."""
+    if type(m) is not nn.TransformerEncoder or len(args) != 1 or kwargs:
+        return None
+
+    def forward(x: fx.Proxy) -> Any:
+        for layer in m.layers:
+            x = layer(x)
+        return m.norm(x) if m.norm is not None else x
+
+    return forward
+
+
+def _forget(graph: fx.Graph, after: fx.Node) -> None:
+    for node in reversed(list(graph.nodes)):
+        if node is after:
+            return
+        # The tracer hands out one node for each parameter, which a later use may need again.
+        if node.op != "get_attr":
+            graph.erase_node(node)
