@@ -93,8 +93,10 @@ class Rule(nn.Module, ABC):
         return [*self.blocks[i].parameters(), *of_objective]
 
     def _objective(self, i: int) -> Objective | None:
-        objective = self.objectives[str(i)] if str(i) in self.objectives else None
-        assert objective is None or isinstance(objective, Objective)
+        if str(i) not in self.objectives:
+            return None
+        objective = self.objectives[str(i)]
+        assert isinstance(objective, Objective)
         return objective
 
 
@@ -187,6 +189,11 @@ class LocalRule(Rule):
 def differentiate(loss: Tensor, scale: Scale = identity) -> None:
     """`scale(loss).backward()` as PyTorch asks for it: outside autocast, and only where some
     parameter wants it."""
+    if not torch.is_grad_enabled():
+        raise InputError(
+            "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
+            "torch.inference_mode()"
+        )
     if loss.requires_grad:
         with torch.autocast(loss.device.type, enabled=False):
             scale(loss).backward()

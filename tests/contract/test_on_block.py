@@ -1,0 +1,121 @@
+"""`on_block`: a block's parameters may be stepped and its gradients freed before the next runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import networks
+from layerwise import LocalRule, Rule
+from networks import ALL_RULES, LOCAL_RULES, NETWORKS, assert_same, grads
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_called_once_per_block_when_its_gradient_is_complete(network: str, name: str) -> None:
+    case = NETWORKS[network]()
+    rule = ALL_RULES[name](case.blocks)
+    order: list[int] = []
+    seen: dict[int, list[torch.Tensor]] = {}
+
+    def on_block(i: int) -> None:
+        order.append(i)
+        seen[i] = [p.grad.clone() for p in rule.parameters_of(i)]
+
+    rule.backward(case.x, case.y, on_block=on_block)
+    forward = list(range(len(rule.blocks)))
+    assert order == (forward if isinstance(rule, LocalRule) else forward[::-1])
+    for i in forward:
+        for at_call, p in zip(seen[i], rule.parameters_of(i), strict=True):
+            assert torch.equal(at_call, p.grad)
+    other = copy.deepcopy(rule)
+    rule.zero_grad()
+    rule.backward(case.x, case.y)
+    assert_same(grads(rule), grads(other))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_stepping_per_block_is_stepping_once(network: str, name: str, optimizer: str) -> None:
+    case = NETWORKS[network](dropout=0.2)
+    rule = ALL_RULES[name](case.blocks)
+    other = copy.deepcopy(rule)
+    rng = torch.get_rng_state()
+
+    whole = OPTIMIZERS[optimizer](rule.parameters())
+    for _ in range(4):
+        whole.zero_grad()
+        rule.backward(case.x, case.y)
+        whole.step()
+
+    torch.set_rng_state(rng)
+    parts = [OPTIMIZERS[optimizer](other.parameters_of(i)) for i in range(len(other.blocks))]
+    local = isinstance(other, LocalRule)
+
+    def on_block(i: int) -> None:
+        if local:  # at most one block's gradients exist at any time
+            for k in range(len(other.blocks)):
+                assert (k == i) == all(p.grad is not None for p in other.parameters_of(k))
+                assert (k != i) == all(p.grad is None for p in other.parameters_of(k))
+        parts[i].step()
+        parts[i].zero_grad(set_to_none=True)
+
+    for _ in range(4):
+        other.backward(case.x, case.y, on_block=on_block)
+    assert not grads(other)
+    assert_same(dict(other.named_parameters()), dict(rule.named_parameters()))
+    assert_same(dict(other.named_buffers()), dict(rule.named_buffers()))
+
+
+@pytest.mark.parametrize("name", LOCAL_RULES)
+def test_local_backward_alone_is_the_step(name: str) -> None:
+    """A runtime may call `local_backward` itself: one block in, the next block's input out."""
+    from layerwise import Batch
+
+    case = networks.cnn()
+    rule = LOCAL_RULES[name](case.blocks)
+    assert isinstance(rule, LocalRule)
+    other = copy.deepcopy(rule)
+    report = rule.backward(case.x, case.y)
+    batch = Batch(case.x, case.y)
+    h = case.x
+    for i in range(len(other.blocks)):
+        assert not any(p.grad is not None for p in other.parameters_of(i))
+        h = other.local_backward(i, h, batch)
+        assert not h.requires_grad
+        assert all(p.grad is not None for p in other.parameters_of(i))
+    assert_same(grads(other), grads(rule))
+    again = batch.report(h, len(other.blocks))
+    assert torch.equal(again.logits, report.logits)
+    for a, b in zip(again.local_losses, report.local_losses, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_exception_leaves_no_trace_in_the_next_step() -> None:
+    case = networks.cnn()
+    rule: Rule = ALL_RULES["dgl"](case.blocks)
+
+    def fail(i: int) -> None:
+        if i == 1:
+            raise KeyboardInterrupt
+
+    for m in rule.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.eval()
+    with pytest.raises(KeyboardInterrupt):
+        rule.backward(case.x, case.y, on_block=fail)
+    rule.zero_grad()
+    other = copy.deepcopy(rule)
+    rule.backward(case.x, case.y)
+    other.backward(case.x, case.y)
+    assert_same(grads(rule), grads(other))

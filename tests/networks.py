@@ -1,0 +1,141 @@
+"""Tiny networks of every kind, as blocks with a batch for them; and every rule by a short name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layerwise import Blocks, Rule, heads, models, objectives, rules
+from layerwise.heads import Head
+
+CLASSES = 3
+
+
+@dataclass
+class Case:
+    """A network as blocks, a batch for it, and whether its feature maps are (C, H, W)."""
+
+    blocks: Blocks
+    x: Tensor
+    y: Tensor
+    maps: bool
+
+    @property
+    def model(self) -> nn.Sequential:
+        """The same modules as one plain PyTorch network."""
+        return nn.Sequential(*self.blocks)
+
+
+def grouped(network: nn.Sequential, ends: list[int]) -> list[nn.Module]:
+    """The chain's modules in groups that end before `ends`."""
+    parts = list(network)
+    starts = [0, *ends]
+    return [nn.Sequential(*parts[a:b]) for a, b in zip(starts, [*ends, None], strict=True)]
+
+
+def _case(parts: list[nn.Module], shape: tuple[int, ...], maps: bool, dtype: torch.dtype) -> Case:
+    x = torch.randn(6, *shape).to(dtype)
+    y = torch.randint(0, CLASSES, (6,))
+    parts = [part.to(dtype) for part in parts]
+    return Case(Blocks(parts, example=x[:2]), x, y, maps)
+
+
+def mlp(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:
+    net = models.mlp((1, 2, 3), CLASSES, layers=2, width=5, dropout=dropout)
+    return _case(grouped(net, [1, 2][: blocks - 1]), (1, 2, 3), False, dtype)
+
+
+def mlp_norm(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:
+    net = models.mlp((1, 2, 3), CLASSES, layers=2, width=5, batch_norm=True, dropout=dropout)
+    return _case(grouped(net, [1, 2][: blocks - 1]), (1, 2, 3), False, dtype)
+
+
+def cnn(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 4) -> Case:
+    """Convolution, BatchNorm, ReLU, pooling and (with `dropout`) dropped feature maps."""
+    net = models.vgg8c((2, 8, 8), CLASSES, width=1 / 64, hidden=512, dropout=dropout)
+    return _case(grouped(net, [1, 3, 5][: blocks - 1]), (2, 8, 8), True, dtype)
+
+
+def resnet(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:
+    net = models.resnet20((2, 8, 8), CLASSES, width=0.25)
+    if dropout:
+        net = nn.Sequential(*net[:4], nn.Dropout2d(dropout), *net[4:])
+    return _case(grouped(net, [2, 5][: blocks - 1]), (2, 8, 8), True, dtype)
+
+
+def transformer(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 4) -> Case:
+    net = models.vit((2, 4, 4), CLASSES, patch=2, layers=2, width=8, heads=2, dropout=dropout)
+    return _case(grouped(net, [1, 2, 3][: blocks - 1]), (2, 4, 4), False, dtype)
+
+
+def plain_cnn(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:
+    """Without BatchNorm, so that a sample's gradient does not depend on its batch."""
+    net = nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh()),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 4, CLASSES)),
+    )
+    return _case(grouped(net, [1, 2][: blocks - 1]), (2, 8, 8), True, dtype)
+
+
+NETWORKS: dict[str, Callable[..., Case]] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "resnet": resnet,
+    "transformer": transformer,
+}
+WITHOUT_NORM: dict[str, Callable[..., Case]] = {
+    "mlp": mlp,
+    "plain_cnn": plain_cnn,
+    "transformer": transformer,
+}
+
+
+class MeanSquare(objectives.Objective):
+    """mean(h^2): the simplest objective that has no head and no labels."""
+
+    def forward(self, h: Tensor, batch: object) -> Tensor:
+        return h.square().mean()
+
+
+SMALL_HEAD: Head = heads.MLP(width=7)
+
+
+def _greedy(blocks: Blocks) -> Rule:
+    return rules.Greedy(blocks, 0.25 * objectives.Classify(heads.Linear()) + 0.75 * MeanSquare())
+
+
+# Under every name of layerwise.rules, the ways of making it that the contract is checked for.
+RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
+    "Backprop": {
+        "backprop": rules.Backprop,
+        "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
+    },
+    "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
+    "Greedy": {"greedy": _greedy},
+}
+ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
+LOCAL_RULES = {name: ALL_RULES[name] for name in ("dgl", "greedy")}
+
+
+def grads(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of every gradient there is."""
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def assert_close(
+    got: dict[str, Tensor], wanted: dict[str, Tensor], atol: float = 1e-12, rtol: float = 0.0
+) -> None:
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(got[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,142 @@
+"""One step derived by hand.
+
+The network, two blocks without bias, and two samples:
+
+    x = (1, -1) with label 1, and (0, 0) with label 0
+    W1 = [[2, 1], [1, 0]]         h1 = W1 x = (1, 1), (0, 0)
+    W2 = [[0, ln 2], [3, -3]]     h2 = W2 h1 = (ln 2, 0), (0, 0)
+
+Softmax cross-entropy of scores z has dL/dz = softmax(z) - onehot(y) =: d, per sample:
+
+    h2 = (ln 2, 0): p = (2/3, 1/3), y = 1: loss = ln 3, d = (2/3, -2/3)
+    h2 = (0, 0):    p = (1/2, 1/2), y = 0: loss = ln 2, d = (-1/2, 1/2)
+
+The mean over two samples halves every d:  loss2 = (ln 3 + ln 2) / 2, and h1 = 0 in the second, so
+
+    dW2 = (1/2) (2/3, -2/3)^T (1, 1) = [[1/3, 1/3], [-1/3, -1/3]]
+
+Block 1's head, linear, A = [[ln 3, 0], [1, -1]], bias 0:
+
+    z = A h1 = (ln 3, 0): p = (3/4, 1/4), y = 1: loss = ln 4, d = (3/4, -3/4)
+    z = (0, 0):           p = (1/2, 1/2), y = 0: loss = ln 2, d = (-1/2, 1/2)
+    loss1 = (ln 4 + ln 2) / 2 = 1.5 ln 2
+    dA = (1/2) (3/4, -3/4)^T (1, 1)              = [[3/8, 3/8], [-3/8, -3/8]]
+    da = (1/2) ((3/4, -3/4) + (-1/2, 1/2))       = (1/8, -1/8)
+    dh1 = (1/2) A^T (3/4, -3/4) = (3/8) (ln 3 - 1, 1)        in the first sample
+    dW1 = dh1^T (1, -1): x = 0 in the second sample
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from layerwise import Blocks, Rule, heads, objectives, rules
+from networks import MeanSquare
+
+LN2, LN3 = math.log(2), math.log(3)
+X = torch.tensor([[1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+Y = torch.tensor([1, 0])
+W1 = [[2.0, 1.0], [1.0, 0.0]]
+W2 = [[0.0, LN2], [3.0, -3.0]]
+A = [[LN3, 0.0], [1.0, -1.0]]
+DW2 = [[1 / 3, 1 / 3], [-1 / 3, -1 / 3]]
+
+
+def _blocks() -> Blocks:
+    blocks = [nn.Linear(2, 2, bias=False, dtype=torch.float64) for _ in range(2)]
+    for block, weight in zip(blocks, (W1, W2), strict=True):
+        block.weight.data = torch.tensor(weight, dtype=torch.float64)
+    return Blocks(blocks, example=X)
+
+
+def _head(rule: Rule) -> nn.Linear:
+    """Block 1's head, given the weights A."""
+    (head,) = [m for m in rule.objectives["0"].modules() if isinstance(m, nn.Linear)]
+    head.weight.data = torch.tensor(A, dtype=torch.float64)
+    head.bias.data.zero_()
+    return head
+
+
+def _is(got: Tensor | None, wanted: list | float) -> None:
+    assert got is not None
+    torch.testing.assert_close(
+        got, torch.tensor(wanted, dtype=torch.float64), atol=1e-14, rtol=1e-14
+    )
+
+
+def test_backprop() -> None:
+    """dh1 = (1/2) W2^T (2/3, -2/3) = (1/3) (0 - 3, ln 2 + 3) in the first sample."""
+    for checkpoint in (False, True):
+        rule = rules.Backprop(_blocks(), checkpoint=checkpoint)
+        report = rule.backward(X, Y)
+        first, second = rule.blocks
+        _is(first.weight.grad, [[-1.0, 1.0], [LN2 / 3 + 1, -LN2 / 3 - 1]])
+        _is(second.weight.grad, DW2)
+        _is(report.loss, (LN3 + LN2) / 2)
+        _is(report.logits, [[LN2, 0.0], [0.0, 0.0]])
+        assert report.local_losses[0] is None
+        _is(report.local_losses[1], (LN3 + LN2) / 2)
+
+
+def test_dgl() -> None:
+    rule = rules.DGL(_blocks(), num_classes=2, head=heads.Linear(pool=None))
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    first, second = rule.blocks
+    g = 3 / 8 * (LN3 - 1)
+    _is(first.weight.grad, [[g, -g], [3 / 8, -3 / 8]])
+    _is(head.weight.grad, [[3 / 8, 3 / 8], [-3 / 8, -3 / 8]])
+    _is(head.bias.grad, [1 / 8, -1 / 8])
+    _is(second.weight.grad, DW2)
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.local_losses[1], (LN3 + LN2) / 2)
+    _is(report.loss, (LN3 + LN2) / 2)
+    _is(report.local_logits[0], [[LN3, 0.0], [0.0, 0.0]])
+    _is(report.local_logits[1], [[LN2, 0.0], [0.0, 0.0]])
+    _is(report.logits, [[LN2, 0.0], [0.0, 0.0]])
+
+
+def test_greedy_weighted_sum() -> None:
+    """0.25 of the loss above and 0.75 of mean(h1^2) = (1 + 1 + 0 + 0) / 4 = 1/2.
+
+    d mean(h1^2) / dh1 = 2 h1 / 4 = (1/2, 1/2) in the first sample, so
+
+        dh1 = 0.25 (3/8) (ln 3 - 1, 1) + 0.75 (1/2, 1/2)
+            = ((3/32) (ln 3 - 1) + 3/8, 3/32 + 3/8)
+
+    and the head's gradient is a quarter of what it is alone.
+    """
+    objective = 0.25 * objectives.Classify(heads.Linear(pool=None)) + 0.75 * MeanSquare()
+    rule = rules.Greedy(_blocks(), objective)
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    first, second = rule.blocks
+    g = 3 / 32 * (LN3 - 1) + 3 / 8
+    _is(first.weight.grad, [[g, -g], [15 / 32, -15 / 32]])
+    _is(head.weight.grad, [[3 / 32, 3 / 32], [-3 / 32, -3 / 32]])
+    _is(head.bias.grad, [1 / 32, -1 / 32])
+    _is(second.weight.grad, DW2)
+    _is(report.local_losses[0], 0.25 * 1.5 * LN2 + 0.75 * 0.5)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_scale_scales_the_gradient_and_not_the_report() -> None:
+    rule = rules.DGL(_blocks(), head=heads.Linear(pool=None))
+    head = _head(rule)
+    report = rule.backward(X, Y, scale=lambda loss: 8 * loss)
+    _is(head.bias.grad, [1.0, -1.0])
+    _is(rule.blocks[1].weight.grad, [[8 / 3, 8 / 3], [-8 / 3, -8 / 3]])
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_label_smoothing_and_tokens_of_cross_entropy() -> None:
+    """z = (ln 3, 0), p = (3/4, 1/4). With smoothing 0.2, the target is (0.1, 0.9) for y = 1:
+    loss = -0.1 ln(3/4) - 0.9 ln(1/4) = 2 ln 2 - 0.1 ln 3. Per token: the mean over all tokens."""
+    z = torch.tensor([[LN3, 0.0]], dtype=torch.float64)
+    y = torch.tensor([1])
+    _is(objectives.cross_entropy(z, y), 2 * LN2)
+    _is(objectives.cross_entropy(z, y, label_smoothing=0.2), 2 * LN2 - 0.1 * LN3)
+    tokens = torch.stack([z, torch.zeros_like(z)], dim=1)  # (1, 2, 2): losses ln 4 and ln 2
+    _is(objectives.cross_entropy(tokens, torch.tensor([[1, 0]])), 1.5 * LN2)
