@@ -14,7 +14,8 @@ from torch import Tensor
 from layerwise.errors import InputError
 
 GREY = ("1", "L")
-CHUNK = 256  # images a thread takes at a time
+CHUNK = 64  # images a thread takes at a time
+THREADED_PIXELS = 96 * 96  # from this size on
 
 
 class Encoded(Protocol):
@@ -56,7 +57,13 @@ def pixels(source: Encoded, i: int) -> Image.Image:
         )
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns about the direct way
-    return image.convert("L" if image.mode in GREY else "RGB")
+    mode = "L" if image.mode in GREY else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def colour(image: Image.Image) -> Image.Image:
+    """The same image in mode RGB."""
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def fit(image: Image.Image, size: int, margin: float = 1.0) -> Image.Image:
@@ -106,10 +113,12 @@ def _decode(source: Encoded, size: int | None, first: Image.Image, grey: bool) -
                     f"data: images of different sizes, {width}x{height} ({source.where(0)}) and "
                     f"{image.size[0]}x{image.size[1]} ({source.where(i)}); give --data.size"
                 )
-            target[i] = np.asarray(image if grey else image.convert("RGB")).reshape(target[i].shape)
+            target[i] = np.asarray(image if grey else colour(image)).reshape(target[i].shape)
 
-    # Pillow lets go of the interpreter while it decodes, so threads are enough and share `out`.
-    with ThreadPoolExecutor(cores()) as pool:
+    # Pillow lets go of the interpreter while it decodes, so threads are enough and share `out`. Of
+    # a small image the decoding is so short that threads only wait for one another.
+    small = first.size[0] * first.size[1] < THREADED_PIXELS
+    with ThreadPoolExecutor(1 if small else cores()) as pool:
         jobs = [pool.submit(chunk, start) for start in range(0, len(source), CHUNK)]
         try:
             for job in jobs:

@@ -10,8 +10,7 @@ def digits() -> Parts:
     """1,797 grey 8x8 digits (UCI optdigits, test part); 16 levels spread over 0..255."""
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
-    found = load_digits()
-    images = torch.from_numpy(found.images).mul(255 / 16).round().to(torch.uint8)
-    labels = torch.from_numpy(found.target).long()
-    whole = Images(images.unsqueeze(-1).contiguous(), labels)
+    levels, target = load_digits(return_X_y=True)  # 0..16, one row of 64 an image
+    images = torch.from_numpy(levels).mul(255 / 16).round().to(torch.uint8)
+    whole = Images(images.view(-1, 8, 8, 1), torch.from_numpy(target).long())
     return Parts(whole, None, None, tuple(str(digit) for digit in range(10)))

@@ -9,7 +9,7 @@ from layerwise.data.digits import digits
 from layerwise.data.folder import folder
 from layerwise.data.hub import hub
 from layerwise.data.images import Images
-from layerwise.data.splits import Parts, Splits, complete
+from layerwise.data.splits import Parts, Source, Splits, complete
 from layerwise.data.torchvision_sets import SETS, imagenet
 from layerwise.errors import InputError, choices
 
@@ -85,8 +85,9 @@ def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
 
 def _resized(parts: Parts, size: int) -> Parts:
     """Sets that come decoded are scaled here; folders and tables were while they were decoded."""
-    train, validation, test = (
-        part.resized(size) if isinstance(part, Images) else part
-        for part in (parts.train, parts.validation, parts.test)
-    )
-    return Parts(train, validation, test, parts.classes)
+
+    def scaled(part: Source) -> Source:
+        return part.resized(size) if isinstance(part, Images) else part
+
+    held, test = parts.validation, parts.test
+    return Parts(scaled(parts.train), held and scaled(held), test and scaled(test), parts.classes)

@@ -68,7 +68,8 @@ def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits
         raise InputError(f"data {name}: images of different sizes ({sizes}); give --data.size")
     if len({shape[0] for shape in shapes.values()}) > 1:
         # Each part was found grey or in colour by itself.
-        train, held, test = (part and part.coloured() for part in (train, held, test))
+        train = train.coloured()
+        held, test = held and held.coloured(), test and test.coloured()
     if test is None:
         rest, chosen = stratify(train.labels, TEST_SHARE, TEST_SEED)
         train, test = train.subset(rest), train.subset(chosen)
@@ -76,6 +77,11 @@ def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits
         held = None
     elif held is None:
         rest, chosen = stratify(train.labels, validation, seed)
+        if len(chosen) == 0:
+            raise InputError(
+                f"load(validation={validation}): no whole image of the {len(train)} in training; "
+                "give a larger share, or 0 for no validation"
+            )
         train, held = train.subset(rest), train.subset(chosen)
     held = held and _normalized(held, train)
     return Splits(train, held, _normalized(test, train), parts.classes, name)

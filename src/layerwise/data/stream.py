@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from layerwise.data.augment import Augment, boxes
-from layerwise.data.decode import Encoded, cores, decode, fit, pixels
+from layerwise.data.decode import Encoded, colour, cores, decode, fit, pixels
 from layerwise.data.images import HasStatistics, Images, Statistics, pixel_statistics
 from layerwise.errors import InputError
 
@@ -132,15 +133,15 @@ class _Jobs:
             yield list(zip(index.tolist(), rows, strict=True))
 
 
-class _Decoded(Dataset):
+class _Decoded(Dataset[Any]):
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
 
     def __len__(self) -> int:
         return len(self.stream)
 
-    def __getitem__(self, job: tuple[int, Crop | None]) -> np.ndarray | InputError:
-        i, crop = job
+    def __getitem__(self, index: tuple[int, Crop | None]) -> np.ndarray | InputError:
+        i, crop = index
         stream = self.stream
         try:
             image = pixels(stream.source, i if stream.index is None else int(stream.index[i]))
@@ -156,7 +157,7 @@ class _Decoded(Dataset):
             image = image.crop((left, top, left + wide, top + tall)).resize(
                 (stream.size, stream.size), Image.Resampling.BILINEAR
             )
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(colour(image))
 
 
 def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:

@@ -1,0 +1,192 @@
+"""Batches: what they hold, that they repeat, that nothing global decides them."""
+
+import pytest
+import torch
+
+from layerwise.data import Augment, Images, Loader, throughput
+from layerwise.data import loader as module
+from layerwise.errors import InputError
+
+FULL = Augment(flip=True, crop=2, cutout=3)
+KINDS = {
+    "plain": Augment(),
+    "crop": Augment(crop=2),
+    "all": FULL,
+    "reflect": Augment(crop=2, flip=True, pad_mode="reflect", normalize="none"),
+    "resized": Augment(resized_crop=True, flip=True, cutout=2),
+}
+
+
+def same(a, b):
+    a, b = list(a), list(b)
+    assert len(a) == len(b)
+    return all(torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("augment", KINDS.values(), ids=KINDS)
+def test_an_epoch_repeats_bit_for_bit_from_any_batch(noise, augment):
+    loader = Loader(noise(50), 8, augment=augment, train=True, seed=4)
+    whole = list(loader.epoch(2))
+    assert len(whole) == len(loader) == 6
+    for start in (0, 3, 6):
+        assert same(loader.epoch(2, start), whole[start:])
+    again = Loader(noise(50), 8, augment=augment, train=True, seed=4)
+    torch.manual_seed(99)
+    assert same(again.epoch(2), whole)
+
+
+def test_epochs_and_seeds_differ(noise):
+    loader = Loader(noise(50), 50, augment=FULL, train=True, seed=4)
+    other = Loader(noise(50), 50, augment=FULL, train=True, seed=5)
+    (first,), (second,), (third,) = loader.epoch(0), loader.epoch(1), other.epoch(0)
+    assert not torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], third[1])
+
+
+def test_batches_of_an_epoch_are_drawn_apart():
+    # The same image everywhere: only the augmentation is left to differ.
+    image = torch.arange(64, dtype=torch.uint8).view(1, 8, 8, 1)
+    images = Images(image.repeat(32, 1, 1, 1), torch.zeros(32, dtype=torch.int64))
+    first, second = Loader(images, 16, augment=FULL, train=True)
+    assert len(torch.cat([first[0], second[0]]).unique(dim=0)) > 24
+
+
+def test_the_global_generator_is_neither_read_nor_moved(noise):
+    loader = Loader(noise(50), 8, augment=FULL, train=True)
+    before = torch.get_rng_state()
+    list(loader.epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_passes_of_a_plain_loop_are_the_epochs_in_turn(noise):
+    loader = Loader(noise(20), 8, train=True)
+    assert same(list(loader) + list(loader), list(loader.epoch(0)) + list(loader.epoch(1)))
+
+
+def test_training_sees_every_image_once(noise):
+    images = Images(noise(21).images, torch.arange(21))
+    loader = Loader(images, 8, train=True, drop_last=False)
+    labels = torch.cat([y for _, y in loader])
+    assert len(loader) == 3
+    assert not torch.equal(labels, torch.arange(21))
+    assert torch.equal(labels.sort().values, torch.arange(21))
+
+
+def test_images_keep_their_labels_when_shuffled(noise):
+    images = noise(20)
+    images = Images(images.images, torch.arange(20))
+    for x, y in Loader(images, 4, train=True, augment=Augment(normalize="none")):
+        expected = images.images[y].permute(0, 3, 1, 2).float() / 255
+        assert torch.equal(x, expected)
+
+
+def test_evaluation_is_in_order_and_as_it_is(noise):
+    images = noise(21)
+    loader = Loader(images, 8, augment=FULL, train=False)
+    assert [len(y) for _, y in loader] == [8, 8, 5]
+    x = torch.cat([x for x, _ in loader])
+    expected = (images.images.permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    assert torch.equal(x, expected)
+    assert torch.equal(torch.cat([y for _, y in loader]), images.labels)
+
+
+@pytest.mark.parametrize("augment", KINDS.values(), ids=KINDS)
+def test_channels_last_holds_the_same_numbers(noise, augment):
+    plain = Loader(noise(16), 8, augment=augment, train=True)
+    last = Loader(noise(16), 8, augment=augment, train=True, channels_last=True)
+    for (x, _), (z, _) in zip(plain, last, strict=True):
+        assert torch.equal(x, z)
+        assert x.is_contiguous()
+        assert z.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_padding_the_set_and_padding_the_batch_agree(noise, monkeypatch):
+    set_padded = list(Loader(noise(40), 8, augment=FULL, train=True))
+    monkeypatch.setattr(module, "PADDED_BYTES", 0)
+    assert same(Loader(noise(40), 8, augment=FULL, train=True), set_padded)
+
+
+def test_a_batch_is_the_augmentations_one_after_another(noise):
+    images = noise(8)
+    loader = Loader(images, 8, augment=FULL, train=True, seed=1)
+    order = torch.randperm(8, generator=loader._generator(3, 0))
+    draw = FULL.draw(8, (3, 8, 8), loader._generator(3, 1))
+    ((x, y),) = loader.epoch(3)
+    assert torch.equal(y, images.labels[order])
+    for b in range(8):
+        wide = torch.zeros(12, 12, 3)
+        wide[2:10, 2:10] = images.images[order[b]]
+        top, left = draw.corner[b].tolist()
+        one = (wide[top : top + 8, left : left + 8] - 127.5) / 127.5
+        one = one.flip(1) if draw.flip[b] else one
+        row, column = (draw.centre[b] - 1).tolist()
+        one[max(row, 0) : row + 3, max(column, 0) : column + 3] = 0
+        assert torch.equal(x[b], one.permute(2, 0, 1))
+
+
+def test_standard_has_mean_0_and_deviation_1_over_training_alone(noise):
+    train = noise(40)
+    test = Images(train.images // 2, train.labels, train)
+    augment = Augment(normalize="standard")
+    x = torch.cat([x for x, _ in Loader(train, 8, augment=augment, train=False)]).double()
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3).double(), atol=1e-6, rtol=0)
+    pixels = x.permute(1, 0, 2, 3).flatten(1)
+    torch.testing.assert_close(
+        pixels.std(1, correction=0), torch.ones(3).double(), atol=1e-6, rtol=0
+    )
+    assert test.statistics == train.statistics
+    z = torch.cat([x for x, _ in Loader(test, 8, augment=augment, train=False)])
+    mean, std = (torch.tensor(s)[:, None, None] * 255 for s in train.statistics)
+    expected = (test.images.permute(0, 3, 1, 2).float() - mean) / std
+    torch.testing.assert_close(z, expected)
+
+
+def test_a_given_mean_and_deviation_are_used(noise):
+    augment = Augment(normalize="standard", mean=(0.5, 0.0, 1.0), std=(0.5, 1.0, 0.25))
+    images = noise(4)
+    ((x, _),) = Loader(images, 4, augment=augment, train=False)
+    scaled = images.images.permute(0, 3, 1, 2).float() / 255
+    expected = torch.stack(
+        [(scaled[:, 0] - 0.5) / 0.5, scaled[:, 1], (scaled[:, 2] - 1) / 0.25], 1
+    )
+    torch.testing.assert_close(x, expected)
+
+
+def test_statistics_are_those_of_the_pixels(noise):
+    images = noise(40)
+    mean, std = images.statistics
+    scaled = images.images.double().flatten(0, 2) / 255
+    torch.testing.assert_close(torch.tensor(mean).double(), scaled.mean(0))
+    torch.testing.assert_close(torch.tensor(std).double(), scaled.std(0, correction=0))
+
+
+def test_a_constant_channel_is_centred(noise):
+    flat = Images(torch.full((4, 2, 2, 1), 51, dtype=torch.uint8), torch.zeros(4).long())
+    ((x, _),) = Loader(flat, 4, augment=Augment(normalize="standard"), train=False)
+    torch.testing.assert_close(x, torch.zeros(4, 1, 2, 2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "said"),
+    [
+        (5, {"batch_size": 8, "train": True}, "at most 5"),
+        (5, {"batch_size": 0, "train": True}, "1 or more"),
+        (5, {"batch_size": 2, "train": True, "seed": -1}, "0 or more"),
+        (0, {"batch_size": 2, "train": False}, "no images"),
+        (5, {"batch_size": 2, "train": True, "augment": Augment(crop=9)}, "larger than the 8x8"),
+    ],
+)
+def test_a_loader_that_cannot_be_is_refused(noise, count, options, said):
+    with pytest.raises(InputError) as error:
+        Loader(noise(count), **options)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_large_batch_is_fine_where_the_last_may_be_short(noise):
+    ((x, _),) = Loader(noise(5), 8, train=True, drop_last=False)
+    assert x.shape == (5, 3, 8, 8)
+
+
+def test_throughput_counts_images(noise):
+    assert throughput(Loader(noise(50), 8, augment=FULL, train=True), 0.05) > 1000
