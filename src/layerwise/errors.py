@@ -19,3 +19,11 @@ def choices(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {next(k for k in known if k.lower() == near[0])!r}?"
     return f"there is: {', '.join(sorted(known))}"
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became infinite or not a number; the message names block, step and learning rate."""
+
+
+class Interrupted(RuntimeError):
+    """Training was asked to stop; everything done so far is saved."""

@@ -11,50 +11,50 @@ from layerwise.models.layers import Shape
 
 
 def torchvision(
-    shape: Shape = (3, 224, 224), num_classes: int = 1000, name: str = "resnet50"
+    shape: Shape = (3, 224, 224), num_classes: int = 1000, arch: str = "resnet50"
 ) -> nn.Module:
     """A classification network of torchvision.
 
     Args:
         shape: of an image, (C, H, W); C = 3.
         num_classes: class scores.
-        name: as in `torchvision.models`.
+        arch: as in `torchvision.models`.
     """
     import torchvision as tv
 
     known = tv.models.list_models(module=tv.models)
-    if name not in known:
-        raise InputError(f"torchvision(name={name!r}): no such model; {choices(name, known)}")
-    options: dict[str, Any] = {"image_size": shape[1]} if name.startswith("vit_") else {}
-    options |= {"input_size": shape[1:]} if name.startswith("maxvit") else {}
-    if name in ("googlenet", "inception_v3"):
+    if arch not in known:
+        raise InputError(f"torchvision(arch={arch!r}): no such model; {choices(arch, known)}")
+    options: dict[str, Any] = {"image_size": shape[1]} if arch.startswith("vit_") else {}
+    options |= {"input_size": shape[1:]} if arch.startswith("maxvit") else {}
+    if arch in ("googlenet", "inception_v3"):
         options |= {"aux_logits": False, "init_weights": True}
-    return tv.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return tv.models.get_model(arch, weights=None, num_classes=num_classes, **options)
 
 
 def timm(
-    shape: Shape = (3, 224, 224), num_classes: int = 1000, name: str = "resnet50"
+    shape: Shape = (3, 224, 224), num_classes: int = 1000, arch: str = "resnet50"
 ) -> nn.Module:
     """A network of timm (needs `pip install layerwise[timm]`).
 
     Args:
         shape: of an image, (C, H, W).
         num_classes: class scores.
-        name: as in `timm.list_models()`.
+        arch: as in `timm.list_models()`.
     """
     try:
         import timm as library
     except ImportError as error:
         raise InputError(
-            f"timm(name={name!r}): timm is not installed; pip install 'layerwise[timm]'"
+            f"timm(arch={arch!r}): timm is not installed; pip install 'layerwise[timm]'"
         ) from error
-    if not library.is_model(name):
+    if not library.is_model(arch):
         known = library.list_models()
-        raise InputError(f"timm(name={name!r}): no such model; {choices(name, known)}")
+        raise InputError(f"timm(arch={arch!r}): no such model; {choices(arch, known)}")
     options: dict[str, Any] = {"in_chans": shape[0]} if shape[0] != 3 else {}
     try:
         return library.create_model(
-            name, pretrained=False, num_classes=num_classes, img_size=shape[1:], **options
+            arch, pretrained=False, num_classes=num_classes, img_size=shape[1:], **options
         )
     except TypeError:  # networks without a fixed input size do not know img_size
-        return library.create_model(name, pretrained=False, num_classes=num_classes, **options)
+        return library.create_model(arch, pretrained=False, num_classes=num_classes, **options)

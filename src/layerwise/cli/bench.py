@@ -1,0 +1,141 @@
+"""`layerwise bench step` and `layerwise bench data`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise.bench import compare_steps
+from layerwise.cli.options import data_options
+from layerwise.cli.parser import Parser, last, tokens_of
+from layerwise.console import console
+from layerwise.data import Augment, Loader, throughput
+from layerwise.environment import describe
+from layerwise.errors import InputError, choices
+from layerwise.experiment import load_data, tuples
+from layerwise.registry import make
+from layerwise.run import write_new
+from layerwise.trainer import fabric_for
+
+
+def main(arguments: list[str]) -> None:
+    """What is measured: a training step, or the data path."""
+    what: dict[str, Callable[[list[str]], None]] = {"step": _step, "data": _data}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(
+            "usage: layerwise bench {step,data} [options]\n\n"
+            "  step   time, memory and FLOPs of a training step: backpropagation, activation\n"
+            "         checkpointing and a rule, interleaved on the same network and batch\n"
+            "  data   augmented images per second\n\n"
+            "`layerwise bench step --help` explains every option with its default."
+        )
+        return
+    if arguments[0] not in what:
+        raise InputError(
+            f"bench {arguments[0]}: no such measurement; {choices(arguments[0], what)}"
+        )
+    what[arguments[0]](arguments[1:])
+
+
+def _step(arguments: list[str]) -> None:
+    """Time, memory and FLOPs of a training step, as ratios to backpropagation."""
+    tokens = tokens_of(arguments)
+    parser = Parser(prog="layerwise bench step", description=_step.__doc__)
+    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of an image, C, H, W")
+    parser.add_argument("--num_classes", type=int, default=10, help="class scores")
+    parser.add_argument("--batch_size", type=int, default=128, help="images")
+    parser.add_argument("--threads", type=int | None, default=None, help="null: torch's default")
+    parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
+    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    tokens = parser.component(tokens, "model", "model", "vgg8b")
+    tokens = parser.component(tokens, "rule", "rule", "DGL")
+    parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
+    found = parser.read(tokens)
+    shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
+    if len(shape) != 3 or min(*shape, classes, batch) < 1:
+        raise InputError(
+            f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, and "
+            "numbers of at least 1"
+        )
+    out = _out(found["out"])
+    if found["threads"] is not None:
+        torch.set_num_threads(found["threads"])
+    torch.manual_seed(found["seed"])
+    network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
+    rule = functools.partial(make, "rule", found["rule"])
+    given = {"network", "rule", "x", "y"}
+    options = {k: found[k] for k in inspect.signature(compare_steps).parameters if k not in given}
+    device = _device(found["device"])
+    table = compare_steps(
+        network.to(device),
+        lambda blocks: rule(blocks=blocks),
+        torch.randn(batch, *shape, device=device),
+        torch.randint(0, classes, (batch,), device=device),
+        **options,
+    )
+    console.print(table)
+    if out is not None:
+        write_new(out, (json.dumps(table.as_dict(), indent=1) + "\n").encode(), "--out")
+
+
+def _data(arguments: list[str]) -> None:
+    """Augmented images per second, as a training loop would get them."""
+    tokens = tokens_of(arguments)
+    parser = Parser(prog="layerwise bench data", description=_data.__doc__)
+    tokens = data_options(parser, tokens)
+    parser.add_class_arguments(Augment, "augment")
+    parser.add_argument("--batch_size", type=int, default=128, help="images")
+    parser.add_argument("--channels_last", type=bool, default=False, help="memory format of images")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
+    parser.add_argument("--threads", type=int | None, default=1, help="null: torch's default")
+    parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
+    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    found = parser.read(tokens)
+    out = _out(found["out"])
+    if found["threads"] is not None:
+        torch.set_num_threads(found["threads"])
+    splits = load_data(found, seed=0)
+    loader = Loader(
+        splits.train,
+        found["batch_size"],
+        augment=Augment(**tuples(found["augment"])),
+        train=True,
+        device=_device(found["device"]),
+        channels_last=found["channels_last"],
+    )
+    images_per_s = throughput(loader, found["seconds"])
+    result: dict[str, Any] = {
+        **describe(),
+        "data": splits.name,
+        "shape": splits.shape,
+        "augment": found["augment"],
+        "batch_size": found["batch_size"],
+        "channels_last": found["channels_last"],
+        "images_per_s": round(images_per_s),
+    }
+    console.print(
+        f"{splits.name} {'x'.join(map(str, splits.shape))}, batches of {found['batch_size']}, "
+        f"{torch.get_num_threads()} thread(s): {images_per_s:,.0f} images/s"
+    )
+    if out is not None:
+        write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
+
+
+def _out(path: str | None) -> Path | None:
+    """Refuse an output that is there already, before anything is measured."""
+    if path is not None and os.path.exists(path):
+        raise InputError(
+            f"--out {path}: it is there already and is never overwritten; give another"
+        )
+    return None if path is None else Path(path)
+
+
+def _device(name: str) -> torch.device:
+    return fabric_for(name).device

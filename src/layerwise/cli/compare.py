@@ -1,0 +1,52 @@
+"""`layerwise compare`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from layerwise.cli.parser import Parser, tokens_of
+from layerwise.console import console
+from layerwise.errors import InputError
+from layerwise.report.comparison import Summary, markdown, table
+from layerwise.report.curves import draw_blocks, draw_runs
+from layerwise.run import Run, claim_numbered, write_atomically
+
+
+def main(arguments: list[str]) -> None:
+    """A table of several runs in the terminal; their curves, and those of every block, as PNG and
+    SVG in a new folder."""
+    parser = Parser(prog="layerwise compare", description=main.__doc__)
+    parser.add_argument("runs", type=str, nargs="+", help="run folders")
+    parser.add_argument(
+        "--out", type=str, default="experiments", help="where the new folder comparison-N goes"
+    )
+    count = next((k for k, a in enumerate(arguments) if a.startswith("-")), len(arguments))
+    found = parser.read(arguments[:count] + tokens_of(arguments[count:]))
+    runs = [Run.open(path) for path in found["runs"]]
+    summaries = [Summary.of(run) for run in runs]
+    names = [summary.run for summary in summaries]
+    labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    metrics = {label: run.metrics() for label, run in zip(labels, runs, strict=True)}
+    root = Path(found["out"])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = claim_numbered(root, "comparison")
+
+        def write(name: str, content: bytes) -> None:
+            write_atomically(folder / name, content)
+
+        write("table.md", markdown(summaries).encode())
+        write(
+            "table.yaml", yaml.safe_dump([asdict(s) for s in summaries], sort_keys=False).encode()
+        )
+        draw_runs(metrics, write)
+        draw_blocks(metrics, write)
+    except OSError as error:
+        raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
+    console.print(table(summaries))
+    console.print(
+        f"{folder}: table.md, curves.png, curves.svg, blocks.png, blocks.svg", soft_wrap=True
+    )

@@ -1,0 +1,81 @@
+"""`layerwise evaluate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.table import Table
+
+from layerwise.cli.parser import Parser, tokens_of
+from layerwise.cli.train import build_of_run
+from layerwise.console import console
+from layerwise.errors import InputError
+from layerwise.evaluation import evaluate
+from layerwise.run import Run
+from layerwise.trainer import fabric_for, load_evaluated
+
+
+def main(arguments: list[str]) -> None:
+    """Measure a run on data it was not trained on: every exit's loss, accuracy and calibration."""
+    parser = Parser(prog="layerwise evaluate", description=main.__doc__)
+    parser.add_argument("run", type=str, help="a run folder")
+    parser.add_argument(
+        "--checkpoint",
+        type=str,
+        default="last",
+        help="last, or best (the best epoch on the validation split)",
+    )
+    parser.add_argument("--split", type=str, default="test", help="test, validation or train")
+    parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
+    positional = [a for a in arguments[:1] if not a.startswith("-")]
+    found = parser.read(positional + tokens_of(arguments[len(positional) :]))
+    run = Run.open(found["run"])
+    state = run.load(found["checkpoint"])
+    if state is None:
+        there = sorted(p.stem for p in run.checkpoints.glob("*.safetensors"))
+        raise InputError(
+            f"--checkpoint {found['checkpoint']}: {run.path} has none; there is: "
+            f"{', '.join(there) or 'no checkpoint yet'}"
+        )
+    experiment = build_of_run(run)
+    fabric = fabric_for(found["device"], experiment.settings.precision)
+    load_evaluated(experiment.rule, state)
+    loader = experiment.loaders(fabric.device, evaluation=True).get(found["split"])
+    if loader is None:
+        raise InputError(
+            f"--split {found['split']}: {experiment.splits.name} has no such split here; give "
+            "test, train, or validation where the run has one"
+        )
+    exits = evaluate(experiment.rule, loader, experiment.splits.num_classes, fabric)
+    result: dict[str, Any] = {
+        "checkpoint": found["checkpoint"],
+        "epoch": state["epoch"],
+        "split": found["split"],
+        "data": experiment.splits.name,
+        "images": loader.size,
+        "exits": exits,
+    }
+    name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
+    run.write(name, json.dumps(result, indent=2).encode())
+    console.print(_table(result, experiment.rule.blocks.names))
+    console.print(f"{run.path / name}", soft_wrap=True)
+
+
+def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
+    title = (
+        f"{result['data']}, {result['split']}, {result['images']} images, epoch {result['epoch']}"
+    )
+    table = Table(title=title)
+    for column in ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    for i, exit in enumerate(result["exits"]):
+        if exit is not None:
+            table.add_row(
+                f"{i} {names[i]}",
+                f"{exit['loss']:.4f}",
+                f"{100 * exit['accuracy']:.2f}",
+                "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",
+                f"{100 * exit['calibration_error']:.2f}",
+            )
+    return table

@@ -1,0 +1,50 @@
+"""`layerwise list`."""
+
+from __future__ import annotations
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from layerwise import data
+from layerwise.cli.options import RECIPES, recipe_names
+from layerwise.cli.parser import one_line
+from layerwise.errors import InputError, choices
+from layerwise.registry import KINDS
+
+
+def main(arguments: list[str]) -> None:
+    """What there is to choose from: `layerwise list [KIND]`."""
+    what = {kind: _things(kind) for kind in KINDS} | {"data": _data(), "recipe": _recipes()}
+    if arguments in (["-h"], ["--help"]):
+        print(f"usage: layerwise list [{' | '.join(what)}]\n\n{main.__doc__}")
+        return
+    kinds = [argument.removesuffix("s").replace("dataset", "data") for argument in arguments]
+    for kind in kinds:
+        if kind not in what:
+            raise InputError(f"list {kind}: no such kind; {choices(kind, what)}")
+    console = Console(highlight=False)
+    for kind in kinds or what:
+        table = Table(title=kind, title_justify="left", show_header=False, box=None)
+        for name, about in what[kind].items():
+            table.add_row(name, about)
+        console.print(table)
+        console.print()
+
+
+def _things(kind: str) -> dict[str, str]:
+    return {name: one_line(thing) for name, thing in sorted(KINDS[kind].items())}
+
+
+def _data() -> dict[str, str]:
+    return dict(data.NAMES)
+
+
+def _recipes() -> dict[str, str]:
+    """Each recipe and its first comment line."""
+    found = {}
+    for name in recipe_names():
+        text = (RECIPES / f"{name}.yaml").read_text()
+        yaml.safe_load(text)
+        found[name] = text.partition("\n")[0].lstrip("# ")
+    return found

@@ -1,0 +1,65 @@
+"""`layerwise COMMAND ...`: one line and exit code 2 for input that cannot be used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+import layerwise
+from layerwise.cli import bench, compare, evaluate, listing, train
+from layerwise.console import console
+from layerwise.errors import InputError, Interrupted, NonFiniteLoss, choices
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train.main,
+    "evaluate": evaluate.main,
+    "compare": compare.main,
+    "bench": bench.main,
+    "list": listing.main,
+}
+
+USAGE = f"""\
+usage: layerwise COMMAND [options]
+
+{layerwise.__doc__}
+commands:
+  train      train a network with a learning rule; makes a run folder
+  evaluate   measure a run on its test data, every exit
+  compare    a table and curves of several runs
+  bench      time and memory of a step against backpropagation; speed of the data path
+  list       what there is to choose from
+
+`layerwise COMMAND --help` explains every option with its default."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 training failed, 2 bad input, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"layerwise {layerwise.__version__}")
+        return 0
+    command, *rest = arguments
+    try:
+        if command not in COMMANDS:
+            raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
+        COMMANDS[command](rest)
+    except InputError as error:
+        return _fail(f"layerwise {command}: {error}", 2)
+    except NonFiniteLoss as error:
+        return _fail(f"layerwise {command}: {error}", 1)
+    except Interrupted as error:
+        return _fail(str(error), 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `layerwise list | head`
+        sys.stderr.close()
+        return 0
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    console.print(" ".join(message.split()), soft_wrap=True, markup=False)
+    return code

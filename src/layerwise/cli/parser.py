@@ -1,0 +1,165 @@
+"""The command line, read off the signatures of what was chosen.
+
+`--rule DGL --rule.head MLP --rule.head.width 64` names a class, then gives options of its own. The
+parser is made for the names on the command line, so `--help` shows just their options and a
+misspelt one is an error. A config file is the same options, nested; the command line comes after
+it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import warnings
+from argparse import SUPPRESS
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from layerwise.errors import InputError, choices
+from layerwise.registry import GIVEN, KINDS, find, nested
+
+Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
+
+
+class Parser(ArgumentParser):
+    """jsonargparse with errors of one line."""
+
+    def __init__(self, **options: Any):
+        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        if message.lower().startswith("unrecognized arguments:"):
+            option = message.partition(":")[2].split()[0].partition("=")[0]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            raise InputError(f"{option}: no such option; {choices(option, known)}") from ex
+        raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
+
+    def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
+        """Options of one named thing and of those within it.
+
+        Args:
+            tokens: the command line.
+            key: where the thing stands, such as "rule.head".
+            kind: of the registry.
+            default: a name, or an object whose values are the defaults.
+
+        Returns:
+            The command line with `--key=NAME` written out as `--key.name=NAME`.
+        """
+        tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
+        as_name = default if isinstance(default, str) else type(default).__name__
+        chosen = last(tokens, f"{key}.name") or as_name
+        name, thing = find(kind, chosen)
+        tokens = [
+            f"--{key}.name={name}" if token.startswith(f"--{key}.name=") else token
+            for token in tokens
+        ]
+        self.add_argument(f"--{key}.name", type=str, default=name, help=SUPPRESS)
+        inner = nested(thing)
+        skip = set(GIVEN.get(kind, ())) | set(inner)
+        add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
+        add(thing, key, skip=skip & set(inspect.signature(thing).parameters))
+        self.name_option(key, name, f"{kind}: {one_line(thing)} See `layerwise list {kind}`.")
+        if dataclasses.is_dataclass(default) and type(default).__name__ == name:
+            own = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
+            self.set_defaults({f"{key}.{k}": v for k, v in own.items()})
+        for parameter, inner_kind in inner.items():
+            given = inspect.signature(thing).parameters[parameter].default
+            if given in (None, inspect.Parameter.empty):
+                given = next(iter(KINDS[inner_kind]))
+            tokens = self.component(tokens, f"{key}.{parameter}", inner_kind, given)
+        return tokens
+
+    def name_option(self, key: str, name: str, help: str) -> None:
+        """Show the group `--key`, which takes the thing's name, as an option like the others."""
+        action = self._option_string_actions.get(f"--{key}")
+        if action is None:
+            self.add_argument(f"--{key}", metavar="NAME", type=str | None, help=help)
+            action = self._option_string_actions[f"--{key}"]
+        action.metavar, action.help = "NAME", f"{help} (default: {name})"
+
+    def read(self, tokens: Tokens) -> dict[str, Any]:
+        """The options as a nested mapping of plain values."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
+            found = self.parse_args(tokens)
+        return json.loads(json.dumps(found.as_dict(), default=str))
+
+
+def one_line(thing: Callable[..., Any]) -> str:
+    """The first sentence of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def tokens_of(arguments: Iterable[str]) -> Tokens:
+    """`--key value` and `--key=value` alike as `--key=value`."""
+    tokens: Tokens = []
+    for argument in arguments:
+        if argument.startswith("--") or argument in ("-h",):
+            tokens.append(argument)
+        elif tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
+            tokens[-1] += f"={argument}"
+        else:
+            raise InputError(f"{argument!r}: an option was expected here, such as --epochs 10")
+    return tokens
+
+
+def last(tokens: Tokens, key: str) -> str | None:
+    """The value that `--key=` was given last."""
+    values = [t.partition("=")[2] for t in tokens if t.startswith(f"--{key}=")]
+    return values[-1] if values else None
+
+
+def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
+    """The value of `--key=` and the rest."""
+    return last(tokens, key), [t for t in tokens if t.partition("=")[0] != f"--{key}"]
+
+
+def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
+    """A config's options, then the command line's; where the command line names another thing than
+    the config does, the config's options of that thing go."""
+    before = list(_flatten(config))
+    for token in tokens:
+        key, _, value = token[2:].partition("=")
+        key = key.removesuffix(".name")
+        was = last(before, f"{key}.name") or last(before, key)
+        if was is not None and was.lower() != value.lower():
+            before = [t for t in before if not t.startswith((f"--{key}.", f"--{key}="))]
+    return before + tokens
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield f"--{prefix}{key}={text}"
+
+
+def replace_key(token: str, key: str, new: str) -> str:
+    """`--key=value` as `--new=value`; any other token as it is."""
+    return f"--{new}={token.partition('=')[2]}" if token.startswith(f"--{key}=") else token
+
+
+def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        InputError: no such file, not readable, not a mapping.
+    """
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{asked_by} {path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{asked_by} {path}: not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{asked_by} {path}: not a mapping of options")
+    return config

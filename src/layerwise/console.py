@@ -1,0 +1,64 @@
+"""What a person sees while training, in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False)
+
+
+class ProgressBar:
+    """A bar per epoch with images/s, loss, accuracy and the time left.
+
+    Where the output is not a terminal only whole lines are written.
+    """
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]} images/s"),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._done_before = 0
+
+    def __enter__(self) -> ProgressBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, epoch: int, epochs: int, images: int, done: int) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(
+            f"epoch {epoch}/{epochs}", total=images, completed=done, speed="-", state=""
+        )
+        self._done_before = done
+
+    def update(self, done: int, loss: float | None, accuracy: float | None) -> None:
+        if self._task is None:
+            return
+        task = self._progress.tasks[-1]
+        speed = f"{(done - self._done_before) / task.elapsed:,.0f}" if task.elapsed else "-"
+        state = "" if loss is None else f"loss {loss:.3f}"
+        state += "" if accuracy is None else f" accuracy {100 * accuracy:.1f}%"
+        self._progress.update(self._task, completed=done, speed=speed, state=state)
+
+    def say(self, line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,47 @@
+"""What a result depends on beside the config: command, versions, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import layerwise
+
+
+def describe() -> dict[str, Any]:
+    """The command as typed (without directories), versions and machine; no host name, no path."""
+    return {
+        "command": _command(),
+        "layerwise": layerwise.__version__,
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _command() -> str:
+    program, *arguments = sys.argv
+    name = "layerwise" if Path(program).name == "__main__.py" else Path(program).name
+    shortened = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
+    return shlex.join([name, *shortened])
+
+
+def _cpu() -> str:
+    if sys.platform == "linux":
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,67 @@
+"""What every exit of a trained network gives on data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torchmetrics import MetricCollection
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from layerwise.data import Loader
+from layerwise.objectives import cross_entropy
+from layerwise.rule import Rule
+
+
+@torch.no_grad()
+def evaluate(
+    rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
+) -> list[dict[str, Any] | None]:
+    """Loss, accuracy and calibration of each block's predictions.
+
+    Args:
+        rule: moved to the device, and to eval mode.
+        loader: the data.
+        num_classes: of the labels.
+        fabric: device and precision.
+
+    Returns:
+        For each block None where it does not predict, else `loss` (mean nats), `accuracy` and
+        `top5` (shares; top5 is None with five classes or fewer) and `calibration_error` (expected
+        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599).
+    """
+    rule = rule.to(fabric.device).eval()
+    metrics: dict[int, MetricCollection] = {}
+    losses: dict[int, MeanMetric] = {}
+    with fabric.autocast():
+        for x, y in loader.epoch(0):
+            for i, logits in enumerate(rule.exits(x)):
+                if logits is None:
+                    continue
+                if i not in metrics:
+                    metrics[i] = _metrics(num_classes).to(fabric.device)
+                    losses[i] = MeanMetric().to(fabric.device)
+                losses[i].update(cross_entropy(logits.float(), y), weight=len(y))
+                metrics[i].update(logits.float().softmax(-1), y)
+    results: list[dict[str, Any] | None] = []
+    for i in range(len(rule.blocks)):
+        if i not in metrics:
+            results.append(None)
+            continue
+        found = {key: value.item() for key, value in metrics[i].compute().items()}
+        results.append({"loss": losses[i].compute().item(), "top5": None, **found})
+    return results
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    metrics = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+        "calibration_error": MulticlassCalibrationError(num_classes, validate_args=False),
+    }
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(
+            num_classes, top_k=5, average="micro", validate_args=False
+        )
+    return MetricCollection(metrics, compute_groups=False)

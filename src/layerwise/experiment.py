@@ -1,0 +1,111 @@
+"""From a config to the objects that it names: data, network, blocks, rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise import data
+from layerwise.blocks import Blocks, cut
+from layerwise.data import Augment, Loader, Splits
+from layerwise.errors import InputError
+from layerwise.objectives import cross_entropy
+from layerwise.registry import make
+from layerwise.rule import Rule
+from layerwise.trainer import Settings
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built.
+
+    Attributes:
+        config: the config.
+        settings: the trainer's part of it.
+        splits: the data.
+        network: the model, untouched by being cut.
+        rule: the learning rule over its blocks.
+    """
+
+    config: Mapping[str, Any]
+    settings: Settings
+    splits: Splits
+    network: nn.Module
+    rule: Rule
+
+    def loaders(self, device: torch.device, evaluation: bool = False) -> dict[str, Loader | None]:
+        """A loader for each split there is; under `evaluation` train's is like the others."""
+        settings = self.settings
+        augment = Augment(**tuples(self.config["augment"]))
+
+        def loader(part: Any, train: bool) -> Loader | None:
+            if part is None:
+                return None
+            return Loader(
+                part,
+                settings.batch_size if train else settings.eval_batch_size,
+                augment=augment,
+                train=train,
+                device=device,
+                seed=settings.seed,
+                channels_last=settings.channels_last,
+            )
+
+        return {
+            "train": loader(self.splits.train, not evaluation),
+            "validation": loader(self.splits.validation, False),
+            "test": loader(self.splits.test, False),
+        }
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Build what a config describes; the same config gives the same weights.
+
+    Raises:
+        InputError: something in it does not exist, or does not go together.
+    """
+    settings = Settings(**{key: config[key] for key in SETTINGS if key in config})
+    splits = load_data(config, settings.seed)
+    torch.manual_seed(settings.seed)
+    network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
+    example = torch.zeros(2, *splits.shape)
+    blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
+    criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
+    rule = make("rule", config["rule"], blocks=blocks, criterion=criterion)
+    return Experiment(config, settings, splits, network, rule)
+
+
+def load_data(config: Mapping[str, Any], seed: int) -> Splits:
+    """The data set of a config."""
+    return data.load(**tuples(config["data"]), seed=seed)
+
+
+def cut_network(
+    network: nn.Module,
+    example: torch.Tensor,
+    blocks: int | str | None,
+    at: list[str] | None,
+    balance: str,
+) -> Blocks:
+    """Cut as a config asks: into `blocks`, or `at` names."""
+    if at:
+        if blocks is not None:
+            raise InputError(
+                f"--blocks {blocks} contradicts --at {at}: the names say how many there are; "
+                "leave one out"
+            )
+        return cut(network, at=at, example=example)
+    return cut(network, blocks=4 if blocks is None else blocks, example=example, balance=balance)
+
+
+def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as read from a file, with the lists that signatures have as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

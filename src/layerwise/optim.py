@@ -1,0 +1,201 @@
+"""Recipes of optimizers and learning-rate schedules, all of them torch's own.
+
+A recipe holds options; calling it with parameters makes the optimizer. A schedule is a factor of
+the learning rate over training, made for a number of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from layerwise.errors import InputError
+
+Factor = Callable[[int], float]  # step -> factor of the learning rate
+
+
+@dataclass(frozen=True)
+class Optimizer(ABC):
+    """Recipe of an optimizer; norms and biases (parameters of one axis) get no weight decay."""
+
+    @abstractmethod
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters."""
+
+
+def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
+    parameters = [p for p in parameters if p.requires_grad]
+    matrices = [p for p in parameters if p.ndim > 1]
+    others = [p for p in parameters if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _positive_lr(asked_by: str, lr: float) -> None:
+    if not (lr > 0 and math.isfinite(lr)):
+        raise InputError(f"{asked_by}(lr={lr}): a learning rate is positive and finite")
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum.
+
+    Args:
+        lr: learning rate, the schedule's largest.
+        momentum: share of the last step that is kept.
+        nesterov: look ahead.
+        weight_decay: L2 penalty on weights (not on norms and biases).
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        _positive_lr("SGD", self.lr)
+        return torch.optim.SGD(
+            _groups(parameters, self.weight_decay),
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov and self.momentum > 0,
+            fused=True,
+        )
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    Args:
+        lr: learning rate, the schedule's largest.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: decoupled, on weights (not on norms and biases).
+    """
+
+    lr: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.01
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        _positive_lr("AdamW", self.lr)
+        return torch.optim.AdamW(
+            _groups(parameters, self.weight_decay),
+            lr=self.lr,
+            betas=(self.beta1, self.beta2),
+            fused=True,
+        )
+
+
+class Schedule(ABC):
+    """A factor of the learning rate over training."""
+
+    @abstractmethod
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        """The factor at each step of a training of `steps` steps."""
+
+
+def _warmed_up(after: Callable[[float], float], warmup_steps: float, steps: int) -> Factor:
+    """Linear from nought over `warmup_steps`, then `after` of the share of the rest done."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return after((step - warmup_steps) / max(1.0, steps - warmup_steps))
+
+    return factor
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same learning rate throughout.
+
+    Args:
+        warmup: epochs of linear growth before.
+    """
+
+    warmup: float = 0.0
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        return _warmed_up(lambda done: 1.0, self.warmup * steps_per_epoch, steps)
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Half a cosine from the learning rate to (almost) nought.
+
+    Args:
+        warmup: epochs of linear growth before.
+        final: the last factor.
+    """
+
+    warmup: float = 0.0
+    final: float = 0.0
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        def after(done: float) -> float:
+            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+        return _warmed_up(after, self.warmup * steps_per_epoch, steps)
+
+
+@dataclass(frozen=True)
+class Step(Schedule):
+    """Multiply the learning rate at given shares of training.
+
+    Args:
+        at: where, as shares of training after the warm-up.
+        gamma: by what.
+        warmup: epochs of linear growth before.
+    """
+
+    at: tuple[float, ...] = (0.5, 0.75)
+    gamma: float = 0.1
+    warmup: float = 0.0
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        def after(done: float) -> float:
+            return self.gamma ** sum(done >= share for share in self.at)
+
+        return _warmed_up(after, self.warmup * steps_per_epoch, steps)
+
+
+@dataclass(frozen=True)
+class OneCycle(Schedule):
+    """Up and down once (Smith & Topin 2018, arXiv:1708.07120): cosine both ways.
+
+    Deviation: momentum is not cycled.
+
+    Args:
+        up: share of training in which the learning rate grows.
+        start: the first factor.
+        final: the last factor.
+    """
+
+    up: float = 0.3
+    start: float = 0.04
+    final: float = 1e-4
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        def factor(step: int) -> float:
+            done = step / max(1, steps)
+            if done < self.up:
+                low, share = self.start, 1 - done / self.up
+            else:
+                low, share = self.final, (done - self.up) / max(1e-9, 1 - self.up)
+            return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+        return factor
+
+
+__all__ = ["SGD", "AdamW", "Constant", "Cosine", "OneCycle", "Optimizer", "Schedule", "Step"]

@@ -1,0 +1,94 @@
+"""Loss and accuracy over epochs, as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib
+
+from layerwise.run import Run
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+Rows = Sequence[Mapping[str, float | None]]
+Write = Callable[[str, bytes], None]
+
+# Okabe & Ito's colours, told apart by every eye.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
+PANELS = (
+    ("train_loss", "train loss, nats"),
+    ("test_loss", "test loss, nats"),
+    ("train_accuracy", "train accuracy, %"),
+    ("test_accuracy", "test accuracy, %"),
+)
+
+
+def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
+    """One colour per run: train and test loss and accuracy.
+
+    Args:
+        runs: each run's label and rows of metrics.
+        write: takes a file's name and content.
+    """
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    for axes, (column, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+        for k, (label, rows) in enumerate(runs.items()):
+            _line(axes, rows, column, label, COLOURS[k % len(COLOURS)], "-" if k < 8 else "--")
+        _finish(axes, title)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    _save(figure, "curves", write)
+
+
+def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
+    """A column per run and a colour per block: the same quantities, block by block."""
+    runs = {label: rows for label, rows in runs.items() if rows}
+    if not runs:
+        return
+    figure = Figure(figsize=(4.2 * len(runs) + 1.2, 11), layout="constrained")
+    grid = figure.subplots(4, len(runs), squeeze=False, sharex="col", sharey="row")
+    for (label, rows), column_axes in zip(runs.items(), grid.T, strict=True):
+        prefix = "train_loss_block"
+        blocks = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
+        for axes, (column, title) in zip(column_axes, PANELS, strict=True):
+            for block in blocks:
+                colour = matplotlib.colormaps["viridis"](block / max(1, len(blocks) - 1) * 0.9)
+                _line(axes, rows, f"{column}_block{block}", f"block {block}", colour, "-")
+            _finish(axes, title)
+        column_axes[0].set_title(f"{label}\n{PANELS[0][1]}", fontsize=10)
+        if len(blocks) <= 16:
+            column_axes[0].legend(fontsize=7)
+    _save(figure, "blocks", write)
+
+
+def draw_run(run: Run) -> None:
+    """The curves of one run, into its own folder."""
+    runs = {run.path.name: run.metrics()}
+    draw_runs(runs, lambda name, content: run.write(f"curves/{name}", content))
+    draw_blocks(runs, lambda name, content: run.write(f"curves/{name}", content))
+
+
+def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style: str) -> None:
+    factor = 100 if "accuracy" in column else 1
+    points = [(r["epoch"], factor * r[column]) for r in rows if r.get(column) is not None]  # type: ignore[operator]
+    marker = "o" if len(points) == 1 else None
+    epochs, values = zip(*points, strict=True) if points else ((), ())
+    axes.plot(epochs, values, label=label, color=colour, linestyle=style, marker=marker)
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    if "loss" in title and axes.lines:
+        axes.set_ylim(bottom=0)
+
+
+def _save(figure: Figure, name: str, write: Write) -> None:
+    for kind in ("png", "svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=kind, dpi=120)
+        write(f"{name}.{kind}", content.getvalue())

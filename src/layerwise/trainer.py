@@ -1,0 +1,510 @@
+"""The one training loop: data, rule, optimizer, schedule, checkpoints, metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from layerwise.batch import Report
+from layerwise.data import Loader
+from layerwise.errors import InputError, Interrupted, NonFiniteLoss, choices
+from layerwise.objectives import cross_entropy
+from layerwise.optim import Optimizer, Schedule
+from layerwise.rule import Rule
+from layerwise.run import Run
+from layerwise.tally import Tally
+
+Precision = Literal["32", "bf16", "16"]
+FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained, whatever the rule.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: images whose gradients are computed at once.
+        accumulate: batches whose gradients are averaged before a step.
+        clip_norm: largest norm of the whole gradient; null does not clip.
+        label_smoothing: share of each label spread over all classes.
+        ema: decay of an exponential moving average of the weights, which is then what is
+            evaluated; null for none.
+        step_per_block: step and free each block's gradients as soon as they are there, so that
+            the whole network's never exist at once.
+        precision: 32, bf16 or 16 (mixed).
+        channels_last: keep images and feature maps in (B, H, W, C) order in memory.
+        compile: compile each block with torch.compile.
+        device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
+        eval_batch_size: images evaluated at once.
+        save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
+        seed: of weights, data order, augmentation and dropout.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    ema: float | None = None
+    step_per_block: bool = False
+    precision: Precision = "32"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "auto"
+    eval_batch_size: int = 500
+    save_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
+        for name, low, high in (("label_smoothing", 0, 1), ("ema", 0, 1)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < high:
+                raise InputError(f"--{name} {value}: give at least {low} and less than {high}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
+        if self.save_every < 0:
+            raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
+        if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
+            other = "accumulate" if self.accumulate > 1 else "clip_norm"
+            raise InputError(
+                f"--step_per_block true contradicts --{other}: that needs all gradients at once; "
+                "leave one out"
+            )
+
+
+def fabric_for(device: str, precision: Precision = "32") -> Fabric:
+    """Lightning Fabric on one device.
+
+    Raises:
+        InputError: this machine has no such device, or it not this precision.
+    """
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    there = ["cpu"]
+    if accelerator is not None:
+        there += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+    kind, _, index = device.partition(":")
+    if kind == "auto":
+        kind = accelerator.type if accelerator is not None else "cpu"
+    known = {name.partition(":")[0] for name in there}
+    if kind not in known or (index and f"{kind}:{index}" not in there and device != "cpu:0"):
+        raise InputError(
+            f"--device {device}: this machine has no such device; {choices('', there)}"
+        )
+    devices: Any = [int(index or 0)] if kind not in ("cpu", "mps") else 1
+    try:
+        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--precision {precision} --device {device}: {reason}") from error
+
+
+class Logger(Protocol):
+    """Takes one epoch's row of metrics."""
+
+    def log(self, row: Mapping[str, float | int | None]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Progress(Protocol):
+    """Shows how far training is."""
+
+    def start(self, epoch: int, epochs: int, images: int, done: int) -> None: ...
+    def update(self, done: int, loss: float | None, accuracy: float | None) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+class Trainer:
+    """Trains one rule.
+
+    Args:
+        network: the module that was cut into the rule's blocks.
+        rule: the rule with its blocks, on the CPU; moved to the device here.
+        loaders: "train", and any of "validation" and "test". The best epoch is selected on
+            validation only.
+        optimizer: recipe of the optimizer.
+        schedule: of its learning rate, per step.
+        settings: everything else.
+        run: where checkpoints and metrics go.
+        fabric: device and precision.
+        loggers: further receivers of each epoch's metrics.
+        progress: a progress display.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rule: Rule,
+        loaders: Mapping[str, Loader | None],
+        optimizer: Optimizer,
+        schedule: Schedule,
+        settings: Settings,
+        run: Run,
+        fabric: Fabric,
+        progress: Progress,
+        loggers: Sequence[Logger] = (),
+    ):
+        self.settings, self.run, self.fabric = settings, run, fabric
+        self.progress, self.loggers = progress, list(loggers)
+        self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
+        self.eval_loaders = {
+            name: loader
+            for name in ("validation", "test")
+            if (loader := loaders.get(name)) is not None
+        }
+        # Found before the move to a device, which makes buffers anew.
+        self.network_names = _names_in(network, rule)
+        memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
+        self.rule: Rule = rule.to(fabric.device, memory_format=memory_format)
+        parts = (
+            [rule.parameters_of(i) for i in range(len(rule.blocks))]
+            if settings.step_per_block
+            else [list(rule.parameters())]
+        )
+        self.optimizers = [
+            fabric.setup_optimizers(optimizer(part)) if any(p.requires_grad for p in part) else None
+            for part in parts
+        ]
+        self.steps_per_epoch = math.ceil(len(self.train_loader) / settings.accumulate)
+        self.factor = schedule.factor(settings.epochs * self.steps_per_epoch, self.steps_per_epoch)
+        self.lr = optimizer.lr  # type: ignore[attr-defined]
+        self.ema = (
+            AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
+            if settings.ema is not None
+            else None
+        )
+        if settings.compile:
+            for block in rule.blocks:
+                block.compile()
+        self.epoch = 0  # epochs completed
+        self.batch = 0  # batches completed of the epoch under way
+        self.step = 0  # optimizer steps completed
+        self.seconds = 0.0  # of the epoch under way, training only
+        self.best: float | None = None
+        self.tally = self._new_tally()
+        self.first_bad = torch.full((len(rule.blocks),), -1, device=fabric.device)
+        self.stop_asked = False
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Train from where the trainer stands to the last epoch.
+
+        Raises:
+            NonFiniteLoss: a loss became infinite or not a number; the last checkpoint is kept.
+            Interrupted: a signal asked to stop; what was done is saved.
+        """
+        with self._stops_at_a_step():
+            while self.epoch < self.settings.epochs:
+                self._train_epoch()
+                results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
+                self._finish_epoch(results)
+        self.run.write("model.safetensors", self._network_file())
+        for logger in self.loggers:
+            logger.close()
+
+    def _train_epoch(self) -> None:
+        settings, loader = self.settings, self.train_loader
+        batches = len(loader)
+        self.rule.train()
+        images = batches * settings.batch_size
+        self.progress.start(
+            self.epoch + 1, settings.epochs, images, self.batch * settings.batch_size
+        )
+        started = shown = time.perf_counter()
+        for x, y in loader.epoch(self.epoch, start=self.batch):
+            first = self.batch - self.batch % settings.accumulate
+            together = min(settings.accumulate, batches - first)
+            report = self._backward(x, y, together)
+            self.tally.add(report.local_losses, report.local_logits, y)
+            self._watch(report)
+            self.batch += 1
+            if self.batch % settings.accumulate and self.batch < batches:
+                continue
+            self._finish_step()
+            now = time.perf_counter()
+            if now - shown > 0.5:
+                self._guard()
+                loss, accuracy = self.tally.losses()[-1], self.tally.accuracies()[-1]
+                self.progress.update(self.batch * settings.batch_size, loss, accuracy)
+                shown = now
+            due = settings.save_every and self.step % settings.save_every == 0
+            if due or self.stop_asked:
+                self._guard()
+                self._wait()
+                self.seconds += time.perf_counter() - started
+                started = time.perf_counter()
+                self.run.save("last", self.state_dict())
+            if self.stop_asked:
+                self._interrupt()
+        self._guard()
+        self._wait()
+        self.seconds += time.perf_counter() - started
+        self.progress.update(images, self.tally.losses()[-1], self.tally.accuracies()[-1])
+
+    def _backward(self, x: Tensor, y: Tensor, together: int) -> Report:
+        """One batch's gradients; `together` batches make a step."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+
+        def scale(loss: Tensor) -> Tensor:
+            if together > 1:
+                loss = loss / together
+            return loss if scaler is None else scaler.scale(loss)
+
+        self._set_lr()
+        on_block = self._step_block if self.settings.step_per_block else None
+        with self.fabric.autocast():
+            return self.rule.backward(x, y, scale=scale, on_block=on_block)
+
+    def _step_block(self, i: int) -> None:
+        if (optimizer := self.optimizers[i]) is not None:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _finish_step(self) -> None:
+        if not self.settings.step_per_block and (optimizer := self.optimizers[0]) is not None:
+            if self.settings.clip_norm is not None:
+                self.fabric.clip_gradients(
+                    self.rule, optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.rule)
+
+    def _set_lr(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups if optimizer is not None else ():
+                group["lr"] = self.lr * self.factor(self.step)
+
+    @torch.no_grad()
+    def _evaluate(self, loader: Loader) -> Tally:
+        rule = self._evaluated_rule()
+        rule.eval()
+        tally = self._new_tally()
+        with self.fabric.autocast():
+            for x, y in loader.epoch(0):
+                if self.stop_asked:  # the epoch is trained and will be evaluated on resuming
+                    self.run.save("last", self.state_dict())
+                    self._interrupt()
+                logits = rule.exits(x)
+                losses = [None if s is None else cross_entropy(s.float(), y) for s in logits]
+                tally.add(losses, logits, y)
+        return tally
+
+    def _finish_epoch(self, results: Mapping[str, Tally]) -> None:
+        row = self._row(results)
+        self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
+        self.tally = self._new_tally()
+        self.run.add_metrics(row)
+        for logger in self.loggers:
+            logger.log(row)
+        line = _summary(row, self.settings.epochs)
+        accuracy = row.get("validation_accuracy")
+        improved = accuracy is not None and (self.best is None or accuracy > self.best)
+        if improved:
+            self.best = accuracy
+            line += "  (best)"
+        self.run.log(line)
+        self.progress.say(line)
+        state = self.state_dict()
+        if improved:
+            self.run.save("best", state)
+        self.run.save("last", state)
+
+    def _row(self, results: Mapping[str, Tally]) -> dict[str, float | int | None]:
+        images = self.batch * self.settings.batch_size
+        row: dict[str, float | int | None] = {
+            "epoch": self.epoch + 1,
+            "step": self.step,
+            "lr": self.lr * self.factor(max(0, self.step - 1)),
+            "seconds": round(self.seconds, 3),
+            "images_per_s": round(images / self.seconds, 1) if self.seconds else None,
+        }
+        tallies = {"train": self.tally, **results}
+        measured = {name: (t.losses(), t.accuracies()) for name, t in tallies.items()}
+        for name, (losses, accuracies) in measured.items():
+            row[f"{name}_loss"], row[f"{name}_accuracy"] = losses[-1], accuracies[-1]
+        for i in range(len(self.rule.blocks)):
+            for name, (losses, accuracies) in measured.items():
+                row[f"{name}_loss_block{i}"] = losses[i]
+                row[f"{name}_accuracy_block{i}"] = accuracies[i]
+        return row
+
+    # ---------------------------------------------------------------- keeping and finding again
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        rng = {"cpu": torch.get_rng_state()}
+        if self.fabric.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        return {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "rule": self.rule.state_dict(),
+            "optimizers": [None if o is None else o.state_dict() for o in self.optimizers],
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "tally": self.tally.state_dict(),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state_dict` was taken."""
+        load_rule(self.rule, state["rule"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            if optimizer is not None:
+                optimizer.load_state_dict(saved)
+                _like_parameters(optimizer)
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None:
+            scaler.load_state_dict(state["scaler"])
+        self.tally.load_state_dict(state["tally"])
+        for name in ("epoch", "batch", "step", "seconds", "best"):
+            setattr(self, name, state[name])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"] and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.fabric.device)
+
+    # ---------------------------------------------------------------- watching
+
+    def _watch(self, report: Report) -> None:
+        """Note on the device which block's loss is first not finite, and at which step."""
+        losses = [loss for loss in report.local_losses if loss is not None]
+        where = [i for i, loss in enumerate(report.local_losses) if loss is not None]
+        bad = ~torch.isfinite(torch.stack(losses))
+        seen = self.first_bad[where]
+        self.first_bad[where] = torch.where((seen < 0) & bad, self.step, seen)
+
+    def _guard(self) -> None:
+        """Stop where a loss has become infinite or not a number. Waits for the device."""
+        first_bad = self.first_bad.tolist()
+        if max(first_bad) < 0:
+            return
+        step = min(s for s in first_bad if s >= 0)
+        block = first_bad.index(step)
+        kept = self.run.checkpoints / "last.safetensors"
+        message = (
+            f"the loss of block {block} ({self.rule.blocks.names[block]}) is not finite at step "
+            f"{step}, learning rate {self.lr * self.factor(step):.3g}; "
+            + (f"the last good checkpoint is {kept}; " if kept.exists() else "")
+            + "try a smaller learning rate, a warm-up or --clip_norm"
+        )
+        self.run.log(message)
+        raise NonFiniteLoss(message)
+
+    @contextlib.contextmanager
+    def _stops_at_a_step(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end training at the next whole step; a second one ends it at once."""
+
+        def ask(number: int, frame: object) -> None:
+            if self.stop_asked:
+                raise KeyboardInterrupt
+            self.stop_asked = True
+            self.progress.say("stopping after this step ...")
+
+        kept = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
+            for number in (signal.SIGINT, signal.SIGTERM):
+                kept[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self) -> None:
+        message = f"stopped at step {self.step}; continue: layerwise train --resume {self.run.path}"
+        self.run.log(message)
+        raise Interrupted(message)
+
+    def _network_file(self) -> bytes:
+        state = self._evaluated_rule().blocks.state_dict()
+        named = {name: state[key].detach().cpu() for key, name in self.network_names.items()}
+        return safetensors.torch.save({k: v.contiguous().clone() for k, v in named.items()})
+
+    def _evaluated_rule(self) -> Rule:
+        return self.rule if self.ema is None else self.ema.module  # type: ignore[return-value]
+
+    def _new_tally(self) -> Tally:
+        return Tally(len(self.rule.blocks), self.fabric.device)
+
+    def _wait(self) -> None:
+        if self.fabric.device.type != "cpu":
+            torch.accelerator.synchronize(self.fabric.device)
+
+
+def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
+    """Load a network and its heads.
+
+    Raises:
+        InputError: the checkpoint is of another network or rule.
+    """
+    own = rule.state_dict()
+    for key in own.keys() | state.keys():
+        here = tuple(own[key].shape) if key in own else "nothing"
+        there = tuple(state[key].shape) if key in state else "nothing"
+        if here != there:
+            raise InputError(
+                f"checkpoint: it is of another network or rule: {key} is {there} there and "
+                f"{here} here; use the config it was trained with"
+            )
+    rule.load_state_dict(state)
+
+
+def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
+    """Load what a run evaluates: the average of the weights where it kept one, else the weights."""
+    ema = state.get("ema")
+    if ema is None:
+        load_rule(rule, state["rule"])
+    else:
+        prefix = "module."
+        load_rule(rule, {k[len(prefix) :]: v for k, v in ema.items() if k.startswith(prefix)})
+
+
+def _like_parameters(optimizer: Any) -> None:
+    """Give loaded state the memory layout of its parameter (a file holds plain layout)."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[key] = torch.empty_like(parameter).copy_(value)
+
+
+def _names_in(network: nn.Module, rule: Rule) -> dict[str, str]:
+    """Each tensor of the rule's blocks -> its name in the network that was cut."""
+    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
+    blocks = rule.blocks.state_dict(keep_vars=True)
+    return {key: names[id(tensor)] for key, tensor in blocks.items() if id(tensor) in names}
+
+
+def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:
+    parts = [f"epoch {row['epoch']}/{epochs}"]
+    for name in ("train", "validation", "test"):
+        loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
+        if loss is not None:
+            parts.append(f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%")
+    parts.append(f"{row['images_per_s']} images/s")
+    return "  ".join(parts)
