@@ -1,4 +1,4 @@
-"""Sets in the Hugging Face layout, from local directories: columns by type, rows named in errors."""
+"""Hugging Face sets from local directories: columns by type, rows named in errors."""
 
 import io
 import sys
@@ -45,8 +45,8 @@ def write(tmp_path, picture):
             for column, feature in features.items():
                 if isinstance(feature, datasets.Image):
                     rows[column] = [
-                        {"bytes": (images or {}).get(i, png(picture(i))), "path": None}
-                        for i in range(count)
+                        shown and {"bytes": shown, "path": None}
+                        for shown in ((images or {}).get(i, png(picture(i))) for i in range(count))
                     ]
                 elif columns and column in columns:
                     rows[column] = columns[column][:count]
@@ -234,9 +234,7 @@ def test_cifar10(tmp_path, read, monkeypatch):
     # Its test part alone: decoding all of it takes seconds.
     place = tmp_path / "cifar10"
     place.mkdir()
-    (place / "train-00000-of-00001.parquet").symlink_to(
-        CIFAR / "test-00000-of-00001.parquet"
-    )
+    (place / "train-00000-of-00001.parquet").symlink_to(CIFAR / "test-00000-of-00001.parquet")
     splits = read(place)
     assert splits.classes[:3] == ("airplane", "automobile", "bird")
     assert splits.shape == (3, 32, 32)

@@ -146,9 +146,7 @@ def test_a_given_mean_and_deviation_are_used(noise):
     images = noise(4)
     ((x, _),) = Loader(images, 4, augment=augment, train=False)
     scaled = images.images.permute(0, 3, 1, 2).float() / 255
-    expected = torch.stack(
-        [(scaled[:, 0] - 0.5) / 0.5, scaled[:, 1], (scaled[:, 2] - 1) / 0.25], 1
-    )
+    expected = torch.stack([(scaled[:, 0] - 0.5) / 0.5, scaled[:, 1], (scaled[:, 2] - 1) / 0.25], 1)
     torch.testing.assert_close(x, expected)
 
 

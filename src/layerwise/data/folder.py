@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
@@ -28,7 +29,8 @@ class Files:
         return len(self.paths)
 
     def open(self, i: int) -> Image.Image:
-        return Image.open(self.paths[i])
+        # Read whole: an image that fails half way leaves no file open.
+        return Image.open(io.BytesIO(self.paths[i].read_bytes()))
 
     def where(self, i: int) -> str:
         return str(self.paths[i])

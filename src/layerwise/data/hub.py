@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import io
+import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +26,20 @@ ROLES = {"train": ("train",), "validation": ("validation", "valid", "val"), "tes
 class Rows:
     """The image column of a table: encoded bytes, or paths, as they lie in the Arrow file."""
 
-    def __init__(self, table: Any, column: str, split: str, keep: object = None) -> None:
+    def __init__(self, table: Any, column: str, split: str) -> None:
         self.column = column
         self.split = split
-        self.keep = keep  # a temporary directory that has to live as long as the table
+        self.table = table.select_columns([column]).with_format("arrow")
+
+    @cached_property
+    def rows(self) -> Any:
         # Straight from Arrow, which is mapped from disk: a row by way of `datasets` costs as much
         # as decoding a small JPEG.
-        self.rows = table.select_columns([column]).with_format("arrow")[:].column(column)
+        return self.table[:].column(self.column)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is not a fork is sent the name of the file to map, not the images.
+        return {name: value for name, value in vars(self).items() if name != "rows"}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,7 +50,7 @@ class Rows:
             raise ValueError("no image")
         if row["bytes"] is not None:
             return Image.open(io.BytesIO(row["bytes"]))
-        return Image.open(row["path"])
+        return Image.open(io.BytesIO(Path(row["path"]).read_bytes()))
 
     def where(self, i: int) -> str:
         return f"row {i} of split {self.split!r} (column {self.column!r})"
@@ -74,20 +84,18 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
         key = cache.key("hf", str(folder.resolve()), config, size, cache.state(files))
         if (kept := cache.read(root, key)) is not None:
             return kept
-    tables, keep = _open(name, folder.resolve() if local else place, config or None, download)
+    tables = _open(name, folder.resolve() if local else place, config or None, download)
     if key is None:
         prints = sorted((split, table._fingerprint) for split, table in tables.items())
         key = cache.key("hf", place, config, size, prints)
         if (kept := cache.read(root, key)) is not None:
             return kept
-    parts = _parts(f"hf:{name}", tables, size, keep)
+    parts = _parts(f"hf:{name}", tables, size)
     cache.write(root, key, parts)
     return parts
 
 
-def _open(
-    name: str, place: Path | str, config: str | None, download: bool
-) -> tuple[Mapping[str, Any], object]:
+def _open(name: str, place: Path | str, config: str | None, download: bool) -> Mapping[str, Any]:
     try:
         import datasets
     except ImportError as error:
@@ -105,7 +113,6 @@ def _open(
             str(place), config, cache_dir=cache_dir, download_config=only_local
         )
 
-    keep = None
     try:
         try:
             tables = opened(None)
@@ -113,8 +120,9 @@ def _open(
             if not isinstance(place, Path) or isinstance(error, (FileNotFoundError, EOFError)):
                 raise
             # Its cache cannot be written (read-only or full); a local set needs it only now.
-            keep = tempfile.TemporaryDirectory()
-            tables = opened(keep.name)
+            place_of_its_own = tempfile.mkdtemp()
+            atexit.register(shutil.rmtree, place_of_its_own, ignore_errors=True)
+            tables = opened(place_of_its_own)
     except Exception as error:  # `datasets` raises what its many readers raise
         said = " ".join(str(error).split())[:200]
         remedy = (
@@ -125,10 +133,10 @@ def _open(
         raise InputError(f"data hf:{name}: {type(error).__name__}: {said}; {remedy}") from error
     if not isinstance(tables, Mapping):
         tables = {"train": tables}
-    return tables, keep
+    return tables
 
 
-def _parts(name: str, tables: Mapping[str, Any], size: int | None, keep: object) -> Parts:
+def _parts(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
     found = {role: split for role, names in ROLES.items() for split in tables if split in names}
     if "train" not in found and len(tables) == 1:
         found = {"train": next(iter(tables))}
@@ -160,7 +168,7 @@ def _parts(name: str, tables: Mapping[str, Any], size: int | None, keep: object)
                 f"data {name}: split {split!r} has other classes than 'train' ({odd}); "
                 "give every split the same"
             )
-        parts[role] = gather(Rows(table, image, split, keep), labels, size)
+        parts[role] = gather(Rows(table, image, split), labels, size)
     if "test" not in parts:
         # What was not trained on by those who published it is what others report.
         parts["test"] = parts.pop("validation", None)
