@@ -9,8 +9,7 @@ from layerwise.batch import Batch, Report
 from layerwise.blocks import Blocks, cut
 from layerwise.errors import InputError
 from layerwise.rule import LocalRule, Needs, Rule
-
-__version__ = "0.1.0"
+from layerwise.version import VERSION as __version__
 
 __all__ = [
     "Batch",
@@ -20,6 +19,7 @@ __all__ = [
     "Needs",
     "Report",
     "Rule",
+    "__version__",
     "cut",
     "heads",
     "objectives",

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-import layerwise
+from layerwise.version import VERSION
 
 
 def describe() -> dict[str, Any]:
     """The command as typed (without directories), versions and machine; no host name, no path."""
     return {
         "command": _command(),
-        "layerwise": layerwise.__version__,
+        "layerwise": VERSION,
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
         "python": platform.python_version(),

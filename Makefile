@@ -1,0 +1,47 @@
+# Needs Python 3.10 or newer, and make. Everything is installed into .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format wheel tables
+
+help:           ## show this
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: $(VENV)/.installed ## make .venv with the library and what its development needs
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 10) or sys.exit(f"Python 3.10 or newer is needed; $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: setup     ## train backpropagation and DGL on the embedded digits, compare them
+	$(BIN)/layerwise train --recipe demo-backprop --runs $(DEMO) --name backprop
+	$(BIN)/layerwise train --recipe demo-dgl --runs $(DEMO) --name dgl
+	$(BIN)/layerwise compare $(DEMO)/backprop $(DEMO)/dgl --out $(DEMO)
+
+test: setup     ## the tests, offline, in a few minutes
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: setup ## the long tests
+	$(BIN)/python -m pytest -q -n 2 -m slow
+
+check: setup    ## format, lint, import contract, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyrefly check
+
+format: setup   ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: setup    ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+tables: setup   ## write the tables of docs/ from benchmarks/results/
+	$(BIN)/python benchmarks/tables.py
