@@ -7,7 +7,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,16 +153,20 @@ class _Step:
         ]
 
 
-def _timed(step: _Step) -> float:
-    """Wall-clock time of a step, s."""
+class _Times(NamedTuple):
+    wall_s: float
+    cpu_s: float  # of all threads
+
+
+def _timed(step: _Step) -> _Times:
     _synchronize(step.x.device)
-    start = time.perf_counter()
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
     step()
     _synchronize(step.x.device)
-    return time.perf_counter() - start
+    return _Times(time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
-def _measured(step: _Step, times_s: tuple[float, ...]) -> Measured:
+def _measured(step: _Step, times: Sequence[_Times]) -> Measured:
     device, rule = step.x.device, step.rule
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -178,7 +182,8 @@ def _measured(step: _Step, times_s: tuple[float, ...]) -> Measured:
     flops = count_flops(step, rule.objectives)
     return Measured(
         name=step.contender.name,
-        times_s=times_s,
+        times_s=tuple(t.wall_s for t in times),
+        cpu_times_s=tuple(t.cpu_s for t in times),
         peak=live.peak(),
         activation_peak_bytes=live.peak("activations").bytes,
         at_rest_bytes=live.now,

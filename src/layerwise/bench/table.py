@@ -27,6 +27,8 @@ class Measured:
     Attributes:
         name: of the contender.
         times_s: wall-clock time of each round's step, s.
+        cpu_times_s: CPU time of the same, all threads together, s; on a machine that does other
+            work too it is the steadier of the two, but waiting threads may count in it.
         peak: most bytes alive at once, activations, gradients and optimizer state together.
         activation_peak_bytes: most bytes of saved activations and temporaries alone.
         at_rest_bytes: alive between two steps: optimizer state, and gradients if any are kept.
@@ -40,6 +42,7 @@ class Measured:
 
     name: str
     times_s: tuple[float, ...]
+    cpu_times_s: tuple[float, ...]
     peak: Peak
     activation_peak_bytes: int
     at_rest_bytes: int
@@ -93,14 +96,15 @@ class StepTable:
 
     def time_ratios(self, contender: Measured) -> list[float]:
         """Each round's step time over the first contender's in the same round."""
-        reference = self.contenders[0].times_s
-        return [t / r for t, r in zip(contender.times_s, reference, strict=True)]
+        return _each(contender.times_s, self.contenders[0].times_s)
 
     def ratios(self, contender: Measured) -> dict[str, Any]:
-        """The contender over the first one: time with its spread, bytes, FLOPs."""
+        """The contender over the first one: times with their spread, bytes, FLOPs."""
         reference = self.contenders[0]
+        cpu_times = _each(contender.cpu_times_s, reference.cpu_times_s)
         return {
             "time": asdict(Spread.of(self.time_ratios(contender))),
+            "cpu_time": asdict(Spread.of(cpu_times)),
             "peak_bytes": contender.peak.bytes / reference.peak.bytes,
             "activation_peak_bytes": (
                 contender.activation_peak_bytes / reference.activation_peak_bytes
@@ -143,7 +147,11 @@ class StepTable:
             contenders = tuple(
                 Measured(
                     **{k: v for k, v in c.items() if k not in ("ratios", "time_ratios")}
-                    | {"peak": Peak(**c["peak"]), "times_s": tuple(c["times_s"])}
+                    | {
+                        "peak": Peak(**c["peak"]),
+                        "times_s": tuple(c["times_s"]),
+                        "cpu_times_s": tuple(c["cpu_times_s"]),
+                    }
                 )
                 for c in saved["contenders"]
             )
@@ -165,9 +173,10 @@ class StepTable:
             title_justify="left",
             box=box.SIMPLE,
             pad_edge=False,
+            padding=(0, 0, 0, 1),
         )
         table.add_column("", min_width=20)
-        for column in ("time", "quartiles", "memory", "act.", "FLOPs", "heads"):
+        for column in ("time", "quartiles", "CPU", "memory", "act.", "FLOPs", "heads"):
             table.add_column(column, justify="right", no_wrap=True)
         for i, contender in enumerate(self.contenders):
             cells = _cells(self, contender, first=i == 0)
@@ -188,9 +197,9 @@ def markdown(paths: Sequence[str | Path]) -> str:
     if not paths:
         raise InputError("markdown(paths): got no file; give results of `layerwise bench step`")
     rows = [
-        "| network, batch | heads | | step time | quartiles | memory | act. | FLOPs "
+        "| network, batch | heads | | step time | quartiles | CPU time | memory | act. | FLOPs "
         "| heads' FLOPs | heads' parameters |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     notes: dict[str, None] = {}
     for path in paths:
@@ -213,10 +222,15 @@ def _caption(table: StepTable) -> str:
     return (
         f"{made['processor']}, {made['threads']} threads on {made['cores']} cores, torch "
         f"{made['torch']}, {table.setting['dtype']}, {table.setting['memory_format']}. Time: "
-        f"median of {rounds} rounds' ratios. Memory: the most bytes of activations, gradients and "
-        "optimizer state alive at once; act.: of saved activations and temporaries alone. "
+        f"median of {rounds} rounds' ratios; CPU: of all threads' time. Memory: the most bytes of "
+        "activations, gradients and optimizer state alive at once; act.: of saved activations and "
+        "temporaries alone. "
         "Parameters and the batch are not counted."
     )
+
+
+def _each(values: Sequence[float], references: Sequence[float]) -> list[float]:
+    return [value / reference for value, reference in zip(values, references, strict=True)]
 
 
 def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
@@ -225,6 +239,7 @@ def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
         return [
             f"{statistics.median(contender.times_s):.3g} s",
             "",
+            f"{statistics.median(contender.cpu_times_s):.3g} s",
             f"{contender.peak.bytes / 2**20:.3g} MiB",
             f"{contender.activation_peak_bytes / 2**20:.3g} MiB",
             f"{contender.flops / 1e9:.3g} G",
@@ -236,6 +251,7 @@ def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
     return [
         f"{spread['median']:.2f}",
         f"{spread['lower']:.2f}-{spread['upper']:.2f}",
+        f"{ratios['cpu_time']['median']:.2f}",
         f"{ratios['peak_bytes']:.2f}",
         f"{ratios['activation_peak_bytes']:.2f}",
         f"{ratios['flops']:.2f}",

@@ -104,7 +104,7 @@ def piece_costs(flow: Flow, starts: list[int], balance: str) -> list[int]:
         model.eval()
         with counted() as counter:
             return _Metered(flow, starts, counter.get_total_flops).costs(flow.x)
-    with saved(model) as kept:
+    with unchanged(model), saved(model) as kept:  # training moves running statistics
         model.train()
         try:
             return _Metered(flow, starts, lambda: kept.bytes).costs(flow.x)
