@@ -138,4 +138,6 @@ def assert_close(
 ) -> None:
     assert got.keys() == wanted.keys()
     for name, tensor in wanted.items():
-        torch.testing.assert_close(got[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            got[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import networks
 import pytest
 import torch
+from networks import ALL_RULES, LOCAL_RULES, NETWORKS, WITHOUT_NORM, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 
-import networks
 from layerwise import Blocks, LocalRule, Rule, rules
-from networks import ALL_RULES, LOCAL_RULES, NETWORKS, WITHOUT_NORM, assert_same, grads
 
 Make = Callable[[Blocks], Rule]
 
@@ -115,7 +115,9 @@ def test_nothing_is_rebound_stepped_or_left_behind(case: networks.Case, make: Ma
 
     rule.backward(case.x, case.y)
 
-    assert before == [(n, id(p), p.data_ptr(), p.requires_grad, p._version) for n, p in _named(rule)]
+    assert before == [
+        (n, id(p), p.data_ptr(), p.requires_grad, p._version) for n, p in _named(rule)
+    ]
     assert buffers == [(n, id(b), b.data_ptr()) for n, b in rule.named_buffers()]
     assert_same({n: p.detach() for n, p in _named(rule)}, values)
     assert _hooks(rule) == []

@@ -5,13 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import networks
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-import networks
-from layerwise import Blocks, LocalRule, Rule, heads, rules
 from networks import (
     ALL_RULES,
     LOCAL_RULES,
@@ -21,6 +17,10 @@ from networks import (
     assert_same,
     grads,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise import Blocks, LocalRule, Rule, heads, rules
 
 
 @pytest.mark.parametrize("network", WITHOUT_NORM)
@@ -278,9 +278,7 @@ def test_frozen_block_with_a_trainable_head(network: str, name: str) -> None:
     wanted = _unfrozen(rule, case)
     rule.blocks[1].requires_grad_(False)
     rule.backward(case.x, case.y)
-    assert_close(
-        grads(rule), {n: g for n, g in wanted.items() if not n.startswith("blocks.1.")}
-    )
+    assert_close(grads(rule), {n: g for n, g in wanted.items() if not n.startswith("blocks.1.")})
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import networks
 import pytest
 import torch
+from networks import LOCAL_RULES, NETWORKS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import networks
 from layerwise import Blocks, Rule, heads, rules
-from networks import LOCAL_RULES, NETWORKS
 
 
 class Backwards(TorchDispatchMode):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import networks
 import pytest
 import torch
+from networks import MeanSquare, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import networks
 from layerwise import Blocks, Rule, heads, objectives, rules
-from networks import MeanSquare, assert_same, grads
 
 ONE_BLOCK = {
     "dgl": lambda blocks: rules.DGL(blocks, num_classes=networks.CLASSES),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import networks
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import NETWORKS, MeanSquare, assert_close, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import networks
 from layerwise import Blocks, Rule, heads, objectives, rules
 from layerwise.heads import Head
-from networks import NETWORKS, MeanSquare, assert_close, assert_same, grads
 
 ANYWHERE: dict[str, Head] = {
     "linear": heads.Linear(),
@@ -163,9 +163,7 @@ def test_random_chains(drawn: tuple[Blocks, Tensor, Tensor, Head]) -> None:
 
 @given(chains(), st.floats(0.01, 4.0), st.floats(0.01, 4.0))
 @settings(max_examples=30, deadline=None)
-def test_random_weights(
-    drawn: tuple[Blocks, Tensor, Tensor, Head], a: float, b: float
-) -> None:
+def test_random_weights(drawn: tuple[Blocks, Tensor, Tensor, Head], a: float, b: float) -> None:
     """The gradient of a weighted sum is the weighted sum of the gradients."""
     blocks, x, y, head = drawn
     both = rules.Greedy(blocks, a * objectives.Classify(head) + b * MeanSquare())

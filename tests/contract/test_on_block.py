@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import networks
 import pytest
 import torch
+from networks import ALL_RULES, LOCAL_RULES, NETWORKS, assert_same, grads
 from torch import nn
 
-import networks
 from layerwise import LocalRule, Rule
-from networks import ALL_RULES, LOCAL_RULES, NETWORKS, assert_same, grads
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),

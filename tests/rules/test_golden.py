@@ -29,10 +29,10 @@ Block 1's head, linear, A = [[ln 3, 0], [1, -1]], bias 0:
 import math
 
 import torch
+from networks import MeanSquare
 from torch import Tensor, nn
 
 from layerwise import Blocks, Rule, heads, objectives, rules
-from networks import MeanSquare
 
 LN2, LN3 = math.log(2), math.log(3)
 X = torch.tensor([[1.0, -1.0], [0.0, 0.0]], dtype=torch.float64)

@@ -51,6 +51,11 @@ def vit(
         dropout: probability of dropping.
     """
     _, height, wide = shape
+    if min(patch, width, heads) < 1 or width % heads:
+        raise InputError(
+            f"vit(patch={patch}, width={width}, heads={heads}): give sizes of at least 1, and a "
+            "width that the heads divide"
+        )
     if height % patch or wide % patch:
         raise InputError(
             f"vit(patch={patch}): {height}x{wide} images do not divide into patches of {patch}; "

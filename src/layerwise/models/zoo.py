@@ -25,6 +25,11 @@ def torchvision(
     known = tv.models.list_models(module=tv.models)
     if arch not in known:
         raise InputError(f"torchvision(arch={arch!r}): no such model; {choices(arch, known)}")
+    if shape[0] != 3:
+        raise InputError(
+            f"torchvision(shape={tuple(shape)}): its networks take 3 channels; repeat the image's "
+            "channel, or use timm, whose networks take any number"
+        )
     options: dict[str, Any] = {"image_size": shape[1]} if arch.startswith("vit_") else {}
     options |= {"input_size": shape[1:]} if arch.startswith("maxvit") else {}
     if arch in ("googlenet", "inception_v3"):

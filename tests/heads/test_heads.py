@@ -1,0 +1,319 @@
+"""Auxiliary networks: what they compute, how large they are, what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise import Blocks, InputError, heads, rules
+from layerwise.heads import Head
+
+CLASSES = (4,)
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _last(head: nn.Module) -> nn.Linear:
+    *_, last = (m for m in head.modules() if isinstance(m, nn.Linear))
+    return last
+
+
+def _linear(head: nn.Module) -> tuple[Tensor, Tensor]:
+    (linear,) = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    return linear.weight, linear.bias
+
+
+def test_linear_on_a_vector() -> None:
+    """[[1, 2], [3, 4]] (1, -1) + (10, 20) = (-1, -1) + (10, 20)."""
+    head = heads.Linear()((2,), (2,))
+    weight, bias = _linear(head)
+    weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    bias.data = torch.tensor([10.0, 20.0])
+    assert head(torch.tensor([[1.0, -1.0]])).tolist() == [[9.0, 19.0]]
+
+
+def test_linear_keeps_every_position() -> None:
+    h = torch.randn(5, 3, 4, 6)
+    head = heads.Linear(pool=None)((3, 4, 6), CLASSES)
+    assert torch.equal(head(h), F.linear(h.reshape(5, 72), *_linear(head)))
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_linear_pools_feature_maps(pool: int) -> None:
+    h = torch.randn(5, 3, 7, 8)
+    head = heads.Linear(pool=pool)((3, 7, 8), CLASSES)
+    pooled = F.adaptive_avg_pool2d(h, pool).flatten(1)
+    assert torch.equal(head(h), F.linear(pooled, *_linear(head)))
+
+
+def test_pooling_by_hand() -> None:
+    """4x4 maps to 2x2: the means of the quarters."""
+    h = torch.arange(16.0).reshape(1, 1, 4, 4)
+    head = heads.Linear(pool=2)((1, 4, 4), (4,))
+    weight, bias = _linear(head)
+    weight.data, bias.data = torch.eye(4), torch.zeros(4)
+    assert head(h).tolist() == [[2.5, 4.5, 10.5, 12.5]]
+
+
+def test_linear_pools_tokens() -> None:
+    """Four tokens to two: the means of neighbours, features of a token apart."""
+    h = torch.tensor([[[0.0, 10.0], [2.0, 20.0], [4.0, 30.0], [6.0, 40.0]]])  # (1, T=4, D=2)
+    head = heads.Linear(pool=2)((4, 2), (4,))
+    weight, bias = _linear(head)
+    weight.data, bias.data = torch.eye(4), torch.zeros(4)
+    assert sorted(head(h).flatten().tolist()) == [1.0, 5.0, 15.0, 35.0]
+    kept = heads.Linear(pool=None)((4, 2), CLASSES)
+    assert torch.equal(kept(h), F.linear(h.flatten(1), *_linear(kept)))
+
+
+def test_tokens_of_any_number() -> None:
+    head = heads.MLP(pool=3)((4, 2), CLASSES)
+    for tokens in (1, 2, 3, 9):
+        assert head(torch.randn(2, tokens, 2)).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    "head", [heads.Linear(), heads.MLP(width=5), heads.Conv(), heads.MLPSR()], ids=lambda h: str(h)
+)
+def test_channels_last_networks(head: Head) -> None:
+    """(H, W, C) is told by H = W; the head then equals the one for (C, H, W)."""
+    h = torch.randn(5, 3, 8, 8)
+    last = head((8, 8, 3), CLASSES)
+    first = head((3, 8, 8), CLASSES)
+    assert parameters(last) == parameters(first)
+    for p, q in zip(last.parameters(), first.parameters(), strict=True):
+        p.data = q.data.clone()
+    torch.testing.assert_close(last(h.permute(0, 2, 3, 1)), first(h), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("width", [1, 8])
+@pytest.mark.parametrize(
+    ("in_shape", "pool", "features"),
+    [((6,), 2, 6), ((3, 8, 8), 2, 12), ((3, 8, 8), None, 192), ((3, 1, 5), 2, 6), ((9, 5), 4, 20)],
+)
+def test_mlp_size(
+    in_shape: tuple[int, ...], pool: int | None, features: int, layers: int, width: int
+) -> None:
+    head = heads.MLP(layers, width, pool)(in_shape, CLASSES)
+    inner = (features + 1) * width + (layers - 1) * (width + 1) * width
+    assert parameters(head) == inner + (width + 1) * 4
+    assert head(torch.randn(2, *in_shape)).shape == (2, 4)
+
+
+def test_mlp_value() -> None:
+    head = heads.MLP(layers=2, width=5)((3,), CLASSES)
+    a, b, c = [m for m in head if isinstance(m, nn.Linear)]
+    h = torch.randn(6, 3)
+    assert torch.equal(head(h), c(b(a(h).clamp(min=0)).clamp(min=0)))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("channels", [None, 5])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+@pytest.mark.parametrize("reduce", [None, 3])
+@pytest.mark.parametrize("pool", [None, 2])
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_conv_size(
+    layers: int,
+    channels: int | None,
+    kernel_size: int,
+    reduce: int | None,
+    pool: int | None,
+    hidden: int | None,
+) -> None:
+    head = heads.Conv(layers, channels, kernel_size, reduce, pool, hidden)((2, 8, 6), CLASSES)
+    out = channels or 2
+    convs = kernel_size**2 * (2 * out + (layers - 1) * out * out) + layers * 2 * out
+    side = pool or reduce
+    features = out * (side * side if side else 8 * 6)
+    last = (features + 1) * 4 if hidden is None else (features + 1) * hidden + (hidden + 1) * 4
+    assert parameters(head) == convs + last
+    assert head(torch.randn(2, 2, 8, 6)).shape == (2, 4)
+
+
+def test_conv_value() -> None:
+    h = torch.randn(5, 3, 8, 8)
+    head = heads.Conv(reduce=4, pool=2, hidden=6)((3, 8, 8), CLASSES)
+    (conv,) = [m for m in head if isinstance(m, nn.Conv2d)]
+    hidden, last = [m for m in head if isinstance(m, nn.Linear)]
+    z = F.conv2d(F.avg_pool2d(h, 2), conv.weight, padding=1)
+    z = F.batch_norm(z, None, None, training=True).relu()
+    z = F.avg_pool2d(z, 2).flatten(1)
+    torch.testing.assert_close(head(h), last(hidden(z).relu()))
+
+
+@pytest.mark.parametrize("convs", [1, 3])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("width", [None, 7])
+@pytest.mark.parametrize(("size", "side"), [(16, 2), (32, 2), (5, 2), (4, 1), (1, 1)])
+def test_mlp_sr_size(convs: int, layers: int, width: int | None, size: int, side: int) -> None:
+    channels = 3
+    head = heads.MLPSR(convs, layers, width)((channels, size, size), CLASSES)
+    features = channels * side * side
+    units = width or features
+    inner = convs * (channels**2 + 2 * channels)
+    inner += (features + 1) * units + (layers - 1) * (units + 1) * units + layers * 2 * units
+    assert parameters(head) == inner + (units + 1) * 4
+    assert head(torch.randn(2, channels, size, size)).shape == (2, 4)
+
+
+def test_mlp_sr_value() -> None:
+    """The paper's order: a quarter of the resolution, 1x1 convolutions, 2x2, MLP."""
+    h = torch.randn(5, 3, 16, 16)
+    head = heads.MLPSR(convs=2, layers=1)((3, 16, 16), CLASSES)
+    z = F.avg_pool2d(h, 4)
+    for conv in [m for m in head if isinstance(m, nn.Conv2d)]:
+        z = torch.einsum("bchw,dc->bdhw", z, conv.weight[:, :, 0, 0])
+        z = F.batch_norm(z, None, None, training=True).relu()
+    z = F.avg_pool2d(z, 2).flatten(1)
+    hidden, last = [m for m in head if isinstance(m, nn.Linear)]
+    assert hidden.out_features == 4 * 3
+    z = F.batch_norm(hidden(z), None, None, training=True).relu()
+    torch.testing.assert_close(head(h), last(z), rtol=1e-4, atol=1e-5)
+
+
+def test_mlp_sr_is_light() -> None:
+    """On a 32x32 map of 128 channels, far below the block's own convolution of as many."""
+
+    def conv_flops(module: nn.Module, h: Tensor) -> int:
+        flops = 0
+        for m in module:
+            if isinstance(m, nn.Conv2d | nn.Linear):
+                flops += m.weight.numel() * (h.shape[-1] * h.shape[-2] if h.dim() == 4 else 1)
+            h = m(h)
+        return flops
+
+    h = torch.randn(2, 128, 32, 32)
+    own = conv_flops(nn.Sequential(nn.Conv2d(128, 128, 3, padding=1)), h)
+    assert conv_flops(heads.MLPSR()((128, 32, 32), (10,)), h) < 0.05 * own
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shape=st.one_of(
+        st.tuples(st.integers(1, 6)),
+        st.tuples(st.integers(1, 6), st.integers(1, 6)),
+        st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)),
+    ),
+    pool=st.one_of(st.none(), st.integers(1, 5)),
+    head=st.sampled_from([heads.Linear, heads.MLP, heads.Conv, heads.MLPSR]),
+)
+def test_any_shape(shape: tuple[int, ...], pool: int | None, head: type[Head]) -> None:
+    """Maps smaller than the pooling, not square, of one pixel: scores come out."""
+    if head in (heads.Conv, heads.MLPSR) and len(shape) != 3:
+        with pytest.raises(InputError):
+            head()(shape, CLASSES)
+        return
+    made = head() if head is heads.MLPSR else head(pool=pool)
+    h = torch.randn(2, *shape)
+    if len(shape) == 3 and shape[0] == shape[1] != shape[2]:  # read as (H, W, C)
+        assert any(type(m).__name__ == "ChannelsFirst" for m in made(shape, CLASSES))
+    network = made(shape, CLASSES)
+    assert network(h).shape == (2, 4)
+    network(h).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_per_token() -> None:
+    """Where the network gives (T, V), each token is classified by itself: no pooling."""
+    h = torch.randn(5, 7, 6)
+    head = heads.Linear()((7, 6), (7, 11))
+    assert torch.equal(head(h), F.linear(h, *_linear(head)))
+    deep = heads.MLP(width=4)((7, 6), (7, 11))
+    one = deep(h[:, 3:4])
+    torch.testing.assert_close(deep(h)[:, 3:4], one)
+    assert parameters(deep) == 7 * 4 + 5 * 11
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: heads.Linear(pool=0),
+        lambda: heads.MLP(layers=0),
+        lambda: heads.MLP(width=0),
+        lambda: heads.MLP(pool=-1),
+        lambda: heads.Conv(layers=0),
+        lambda: heads.Conv(channels=0),
+        lambda: heads.Conv(kernel_size=0),
+        lambda: heads.Conv(reduce=0),
+        lambda: heads.Conv(pool=0),
+        lambda: heads.Conv(hidden=0),
+        lambda: heads.MLPSR(convs=0),
+        lambda: heads.MLPSR(layers=0),
+        lambda: heads.MLPSR(width=0),
+    ],
+)
+def test_sizes_below_one(make: object) -> None:
+    with pytest.raises(InputError, match=r"^heads\.\w+\(\w+=-?\d\): give at least 1$"):
+        make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kernel_size", [2, 4])
+def test_even_kernels(kernel_size: int) -> None:
+    with pytest.raises(InputError, match=rf"heads\.Conv\(kernel_size={kernel_size}\).*odd"):
+        heads.Conv(kernel_size=kernel_size)
+
+
+@pytest.mark.parametrize("head", [heads.Conv(), heads.MLPSR()])
+@pytest.mark.parametrize("shape", [(6,), (7, 6), (3, 2, 4, 4), ()])
+def test_feature_maps_are_needed(head: Head, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"not feature maps.*heads\.Linear and heads\.MLP") as e:
+        head(shape, CLASSES)
+    assert "\n" not in str(e.value)
+    assert str(shape) in str(e.value)
+
+
+@pytest.mark.parametrize("head", [heads.Linear(), heads.MLP()])
+@pytest.mark.parametrize("shape", [(3, 2, 4, 4), ()])
+def test_shapes_without_a_reading(head: Head, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"not feature maps"):
+        head(shape, CLASSES)
+
+
+@pytest.mark.parametrize("head", [heads.Linear(), heads.MLP(), heads.Conv(), heads.MLPSR()])
+@pytest.mark.parametrize("out_shape", [(4, 8, 8), ()])
+def test_one_label_per_pixel_is_refused(head: Head, out_shape: tuple[int, ...]) -> None:
+    """A network that gives (C, H, W) or a number: no head of ours predicts that."""
+    with pytest.raises(InputError, match=r"predicts one label per sample") as e:
+        head((3, 8, 8), out_shape)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("head", [heads.Linear(), heads.MLP()])
+def test_labels_per_token_need_tokens(head: Head) -> None:
+    for shape in ((6,), (3, 8, 8)):
+        with pytest.raises(InputError, match=r"one label per token.*not \(tokens, features\)"):
+            head(shape, (7, 11))
+
+
+@pytest.mark.parametrize("head", [heads.Conv(), heads.MLPSR()])
+def test_labels_per_token_on_maps(head: Head) -> None:
+    with pytest.raises(InputError, match=r"predicts one label per sample"):
+        head((7, 6), (7, 11))
+
+
+def test_recipes_are_values() -> None:
+    assert heads.MLP(width=3) == heads.MLP(width=3) != heads.MLP(width=4)
+    with pytest.raises(AttributeError):
+        heads.MLP().width = 5  # type: ignore[misc]
+    first, second = heads.Linear()((3,), CLASSES), heads.Linear()((3,), CLASSES)
+    assert not torch.equal(_last(first).weight, _last(second).weight)
+
+
+def test_any_function_is_a_head() -> None:
+    def bilinear(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(in_shape[0], out_shape[-1], bias=False))
+
+    parts = [nn.Linear(6, 5), nn.Linear(5, 3)]
+    x, y = torch.randn(4, 6), torch.randint(0, 3, (4,))
+    rule = rules.DGL(Blocks(parts, example=x), head=bilinear)  # type: ignore[arg-type]
+    assert parameters(rule.objectives["0"]) == 15
+    rule.backward(x, y)
+    assert all(p.grad is not None for p in rule.parameters())

@@ -1,0 +1,286 @@
+"""Networks of the literature: their sizes, and what is special about each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerwise import Blocks, InputError, models
+from layerwise.models.resnet import ResidualBlock
+from layerwise.models.vgg import VGG, VGG_B, VGG_C
+from layerwise.models.vit import Patches, TokenMean
+
+
+def parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _build(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network without memory or time spent on its weights."""
+    with torch.device("meta"):
+        return make()
+
+
+def _ending(network: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> tuple[int, ...]:
+    """Shape of what the classifier gets."""
+    seen: list[tuple[int, ...]] = []
+    network.classifier.register_forward_pre_hook(lambda m, a: seen.append(tuple(a[0].shape[1:])))
+    network.eval()(torch.empty(2, *shape, device="meta"))
+    return seen[0]
+
+
+# He et al. 2016, table 6.
+@pytest.mark.parametrize(("layers", "millions"), [(20, 0.27), (32, 0.46), (56, 0.85), (110, 1.7)])
+def test_resnet_size(layers: int, millions: float) -> None:
+    network = _build(getattr(models, f"resnet{layers}"))
+    digits = 1 if layers == 110 else 2
+    assert round(parameters(network) / 1e6, digits) == millions
+    weights = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weights) == layers  # the shortcuts have none
+    assert _ending(network) == (64, 8, 8)
+    assert len(network) == 2 + 3 * (layers - 2) // 6
+
+
+def test_resnet_size_exactly() -> None:
+    """n = 3: stem, stages of 2n convolutions, BatchNorms, classifier."""
+    convs = 9 * (3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64)
+    norms = 2 * (7 * 16 + 6 * 32 + 6 * 64)
+    assert parameters(_build(models.resnet20)) == convs + norms + 64 * 10 + 10 == 269_722
+    assert parameters(_build(models.resnet110)) == 1_727_962
+
+
+def test_option_a_shortcut() -> None:
+    """With the residual branch silenced, a block is ReLU of its shortcut: every second pixel, the
+    old channels in the middle of zeros. Pixel by pixel."""
+    block = ResidualBlock(3, 8, 2)
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.randn(2, 3, 6, 4)
+    out = block(x)
+    assert out.shape == (2, 8, 3, 2)
+    wanted = torch.zeros(2, 8, 3, 2)
+    for b in range(2):
+        for c in range(3):
+            for i in range(3):
+                for j in range(2):
+                    wanted[b, c + 2, i, j] = max(x[b, c, 2 * i, 2 * j].item(), 0.0)
+    assert torch.equal(out, wanted)
+
+
+def test_residual_block_adds() -> None:
+    block = ResidualBlock(4, 4, 1).eval()
+    x = torch.randn(2, 4, 5, 5)
+    given = x.clone()
+    h = block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))
+    assert torch.equal(block(x), (h + x).relu())
+    assert torch.equal(x, given)
+
+
+@pytest.mark.parametrize("size", [1, 5, 9, 33])
+def test_resnet_takes_any_size(size: int) -> None:
+    network = models.resnet20((1, size, size), 4, width=0.25)
+    assert network.eval()(torch.randn(2, 1, size, size)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("width", [0.01, 0.3, 0.5, 2.0])
+def test_resnet_width(width: float) -> None:
+    network = _build(lambda: models.resnet20(width=width))
+    assert [max(1, round(c * width)) for c in (16, 16, 32, 64)] == [
+        network[i][0].out_channels if i == 0 else network[i].bn2.num_features for i in (0, 1, 4, 7)
+    ]
+    assert _ending(network)[0] == max(1, round(64 * width))
+
+
+def _plans() -> dict[str, list[int | str]]:
+    return {name: list(plan) for name, plan in {**VGG, **VGG_C, **VGG_B}.items()}
+
+
+@pytest.mark.parametrize("name", _plans())
+def test_vgg(name: str) -> None:
+    """Layers as named, sizes by formula, resolution after the poolings."""
+    plan = _plans()[name]
+    network = _build(getattr(models, name))
+    convs = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    channels = [c for c in plan if isinstance(c, int)]
+    assert [c.out_channels for c in convs] == channels
+    layers = int("".join(filter(str.isdigit, name)))
+    linears = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    # The original has three linear layers; here one or two, and the b family counts those two.
+    assert len(convs) == (layers - 2 if name.endswith("b") else layers - 3)
+    side = 32 >> plan.count("M")
+    assert side == {"c": 4, "b": 2}.get(name[-1], 1)
+    size = sum(9 * a * b + 2 * b for a, b in zip([3, *channels[:-1]], channels, strict=True))
+    features = channels[-1] * side * side
+    if len(linears) == 2:
+        hidden = linears[0].out_features
+        assert hidden == (1024 if name.endswith("b") else 512)
+        size += (features + 1) * hidden + 2 * hidden
+        features = hidden
+    assert parameters(network) == size + (features + 1) * 10
+    last_maps = _build(lambda: getattr(models, name)(hidden=None))
+    assert _ending(last_maps) == (channels[-1], side, side)
+    # A pooling belongs to the layer before it: blocks end after it.
+    poolings = [any(isinstance(m, nn.MaxPool2d) for m in layer) for layer in network[: len(convs)]]
+    assert poolings == [b == "M" for a, b in zip(plan, [*plan[1:], None], strict=True) if a != "M"]
+
+
+def test_vgg_counts_known() -> None:
+    """VGG11 with BatchNorm and one linear layer on CIFAR-10: 9.2M weights in convolutions."""
+    convs = sum(m.weight.numel() for m in _build(models.vgg11).modules() if type(m) is nn.Conv2d)
+    assert convs == 9_217_728
+    convs = sum(m.weight.numel() for m in _build(models.vgg16).modules() if type(m) is nn.Conv2d)
+    assert convs == 14_710_464
+
+
+@pytest.mark.parametrize("width", [1 / 64, 0.5, 1.5])
+def test_vgg_width(width: float) -> None:
+    network = _build(lambda: models.vgg8b(width=width))
+    convs = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert convs == [round(c * width) for c in (128, 256, 256, 512, 512, 512)]
+    assert network.fc[1].out_features == round(1024 * width)
+
+
+def test_vgg_dropout() -> None:
+    network = models.vgg8c((3, 8, 8), 4, width=1 / 64, hidden=640, dropout=0.3)
+    drops = [m for m in network.modules() if isinstance(m, nn.Dropout2d)]
+    assert len(drops) == 5
+    assert isinstance(network.fc[-1], nn.Dropout)
+    assert {m.p for m in drops} == {0.3} == {network.fc[-1].p}
+    plain = models.vgg8c((3, 8, 8), 4, width=1 / 64)
+    assert not [m for m in plain.modules() if isinstance(m, nn.Dropout | nn.Dropout2d)]
+
+
+@pytest.mark.parametrize("shape", [(3, 31, 31), (3, 31, 64), (1, 28, 28)])
+def test_vgg_of_too_small_images(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match=r"vgg11\(shape=.*: 5 poolings .* at least 32x32") as e:
+        models.vgg11(shape)
+    assert "\n" not in str(e.value)
+
+
+def test_odd_images() -> None:
+    """28x28 halves to 14, 7, 3."""
+    network = _build(lambda: models.vgg11c((1, 28, 28), hidden=None))
+    assert _ending(network, (1, 28, 28)) == (512, 3, 3)
+    wide = _build(lambda: models.vgg8b((1, 16, 40)))
+    assert wide.fc[1].in_features == 512 * 1 * 2
+
+
+def test_basic_cnn() -> None:
+    network = _build(models.basic_cnn)
+    size = 25 * (3 * 128 + 2 * 128 * 128) + 3 * 2 * 128
+    size += (128 * 16 + 1) * 256 + 257 * 10
+    assert parameters(network) == size
+    assert _ending(network) == (128, 4, 4)
+    with pytest.raises(InputError, match=r"basic_cnn\(shape=\(1, 7, 9\)\): 3 poolings"):
+        models.basic_cnn((1, 7, 9))
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_mlp(layers: int, batch_norm: bool) -> None:
+    network = models.mlp((1, 4, 5), 3, layers, 7, batch_norm, dropout=0.5)
+    sizes = [20, *[7] * layers]
+    inner = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    assert parameters(network) == inner + (sizes[-1] + 1) * 3 + batch_norm * layers * 2 * 7
+    assert len([m for m in network.modules() if isinstance(m, nn.Dropout)]) == layers
+    x = torch.randn(6, 1, 4, 5)
+    h = x.flatten(1)
+    for layer in network.eval()[:-1]:
+        (linear,) = [m for m in layer if isinstance(m, nn.Linear)]
+        h = linear(h)
+        for norm in [m for m in layer if isinstance(m, nn.BatchNorm1d)]:
+            h = norm(h)
+        h = h.relu()
+    assert torch.equal(network(x), network[-1][-1](h))
+
+
+def test_vit_size() -> None:
+    """Per layer: 4 D^2 + 4 D of attention, 8 D^2 + 5 D of the MLP, 4 D of two norms."""
+    d, patch, tokens = 256, 4, 64
+    layer = 12 * d * d + 13 * d
+    ends = (3 * patch**2 + 1) * d + tokens * d + 2 * d + (d + 1) * 10
+    assert parameters(_build(models.vit)) == 8 * layer + ends
+
+
+def test_patches() -> None:
+    """One token per patch, row by row; the position is added."""
+    patches = Patches((2, 4, 6), 2, 5)
+    x = torch.randn(3, 2, 4, 6)
+    tokens = patches(x)
+    assert tokens.shape == (3, 6, 5)
+    weight = patches.project.weight.flatten(1)
+    for k in range(6):
+        i, j = divmod(k, 3)
+        patch = x[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].flatten(1)
+        wanted = patch @ weight.T + patches.project.bias + patches.position[0, k]
+        torch.testing.assert_close(tokens[:, k], wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(TokenMean()(tokens), tokens.mean(1))
+
+
+@pytest.mark.parametrize("shape", [(3, 30, 32), (3, 32, 30)])
+def test_vit_patch(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(InputError, match=r"vit\(patch=4\): \d+x\d+ images do not divide") as e:
+        models.vit(shape)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("options", [{"patch": 0}, {"heads": 0}, {"width": 10, "heads": 4}])
+def test_vit_sizes(options: dict[str, int]) -> None:
+    with pytest.raises(InputError, match=r"vit\(patch=\d+, width=\d+, heads=\d+\): give") as e:
+        models.vit(**options)  # type: ignore[arg-type]
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", [n for n in models.__all__ if n not in ("timm", "torchvision")])
+def test_every_network_is_a_chain_of_blocks(name: str) -> None:
+    """Each module of the chain is a block, and the last gives class scores."""
+    network = _build(lambda: getattr(models, name)(num_classes=7))
+    example = torch.empty(2, 3, 32, 32, device="meta")
+    blocks = Blocks(network, example=example, names=[n for n, _ in network.named_children()])
+    assert blocks.shapes[-1] == (7,)
+    assert blocks.names[-1] == "classifier"
+    grey = _build(lambda: getattr(models, name)((1, 32, 32), 5))
+    assert grey.eval()(torch.empty(2, 1, 32, 32, device="meta")).shape == (2, 5)
+
+
+def test_torchvision() -> None:
+    network = _build(lambda: models.torchvision((3, 32, 32), 7, "resnet18"))
+    assert parameters(network) == 11_689_512 - 993 * 513  # its 1000 classes become 7
+    with pytest.raises(InputError, match=r"torchvision\(arch='resnet19'\).*did you mean 'resnet1"):
+        models.torchvision(arch="resnet19")
+    with pytest.raises(InputError, match=r"torchvision\(arch='q'\): no such model; there is: "):
+        models.torchvision(arch="q")
+    with pytest.raises(InputError, match=r"torchvision\(shape=\(1, 28, 28\)\).*3 channels"):
+        models.torchvision((1, 28, 28))
+
+
+def test_torchvision_networks_that_know_their_image_size() -> None:
+    network = _build(lambda: models.torchvision((3, 64, 64), 7, "vit_b_16"))
+    assert network.encoder.pos_embedding.shape[1] == 1 + 16
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "maxvit_t", "swin_t"])
+def test_torchvision_gives_one_tensor(arch: str) -> None:
+    network = models.torchvision((3, 224, 224), 7, arch)
+    out = network(torch.randn(2, 3, 224, 224))
+    assert isinstance(out, Tensor)
+    assert out.shape == (2, 7)
+
+
+def test_timm() -> None:
+    pytest.importorskip("timm")
+    network = models.timm((1, 28, 28), 7, "resnet18")
+    assert network(torch.randn(2, 1, 28, 28)).shape == (2, 7)
+    sized = models.timm((3, 64, 64), 7, "vit_tiny_patch16_224")
+    assert sized(torch.randn(2, 3, 64, 64)).shape == (2, 7)
+    with pytest.raises(InputError, match=r"timm\(arch='resnet19'\).*did you mean '"):
+        models.timm(arch="resnet19")
+
+
+def test_timm_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(InputError, match=r"timm is not installed; pip install 'layerwise\[timm\]'"):
+        models.timm()
