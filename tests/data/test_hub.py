@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -221,12 +222,23 @@ def test_a_directory_of_something_else_is_refused(tmp_path, read):
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_a_name_out_of_reach_is_one_line(tmp_path, download, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+def test_a_name_out_of_reach_is_one_line(tmp_path, download):
+    began = time.perf_counter()
     with pytest.raises(InputError) as error:
         load("hf:someone/nothing", root=tmp_path, download=download)
     assert "hf:DIRECTORY" in str(error.value)
     assert "\n" not in str(error.value)
+    assert time.perf_counter() - began < 5  # and no half minute of retries
+    assert not datasets.config.HF_HUB_OFFLINE
+
+
+def test_a_name_is_found_in_the_cache_without_a_network(write, tmp_path):
+    place = write({"train": 10, "test": 4}, name="nothing")
+    datasets.load_dataset(str(place))
+    # A set of the hub lies in the cache as OWNER___NAME, and otherwise as a local one does.
+    (tmp_path / "hf" / "nothing").rename(tmp_path / "hf" / "someone___nothing")
+    splits = load("hf:someone/nothing", root=tmp_path / "cache", validation=0, download=False)
+    assert (len(splits.train), len(splits.test)) == (10, 4)
 
 
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="the copy of CIFAR-10 is not here")

@@ -53,7 +53,7 @@ def folder(path: Path, *, name: str, root: Path, size: int | None) -> Parts:
     """
     listed = listing(path, name)
     files = [file for classes in listed.values() for paths in classes.values() for file in paths]
-    key = cache.key("folder", size, cache.state(files))
+    key = cache.key("folder", str(path.resolve()), size, cache.state(files))
     if (kept := cache.read(root, key)) is not None:
         return kept
     classes = tuple(listed["train"])

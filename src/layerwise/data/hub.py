@@ -1,59 +1,21 @@
-"""Image sets in the Hugging Face layout, from the hub or from a local directory."""
+"""Image sets of the Hugging Face hub, fetched by name or found in a local directory."""
 
 from __future__ import annotations
 
 import atexit
-import io
 import shutil
 import tempfile
-from collections.abc import Mapping
-from functools import cached_property
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from layerwise.data import cache
 from layerwise.data.splits import Parts
-from layerwise.data.stream import gather
+from layerwise.data.table import parts_of
 from layerwise.errors import InputError
-
-ROLES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
-
-
-class Rows:
-    """The image column of a table: encoded bytes, or paths, as they lie in the Arrow file."""
-
-    def __init__(self, table: Any, column: str, split: str) -> None:
-        self.column = column
-        self.split = split
-        self.table = table.select_columns([column]).with_format("arrow")
-
-    @cached_property
-    def rows(self) -> Any:
-        # Straight from Arrow, which is mapped from disk: a row by way of `datasets` costs as much
-        # as decoding a small JPEG.
-        return self.table[:].column(self.column)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A worker that is not a fork is sent the name of the file to map, not the images.
-        return {name: value for name, value in vars(self).items() if name != "rows"}
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def open(self, i: int) -> Image.Image:
-        row = self.rows[i].as_py()
-        if row is None:
-            raise ValueError("no image")
-        if row["bytes"] is not None:
-            return Image.open(io.BytesIO(row["bytes"]))
-        return Image.open(io.BytesIO(Path(row["path"]).read_bytes()))
-
-    def where(self, i: int) -> str:
-        return f"row {i} of split {self.split!r} (column {self.column!r})"
 
 
 def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
@@ -90,7 +52,7 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
         key = cache.key("hf", place, config, size, prints)
         if (kept := cache.read(root, key)) is not None:
             return kept
-    parts = _parts(f"hf:{name}", tables, size)
+    parts = parts_of(f"hf:{name}", tables, size)
     cache.write(root, key, parts)
     return parts
 
@@ -106,18 +68,17 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
     def opened(cache_dir: str | None) -> Any:
         if isinstance(place, Path) and (place / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(place))
-        # A name is looked for in the local cache alone where nothing may be downloaded. Without a
-        # network `datasets` falls back to that cache by itself.
-        only_local = datasets.DownloadConfig(local_files_only=not download)
-        return datasets.load_dataset(
-            str(place), config, cache_dir=cache_dir, download_config=only_local
-        )
+        with nullcontext() if isinstance(place, Path) or reach else _offline():
+            return datasets.load_dataset(str(place), config, cache_dir=cache_dir)
 
+    reach = not isinstance(place, Path) and download and _reachable()
     try:
         try:
             tables = opened(None)
-        except OSError as error:
-            if not isinstance(place, Path) or isinstance(error, (FileNotFoundError, EOFError)):
+        except Exception as error:
+            # A disk that is full reaches us as the cause of an error of theirs.
+            disk = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(place, Path) or not isinstance(disk, OSError):
                 raise
             # Its cache cannot be written (read-only or full); a local set needs it only now.
             place_of_its_own = tempfile.mkdtemp()
@@ -125,99 +86,45 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
             tables = opened(place_of_its_own)
     except Exception as error:  # `datasets` raises what its many readers raise
         said = " ".join(str(error).split())[:200]
-        remedy = (
-            "check that it is an image data set (parquet, or class folders)"
-            if isinstance(place, Path)
-            else "check the name and the network, or give a local copy as hf:DIRECTORY"
-        )
+        if isinstance(place, Path):
+            remedy = "check that it is an image data set (parquet, or class folders)"
+        elif download:
+            remedy = "check the name and the network, or give a local copy as hf:DIRECTORY"
+        else:
+            remedy = "allow the download, or give a local copy as hf:DIRECTORY"
         raise InputError(f"data hf:{name}: {type(error).__name__}: {said}; {remedy}") from error
     if not isinstance(tables, Mapping):
         tables = {"train": tables}
     return tables
 
 
-def _parts(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
-    found = {role: split for role, names in ROLES.items() for split in tables if split in names}
-    if "train" not in found and len(tables) == 1:
-        found = {"train": next(iter(tables))}
-    if "train" not in found:
-        raise InputError(
-            f"data {name}: no split 'train', there is: {', '.join(tables)}; rename one of them"
-        )
-    train = tables[found["train"]]
-    image = _image_column(name, train.features)
-    label, classes = _label_column(name, train)
-    parts: dict[str, Any] = {}
-    for role, split in found.items():
-        table = tables[split]
-        for column in (image, label):
-            if column not in table.features:
-                raise InputError(
-                    f"data {name}: split {split!r} has no column {column!r}, there is: "
-                    f"{', '.join(table.features)}; give every split the same columns"
-                )
-        labels = _labels(name, table, split, label, classes)
-        if labels is None and role != "train":
-            continue  # held back by its makers, as ImageNet's test part
-        if labels is None or len(labels) == 0:
-            raise InputError(f"data {name}: split {split!r} has no labelled rows; fill it")
-        names = getattr(table.features[label], "names", None)
-        if names is not None and tuple(names) != classes:
-            odd = sorted(set(names) ^ set(classes)) or "their order"
-            raise InputError(
-                f"data {name}: split {split!r} has other classes than 'train' ({odd}); "
-                "give every split the same"
-            )
-        parts[role] = gather(Rows(table, image, split), labels, size)
-    if "test" not in parts:
-        # What was not trained on by those who published it is what others report.
-        parts["test"] = parts.pop("validation", None)
-    return Parts(parts["train"], parts.get("validation"), parts["test"], classes)
+def _reachable() -> bool:
+    """Whether the hub answers at all; without this question `datasets` asks for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a kind one
+    except OSError:
+        return False
+    return True
 
 
-def _image_column(name: str, features: Mapping[str, Any]) -> str:
-    found = [c for c, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(found) != 1:
-        raise InputError(
-            f"data {name}: {len(found) or 'no'} image columns among {', '.join(features)}; "
-            "one column must hold images"
-        )
-    return found[0]
+@contextmanager
+def _offline() -> Iterator[None]:
+    """`HF_HUB_OFFLINE=1`, which both packages read once when they are imported."""
+    import datasets
+    from huggingface_hub import constants
 
-
-def _label_column(name: str, table: Any) -> tuple[str, tuple[str, ...]]:
-    """The column and the classes: the finest class labels, else the only integers."""
-    features = table.features
-    named = {c: tuple(f.names) for c, f in features.items() if type(f).__name__ == "ClassLabel"}
-    if named:
-        column = max(named, key=lambda c: len(named[c]))  # CIFAR-100 has coarse ones too
-        return column, named[column]
-    integers = [c for c, f in features.items() if "int" in str(getattr(f, "dtype", ""))]
-    column = "label" if "label" in integers else integers[0] if len(integers) == 1 else None
-    if column is None:
-        raise InputError(
-            f"data {name}: no label column among {', '.join(features)}; one column must be a "
-            "ClassLabel, or be integer and named 'label'"
-        )
-    values = sorted({v for v in table[column][:] if v is not None and v != -1})
-    return column, tuple(str(v) for v in values)
-
-
-def _labels(
-    name: str, table: Any, split: str, column: str, classes: tuple[str, ...]
-) -> Tensor | None:
-    """int64 (N,), numbered by class; None where no row has one (-1, as is the custom)."""
-    values = list(table[column][:])
-    if all(v is None or v == -1 for v in values):
-        return None
-    if type(table.features[column]).__name__ == "ClassLabel":
-        number = {i: i for i in range(len(classes))}
-    else:
-        number = {int(c): i for i, c in enumerate(classes)}
-    for row, value in enumerate(values):
-        if value not in number:
-            raise InputError(
-                f"data {name}: row {row} of split {split!r} has label {value!r}, which is no class "
-                "of the split 'train'; correct it or remove the row"
-            )
-    return torch.tensor([number[v] for v in values], dtype=torch.int64)
+    places = (datasets.config, constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value

@@ -51,10 +51,20 @@ _KNOWN: dict[str, tuple[str, str, Reader, str]] = {
         _idx,
         "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte",
     ),
-    "cifar10": ("CIFAR10", "train", _cifar, "cifar-10-batches-py/"),
-    "cifar100": ("CIFAR100", "train", _cifar, "cifar-100-python/"),
+    "cifar10": (
+        "CIFAR10",
+        "train",
+        _cifar,
+        "cifar-10-batches-py/ (cifar-10-python.tar.gz, unpacked)",
+    ),
+    "cifar100": (
+        "CIFAR100",
+        "train",
+        _cifar,
+        "cifar-100-python/ (cifar-100-python.tar.gz, unpacked)",
+    ),
     "svhn": ("SVHN", "split", _svhn, "{train,test}_32x32.mat"),
-    "stl10": ("STL10", "split", _stl10, "stl10_binary/"),
+    "stl10": ("STL10", "split", _stl10, "stl10_binary/ (stl10_binary.tar.gz, unpacked)"),
 }
 
 
