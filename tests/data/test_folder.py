@@ -89,6 +89,9 @@ def test_other_modes_become_colour(tmp_path, read):
         image.save(tmp_path / "set" / "a" / f"{i}.{'jpg' if image.mode == 'CMYK' else 'png'}")
     palette = Image.new("P", (4, 4))
     palette.save(tmp_path / "set" / "a" / "transparent.png", transparency=b"\0\1\2")
+    frames = [Image.new("P", (4, 4), i) for i in range(3)]
+    frames[0].save(tmp_path / "set" / "a" / "moving.gif", save_all=True, append_images=frames[1:])
+    frames[0].convert("L").save(tmp_path / "set" / "a" / "grey.tif")
     assert read(tmp_path / "set", validation=0).shape == (3, 4, 4)
 
 

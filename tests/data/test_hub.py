@@ -228,7 +228,7 @@ def test_a_name_out_of_reach_is_one_line(tmp_path, download):
         load("hf:someone/nothing", root=tmp_path, download=download)
     assert "hf:DIRECTORY" in str(error.value)
     assert "\n" not in str(error.value)
-    assert time.perf_counter() - began < 5  # and no half minute of retries
+    assert time.perf_counter() - began < 15  # and no half minute of retries
     assert not datasets.config.HF_HUB_OFFLINE
 
 

@@ -186,5 +186,12 @@ def test_a_large_batch_is_fine_where_the_last_may_be_short(noise):
     assert x.shape == (5, 3, 8, 8)
 
 
-def test_throughput_counts_images(noise):
-    assert throughput(Loader(noise(50), 8, augment=FULL, train=True), 0.05) > 1000
+def test_throughput_is_images_over_time(noise, monkeypatch):
+    clock = iter([0.0, 1.0, 2.0, 3.0, 4.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    # Began at 0; batches of 8 end at 1, 2 and 3, when 2.5 s are over; read again at 4.
+    assert throughput(Loader(noise(50), 8, train=True), 2.5) == 3 * 8 / 4
+
+
+def test_throughput_goes_from_epoch_to_epoch(noise):
+    assert throughput(Loader(noise(50), 8, augment=FULL, train=True), 0.05) > 0

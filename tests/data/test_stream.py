@@ -48,6 +48,7 @@ def test_an_epoch_repeats_from_any_batch_and_leaves_the_global_generator(splits)
     whole = list(loader.epoch(3))
     assert len(whole) == len(loader)
     assert same(loader.epoch(3, 2), whole[2:])
+    assert list(loader.epoch(3, len(loader))) == []
     assert not same(loader.epoch(4), whole)
     assert torch.equal(torch.get_rng_state(), before)
 
