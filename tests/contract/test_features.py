@@ -287,7 +287,7 @@ def test_one_frozen_weight(network: str, name: str) -> None:
     case = NETWORKS[network](torch.float64)
     rule = ALL_RULES[name](case.blocks)
     wanted = _unfrozen(rule, case)
-    frozen, p = list(rule.blocks[1].named_parameters())[0]
+    frozen, p = next(iter(rule.blocks[1].named_parameters()))
     p.requires_grad_(False)
     rule.backward(case.x, case.y)
     del wanted[f"blocks.1.{frozen}"]

@@ -1,6 +1,8 @@
-"""Decoupled greedy learning against an implementation of its own: `autograd.grad`, block by block."""
+"""Decoupled greedy learning against a naive implementation: `autograd.grad`, block by block."""
 
 from __future__ import annotations
+
+import itertools
 
 import networks
 import pytest
@@ -134,7 +136,7 @@ def chains(draw: st.DrawFn) -> tuple[Blocks, Tensor, Tensor, Head]:
     depth = draw(st.integers(1, 4))
     widths = [draw(st.integers(1, 5)) for _ in range(depth)] + [draw(st.integers(2, 4))]
     parts = []
-    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(widths)):
         layers: list[nn.Module] = [nn.Linear(a, b, bias=draw(st.booleans()), dtype=torch.float64)]
         if i < depth - 1:
             layers.append(draw(st.sampled_from(NONLINEARITIES))())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -182,7 +183,7 @@ def test_basic_cnn() -> None:
 def test_mlp(layers: int, batch_norm: bool) -> None:
     network = models.mlp((1, 4, 5), 3, layers, 7, batch_norm, dropout=0.5)
     sizes = [20, *[7] * layers]
-    inner = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+    inner = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
     assert parameters(network) == inner + (sizes[-1] + 1) * 3 + batch_norm * layers * 2 * 7
     assert len([m for m in network.modules() if isinstance(m, nn.Dropout)]) == layers
     x = torch.randn(6, 1, 4, 5)
