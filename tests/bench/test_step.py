@@ -171,7 +171,7 @@ def test_the_table_fits_a_terminal(table):
     ("options", "message"),
     [
         ({"rounds": 0}, "rounds=0"),
-        ({"warmup": 0}, "warmup=0"),
+        ({"warmup": -1}, "warmup=-1"),
         ({"channels_last": True}, "channels_last"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -47,17 +48,17 @@ def measure(
     optimizer: MakeOptimizer,
     *,
     rounds: int,
-    warmup: int = 1,
+    warmup: int = 0,
 ) -> tuple[Measured, ...]:
     """Measure a training step of every contender.
 
     A step is all of the rule's backward, the optimizer's step and zero_grad(set_to_none=True).
-    After `warmup` steps each, the contenders take turns for `rounds` timed rounds, so that what
-    else the machine does meets all of them; only ratios within a round mean much. Then one step
-    of each under `LiveBytes` and one under `count_flops`, which are not timed.
+    One step of each goes under `count_flops` and one under `LiveBytes`, which also warms up and
+    makes the optimizer's state. Then the contenders take turns for `rounds` timed rounds, so that
+    what else the machine does meets all of them; only ratios within a round mean much.
 
     Bytes are above a baseline of parameters (the heads' too), buffers and the batch. Optimizer
-    state has been made by the warm-up and is counted throughout; see `LiveBytes` for the rest.
+    state is counted throughout; see `LiveBytes` for the rest.
 
     Args:
         contenders: at least one.
@@ -65,23 +66,31 @@ def measure(
         y: its labels.
         optimizer: makes an optimizer of some parameters.
         rounds: timed steps of each contender, at least 1.
-        warmup: untimed steps of each before, at least 1.
+        warmup: further untimed steps of each before them.
 
     Raises:
-        InputError: a count below 1.
+        InputError: no round; fewer than no steps to warm up.
     """
-    for name, count in {"rounds": rounds, "warmup": warmup}.items():
-        if count < 1:
-            raise InputError(f"bench({name}={count}): give at least 1")
+    for name, count, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
+        if count < least:
+            raise InputError(f"bench({name}={count}): give at least {least}")
     steps = [_Step(contender, x, y, optimizer) for contender in contenders]
-    times_s: list[list[float]] = [[] for _ in steps]
+    costs = [_costs(step) for step in steps]
+    times: list[list[_Times]] = [[] for _ in steps]
     with _without_collector():
-        for round_ in range(-warmup, rounds):
-            for step, times in zip(steps, times_s, strict=True):
-                step_s = _timed(step)
-                if round_ >= 0:
-                    times.append(step_s)
-    return tuple(_measured(step, tuple(times)) for step, times in zip(steps, times_s, strict=True))
+        for step in steps * warmup:
+            step()
+        for _ in range(rounds):
+            for step, so_far in zip(steps, times, strict=True):
+                so_far.append(_timed(step))
+    return tuple(
+        dataclasses.replace(
+            cost,
+            times_s=tuple(t.wall_s for t in of_step),
+            cpu_times_s=tuple(t.cpu_s for t in of_step),
+        )
+        for cost, of_step in zip(costs, times, strict=True)
+    )
 
 
 class _Step:
@@ -166,8 +175,10 @@ def _timed(step: _Step) -> _Times:
     return _Times(time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
-def _measured(step: _Step, times: Sequence[_Times]) -> Measured:
+def _costs(step: _Step) -> Measured:
+    """Bytes and FLOPs; the times are still to come."""
     device, rule = step.x.device, step.rule
+    flops = count_flops(step, rule.objectives)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -179,11 +190,10 @@ def _measured(step: _Step, times: Sequence[_Times]) -> Measured:
         live.count("optimizer", step.optimizer_state())
         step()
         live.count("optimizer", step.optimizer_state())
-    flops = count_flops(step, rule.objectives)
     return Measured(
         name=step.contender.name,
-        times_s=tuple(t.wall_s for t in times),
-        cpu_times_s=tuple(t.cpu_s for t in times),
+        times_s=(),
+        cpu_times_s=(),
         peak=live.peak(),
         activation_peak_bytes=live.peak("activations").bytes,
         at_rest_bytes=live.now,

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.bench.measure import Contender, When, measure
-from layerwise.bench.provenance import Provenance
 from layerwise.bench.table import StepTable
 from layerwise.blocks import Blocks, cut
+from layerwise.environment import describe
 from layerwise.errors import InputError
 from layerwise.rule import Rule
 from layerwise.rules import Backprop
@@ -28,7 +28,7 @@ def compare_steps(
     segments: int | Literal["all"] | None = None,
     balance: Literal["flops", "memory"] = "memory",
     rounds: int = 5,
-    warmup: int = 1,
+    warmup: int = 0,
     global_step: bool = False,
     step_in_backward: bool = False,
     channels_last: bool = False,
@@ -41,9 +41,9 @@ def compare_steps(
 
     Every contender gets its own copy of the same weights and steps SGD; the rule steps each block
     and frees its gradients as soon as they are there. A step is all of forward, backward,
-    optimizer step and zero_grad(set_to_none=True). In the timed rounds the contenders take turns,
-    and each is compared with backpropagation in the same round. Bytes and FLOPs come from steps of
-    their own. Torch's number of threads is taken as it is.
+    optimizer step and zero_grad(set_to_none=True). FLOPs and bytes come from two steps of their
+    own, which warm up; then, in the timed rounds, the contenders take turns, and each is compared
+    with backpropagation in the same round. Torch's number of threads is taken as it is.
 
     Memory is the most bytes of tensors alive at once, above parameters (the heads' too), buffers
     and the batch: saved activations, temporaries between operators, gradients, and optimizer state
@@ -58,7 +58,7 @@ def compare_steps(
         segments: how many segments activation checkpointing gets; null for as many as blocks.
         balance: what the cuts make equal: FLOPs, or bytes that a block saves for its backward.
         rounds: how many timed steps each contender takes.
-        warmup: steps before them.
+        warmup: further untimed steps before them.
         global_step: also measure the rule with one optimizer step for all blocks at the end.
         step_in_backward: also measure backpropagation, with and without checkpointing, that steps
             and frees each block's gradients while autograd is still running.
@@ -72,7 +72,7 @@ def compare_steps(
         Times in s, bytes, FLOPs and their ratios; printed by rich, and `save(path)`d as JSON.
 
     Raises:
-        InputError: a count below 1; labels that do not fit; a network that cannot be cut so.
+        InputError: no round; labels that do not fit; a network that cannot be cut so.
     """
     if x.shape[0] != y.shape[0]:
         raise InputError(
@@ -127,7 +127,7 @@ def compare_steps(
             "warmup": warmup,
             "seed": seed,
         },
-        provenance=Provenance.here(x.device).as_dict(),
+        provenance=describe(),
         contenders=measured,
     )
 

@@ -220,7 +220,7 @@ def _caption(table: StepTable) -> str:
     made = table.provenance
     rounds = len(table.contenders[0].times_s)
     return (
-        f"{made['processor']}, {made['threads']} threads on {made['cores']} cores, torch "
+        f"{made['cpu']}, {made['threads']} threads on {made['cores']} cores, torch "
         f"{made['torch']}, {table.setting['dtype']}, {table.setting['memory_format']}. Time: "
         f"median of {rounds} rounds' ratios; CPU: of all threads' time. Memory: the most bytes of "
         "activations, gradients and optimizer state alive at once; act.: of saved activations and "
