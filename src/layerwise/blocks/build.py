@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+
 from torch import fx, nn
 
 from layerwise.blocks.flow import SHAPE_ONLY, Flow
@@ -10,7 +11,7 @@ from layerwise.blocks.mode import choose_modes, follow_mode
 from layerwise.blocks.trace import Call, trace
 
 
-def build(fine: Flow, starts: list[int], *, handwritten: bool) -> list[nn.Module]:
+def build(fine: Flow, starts: list[int], *, written: bool) -> list[nn.Module]:
     """One module per part of `fine.data`.
 
     The model is traced a second time, into those modules only that a cut divides: a block calls
@@ -19,7 +20,7 @@ def build(fine: Flow, starts: list[int], *, handwritten: bool) -> list[nn.Module
     Args:
         fine: the finest trace.
         starts: where in `fine.data` each part begins; the first is 0.
-        handwritten: the graph was not traced, so there is nothing to trace a second time.
+        written: the graph was written by hand, so there is nothing to trace a second time.
     """
     model, part_of = fine.model, {}
     spans: dict[tuple[Call, ...], set[int]] = {}
@@ -31,7 +32,7 @@ def build(fine: Flow, starts: list[int], *, handwritten: bool) -> list[nn.Module
             spans.setdefault(calls[: depth + 1], set()).add(part)
     opened = {calls for calls, parts in spans.items() if len(parts) > 1}
 
-    if handwritten:
+    if written:
         flow = fine
     else:
         graph, _ = trace(model, whole=lambda calls: calls not in opened)
@@ -118,7 +119,9 @@ def _as_graph(flow: Flow, source: fx.Node, here: list[fx.Node], last: fx.Node) -
             if available(node):
                 copies[node] = graph.node_copy(node, copied)
             elif SHAPE_ONLY in node.meta:  # from the block's input instead
-                copies[node] = graph.node_copy(node, lambda n: copied(n) if available(n) else x)
+                copies[node] = graph.node_copy(
+                    node, lambda n: x if n in flow.index and n not in copies else copied(n)
+                )
             elif flow.is_batch_size(node):
                 copies[node] = graph.call_method("size", (x, 0))
             else:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from layerwise.blocks.flow import Flow
 from layerwise.blocks.unchanged import unchanged
 
 
@@ -90,42 +88,3 @@ def _attention_flops(
 
 # PyTorch has no formula for attention on the CPU.
 _FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-
-
-def piece_costs(flow: Flow, starts: list[int], balance: str) -> list[int]:
-    """What each part of `flow.data` costs, the parts beginning at `starts`.
-
-    Args:
-        balance: `"flops"`, counted in eval mode, or `"memory"`, the bytes that training keeps for
-            the backward pass.
-    """
-    model = flow.model
-    if balance == "flops":
-        model.eval()
-        with counted() as counter:
-            return _Metered(flow, starts, counter.get_total_flops).costs(flow.x)
-    with unchanged(model), saved(model) as kept:  # training moves running statistics
-        model.train()
-        try:
-            return _Metered(flow, starts, lambda: kept.bytes).costs(flow.x)
-        finally:
-            model.eval()
-
-
-class _Metered(fx.Interpreter):
-    """Runs a graph and reads a meter where each part begins."""
-
-    def __init__(self, flow: Flow, starts: list[int], meter: Callable[[], int]):
-        super().__init__(flow.model, graph=flow.graph)
-        self.meter, self.readings = meter, []
-        self.starts = {flow.data[i] for i in starts[1:]}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if n in self.starts:
-            self.readings.append(self.meter())
-        return super().run_node(n)
-
-    def costs(self, x: Tensor) -> list[int]:
-        self.run(x)
-        readings = [0, *self.readings, self.meter()]
-        return [after - before for before, after in pairwise(readings)]

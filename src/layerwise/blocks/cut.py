@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from layerwise.blocks.balance import Balance, balanced
 from layerwise.blocks.build import build
 from layerwise.blocks.chain import Blocks
-from layerwise.blocks.cost import piece_costs
+from layerwise.blocks.explicit import named, names_of
 from layerwise.blocks.flow import Flow
-from layerwise.blocks.partition import partition
+from layerwise.blocks.huggingface import is_huggingface, output_of, write
 from layerwise.blocks.trace import reason, trace
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, choices
 
-Balance = Literal["flops", "memory"]
+_SEED = 0  # for models that draw random numbers in eval mode; the generators are put back after
 
 
 def cut(
@@ -65,21 +66,24 @@ def cut(
             blocks; one parameter in two blocks; a model that cannot be followed, or cannot take the
             example.
     """
-    call = _check_arguments(model, blocks, at, example, balance)
+    _check_arguments(model, blocks, at, example, balance)
     assert example is not None
     x = torch.cat([example[:2], example[:1]])[:2]
     training = model.training
     with unchanged(model):
         model.eval()
         expected = _run(model, x)
-        flow, untraced = _follow(model, x)
-        if at is not None:
-            starts = _starts_at(flow, at, untraced)
+        if blocks == 1 and _returns_tensor_in_training(model, x):
+            parts, names = [model], [type(model).__name__]
         else:
-            starts = _starts_balanced(flow, 4 if blocks is None else blocks, balance, call)
-        parts = build(flow, starts, handwritten=False)
-        chain = Blocks(parts, example=x, names=_names(flow, starts))
-        _compare(chain, x, expected)
+            flow, untraced, written = _follow(model, x)
+            if at is not None:
+                starts = named(flow, at, untraced)
+            else:
+                starts = balanced(flow, 4 if blocks is None else blocks, balance)
+            parts, names = build(flow, starts, written=written), names_of(flow, starts)
+        chain = Blocks(parts, names=names)
+        _check_and_measure(chain, x, expected)
     own = set(model.modules())
     for module in chain.modules():
         if module not in own:
@@ -93,41 +97,37 @@ def _check_arguments(
     at: Sequence[str] | None,
     example: Tensor | None,
     balance: str,
-) -> str:
+) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"cut(model): got {type(model).__name__}; give an nn.Module")
     if at is not None and blocks is not None:
         raise InputError(
-            f"cut(blocks={blocks!r}, at={list(at)!r}): got both; give `blocks` to balance the cost, "
-            "or `at` to name the modules that begin a block"
+            f"cut(blocks={blocks!r}, at={list(at)!r}): got both; give `blocks` to balance "
+            "cost, or `at` to name the modules that begin a block"
         )
     if isinstance(at, str):
         raise InputError(f"cut(at={at!r}): got a string; give a list of names: at=[{at!r}]")
-    if at is None and blocks is not None and blocks != "all":
-        if not isinstance(blocks, int) or isinstance(blocks, bool) or blocks < 1:
-            raise InputError(
-                f'cut(blocks={blocks!r}): give a number of blocks, at least 1, or "all"'
-            )
+    number = isinstance(blocks, int) and not isinstance(blocks, bool) and blocks >= 1
+    if blocks is not None and blocks != "all" and not number:
+        raise InputError(f'cut(blocks={blocks!r}): give a number of blocks, at least 1, or "all"')
     if balance not in ("flops", "memory"):
-        raise InputError(
-            f"cut(balance={balance!r}): {choices(str(balance), ('flops', 'memory'))}"
-        )
+        raise InputError(f"cut(balance={balance!r}): {choices(str(balance), ('flops', 'memory'))}")
     if not isinstance(example, Tensor) or example.dim() == 0 or len(example) == 0:
         got = "none" if example is None else type(example).__name__
         if isinstance(example, Tensor):
             got = f"shape {tuple(example.shape)}"
         raise InputError(
-            f"cut(example=): got {got}; give a batch that the model takes, a tensor (B, ...) with at "
-            "least one sample: cut(model, blocks=4, example=images)"
+            f"cut(example=): got {got}; give a batch that the model takes, a tensor (B, ...) "
+            "with at least one sample: cut(model, blocks=4, example=images)"
         )
-    return f"cut(blocks={blocks!r})"
 
 
 def _run(model: nn.Module, x: Tensor) -> Tensor:
-    torch.manual_seed(0)
+    torch.manual_seed(_SEED)
     try:
         with torch.no_grad():
             output = model(x)
+            output = output_of(output) if is_huggingface(model) else output
     except Exception as error:
         raise InputError(
             f"cut(example=): {type(model).__name__} cannot take an input of shape "
@@ -141,7 +141,29 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
     return output
 
 
-def _follow(model: nn.Module, x: Tensor) -> tuple[Flow, dict[str, str]]:
+def _returns_tensor_in_training(model: nn.Module, x: Tensor) -> bool:
+    """Not so GoogLeNet and Inception, which have to be traced even for one block."""
+    model.train()
+    try:
+        with torch.no_grad():
+            return isinstance(model(x), Tensor)
+    except Exception:  # two samples may be too few for it
+        return isinstance(_run(model.eval(), x), Tensor)
+    finally:
+        model.eval()
+
+
+def _follow(model: nn.Module, x: Tensor) -> tuple[Flow, dict[str, str], bool]:
+    """The model's forward; which modules in it could not be followed, and why; and whether it was
+    written by hand."""
+    if is_huggingface(model):
+        graph = write(model)
+        if graph is None:
+            raise InputError(
+                f"cut(model): {type(model).__name__} of transformers is none that cut knows (those "
+                "like BERT, GPT-2, Llama and ViT); divide it by hand: Blocks([...])"
+            )
+        return Flow(model, graph, x), {}, True
     try:
         graph, untraced = trace(model)
     except Exception as error:
@@ -149,147 +171,30 @@ def _follow(model: nn.Module, x: Tensor) -> tuple[Flow, dict[str, str]]:
             f"cut(model): cannot follow the forward of {type(model).__name__}: {reason(error)}; "
             "divide the model by hand: Blocks([...])"
         ) from error
-    return Flow(model, graph, x), untraced
+    return Flow(model, graph, x), untraced, False
 
 
-def _starts_at(flow: Flow, at: Sequence[str], untraced: dict[str, str]) -> list[int]:
-    known = {name for name, _ in flow.model.named_modules() if name}
-    begins: dict[int, str] = {}
-    for name in at:
-        call = f"cut(at=[..., {name!r}])" if len(at) > 1 else f"cut(at=[{name!r}])"
-        if name not in known:
-            raise InputError(f"{call}: the model has no module {name!r}; {choices(name, known)}")
-        i = _first(flow, name)
-        if i is None:
-            for outer, why in untraced.items():
-                if name.startswith(f"{outer}."):
-                    raise InputError(
-                        f"{call}: {name!r} lies inside {outer!r}, whose forward cannot be followed "
-                        f"({why}); name {outer!r} or a module outside it"
-                    )
-            raise InputError(
-                f"{call}: the model does not call {name!r} in eval mode, or lets no data through "
-                "it; name a module that it calls"
-            )
-        if begins.setdefault(i, name) != name or list(at).count(name) > 1:
-            raise InputError(
-                f"{call}: {begins[i]!r} and {name!r} begin at the same place; name one of them"
-            )
-    for i, name in begins.items():
-        if i > 1:
-            _refuse_no_cut(flow, i, name)
-    return sorted({0, *begins} - {1})
-
-
-def _first(flow: Flow, name: str) -> int | None:
-    """Where the module `name`, or the first module inside it, first computes data."""
-    for i, node in enumerate(flow.data):
-        if any(path == name or path.startswith(f"{name}.") for path, _ in node.meta["calls"]):
-            return i
-    return None
-
-
-def _refuse_no_cut(flow: Flow, i: int, name: str) -> None:
-    call = f"cut(at=[{name!r}])"
-    crossing = flow.crossing(i)
-    near = f"cut at {_nearest(flow, i)}"
-    if len(crossing) > 1:
-        origins = ", ".join(_origin(node) for node in crossing)
-        raise InputError(
-            f"{call}: {len(crossing)} tensors cross before {name!r} (from {origins}); exactly one "
-            f"may: {near}"
-        )
-    if not flow.can_cut(i):
-        lost = flow.lost_sizes(i)
-        what = f"the size {lost[0].name!r} that was read before it" if lost else "what is no tensor"
-        raise InputError(f"{call}: from {name!r} on the model needs {what}: {near}")
-    parameter = flow.shared_parameter(i)
-    if parameter is not None:
-        raise InputError(
-            f"{call}: parameter {parameter!r} is used both before and after {name!r}; a parameter "
-            "belongs to one block: untie it, or keep both uses in one block"
-        )
-
-
-def _nearest(flow: Flow, i: int) -> str:
-    points = flow.cut_points
-    before = [p for p in points if p < i][-1:]
-    after = [p for p in points if p > i][:1]
-    names = [repr(_name(flow, p, len(flow.data))) for p in before + after]
-    return " or ".join(names) if names else "no place; the model is one block"
-
-
-def _origin(node: fx.Node) -> str:
-    if node.op == "placeholder":
-        return "the model's input"
-    calls = node.meta["calls"]
-    if node.op == "call_module":
-        return repr(calls[-1][0])
-    return f"{node.name!r} in {calls[-1][0]!r}" if calls else f"{node.name!r} in the model's forward"
-
-
-def _starts_balanced(
-    flow: Flow, blocks: int | Literal["all"], balance: Balance, call: str
-) -> list[int]:
-    starts = [0, *flow.cut_points]
-    costs = piece_costs(flow, starts, "flops")
-    starts = _without_idle(starts, costs)
-    shared = {i: flow.shared_parameter(i) for i in starts[1:]}
-    starts = [i for i in starts if shared.get(i) is None]
-    tied = next((name for name in shared.values() if name is not None), None)
-    wanted = 2 if blocks == "all" and tied else 1 if blocks == "all" else blocks
-    if wanted > len(starts):
-        why = f" where no parameter is shared ({tied!r} is: untie it)" if tied else ""
-        raise InputError(
-            f"{call}: {type(flow.model).__name__} divides into at most {len(starts)} block"
-            f"{'s' * (len(starts) != 1)}{why}; give blocks={len(starts)} or fewer"
-        )
-    if blocks == "all":
-        return starts
-    if blocks == 1:
-        return [0]
-    costs = piece_costs(flow, starts, balance)
-    return [starts[i] for i in partition(costs, blocks)]
-
-
-def _without_idle(starts: list[int], costs: list[int]) -> list[int]:
-    """Give every piece that costs nothing to the one before it, and such a beginning to the next."""
-    kept = [0]
-    busy = costs[0] > 0
-    for i, cost in zip(starts[1:], costs[1:], strict=True):
-        if cost > 0:
-            if busy:
-                kept.append(i)
-            busy = True
-    return kept
-
-
-def _names(flow: Flow, starts: list[int]) -> list[str]:
-    ends = [*starts[1:], len(flow.data)]
-    if len(starts) == 1:
-        return [type(flow.model).__name__]
-    return [_name(flow, max(i, 1), end) for i, end in zip(starts, ends, strict=True)]
-
-
-def _name(flow: Flow, i: int, end: int) -> str:
-    """The largest module that begins at `data[i]` and ends before `data[end]`, or the operation."""
-    calls = flow.data[i].meta["calls"]
-    for depth in range(1, len(calls) + 1):
-        within = [
-            j for j, node in enumerate(flow.data) if node.meta["calls"][:depth] == calls[:depth]
-        ]
-        if within[0] == i and within[-1] < end:
-            return calls[depth - 1][0]
-    return ".".join([*(path for path, _ in calls[-1:]), flow.data[i].name])
-
-
-def _compare(chain: Blocks, x: Tensor, expected: Tensor) -> None:
-    """A forward may depend on what a trace does not see; then the chain would be another network."""
-    actual = _run(chain.eval(), x)
-    if actual.shape != expected.shape or not torch.allclose(
-        actual, expected, rtol=1e-3, atol=1e-5, equal_nan=True
+def _check_and_measure(chain: Blocks, x: Tensor, expected: Tensor) -> None:
+    """Find the shapes, and see that the chain is the model: a forward may depend on what a trace
+    does not see."""
+    chain.eval()
+    torch.manual_seed(_SEED)
+    h, shapes = x.clone(), []
+    with torch.no_grad():
+        for name, block in zip(chain.names, chain, strict=True):
+            given, version = h, h._version
+            h = block(h)
+            shapes.append(tuple(h.shape[1:]))
+            if given._version != version and len(chain) > 1:
+                raise InputError(
+                    f"cut(model): block {name!r} changes its input in place, which is the output "
+                    "of the block before it; give the module inplace=False, or cut elsewhere"
+                )
+    if h.shape != expected.shape or not torch.allclose(
+        h, expected, rtol=1e-3, atol=1e-5, equal_nan=True
     ):
         raise InputError(
-            "cut(model): the chain's output is not the model's; its forward depends on something "
-            "that a trace does not see; divide the model by hand: Blocks([...])"
+            "cut(model): the chain's output is not the model's, whose forward does something that "
+            "a trace does not see; divide the model by hand: Blocks([...])"
         )
+    chain.input_shape, chain.shapes = tuple(x.shape[1:]), tuple(shapes)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from layerwise.blocks.record import Record, record
+
 # Set in the `meta` of a node of a hand-written graph whose value depends on the shape, dtype and
 # device of its input only (positions, a causal mask): any block can compute it from its own input.
 SHAPE_ONLY = "shape_only"
@@ -34,22 +36,24 @@ class Flow:
 
     def __init__(self, model: nn.Module, graph: fx.Graph, x: Tensor):
         self.model, self.graph, self.x = model, graph, x
-        self._values = _values(model, graph, x)
+        self._record = record(model, graph, x)
         self.data: list[fx.Node] = []
         self._from_input: set[fx.Node] = set()
         for node in graph.nodes:
             if node.op == "placeholder" or self._from_input.intersection(node.all_input_nodes):
                 self._from_input.add(node)
-                if _carries_tensor(self._values[node]) and node.op != "output":
-                    if SHAPE_ONLY not in node.meta:
-                        self.data.append(node)
+                hidden = node.op == "output" or SHAPE_ONLY in node.meta
+                if self._record.carries_tensor(node) and not hidden:
+                    self.data.append(node)
         self.index = {node: i for i, node in enumerate(self.data)}
         self.output: fx.Node = next(reversed(graph.nodes)).all_input_nodes[0]
 
     @cached_property
     def cut_points(self) -> list[int]:
         """Every i > 1 such that `data[i:]` needs of `data[:i]` exactly one tensor."""
-        return [i for i in range(2, len(self.data)) if len(self.crossing(i)) == 1 and self.can_cut(i)]
+        return [
+            i for i in range(2, len(self.data)) if len(self.crossing(i)) == 1 and self.can_cut(i)
+        ]
 
     def crossing(self, i: int) -> list[fx.Node]:
         """The data nodes that a cut before `data[i]` would have to carry across."""
@@ -73,7 +77,7 @@ class Flow:
         return value.op != "placeholder" and self.is_tensor(value) and not self.lost_sizes(i)
 
     def is_tensor(self, node: fx.Node) -> bool:
-        return isinstance(self._values[node], _Tensor)
+        return self._record.is_tensor(node)
 
     def is_free(self, node: fx.Node) -> bool:
         return node not in self._from_input
@@ -105,11 +109,20 @@ class Flow:
 
     def is_batch_size(self, node: fx.Node) -> bool:
         """Whether a size is the batch size: 2 for a batch of two, and 3 for a batch of three."""
-        return self._values[node] == 2 and self._values_of_three[node] == 3
+        return self._record.values[node] == 2 and self._record_of_three.values[node] == 3
 
     @cached_property
-    def _values_of_three(self) -> dict[fx.Node, Any]:
-        return _values(self.model, self.graph, torch.cat([self.x, self.x[:1]]))
+    def _record_of_three(self) -> Record:
+        return record(self.model, self.graph, torch.cat([self.x, self.x[:1]]))
+
+    def changes_input(self, start: int, end: int) -> bool:
+        """Whether `data[start:end]` works in place on what crosses to it."""
+        (crossing,) = self.crossing(start)
+        return any(crossing in self._record.changed[node] for node in self.data[start:end])
+
+    def flops(self, start: int, end: int) -> int:
+        """Forward floating-point operations of `data[start:end]` on the batch of two."""
+        return sum(self._record.flops[node] for node in self.data[start:end])
 
     def shared_parameter(self, i: int) -> str | None:
         """A parameter that is used both before and from `data[i]` on."""
@@ -145,42 +158,3 @@ def attribute(model: nn.Module, path: str) -> Any:
     """What a `get_attr` node stands for."""
     *parents, name = path.split(".")
     return getattr(model.get_submodule(".".join(parents)), name)
-
-
-class _Tensor:
-    """Stands for a tensor, so that none is kept."""
-
-
-def _values(model: nn.Module, graph: fx.Graph, x: Tensor) -> dict[fx.Node, Any]:
-    """Every node's value on `x`, tensors left out."""
-    run = _Record(model, graph)
-    with torch.no_grad():
-        run.run(x)
-    return run.values
-
-
-class _Record(fx.Interpreter):
-    def __init__(self, model: nn.Module, graph: fx.Graph):
-        super().__init__(model, graph=graph)
-        self.values: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = _without_tensors(value)
-        return value
-
-
-def _without_tensors(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _Tensor()
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
-        return [_without_tensors(v) for v in value]
-    if isinstance(value, dict):
-        return [_without_tensors(v) for v in value.values()]
-    return value
-
-
-def _carries_tensor(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_carries_tensor, value))
-    return isinstance(value, _Tensor)

@@ -29,11 +29,16 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, whole: Callable[[tuple[Call, ...]], bool] = lambda calls: False):
-        super().__init__(param_shapes_constant=True)
+        super().__init__()
         self.whole = whole
         self.untraced: dict[str, str] = {}  # path of a module left whole -> why
         self._calls: tuple[Call, ...] = ()
         self._seen: Counter[tuple[Any, ...]] = Counter()
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        # A parameter's shape is a constant; torch.fx knows no such thing for buffers.
+        self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
