@@ -12,7 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)  # progress and errors
+output = Console(highlight=False, emoji=False)  # what a command was asked for
 
 
 class ProgressBar:
@@ -31,6 +32,7 @@ class ProgressBar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            refresh_per_second=2,
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import flops
+from layerwise.objectives import Objective
 from layerwise.rule import Rule
 
 
@@ -119,7 +120,7 @@ class Costs:
 class _Predict(torch.nn.Module):
     """An objective's predictions as a module, so that their FLOPs can be counted."""
 
-    def __init__(self, objective: torch.nn.Module):
+    def __init__(self, objective: Objective):
         super().__init__()
         self.objective = objective
 

@@ -35,8 +35,12 @@ def describe() -> dict[str, Any]:
 def _command() -> str:
     program, *arguments = sys.argv
     name = "layerwise" if Path(program).name == "__main__.py" else Path(program).name
-    shortened = [Path(a).name if Path(a).is_absolute() else a for a in arguments]
-    return shlex.join([name, *shortened])
+    return shlex.join([name, *map(_without_directories, arguments)])
+
+
+def _without_directories(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 def _cpu() -> str:

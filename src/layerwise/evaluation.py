@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
@@ -43,8 +43,8 @@ def evaluate(
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
                     losses[i] = MeanMetric().to(fabric.device)
-                losses[i].update(cross_entropy(logits.float(), y), weight=len(y))
-                metrics[i].update(logits.float().softmax(-1), y)
+                losses[i].update(cross_entropy(logits.float(), y), weight=y.numel())
+                metrics[i].update(logits.float().softmax(-1).flatten(0, -2), y.flatten())
     results: list[dict[str, Any] | None] = []
     for i in range(len(rule.blocks)):
         if i not in metrics:
@@ -56,7 +56,7 @@ def evaluate(
 
 
 def _metrics(num_classes: int) -> MetricCollection:
-    metrics = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "calibration_error": MulticlassCalibrationError(num_classes, validate_args=False),
     }

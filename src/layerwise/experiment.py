@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -91,9 +91,9 @@ def load_data(config: Mapping[str, Any], seed: int) -> Splits:
 def cut_network(
     network: nn.Module,
     example: torch.Tensor,
-    blocks: int | str | None,
+    blocks: int | Literal["all"] | None,
     at: list[str] | None,
-    balance: str,
+    balance: Literal["flops", "memory"],
 ) -> Blocks:
     """Cut as a config asks: into `blocks`, or `at` names."""
     if at:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 from layerwise.errors import InputError, choices
@@ -100,23 +101,45 @@ class MLflow:
             self._mlflow.end_run()
 
 
-LOGGERS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "mlflow": MLflow}
+LOGGERS: dict[str, Callable[[Run, Mapping[str, Any]], Any]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "mlflow": MLflow,
+}
 
 
-def make_loggers(names: list[str], run: Run, config: Mapping[str, Any]) -> list[Any]:
-    """Loggers by name.
+def check_loggers(names: Sequence[str]) -> None:
+    """Find out before anything is made.
 
     Raises:
         InputError: no such logger; its library is not installed.
     """
-    loggers = []
     for name in names:
         if name not in LOGGERS:
             raise InputError(f"--loggers {name}: no such logger; {choices(name, LOGGERS)}")
-        try:
-            loggers.append(LOGGERS[name](run, config))
-        except ImportError as error:
+        if find_spec(name) is None:
             raise InputError(
                 f"--loggers {name}: its library is not installed; pip install 'layerwise[{name}]'"
-            ) from error
-    return loggers
+            )
+
+
+@contextlib.contextmanager
+def loggers(names: Sequence[str], run: Run, config: Mapping[str, Any]) -> Iterator[list[Any]]:
+    """Loggers by name, closed however training ends.
+
+    Raises:
+        InputError: as `check_loggers`; a logger cannot start (no login, no connection).
+    """
+    check_loggers(names)
+    with contextlib.ExitStack() as stack:
+        made: list[Any] = []
+        for name in names:
+            try:
+                made.append(LOGGERS[name](run, config))
+            except InputError:
+                raise
+            except Exception as error:  # whatever these libraries raise
+                reason = " ".join(str(error).split())
+                raise InputError(f"--loggers {name}: cannot start: {reason}") from error
+            stack.callback(made[-1].close)
+        yield made

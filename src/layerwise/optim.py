@@ -39,9 +39,22 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
     return [group for group in groups if group["params"]]
 
 
-def _positive_lr(asked_by: str, lr: float) -> None:
-    if not (lr > 0 and math.isfinite(lr)):
-        raise InputError(f"{asked_by}(lr={lr}): a learning rate is positive and finite")
+def _positive(asked_by: str, **options: float) -> None:
+    for name, value in options.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise InputError(f"{asked_by}({name}={value}): give a positive, finite number")
+
+
+def _not_negative(asked_by: str, **options: float) -> None:
+    for name, value in options.items():
+        if not (value >= 0 and math.isfinite(value)):
+            raise InputError(f"{asked_by}({name}={value}): give a finite number of at least 0")
+
+
+def _share(asked_by: str, **options: float) -> None:
+    for name, value in options.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{asked_by}({name}={value}): give at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -60,8 +73,12 @@ class SGD(Optimizer):
     nesterov: bool = True
     weight_decay: float = 5e-4
 
+    def __post_init__(self) -> None:
+        _positive("SGD", lr=self.lr)
+        _share("SGD", momentum=self.momentum)
+        _not_negative("SGD", weight_decay=self.weight_decay)
+
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        _positive_lr("SGD", self.lr)
         return torch.optim.SGD(
             _groups(parameters, self.weight_decay),
             lr=self.lr,
@@ -87,8 +104,12 @@ class AdamW(Optimizer):
     beta2: float = 0.999
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        _positive("AdamW", lr=self.lr)
+        _share("AdamW", beta1=self.beta1, beta2=self.beta2)
+        _not_negative("AdamW", weight_decay=self.weight_decay)
+
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        _positive_lr("AdamW", self.lr)
         return torch.optim.AdamW(
             _groups(parameters, self.weight_decay),
             lr=self.lr,
@@ -126,6 +147,9 @@ class Constant(Schedule):
 
     warmup: float = 0.0
 
+    def __post_init__(self) -> None:
+        _not_negative("Constant", warmup=self.warmup)
+
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         return _warmed_up(lambda done: 1.0, self.warmup * steps_per_epoch, steps)
 
@@ -141,6 +165,9 @@ class Cosine(Schedule):
 
     warmup: float = 0.0
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _not_negative("Cosine", warmup=self.warmup, final=self.final)
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         def after(done: float) -> float:
@@ -162,6 +189,12 @@ class Step(Schedule):
     at: tuple[float, ...] = (0.5, 0.75)
     gamma: float = 0.1
     warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive("Step", gamma=self.gamma)
+        _not_negative("Step", warmup=self.warmup)
+        if not all(0 <= share <= 1 for share in self.at):
+            raise InputError(f"Step(at={self.at}): give shares of training, 0 to 1")
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         def after(done: float) -> float:
@@ -185,6 +218,10 @@ class OneCycle(Schedule):
     up: float = 0.3
     start: float = 0.04
     final: float = 1e-4
+
+    def __post_init__(self) -> None:
+        _share("OneCycle", up=self.up)
+        _not_negative("OneCycle", start=self.start, final=self.final)
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         def factor(step: int) -> float:

@@ -79,7 +79,8 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
         given: arguments that are not options (`GIVEN`); those the thing does not take are left out.
 
     Raises:
-        InputError: no such name; an option that the thing does not have.
+        InputError: no such name; an option that the thing does not have, or a value that it does
+            not take.
     """
     name, thing = find(kind, specification.get("name", ""))
     takes = inspect.signature(thing).parameters
@@ -96,4 +97,10 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         options[key] = value
-    return thing(**options, **{key: value for key, value in given.items() if key in takes})
+    try:
+        return thing(**options, **{key: value for key, value in given.items() if key in takes})
+    except InputError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{kind} {name}: cannot be made with these options: {reason}") from error

@@ -32,6 +32,7 @@ from torch import Tensor
 from layerwise.errors import InputError
 
 FORMAT = "layerwise-checkpoint-1"
+TEMPORARY = ".part"  # what the name of a file that is being written ends in
 
 
 class Run:
@@ -43,7 +44,6 @@ class Run:
 
     def __init__(self, path: Path):
         self.path = path
-        self._locked: io.TextIOWrapper | None = None
 
     @classmethod
     def create(cls, root: Path, name: str | None, stem: str, config: Mapping[str, Any]) -> Run:
@@ -60,9 +60,7 @@ class Run:
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path = _claim(root, name) if name else claim_numbered(root, stem)
-            run = cls(path)
-            run.checkpoints.mkdir()
+            run = cls(_claim(root, name) if name else claim_numbered(root, stem))
         except FileExistsError as error:
             raise InputError(
                 f"--name {name}: {root / str(name)} is there already and is never overwritten; "
@@ -70,7 +68,12 @@ class Run:
             ) from error
         except OSError as error:
             raise InputError(f"--runs {root}: cannot make a run there: {error.strerror}") from error
-        run.write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        try:
+            run.write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False).encode())
+        except InputError:
+            with contextlib.suppress(OSError):
+                run.path.rmdir()
+            raise
         return run
 
     @classmethod
@@ -92,9 +95,13 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.yaml holds."""
+        """What config.yaml holds.
+
+        Raises:
+            InputError: it cannot be read, or is no mapping.
+        """
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
+            config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"run {self.path}: config.yaml cannot be read: {error}") from error
         if not isinstance(config, dict):
@@ -103,25 +110,38 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run, so that no two processes train it at once."""
+        """Hold the run, so that no two processes train it at once; the system lets go of it
+        however the process ends."""
         try:
             import fcntl
         except ImportError:  # not a POSIX system: go without
             yield
             return
-        with open(self.path / ".lock", "w") as lock:
+        path = self.path / "config.yaml"  # never written again, so a lock on it holds
+        with contextlib.ExitStack() as stack:
+            with _disk(path):
+                lock = stack.enter_context(open(path, "r+b"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 raise InputError(
                     f"run {self.path}: another process is training it; wait for it, or stop it"
                 ) from error
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed was writing."""
+        for folder in (self.path, self.checkpoints, self.path / "curves"):
+            for temporary in folder.glob(f".*{TEMPORARY}"):
+                with contextlib.suppress(OSError):
+                    temporary.unlink()
 
     def log(self, message: str) -> None:
         """Append a line to log.txt."""
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-        with _disk(self.path / "log.txt"), open(self.path / "log.txt", "a") as file:
+        path = self.path / "log.txt"
+        with _disk(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{now}  {message}\n")
 
     def write(self, name: str, content: bytes) -> None:
@@ -134,11 +154,18 @@ class Run:
     def add_metrics(self, row: Mapping[str, float | int | None]) -> None:
         """Append one epoch to metrics.csv; the first row's keys are the columns."""
         path = self.path / "metrics.csv"
-        with _disk(path), open(path, "a", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(row))
-            if file.tell() == 0:
-                writer.writeheader()
-            writer.writerow(row)
+        lines = io.StringIO()
+        writer = csv.DictWriter(lines, fieldnames=list(row))
+        if not path.exists() or path.stat().st_size == 0:
+            writer.writeheader()
+        writer.writerow(row)
+        with _disk(path), open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                _write_all(file, lines.getvalue().encode())
+            except OSError:
+                file.truncate(before)  # not half a row
+                raise
 
     def metrics(self) -> list[dict[str, float | None]]:
         """The rows of metrics.csv; empty cells are None."""
@@ -153,12 +180,13 @@ class Run:
             raise InputError(f"run {self.path}: metrics.csv cannot be read: {error}") from error
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop rows beyond the first `epochs`: a killed run may have logged what it did not save."""
+        """Drop rows beyond the first `epochs`: a killed run may have more than it saved."""
         path = self.path / "metrics.csv"
         if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            if len(lines) > epochs + 1:
-                self.write("metrics.csv", "".join(lines[: epochs + 1]).encode())
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = lines[: epochs + 1] if epochs else []  # without a row the header may be in part
+            if len(kept) < len(lines):
+                self.write("metrics.csv", b"".join(kept))
 
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write checkpoints/`name`.safetensors atomically.
@@ -193,7 +221,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return _unpack(json.loads(about["state"]), tensors)
     except InputError:
         raise
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"checkpoint {path}: corrupt or not a checkpoint ({reason}); use another one"
@@ -233,18 +261,24 @@ def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file in one step: after a crash it is the old one or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
+            _write_all(file, content)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _write_all(file: io.FileIO, content: bytes) -> None:
+    """Write all of it, down to the disk."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
 
 
 def write_new(path: Path, content: bytes, asked_by: str) -> None:
@@ -273,7 +307,7 @@ def _disk(path: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror or error}; what was written before is kept: "
-            f"make room, then continue with --resume"
+            "make room or allow writing there, then go on (a run: layerwise train --resume RUN)"
         ) from error
 
 

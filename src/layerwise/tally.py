@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALL = 1 << 22  # scores; stacking more of them would take memory that shows
+
 
 class Tally:
     """Sums of losses and of right predictions per block; nothing reaches the host until asked.
@@ -29,28 +31,33 @@ class Tally:
     @torch.no_grad()
     def add(
         self, losses: Sequence[Tensor | None], logits: Sequence[Tensor | None], y: Tensor
-    ) -> None:
+    ) -> Tensor:
         """Count one batch.
 
         Args:
             losses: each block's mean loss, (), or None.
             logits: each block's class scores, (B, C) or (B, T, C), or None.
             y: labels, (B,) or (B, T).
+
+        Returns:
+            The losses, (blocks,), nought where there is none.
         """
         self.samples += len(y)
         self.labels += y.numel()
-        with_loss = [i for i, loss in enumerate(losses) if loss is not None]
-        if with_loss:
-            stacked = torch.stack([losses[i] for i in with_loss])  # type: ignore[misc]
-            self.loss_sums[with_loss] += stacked.to(self.loss_sums.dtype) * y.numel()
-        with_logits = [i for i, scores in enumerate(logits) if scores is not None]
-        if with_logits:
-            predicted = torch.stack([logits[i].argmax(-1) for i in with_logits])  # type: ignore[union-attr]
-            self.right[with_logits] += (predicted == y).flatten(1).sum(1).to(self.right.dtype)
-        for i in with_loss:
-            self.has_loss[i] = True
-        for i in with_logits:
-            self.has_logits[i] = True
+        # No index goes to the device: where a block has none, a nought stands in its place.
+        nought = self.loss_sums.new_zeros(())
+        stacked = torch.stack([nought if loss is None else loss for loss in losses])
+        self.loss_sums.add_(stacked, alpha=y.numel())
+        self.has_loss = [loss is not None for loss in losses]
+        self.has_logits = [scores is not None for scores in logits]
+        predicting = [scores for scores in logits if scores is not None]
+        if predicting:
+            right = (_predicted(predicting) == y).flatten(1).sum(1)
+            if len(predicting) < len(logits):
+                counts, none = iter(right.unbind()), right.new_zeros(())
+                right = torch.stack([next(counts) if has else none for has in self.has_logits])
+            self.right.add_(right)
+        return stacked
 
     def losses(self) -> list[float | None]:
         """Mean nats per label of each block. Waits for the device."""
@@ -71,3 +78,10 @@ class Tally:
                 getattr(self, key).copy_(value)
             else:
                 setattr(self, key, value)
+
+
+def _predicted(logits: Sequence[Tensor]) -> Tensor:
+    """The class that each block predicts, (blocks, B) or (blocks, B, T)."""
+    if sum(scores.numel() for scores in logits) <= SMALL:
+        return torch.stack(list(logits)).argmax(-1)  # one kernel for all blocks
+    return torch.stack([scores.argmax(-1) for scores in logits])

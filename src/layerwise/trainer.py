@@ -26,7 +26,11 @@ from layerwise.run import Run
 from layerwise.tally import Tally
 
 Precision = Literal["32", "bf16", "16"]
-FABRIC_PRECISION = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Settings:
             raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
         if self.save_every < 0:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
         if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
             other = "accumulate" if self.accumulate > 1 else "clip_norm"
             raise InputError(
@@ -107,6 +113,8 @@ def fabric_for(device: str, precision: Precision = "32") -> Fabric:
         raise InputError(
             f"--device {device}: this machine has no such device; {choices('', there)}"
         )
+    if kind == "cpu" and precision == "16":
+        raise InputError(f"--precision 16 --device {kind}: needs an accelerator; give bf16 or 32")
     devices: Any = [int(index or 0)] if kind not in ("cpu", "mps") else 1
     try:
         return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
@@ -169,18 +177,21 @@ class Trainer:
             if (loader := loaders.get(name)) is not None
         }
         # Found before the move to a device, which makes buffers anew.
-        self.network_names = _names_in(network, rule)
-        memory_format = torch.channels_last if settings.channels_last else torch.preserve_format
-        self.rule: Rule = rule.to(fabric.device, memory_format=memory_format)
+        self.network, self.block_keys = network, _block_keys(network, rule)
+        self.rule: Rule = rule.to(fabric.device)
+        if settings.channels_last:
+            self.rule.to(memory_format=torch.channels_last)
         parts = (
             [rule.parameters_of(i) for i in range(len(rule.blocks))]
             if settings.step_per_block
             else [list(rule.parameters())]
         )
         self.optimizers = [
-            fabric.setup_optimizers(optimizer(part)) if any(p.requires_grad for p in part) else None
-            for part in parts
+            optimizer(part) if any(p.requires_grad for p in part) else None for part in parts
         ]
+        self.scaler: torch.amp.GradScaler | None = getattr(
+            fabric.strategy.precision, "scaler", None
+        )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / settings.accumulate)
         self.factor = schedule.factor(settings.epochs * self.steps_per_epoch, self.steps_per_epoch)
         self.lr = optimizer.lr  # type: ignore[attr-defined]
@@ -207,7 +218,8 @@ class Trainer:
         """Train from where the trainer stands to the last epoch.
 
         Raises:
-            NonFiniteLoss: a loss became infinite or not a number; the last checkpoint is kept.
+            NonFiniteLoss: a loss or a weight became infinite or not a number; the last checkpoint
+                is kept.
             Interrupted: a signal asked to stop; what was done is saved.
         """
         with self._stops_at_a_step():
@@ -216,8 +228,6 @@ class Trainer:
                 results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
                 self._finish_epoch(results)
         self.run.write("model.safetensors", self._network_file())
-        for logger in self.loggers:
-            logger.close()
 
     def _train_epoch(self) -> None:
         settings, loader = self.settings, self.train_loader
@@ -232,8 +242,7 @@ class Trainer:
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
             report = self._backward(x, y, together)
-            self.tally.add(report.local_losses, report.local_logits, y)
-            self._watch(report)
+            self._watch(self.tally.add(report.local_losses, report.local_logits, y))
             self.batch += 1
             if self.batch % settings.accumulate and self.batch < batches:
                 continue
@@ -246,26 +255,25 @@ class Trainer:
                 shown = now
             due = settings.save_every and self.step % settings.save_every == 0
             if due or self.stop_asked:
-                self._guard()
+                self._guard(saving=True)
                 self._wait()
                 self.seconds += time.perf_counter() - started
                 started = time.perf_counter()
                 self.run.save("last", self.state_dict())
             if self.stop_asked:
                 self._interrupt()
-        self._guard()
+        self._guard(saving=True)
         self._wait()
         self.seconds += time.perf_counter() - started
         self.progress.update(images, self.tally.losses()[-1], self.tally.accuracies()[-1])
 
     def _backward(self, x: Tensor, y: Tensor, together: int) -> Report:
         """One batch's gradients; `together` batches make a step."""
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
 
         def scale(loss: Tensor) -> Tensor:
             if together > 1:
                 loss = loss / together
-            return loss if scaler is None else scaler.scale(loss)
+            return loss if self.scaler is None else self.scaler.scale(loss)
 
         self._set_lr()
         on_block = self._step_block if self.settings.step_per_block else None
@@ -273,18 +281,23 @@ class Trainer:
             return self.rule.backward(x, y, scale=scale, on_block=on_block)
 
     def _step_block(self, i: int) -> None:
-        if (optimizer := self.optimizers[i]) is not None:
+        if (optimizer := self.optimizers[i]) is None:
+            return
+        if self.settings.clip_norm is not None:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.rule.parameters(), self.settings.clip_norm)
+        if self.scaler is None:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        else:
+            self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
 
     def _finish_step(self) -> None:
-        if not self.settings.step_per_block and (optimizer := self.optimizers[0]) is not None:
-            if self.settings.clip_norm is not None:
-                self.fabric.clip_gradients(
-                    self.rule, optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
-                )
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        if not self.settings.step_per_block:
+            self._step_block(0)  # the one optimizer of all blocks
+        if self.scaler is not None:
+            self.scaler.update()  # once all blocks have stepped: they share one scale
         self.step += 1
         if self.ema is not None:
             self.ema.update_parameters(self.rule)
@@ -314,8 +327,6 @@ class Trainer:
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         self.tally = self._new_tally()
         self.run.add_metrics(row)
-        for logger in self.loggers:
-            logger.log(row)
         line = _summary(row, self.settings.epochs)
         accuracy = row.get("validation_accuracy")
         improved = accuracy is not None and (self.best is None or accuracy > self.best)
@@ -328,6 +339,9 @@ class Trainer:
         if improved:
             self.run.save("best", state)
         self.run.save("last", state)
+        # Last: an epoch that is trained again after a crash must not be logged twice.
+        for logger in self.loggers:
+            logger.log(row)
 
     def _row(self, results: Mapping[str, Tally]) -> dict[str, float | int | None]:
         images = self.batch * self.settings.batch_size
@@ -352,7 +366,6 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         rng = {"cpu": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
@@ -365,7 +378,7 @@ class Trainer:
             "rule": self.rule.state_dict(),
             "optimizers": [None if o is None else o.state_dict() for o in self.optimizers],
             "ema": None if self.ema is None else self.ema.state_dict(),
-            "scaler": None if scaler is None else scaler.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "tally": self.tally.state_dict(),
             "rng": rng,
         }
@@ -379,9 +392,8 @@ class Trainer:
                 _like_parameters(optimizer)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         self.tally.load_state_dict(state["tally"])
         for name in ("epoch", "batch", "step", "seconds", "best"):
             setattr(self, name, state[name])
@@ -391,24 +403,33 @@ class Trainer:
 
     # ---------------------------------------------------------------- watching
 
-    def _watch(self, report: Report) -> None:
+    def _watch(self, losses: Tensor) -> None:
         """Note on the device which block's loss is first not finite, and at which step."""
-        losses = [loss for loss in report.local_losses if loss is not None]
-        where = [i for i, loss in enumerate(report.local_losses) if loss is not None]
-        bad = ~torch.isfinite(torch.stack(losses))
-        seen = self.first_bad[where]
-        self.first_bad[where] = torch.where((seen < 0) & bad, self.step, seen)
+        bad = losses.isfinite().logical_not_().logical_and_(self.first_bad < 0)
+        self.first_bad.masked_fill_(bad, self.step)
 
-    def _guard(self) -> None:
-        """Stop where a loss has become infinite or not a number. Waits for the device."""
+    def _guard(self, saving: bool = False) -> None:
+        """Stop where a loss has become infinite or not a number, and before `saving` also where a
+        weight has: the last step's loss came before it. Waits for the device."""
         first_bad = self.first_bad.tolist()
-        if max(first_bad) < 0:
-            return
-        step = min(s for s in first_bad if s >= 0)
-        block = first_bad.index(step)
+        if max(first_bad) >= 0:
+            step = min(s for s in first_bad if s >= 0)
+            self._refuse("the loss", first_bad.index(step), step)
+        if saving:
+            finite = torch.stack([self._finite(i) for i in range(len(self.rule.blocks))]).tolist()
+            if False in finite:
+                self._refuse("a weight", finite.index(False), self.step - 1)
+
+    def _finite(self, i: int) -> Tensor:
+        """Whether every number that block `i` holds is finite, () bool on the device."""
+        held = [*self.rule.parameters_of(i), *self.rule.blocks[i].buffers()]
+        flags = [tensor.isfinite().all() for tensor in held]
+        return torch.stack([torch.ones_like(self.first_bad[i], dtype=torch.bool), *flags]).all()
+
+    def _refuse(self, what: str, block: int, step: int) -> None:
         kept = self.run.checkpoints / "last.safetensors"
         message = (
-            f"the loss of block {block} ({self.rule.blocks.names[block]}) is not finite at step "
+            f"{what} of block {block} ({self.rule.blocks.names[block]}) is not finite at step "
             f"{step}, learning rate {self.lr * self.factor(step):.3g}; "
             + (f"the last good checkpoint is {kept}; " if kept.exists() else "")
             + "try a smaller learning rate, a warm-up or --clip_norm"
@@ -442,9 +463,15 @@ class Trainer:
         raise Interrupted(message)
 
     def _network_file(self) -> bytes:
-        state = self._evaluated_rule().blocks.state_dict()
-        named = {name: state[key].detach().cpu() for key, name in self.network_names.items()}
-        return safetensors.torch.save({k: v.contiguous().clone() for k, v in named.items()})
+        """The network by its own names; what a cut left out (auxiliary classifiers) as it began."""
+        state, whole = self._evaluated_rule().blocks.state_dict(), self.network.state_dict()
+        for name, key in self.block_keys.items():
+            whole[name] = state[key]
+        cloned = {
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in whole.items()
+        }
+        return safetensors.torch.save(cloned)
 
     def _evaluated_rule(self) -> Rule:
         return self.rule if self.ema is None else self.ema.module  # type: ignore[return-value]
@@ -485,7 +512,7 @@ def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
         load_rule(rule, {k[len(prefix) :]: v for k, v in ema.items() if k.startswith(prefix)})
 
 
-def _like_parameters(optimizer: Any) -> None:
+def _like_parameters(optimizer: torch.optim.Optimizer) -> None:
     """Give loaded state the memory layout of its parameter (a file holds plain layout)."""
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -493,11 +520,11 @@ def _like_parameters(optimizer: Any) -> None:
                 state[key] = torch.empty_like(parameter).copy_(value)
 
 
-def _names_in(network: nn.Module, rule: Rule) -> dict[str, str]:
-    """Each tensor of the rule's blocks -> its name in the network that was cut."""
-    names = {id(tensor): name for name, tensor in network.state_dict(keep_vars=True).items()}
-    blocks = rule.blocks.state_dict(keep_vars=True)
-    return {key: names[id(tensor)] for key, tensor in blocks.items() if id(tensor) in names}
+def _block_keys(network: nn.Module, rule: Rule) -> dict[str, str]:
+    """Each tensor's name in the network that was cut -> its name in the rule's blocks."""
+    keys = {id(tensor): key for key, tensor in rule.blocks.state_dict(keep_vars=True).items()}
+    whole = network.state_dict(keep_vars=True)
+    return {name: keys[id(tensor)] for name, tensor in whole.items() if id(tensor) in keys}
 
 
 def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:

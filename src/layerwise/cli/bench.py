@@ -14,8 +14,8 @@ import torch
 
 from layerwise.bench import compare_steps
 from layerwise.cli.options import data_options
-from layerwise.cli.parser import Parser, last, tokens_of
-from layerwise.console import console
+from layerwise.cli.parser import Parser, tokens_of
+from layerwise.console import output
 from layerwise.data import Augment, Loader, throughput
 from layerwise.environment import describe
 from layerwise.errors import InputError, choices
@@ -65,8 +65,7 @@ def _step(arguments: list[str]) -> None:
             "numbers of at least 1"
         )
     out = _out(found["out"])
-    if found["threads"] is not None:
-        torch.set_num_threads(found["threads"])
+    _set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
     rule = functools.partial(make, "rule", found["rule"])
@@ -80,7 +79,7 @@ def _step(arguments: list[str]) -> None:
         torch.randint(0, classes, (batch,), device=device),
         **options,
     )
-    console.print(table)
+    output.print(table)
     if out is not None:
         write_new(out, (json.dumps(table.as_dict(), indent=1) + "\n").encode(), "--out")
 
@@ -99,8 +98,7 @@ def _data(arguments: list[str]) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
     found = parser.read(tokens)
     out = _out(found["out"])
-    if found["threads"] is not None:
-        torch.set_num_threads(found["threads"])
+    _set_threads(found["threads"])
     splits = load_data(found, seed=0)
     loader = Loader(
         splits.train,
@@ -120,7 +118,7 @@ def _data(arguments: list[str]) -> None:
         "channels_last": found["channels_last"],
         "images_per_s": round(images_per_s),
     }
-    console.print(
+    output.print(
         f"{splits.name} {'x'.join(map(str, splits.shape))}, batches of {found['batch_size']}, "
         f"{torch.get_num_threads()} thread(s): {images_per_s:,.0f} images/s"
     )
@@ -135,6 +133,14 @@ def _out(path: str | None) -> Path | None:
             f"--out {path}: it is there already and is never overwritten; give another"
         )
     return None if path is None else Path(path)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads {threads}: give at least 1, or null for torch's default")
+    torch.set_num_threads(threads)
 
 
 def _device(name: str) -> torch.device:

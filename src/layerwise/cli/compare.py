@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.console import console
+from layerwise.console import output
 from layerwise.errors import InputError
 from layerwise.report.comparison import Summary, markdown, table
 from layerwise.report.curves import draw_blocks, draw_runs
@@ -23,8 +23,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--out", type=str, default="experiments", help="where the new folder comparison-N goes"
     )
-    count = next((k for k, a in enumerate(arguments) if a.startswith("-")), len(arguments))
-    found = parser.read(arguments[:count] + tokens_of(arguments[count:]))
+    found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]
     summaries = [Summary.of(run) for run in runs]
     names = [summary.run for summary in summaries]
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> None:
         draw_blocks(metrics, write)
     except OSError as error:
         raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
-    console.print(table(summaries))
-    console.print(
+    output.print(table(summaries))
+    output.print(
         f"{folder}: table.md, curves.png, curves.svg, blocks.png, blocks.svg", soft_wrap=True
     )

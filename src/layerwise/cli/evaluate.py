@@ -8,10 +8,11 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.cli.train import build_of_run
-from layerwise.console import console
+from layerwise.cli.train import readable
+from layerwise.console import output
 from layerwise.errors import InputError
 from layerwise.evaluation import evaluate
+from layerwise.experiment import build
 from layerwise.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -28,8 +29,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--split", type=str, default="test", help="test, validation or train")
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
-    positional = [a for a in arguments[:1] if not a.startswith("-")]
-    found = parser.read(positional + tokens_of(arguments[len(positional) :]))
+    found = parser.read(tokens_of(arguments, positional=True))
     run = Run.open(found["run"])
     state = run.load(found["checkpoint"])
     if state is None:
@@ -38,7 +38,8 @@ def main(arguments: list[str]) -> None:
             f"--checkpoint {found['checkpoint']}: {run.path} has none; there is: "
             f"{', '.join(there) or 'no checkpoint yet'}"
         )
-    experiment = build_of_run(run)
+    with readable(run):
+        experiment = build(run.config)
     fabric = fabric_for(found["device"], experiment.settings.precision)
     load_evaluated(experiment.rule, state)
     loader = experiment.loaders(fabric.device, evaluation=True).get(found["split"])
@@ -58,8 +59,8 @@ def main(arguments: list[str]) -> None:
     }
     name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
     run.write(name, json.dumps(result, indent=2).encode())
-    console.print(_table(result, experiment.rule.blocks.names))
-    console.print(f"{run.path / name}", soft_wrap=True)
+    output.print(_table(result, experiment.rule.blocks.names))
+    output.print(f"{run.path / name}", soft_wrap=True)
 
 
 def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from layerwise import data
 from layerwise.cli.options import RECIPES, recipe_names
 from layerwise.cli.parser import one_line
+from layerwise.console import output
 from layerwise.errors import InputError, choices
 from layerwise.registry import KINDS
 
@@ -23,13 +23,12 @@ def main(arguments: list[str]) -> None:
     for kind in kinds:
         if kind not in what:
             raise InputError(f"list {kind}: no such kind; {choices(kind, what)}")
-    console = Console(highlight=False)
     for kind in kinds or what:
         table = Table(title=kind, title_justify="left", show_header=False, box=None)
         for name, about in what[kind].items():
             table.add_row(name, about)
-        console.print(table)
-        console.print()
+        output.print(table)
+        output.print()
 
 
 def _things(kind: str) -> dict[str, str]:
@@ -37,7 +36,7 @@ def _things(kind: str) -> dict[str, str]:
 
 
 def _data() -> dict[str, str]:
-    return dict(data.NAMES)
+    return dict.fromkeys(data.NAMES, "")
 
 
 def _recipes() -> dict[str, str]:

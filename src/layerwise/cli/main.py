@@ -33,7 +33,11 @@ commands:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 training failed, 2 bad input, 130 interrupted."""
+    """Run a command.
+
+    Returns:
+        The exit code: 0, 1 training failed, 2 bad input, 130 interrupted.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

@@ -81,7 +81,9 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
 
 def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
     """The part of the options that describes the experiment and is kept with the run."""
-    return {k: v for k, v in found.items() if k not in ("config", "recipe", "resume", "runs")}
+    # Where the run goes is left out, so that its own config can be given back as --config.
+    without = ("config", "recipe", "resume", "runs", "name")
+    return {k: v for k, v in found.items() if k not in without}
 
 
 def data_options(parser: Parser, tokens: Tokens) -> Tokens:

@@ -11,11 +11,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
+import types
+import typing
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from types import NoneType
+from typing import Any, Literal, NoReturn, Union
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -36,9 +40,31 @@ class Parser(ArgumentParser):
         message = " ".join(message.split())
         if message.lower().startswith("unrecognized arguments:"):
             option = message.partition(":")[2].split()[0].partition("=")[0]
-            known = [name for name in self._option_string_actions if name.startswith("--")]
+            known = [
+                name
+                for name, action in self._option_string_actions.items()
+                if name.startswith("--") and action.help is not SUPPRESS
+            ]
             raise InputError(f"{option}: no such option; {choices(option, known)}") from ex
+        if missing := re.fullmatch(r"argument (--\S+): expected one argument", message):
+            raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
+        if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
+            option = f"--{wrong[1]}"
+            raise InputError(f"{option} {wrong[2]}: {self._takes(option)}") from ex
         raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
+
+    def _takes(self, option: str) -> str:
+        """What to give."""
+        return f"give {_in_words(self._hint(option))}"
+
+    def _hint(self, option: str) -> Any:
+        return getattr(self._option_string_actions.get(option), "_typehint", None)
+
+    def _listed(self, token: str) -> str:
+        """`--at=layer2,layer3` as `--at=[layer2,layer3]`, where the option takes a list."""
+        option, _, value = token.partition("=")
+        bare = value and value != "null" and not value.startswith("[")
+        return f"{option}=[{value}]" if bare and _is_list(self._hint(option)) else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
         """Options of one named thing and of those within it.
@@ -62,9 +88,9 @@ class Parser(ArgumentParser):
         ]
         self.add_argument(f"--{key}.name", type=str, default=name, help=SUPPRESS)
         inner = nested(thing)
-        skip = set(GIVEN.get(kind, ())) | set(inner)
+        skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
-        add(thing, key, skip=skip & set(inspect.signature(thing).parameters))
+        add(thing, key, skip={*skip})
         self.name_option(key, name, f"{kind}: {one_line(thing)} See `layerwise list {kind}`.")
         if dataclasses.is_dataclass(default) and type(default).__name__ == name:
             own = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
@@ -88,8 +114,30 @@ class Parser(ArgumentParser):
         """The options as a nested mapping of plain values."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
-            found = self.parse_args(tokens)
+            found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_list(hint: Any) -> bool:
+    return any(typing.get_origin(one) in (list, tuple) for one in _alternatives(hint))
+
+
+def _in_words(hint: Any) -> str:
+    """A type hint for a person."""
+    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    words = []
+    for one in _alternatives(hint):
+        if typing.get_origin(one) is Literal:
+            words += map(str, typing.get_args(one))
+        elif typing.get_origin(one) is tuple and ... not in typing.get_args(one):
+            words.append(f"{len(typing.get_args(one))} values, [a, b]")
+        else:
+            words.append("a list, [a, b]" if _is_list(one) else named.get(one, "a value"))
+    return " or ".join(words)
 
 
 def one_line(thing: Callable[..., Any]) -> str:
@@ -97,17 +145,21 @@ def one_line(thing: Callable[..., Any]) -> str:
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
-def tokens_of(arguments: Iterable[str]) -> Tokens:
-    """`--key value` and `--key=value` alike as `--key=value`."""
+def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
+    """`--key value` and `--key=value` alike as `--key=value`; where there may be `positional`
+    arguments, those first."""
+    first: Tokens = []
     tokens: Tokens = []
     for argument in arguments:
         if argument.startswith("--") or argument in ("-h",):
             tokens.append(argument)
         elif tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
             tokens[-1] += f"={argument}"
+        elif positional and not argument.startswith("-"):
+            first.append(argument)
         else:
-            raise InputError(f"{argument!r}: an option was expected here, such as --epochs 10")
-    return tokens
+            raise InputError(f"{argument!r}: an option was expected here; see --help")
+    return first + tokens
 
 
 def last(tokens: Tokens, key: str) -> str | None:
@@ -155,9 +207,11 @@ def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
         InputError: no such file, not readable, not a mapping.
     """
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{asked_by} {path}: cannot be read: {error}") from error
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{asked_by} {path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{asked_by} {path}: cannot be read: not text in UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"{asked_by} {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from lightning_fabric import Fabric
 
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
 from layerwise.cost import Costs
+from layerwise.data import Loader
 from layerwise.environment import describe
 from layerwise.errors import InputError
 from layerwise.experiment import Experiment, build
-from layerwise.loggers import make_loggers
+from layerwise.loggers import check_loggers, loggers
+from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
 from layerwise.report.curves import draw_run
 from layerwise.run import Run
@@ -33,6 +38,8 @@ def main(arguments: list[str]) -> None:
     config = experiment_config(found)
     # Everything that can be wrong is tried before a folder is made.
     fabric = fabric_for(config["device"], config["precision"])
+    check_loggers(config["loggers"])
+    recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
     experiment = build(config)
     config["device"] = str(fabric.device)
     config["data"]["name"] = experiment.splits.name
@@ -45,9 +52,10 @@ def main(arguments: list[str]) -> None:
         )
     ).lower()
     loaders = experiment.loaders(fabric.device)
-    run = Run.create(Path(found["runs"]), config["name"], stem, config)
+    run = Run.create(Path(found["runs"]), found["name"], stem, config)
     with run.locked():
-        _train(run, config, experiment, loaders, fabric)
+        run.write("environment.json", json.dumps(describe(), indent=1).encode())
+        _train(run, config, experiment, loaders, recipes, fabric)
     return None
 
 
@@ -61,26 +69,28 @@ def _resume(path: str, tokens: list[str]) -> None:
             "give --resume RUN alone, or with --device"
         )
     run = Run.open(path)
-    config = run.config
-    device = last(tokens, "device") or config.get("device", "auto")
     with run.locked():
-        fabric = fabric_for(device, config.get("precision", "32"))
-        experiment = build_of_run(run)
+        with readable(run):
+            config = run.config
+            device = last(tokens, "device") or config["device"]
+            fabric = fabric_for(device, config["precision"])
+            recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
+            experiment = build(config)
+            loaders = experiment.loaders(fabric.device)
+            check_loggers(config["loggers"])
         state = run.load("last")
-        run.log(f"resumed{'' if state else ' from the start: no checkpoint was written'}")
-        loaders = experiment.loaders(fabric.device)
-        _train(run, config, experiment, loaders, fabric, state)
+        where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
+        about = describe()
+        run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
+        _train(run, config, experiment, loaders, recipes, fabric, state)
 
 
-def build_of_run(run: Run) -> Experiment:
-    """The experiment of a run's config.
-
-    Raises:
-        InputError: the config lacks something, as one that was edited may.
-    """
+@contextlib.contextmanager
+def readable(run: Run) -> Iterator[None]:
+    """Say in one line where a config lacks something, as one that was edited may."""
     try:
-        return build(run.config)
-    except (KeyError, TypeError) as error:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"run {run.path}: config.yaml does not describe a run: {error!r}"
         ) from error
@@ -90,27 +100,26 @@ def _train(
     run: Run,
     config: Mapping[str, Any],
     experiment: Experiment,
-    loaders: Mapping[str, Any],
-    fabric: Any,
+    loaders: Mapping[str, Loader | None],
+    recipes: tuple[Optimizer, Schedule],
+    fabric: Fabric,
     state: Mapping[str, Any] | None = None,
 ) -> None:
     costs = Costs.of(experiment.rule)
     run.write("cost.json", costs.json().encode())
-    run.write("environment.json", json.dumps(describe(), indent=1).encode())
     console.print(costs.table())
     settings = replace(experiment.settings, device=str(fabric.device))
-    with ProgressBar() as progress:
+    with ProgressBar() as progress, loggers(config["loggers"], run, config) as receivers:
         trainer = Trainer(
             experiment.network,
             experiment.rule,
             loaders,
-            make("optimizer", config["optimizer"]),
-            make("schedule", config["schedule"]),
+            *recipes,
             settings,
             run,
             fabric,
             progress,
-            make_loggers(config["loggers"], run, config),
+            receivers,
         )
         if state is not None:
             trainer.load_state_dict(state)

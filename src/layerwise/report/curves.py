@@ -10,8 +10,9 @@ import matplotlib
 from layerwise.run import Run
 
 matplotlib.use("Agg")
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Rows = Sequence[Mapping[str, float | None]]
 Write = Callable[[str, bytes], None]
@@ -81,7 +82,7 @@ def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     if "loss" in title and axes.lines:
         axes.set_ylim(bottom=0)
