@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,26 +12,28 @@ from layerwise.cost import Costs
 from layerwise.errors import InputError
 from layerwise.run import Run
 
-COLUMNS = (
-    "run",
-    "data",
-    "model",
-    "rule",
-    "blocks",
-    "epochs",
-    "test, best on validation",
-    "test, last",
-    "train, last",
-    "parameters",
-    "heads' parameters",
-    "heads' FLOPs",
-    "images/s",
-)
-
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in a line. Accuracies are shares; FLOPs of heads relative to the network's."""
+    """One run in a line.
+
+    Attributes:
+        run: the folder's name.
+        data: with its augmentation.
+        model: with its options.
+        rule: with its options.
+        blocks: how many.
+        epochs: finished.
+        seed: of the run.
+        selected_epoch: the best on validation; never on test. None without a validation split.
+        test_selected: test accuracy at that epoch, a share.
+        test_last: test accuracy after the last epoch, a share.
+        train_last: training accuracy of the last epoch (augmented images, train mode), a share.
+        parameters: of the network.
+        head_parameters: of the heads.
+        head_flops: of the heads' forward pass, relative to the network's.
+        images_per_s: the median epoch's.
+    """
 
     run: str
     data: str
@@ -39,21 +41,22 @@ class Summary:
     rule: str
     blocks: int
     epochs: int
+    seed: int
     selected_epoch: int | None
     test_selected: float | None
     test_last: float | None
     train_last: float | None
     parameters: int
     head_parameters: int
-    head_flops_ratio: float
+    head_flops: float
     images_per_s: float
 
     @classmethod
     def of(cls, run: Run) -> Summary:
-        """Summarise a run; the selected epoch is the best on validation, never on test.
+        """Summarise a run.
 
         Raises:
-            InputError: no epoch is finished yet.
+            InputError: no epoch is finished yet; its files cannot be read.
         """
         rows, config = run.metrics(), run.config
         if not rows:
@@ -62,73 +65,103 @@ class Summary:
             costs = Costs.from_json((run.path / "cost.json").read_text())
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"run {run.path}: cost.json cannot be read: {error}") from error
+        return cls.of_metrics(run.path.name, config, rows, costs)
+
+    @classmethod
+    def of_metrics(
+        cls,
+        name: str,
+        config: Mapping[str, Any],
+        rows: Sequence[Mapping[str, float | None]],
+        costs: Costs,
+    ) -> Summary:
+        """Summarise what a run measured; at least one row."""
         validated = [r for r in rows if r.get("validation_accuracy") is not None]
         best = max(validated, key=lambda r: r["validation_accuracy"] or 0) if validated else None
         speeds = sorted(r["images_per_s"] or 0.0 for r in rows)
         return cls(
-            run=run.path.name,
-            data=str(config["data"]["name"]),
+            run=name,
+            data=_data(config),
             model=_named(config["model"]),
             rule=_named(config["rule"]),
             blocks=len(costs.blocks),
             epochs=len(rows),
+            seed=config["seed"],
             selected_epoch=None if best is None else int(best["epoch"] or 0),
             test_selected=None if best is None else best.get("test_accuracy"),
             test_last=rows[-1].get("test_accuracy"),
             train_last=rows[-1].get("train_accuracy"),
             parameters=costs.parameters,
             head_parameters=costs.head_parameters,
-            head_flops_ratio=costs.head_flops / max(1, costs.flops),
+            head_flops=costs.head_flops / max(1, costs.flops),
             images_per_s=speeds[len(speeds) // 2],
         )
 
-    def cells(self) -> tuple[str, ...]:
-        """Text in the order of COLUMNS."""
+    def cells(self) -> dict[str, str]:
+        """Column -> text."""
         selected = _percent(self.test_selected)
         if self.selected_epoch is not None:
             selected += f" (epoch {self.selected_epoch})"
-        return (
-            self.run,
-            self.data,
-            self.model,
-            self.rule,
-            str(self.blocks),
-            str(self.epochs),
-            selected,
-            _percent(self.test_last),
-            _percent(self.train_last),
-            f"{self.parameters:,}",
-            f"{self.head_parameters:,}",
-            f"{100 * self.head_flops_ratio:.1f}%",
-            f"{self.images_per_s:,.0f}",
-        )
+        return {
+            "run": self.run,
+            "data": self.data,
+            "model": self.model,
+            "rule": self.rule,
+            "blocks": str(self.blocks),
+            "epochs": str(self.epochs),
+            "seed": str(self.seed),
+            "test accuracy, best on validation, %": selected,
+            "test accuracy, last, %": _percent(self.test_last),
+            "train accuracy, last, %": _percent(self.train_last),
+            "parameters": f"{self.parameters:,}",
+            "heads' parameters": f"{self.head_parameters:,}",
+            "heads' FLOPs, % of the network's": f"{100 * self.head_flops:.1f}",
+            "images/s": f"{self.images_per_s:,.0f}",
+        }
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    """For a terminal."""
-    made = Table(title="accuracies in %")
-    for k, column in enumerate(COLUMNS):
-        made.add_column(column, justify="left" if k < 4 else "right", overflow="fold")
-    for summary in summaries:
-        made.add_row(*summary.cells())
+    """For a terminal: a column per run."""
+    rows = [summary.cells() for summary in summaries]
+    made = Table()
+    made.add_column("run", no_wrap=True)
+    for cells in rows:
+        made.add_column(cells["run"], overflow="fold", justify="right")
+    for column in list(rows[0])[1:]:
+        made.add_row(column, *(cells[column] for cells in rows))
     return made
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """For a document."""
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *(s.cells() for s in summaries)]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    """For a document: a row per run; what all have in common is said once, above."""
+    rows = [summary.cells() for summary in summaries]
+    same = [c for c in rows[0] if len(rows) > 1 and len({cells[c] for cells in rows}) == 1]
+    columns = [column for column in rows[0] if column not in same]
+    lines = [columns, ["---"] * len(columns), *([cells[c] for c in columns] for cells in rows)]
+    common = "; ".join(f"{column}: {rows[0][column]}" for column in same)
+    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return f"All runs: {common}.\n\n{text}" if common else text
 
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f}"
 
 
-def _named(specification: dict[str, Any]) -> str:
-    """`{name: DGL, head: {name: MLP, width: 64, ...}}` -> "DGL(MLP)"."""
-    inner = [_named(v) for v in specification.values() if isinstance(v, dict) and "name" in v]
-    shown = [f"{k}={v}" for k, v in specification.items() if k in ("width", "channels", "arch")]
-    if specification.get("checkpoint"):
-        shown.append("checkpoint")
-    within = ", ".join([*inner, *shown])
-    return f"{specification['name']}({within})" if within else str(specification["name"])
+def _data(config: Mapping[str, Any]) -> str:
+    augment = [
+        key if value is True else f"{key} {value}"
+        for key, value in config["augment"].items()
+        if key in ("flip", "crop", "resized_crop", "cutout") and value
+    ]
+    return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'})"
+
+
+def _named(specification: Mapping[str, Any]) -> str:
+    """`{name: DGL, head: {name: MLP, width: 64}}` -> `DGL(MLP(width=64))`."""
+    shown = []
+    for key, value in specification.items():
+        if isinstance(value, Mapping):
+            shown.append(_named(value))
+        elif key != "name" and value not in (None, 0, False):
+            shown.append(f"{key}={value}")
+    return f"{specification['name']}({', '.join(shown)})" if shown else specification["name"]

@@ -39,6 +39,8 @@ def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
         for k, (label, rows) in enumerate(runs.items()):
             _line(axes, rows, column, label, COLOURS[k % len(COLOURS)], "-" if k < 8 else "--")
         _finish(axes, title)
+    for axes in figure.axes[:2]:
+        _from_zero(axes)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     _save(figure, "curves", write)
 
@@ -61,6 +63,8 @@ def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
         column_axes[0].set_title(f"{label}\n{PANELS[0][1]}", fontsize=10)
         if len(blocks) <= 16:
             column_axes[0].legend(fontsize=7)
+    for axes in (*grid[0], *grid[1]):
+        _from_zero(axes)
     _save(figure, "blocks", write)
 
 
@@ -74,8 +78,10 @@ def draw_run(run: Run) -> None:
 def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style: str) -> None:
     factor = 100 if "accuracy" in column else 1
     points = [(r["epoch"], factor * r[column]) for r in rows if r.get(column) is not None]  # type: ignore[operator]
+    if not points:  # a block without an objective of its own, a run without that split
+        return
     marker = "o" if len(points) == 1 else None
-    epochs, values = zip(*points, strict=True) if points else ((), ())
+    epochs, values = zip(*points, strict=True)
     axes.plot(epochs, values, label=label, color=colour, linestyle=style, marker=marker)
 
 
@@ -84,8 +90,11 @@ def _finish(axes: Axes, title: str) -> None:
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    if "loss" in title and axes.lines:
-        axes.set_ylim(bottom=0)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Losses start at nought; to be called when every line is there."""
+    axes.set_ylim(bottom=0, auto=True)
 
 
 def _save(figure: Figure, name: str, write: Write) -> None:
