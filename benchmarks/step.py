@@ -1,84 +1,66 @@
-"""Measure a training step of backpropagation, checkpointing and decoupled greedy learning.
+"""Measure training steps: each result in `results/step-*.json` is one `layerwise bench step`.
 
-python benchmarks/step.py resnet110 --blocks 16
-python benchmarks/step.py vgg8b --blocks all --head Conv --reduce 4
-python benchmarks/step.py --table benchmarks/results/step-*.json
+python benchmarks/step.py                 every measurement whose result is not there yet
+python benchmarks/step.py resnet110-16    this one, again
+python benchmarks/step.py --table         all results as one Markdown table
 """
 
 from __future__ import annotations
 
-import argparse
-import functools
-from dataclasses import fields
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
-import torch
-from rich.console import Console
+from layerwise.bench import markdown
 
-from layerwise import heads, models, rules
-from layerwise.bench import compare_steps, markdown
-
-# name: network, image shape, classes, batch
-NETWORKS = {
-    "resnet110": (models.resnet110, (3, 32, 32), 10, 128),
-    "resnet50": (functools.partial(models.torchvision, name="resnet50"), (3, 112, 112), 1000, 16),
-    "vit12": (functools.partial(models.vit, layers=12, width=512, heads=8), (3, 32, 64), 10, 16),
-    "vgg8b": (models.vgg8b, (3, 32, 32), 10, 128),
-}
 RESULTS = Path(__file__).parent / "results"
 
+RESNET110 = "--model resnet110 --batch_size 128 --rule.head Linear"
+RESNET50 = (
+    "--model torchvision --model.arch resnet50 --shape [3,112,112] --num_classes 1000 "
+    "--batch_size 16 --rule.head Linear"
+)
+VIT12 = (
+    "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
+    "--batch_size 16 --rule.head Linear"
+)
+VGG8B = "--model vgg8b --batch_size 64 --blocks all"
 
-def count(text: str) -> int | str:
-    return text if text == "all" else int(text)
+MEASUREMENTS = {
+    "resnet110-16": f"{RESNET110} --blocks 16 --segments 16 --rounds 3 --title ResNet-110",
+    "resnet110-all": f"{RESNET110} --blocks all --segments 16 --rounds 3 --title ResNet-110",
+    "resnet50-8": (
+        f"{RESNET50} --blocks 8 --segments 8 --step_in_backward true --rounds 5 --title ResNet-50"
+    ),
+    "resnet50-16": f"{RESNET50} --blocks 16 --segments 8 --rounds 5 --title ResNet-50",
+    "vit12-12": (f"{VIT12} --blocks 12 --segments 12 --rounds 3 --title 'ViT 12x512'"),
+    "vgg8b-linear": f"{VGG8B} --rule.head Linear --rounds 5 --title VGG8b",
+    "vgg8b-mlp": f"{VGG8B} --rule.head MLP --rounds 3 --title VGG8b",
+    "vgg8b-mlpsr": f"{VGG8B} --rule.head MLPSR --rounds 3 --title VGG8b",
+    "vgg8b-conv-reduced": (
+        f"{VGG8B} --rule.head Conv --rule.head.reduce 4 --rounds 3 --title VGG8b"
+    ),
+    "vgg8b-conv": f"{VGG8B} --rule.head Conv --rounds 3 --title VGG8b",
+}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("network", nargs="?", choices=NETWORKS)
-    parser.add_argument("--table", nargs="+", metavar="FILE", help="print results as Markdown")
-    parser.add_argument("--batch", type=int)
-    parser.add_argument("--blocks", type=count, default="all")
-    parser.add_argument("--segments", type=count)
-    parser.add_argument("--balance", default="memory", choices=("memory", "flops"))
-    parser.add_argument("--head", default="Linear", choices=heads.__all__)
-    for option in ("pool", "reduce", "width"):
-        parser.add_argument(f"--{option}", type=int, help="of the head")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--global-step", action="store_true")
-    parser.add_argument("--step-in-backward", action="store_true")
-    parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--name", help="of the result file, instead of one made from the options")
-    args = parser.parse_args()
-    if args.table:
-        print(markdown(args.table))
+def main(names: list[str]) -> None:
+    if names == ["--table"]:
+        paths = (RESULTS / f"step-{name}.json" for name in MEASUREMENTS)
+        print(markdown([path for path in paths if path.exists()]))
         return
-    make, shape, classes, batch = NETWORKS[args.network]
-    batch = args.batch or batch
-    recipe = getattr(heads, args.head)
-    own = {field.name for field in fields(recipe)} & {"pool", "reduce", "width"}
-    head = recipe(**{name: value for name in own if (value := getattr(args, name)) is not None})
-    torch.manual_seed(0)
-    x, y = torch.randn(batch, *shape), torch.randint(classes, (batch,))
-    table = compare_steps(
-        make(shape, classes),
-        functools.partial(rules.DGL, head=head),
-        x,
-        y,
-        blocks=args.blocks,
-        segments=args.segments,
-        balance=args.balance,
-        rounds=args.rounds,
-        global_step=args.global_step,
-        step_in_backward=args.step_in_backward,
-        channels_last=args.channels_last,
-        title=args.network,
-    )
-    Console().print(table)
-    name = args.name or f"{args.network}-{args.blocks}"
-    table.save(RESULTS / f"step-{name}.json")
+    if unknown := set(names) - set(MEASUREMENTS):
+        sys.exit(f"no such measurement: {', '.join(unknown)}; there is {', '.join(MEASUREMENTS)}")
+    for name, options in MEASUREMENTS.items():
+        out = RESULTS / f"step-{name}.json"
+        if name in names:
+            out.unlink(missing_ok=True)
+        if not out.exists() and (name in names or not names):
+            where = ["--out", str(out.resolve())]
+            command = [sys.executable, "-m", "layerwise", "bench", "step"]
+            subprocess.run([*command, *shlex.split(options), *where], check=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
