@@ -1,0 +1,48 @@
+"""Keep what runs measured as one file: `results/accuracy-NAME.json`.
+
+    python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE]
+
+The file holds each run's command, config, versions and machine, costs, and every epoch's metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from layerwise.errors import InputError
+from layerwise.run import Run
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("runs", nargs="+")
+    parser.add_argument("--data", help="what the data is called in tables")
+    given = parser.parse_args()
+    runs = []
+    for path in given.runs:
+        run = Run.open(path)
+        config = run.config
+        config["data"] = {"name": given.data or config["data"]["name"]}
+        runs.append(
+            {
+                "run": run.path.name,
+                "environment": json.loads((run.path / "environment.json").read_text()),
+                "config": config,
+                "costs": json.loads((run.path / "cost.json").read_text()),
+                "metrics": run.metrics(),
+            }
+        )
+    if any(not run["metrics"] for run in runs):
+        raise InputError("a run has no finished epoch")
+    out = RESULTS / f"accuracy-{given.name}.json"
+    out.write_text(json.dumps({"benchmark": "accuracy", "runs": runs}, indent=1) + "\n")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
