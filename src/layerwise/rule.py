@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -127,15 +127,14 @@ class LocalRule(Rule):
     ):
         super().__init__(blocks)
         if isinstance(objectives, Objective):
-            objectives = [objectives] * (len(blocks) - 1)
-        elif not isinstance(objectives, Sequence) or not all(
-            isinstance(objective, Objective) for objective in objectives
-        ):
+            objectives = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+        objectives = list(objectives) if isinstance(objectives, Iterable) else [objectives]
+        wrong = [type(given).__name__ for given in objectives if not isinstance(given, Objective)]
+        if wrong:
             raise InputError(
-                f"{type(self).__name__}(objectives): got {_kind(objectives)}; give an objective "
-                "such as objectives.Classify(heads.Linear()), or a list of them"
+                f"{type(self).__name__}(objectives): got {wrong[0]}; give an objective such as "
+                "objectives.Classify(heads.Linear()), or a list of them"
             )
-        objectives = list(objectives)
         if len(objectives) == len(blocks) - 1:
             objectives.append(Classify(criterion=criterion))
         if len(objectives) != len(blocks):
@@ -169,7 +168,14 @@ class LocalRule(Rule):
         Its gradients are in `.grad` and its graph is gone when this returns.
         """
         h = self.blocks[i](h)
+        version = h._version
         loss = self.objectives[str(i)](h, batch)
+        if h._version != version:
+            raise InputError(
+                f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
+                "the block's output in place, which the next block takes; make its head's first "
+                "operation inplace=False"
+            )
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
         return h.detach()
@@ -205,9 +211,3 @@ def differentiate(loss: Tensor, scale: Scale = identity) -> None:
 
 def _weight(module: nn.Module, default: nn.Parameter | None = None) -> nn.Parameter | None:
     return next((p for p in module.parameters() if p.is_floating_point()), default)
-
-
-def _kind(objectives: object) -> str:
-    if not isinstance(objectives, Sequence) or isinstance(objectives, str):
-        return type(objectives).__name__
-    return f"[{', '.join(type(objective).__name__ for objective in objectives)}]"

@@ -157,6 +157,47 @@ def test_blocks_never_share_a_head(spelling: str) -> None:
     assert grads(rule).keys() == dict(rule.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("blocks", [2, 3])
+def test_one_objective_is_a_pattern_of_which_blocks_get_copies(blocks: int) -> None:
+    case = networks.mlp(blocks=blocks)
+    c = Classify(heads.Linear())
+    for _ in range(2):  # two rules from one pattern
+        rule = rules.Greedy(case.blocks, c)
+        assert len(_heads(rule)) == blocks - 1
+    assert isinstance(c.head, nn.Identity)
+
+
+def test_an_objective_belongs_to_one_rule() -> None:
+    """Another rule must not take the head that the first one's optimizer holds."""
+    case = networks.mlp()
+    given = [Classify(heads.Linear()), MeanSquare()]
+    rule = rules.Greedy(case.blocks, given)
+    with pytest.raises(InputError, match=r"Classify: this objective has its head already") as e:
+        rules.Greedy(case.blocks, given)
+    assert "\n" not in str(e.value)
+    assert rule.objectives["0"] is given[0]
+
+
+@pytest.mark.parametrize("container", [list, tuple, iter, nn.ModuleList])
+def test_objectives_in_any_container(container: type) -> None:
+    case = networks.mlp()
+    given = [Classify(heads.Linear()), MeanSquare()]
+    rule = rules.Greedy(case.blocks, container(given))
+    assert [rule.objectives[str(i)] for i in range(2)] == given
+
+
+def test_a_head_may_not_change_what_the_next_block_takes() -> None:
+    def rectify(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
+        return nn.Sequential(nn.ReLU(inplace=True), nn.Linear(in_shape[0], out_shape[-1]))
+
+    x, y = torch.randn(4, 6), torch.randint(0, 3, (4,))
+    blocks = Blocks(_net(), example=x, names=["first", "second", "third"])
+    rule = rules.DGL(blocks, head=rectify)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"DGL: the objective of block 'first' changes") as e:
+        rule.backward(x, y)
+    assert "\n" not in str(e.value)
+
+
 def test_given_objectives_are_used_as_they_are() -> None:
     """One per block: the objects given are the rule's, so that they can be read."""
     case = networks.mlp()
@@ -218,7 +259,7 @@ REFUSED = {
     ),
     "a list with a head": (
         lambda: rules.Greedy(Blocks(_net(), example=X), [MeanSquare(), heads.MLP()]),
-        r"Greedy\(objectives\): got \[MeanSquare, MLP\]; give an objective",
+        r"Greedy\(objectives\): got MLP; give an objective",
     ),
     "a name for an objective": (
         lambda: rules.Greedy(Blocks(_net(), example=X), "classify"),

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.batch import Batch
+from layerwise.errors import InputError
 from layerwise.heads.head import Head
 from layerwise.objectives.objective import Objective, Site
 
@@ -35,6 +36,11 @@ class Classify(Objective):
         self.criterion = criterion
 
     def build(self, site: Site) -> None:
+        if not isinstance(self.head, nn.Identity):
+            raise InputError(
+                "Classify: this objective has its head already; an objective belongs to one rule: "
+                "make a new one, with the same recipe"
+            )
         if self.recipe is not None:
             self.head = self.recipe(site.shape, site.output_shape)
 
