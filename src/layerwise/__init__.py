@@ -4,7 +4,7 @@ A learning rule is what takes the place of `loss.backward()`: it fills `.grad`, 
 stays PyTorch.
 """
 
-from layerwise import heads, objectives, rules
+from layerwise import heads, models, objectives, rules
 from layerwise.batch import Batch, Report
 from layerwise.blocks import Blocks, cut
 from layerwise.errors import InputError
@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "cut",
     "heads",
+    "models",
     "objectives",
     "rules",
 ]

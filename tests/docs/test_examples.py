@@ -1,0 +1,73 @@
+"""What the documents show is run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+import yaml
+
+import layerwise as lw
+from layerwise.registry import make
+
+ROOT = Path(__file__).parents[2]
+
+
+def code(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_readme_example_trains_a_resnet50(monkeypatch):
+    (example,) = code("README.md", "python")
+    images, labels = torch.randn(2, 3, 64, 64), torch.randint(0, 1000, (2,))
+    names = {"torch": torch, "torchvision": torchvision, "images": images}
+    names["loader"] = [(images, labels)]
+    exec(example, names)
+    assert isinstance(names["rule"], lw.rules.DGL)
+    assert len(names["blocks"]) == 4
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
+def test_guide_runs_from_top_to_bottom():
+    names: dict = {}
+    for example in code("docs/guide.md", "python"):
+        exec(example, names)
+    assert isinstance(names["rule"], lw.rules.Greedy)
+
+
+def test_guide_config_builds():
+    (config,) = map(yaml.safe_load, code("docs/guide.md", "yaml"))
+    network = make("model", config["model"], shape=(3, 32, 32), num_classes=10)
+    blocks = lw.cut(network, blocks=config["blocks"], example=torch.zeros(2, 3, 32, 32))
+    rule = make("rule", config["rule"], blocks=blocks)
+    assert rule.objectives["0"].recipe == lw.heads.MLP(width=512)
+
+
+def test_contributed_rule_works_and_has_its_limit():
+    (example,) = code("CONTRIBUTING.md", "python")
+    names: dict = {}
+    exec(example, names)
+    x, y = torch.randn(4, 1, 8, 8), torch.randint(0, 10, (4,))
+    gradients = []
+    for rule_class, options in ((names["Noisy"], {"sigma": 0.0}), (lw.rules.DGL, {})):
+        torch.manual_seed(0)
+        network = lw.models.mlp((1, 8, 8), 10, layers=2, width=16)
+        rule = rule_class(lw.cut(network, blocks=2, example=x), **options)
+        rule.backward(x, y)
+        gradients.append([p.grad for p in rule.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("page", sorted(p.relative_to(ROOT) for p in ROOT.glob("docs/**/*.md")))
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_rule_and_objective_has_a_card():
+    for name in lw.rules.__all__:
+        assert (ROOT / "docs" / "rules" / f"{name.lower()}.md").exists(), name
+    for name in set(lw.objectives.__all__) - {"Objective", "Site", "Sum", "cross_entropy"}:
+        assert (ROOT / "docs" / "objectives" / f"{name.lower()}.md").exists(), name
