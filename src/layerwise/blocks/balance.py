@@ -11,6 +11,7 @@ from layerwise.blocks.cost import saved
 from layerwise.blocks.flow import Flow
 from layerwise.blocks.huggingface import is_huggingface
 from layerwise.blocks.partition import partition
+from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
 
 Balance = Literal["flops", "memory"]
@@ -32,13 +33,14 @@ def balanced(flow: Flow, blocks: int | Literal["all"], balance: Balance) -> list
     if blocks == "all" and (len(starts) > 1 or not shared):
         return starts
     if blocks == "all" or blocks > len(starts):
-        tied = next(iter(shared.values()), None)
-        why = f" where no parameter is used on both sides ({tied!r} is: untie it" if tied else ""
-        why += ", tie_word_embeddings=False" if tied and is_huggingface(flow.model) else ""
-        why += ")" if tied else ""
+        tied, count = next(iter(shared.values()), None), len(starts) - 1
+        untie = f"{tied!r} is: untie it" if tied else ""
+        untie += ", tie_word_embeddings=False" if tied and is_huggingface(flow.model) else ""
         raise InputError(
-            f"cut(blocks={blocks!r}): {type(flow.model).__name__} has {len(starts) - 1} cut points"
-            f"{why}; give blocks={len(starts)}{' or fewer' if len(starts) > 1 else ''}"
+            f"cut(blocks={blocks!r}): {type(flow.model).__name__} has {count} cut point"
+            f"{'s' if count != 1 else ''}"
+            f"{f' where no parameter is used on both sides ({untie})' if tied else ''}; "
+            f"give blocks={count + 1}{' or fewer' if count else ''}"
         )
     costs = _saved_bytes(flow, starts) if balance == "memory" else _flops(flow, starts)
     return [starts[i] for i in partition(costs, blocks)]
@@ -60,14 +62,11 @@ def _saved_bytes(flow: Flow, starts: list[int]) -> list[int]:
 
     What several parts keep counts for the first.
     """
-    flow.model.train()
-    try:
-        with saved(flow.model) as kept:
-            meter = _Meter(flow, starts, lambda: kept.bytes)
-            meter.run(flow.x)
-            readings = [0, *meter.readings, kept.bytes]
-    finally:
-        flow.model.eval()
+    with unchanged(flow.model), saved(flow.model) as kept:  # training moves running statistics
+        flow.model.train()
+        meter = _Meter(flow, starts, lambda: kept.bytes)
+        meter.run(flow.x)
+        readings = [0, *meter.readings, kept.bytes]
     return [after - before for before, after in pairwise(readings)]
 
 

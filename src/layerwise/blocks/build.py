@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from layerwise.blocks.flow import SHAPE_ONLY, Flow
 from layerwise.blocks.mode import choose_modes, follow_mode
-from layerwise.blocks.trace import Call, trace
+from layerwise.blocks.trace import CONSTANT, Call, trace
 
 
 def build(fine: Flow, starts: list[int], *, written: bool) -> list[nn.Module]:
@@ -138,7 +138,7 @@ def _as_graph(flow: Flow, source: fx.Node, here: list[fx.Node], last: fx.Node) -
     graph.output(copies[last])
     block = fx.GraphModule(flow.model, graph, class_name="Block")
     for name in block._buffers:
-        if name.startswith("_tensor_constant"):  # a literal in the model's code, no state of it
+        if name.startswith(CONSTANT):  # a literal in the model's code, no state of it
             block._non_persistent_buffers_set.add(name)
     calls = [flow.model.get_submodule(str(n.target)) for n in here if n.op == "call_module"]
     choose_modes(block, calls)

@@ -143,14 +143,11 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
 
 def _returns_tensor_in_training(model: nn.Module, x: Tensor) -> bool:
     """Not so GoogLeNet and Inception, which have to be traced even for one block."""
-    model.train()
-    try:
-        with torch.no_grad():
-            return isinstance(model(x), Tensor)
-    except Exception:  # two samples may be too few for it
-        return isinstance(_run(model.eval(), x), Tensor)
-    finally:
-        model.eval()
+    with unchanged(model), torch.no_grad():
+        try:
+            return isinstance(model.train()(x), Tensor)
+        except Exception:  # two samples may be too few for it
+            return isinstance(_run(model.eval(), x), Tensor)
 
 
 def _follow(model: nn.Module, x: Tensor) -> tuple[Flow, dict[str, str], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import fx
 
@@ -75,11 +76,11 @@ def _refuse_no_cut(flow: Flow, i: int, name: str) -> None:
 
 
 def _nearest(flow: Flow, i: int) -> str:
-    points = flow.cut_points
-    before = [p for p in points if p < i][-1:]
-    after = [p for p in points if p > i][:1]
-    names = [repr(_name(flow, p, len(flow.data))) for p in before + after]
-    return " or ".join(names) if names else "no place; the model is one block"
+    """The modules on either side of `data[i]` that a block can begin with."""
+    points = [(p, _module_at(flow, p, len(flow.data))) for p in flow.cut_points]
+    before = [name for p, name in points if name and p < i][-1:]
+    after = [name for p, name in points if name and p > i][:1]
+    return " or ".join(map(repr, before + after)) or "no place; the model is one block"
 
 
 def _origin(node: fx.Node) -> str:
@@ -94,19 +95,29 @@ def _origin(node: fx.Node) -> str:
 
 
 def names_of(flow: Flow, starts: list[int]) -> list[str]:
-    ends = [*starts[1:], len(flow.data)]
+    """What the parts are called: by the largest module that begins a part and lies within it, or
+    else by the operation."""
     if len(starts) == 1:
         return [type(flow.model).__name__]
-    return [_name(flow, max(i, 1), end) for i, end in zip(starts, ends, strict=True)]
+    names = []
+    ends = [*starts[1:], len(flow.data)]
+    # A network may begin with operations of its own; none can be named to cut before it anyway.
+    begins = (i for i in range(1, ends[0]) if _module_at(flow, i, ends[0]))
+    for i, end in pairwise([next(begins, 1), *ends]):
+        node = flow.data[i]
+        inside = [path for path, _ in node.meta["calls"] if node.op != "call_module"]
+        names.append(_module_at(flow, i, end) or ".".join([*inside[-1:], node.name]))
+    return names
 
 
-def _name(flow: Flow, i: int, end: int) -> str:
-    """The largest module that begins at `data[i]` and ends before `data[end]`, or the operation."""
+def _module_at(flow: Flow, i: int, end: int) -> str | None:
+    """The largest module that is first called at `data[i]` and done before `data[end]`."""
     calls = flow.data[i].meta["calls"]
     for depth in range(1, len(calls) + 1):
+        path = calls[depth - 1][0]
         within = [
             j for j, node in enumerate(flow.data) if node.meta["calls"][:depth] == calls[:depth]
         ]
-        if within[0] == i and within[-1] < end:
-            return calls[depth - 1][0]
-    return ".".join([*(path for path, _ in calls[-1:]), flow.data[i].name])
+        if within[-1] < end and _first(flow, path) == i:
+            return path
+    return None

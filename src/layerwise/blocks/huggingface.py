@@ -10,6 +10,9 @@ with the model, so one that is built alike but computes something else is refuse
 the logits, or the last hidden state where there is no head; a pooler whose output that does not
 need is left out. Sequence classifiers that read the last token read position -1.
 
+The output is bit for bit the model's with `use_cache=False`; with a cache, which it has by default,
+its eager attention may round differently.
+
 `transformers` is never imported unless the model came from it.
 """
 
@@ -73,7 +76,7 @@ class CausalMask(nn.Module):
     def forward(self, h: Tensor, position_ids: Tensor) -> Tensor | None:
         from transformers.masking_utils import create_causal_mask
 
-        given = {
+        given: dict[str, Any] = {
             "config": self.config,
             "inputs_embeds": h,
             "input_embeds": h,
@@ -84,7 +87,8 @@ class CausalMask(nn.Module):
         }
         # The arguments' names changed between versions.
         known = inspect.signature(create_causal_mask).parameters
-        return create_causal_mask(**{name: given[name] for name in known if name in given})
+        mask: Any = create_causal_mask(**{name: given[name] for name in known if name in given})
+        return mask
 
 
 class _Script:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from layerwise.blocks.trace import Call, reason, remove_unused, trace
+from layerwise.blocks.flow import attribute
+from layerwise.blocks.trace import CONSTANT, Call, reason, remove_unused, trace
 from layerwise.errors import InputError
 
 
@@ -58,7 +60,7 @@ def follow_mode(model: nn.Module, graph: fx.Graph, opened: set[tuple[Call, ...]]
 
     pairs = list(zip(graph.nodes, in_train.nodes, strict=False))
     for node, other in pairs:
-        if (node.op, node.target) != (other.op, other.target):
+        if not _same(model, node, other):
             raise _another_path(model, node)
     if len(graph.nodes) != len(in_train.nodes):
         raise _another_path(model, next(reversed(graph.nodes)))
@@ -78,6 +80,14 @@ def choose_modes(block: nn.Module, calls: list[nn.Module]) -> None:
     for module in block.modules():
         if isinstance(module, ByMode):
             module.mode_of = ((plain or others or [module])[0],)
+
+
+def _same(model: nn.Module, node: fx.Node, other: fx.Node) -> bool:
+    if node.op == other.op == "get_attr" and str(node.target).startswith(CONSTANT):
+        # A literal tensor in the code gets a new name in every trace.
+        ours, theirs = attribute(model, str(node.target)), attribute(model, str(other.target))
+        return ours.shape == theirs.shape and torch.equal(ours, theirs)
+    return (node.op, node.target) == (other.op, other.target)
 
 
 def _merged(

@@ -11,6 +11,9 @@ from torch import fx, nn
 # One call of a module: its path in the model, and which call of it this is within its caller.
 Call = tuple[str, int]
 
+# What torch.fx calls the tensors that a forward holds as literals.
+CONSTANT = "_tensor_constant"
+
 
 class Tracer(fx.Tracer):
     """torch.fx's tracer, but for two things.

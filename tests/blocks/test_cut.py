@@ -1,0 +1,409 @@
+"""Where cuts lie, what blocks share with the model, and that the model is left as it was."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from layerwise import InputError, cut
+
+torch.manual_seed(0)
+IMAGES = torch.randn(3, 3, 16, 16)
+
+
+class Residual(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        h += x
+        return self.relu(h)
+
+
+class SmallResNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(True))
+        self.layer1 = nn.Sequential(Residual(8), Residual(8))
+        self.layer2 = nn.Sequential(Residual(8), Residual(8))
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x):
+        h = self.layer2(self.layer1(self.stem(x)))
+        h = F.adaptive_avg_pool2d(h, 1)
+        h = h.view(h.size(0), -1)
+        return self.fc(h)
+
+
+def vgg():
+    layers, channels = [], 3
+    for width in (4, 4, 8):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(True)]
+        layers += [nn.MaxPool2d(2)]
+        channels = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8 * 4, 10))
+
+
+def same_as_model(model, chain, x):
+    model.eval(), chain.eval()
+    with torch.no_grad():
+        return torch.equal(model(x), chain(x))
+
+
+def kinds(block):
+    return [type(m).__name__ for m in block.modules() if not list(m.children())]
+
+
+def test_every_layer_its_own_block():
+    chain = cut(vgg(), "all", example=IMAGES)
+    layer = ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+    assert [kinds(b) for b in chain] == [layer, layer, [*layer, "Flatten"], ["Linear"]]
+    assert chain.names == ("0", "4", "8", "13")
+    assert chain.input_shape == (3, 16, 16)
+    assert chain.shapes == ((4, 8, 8), (4, 4, 4), (32,), (10,))
+
+
+def test_residuals_stay_whole():
+    chain = cut(SmallResNet(), "all", example=IMAGES)
+    assert chain.names == ("stem", "layer1.0", "layer1.1", "layer2.0", "layer2.1", "fc")
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4, "all"])
+@pytest.mark.parametrize("build", [vgg, SmallResNet])
+def test_output_is_the_models(build, blocks):
+    model = build()
+    chain = cut(model, blocks, example=IMAGES)
+    for x in (IMAGES, IMAGES[:1], torch.randn(5, 3, 16, 16)):
+        assert same_as_model(model, chain, x)
+
+
+@pytest.mark.parametrize("balance", ["flops", "memory"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_left_as_it_was(training, balance):
+    model = SmallResNet().train(training)
+    model.layer1.eval()
+    state = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    attributes = [sorted(m.__dict__) for m in model.modules()]
+    random = torch.get_rng_state()
+    chain = cut(model, 3, example=IMAGES, balance=balance)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert [m.training for m in model.modules()] == modes
+    assert [sorted(m.__dict__) for m in model.modules()] == attributes
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(b.training == training for b in chain)
+
+
+def test_every_parameter_is_in_exactly_one_block():
+    model = SmallResNet()
+    chain = cut(model, 4, example=IMAGES)
+    ids = [id(p) for block in chain for p in block.parameters()]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    modules = set(model.modules())
+    assert all(m in modules for b in chain for m in b.modules() if not list(m.children()))
+
+
+def test_state_dict_has_the_models_names():
+    model = SmallResNet()
+    chain = cut(model, 4, example=IMAGES)
+    names = [name.split(".", 1)[1] for name in chain.state_dict()]
+    assert names == list(model.state_dict())
+
+
+def test_gradients_are_the_models():
+    model = SmallResNet().train()
+    y = torch.tensor([1, 2, 3])
+    twin = copy.deepcopy(model)
+    F.cross_entropy(twin(IMAGES), y).backward()
+    F.cross_entropy(cut(model, 3, example=IMAGES)(IMAGES), y).backward()
+    for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)
+    assert torch.equal(model.stem[1].running_mean, twin.stem[1].running_mean)
+
+
+def test_copies_and_state_dicts():
+    model = SmallResNet()
+    chain = cut(model, 3, example=IMAGES).eval()
+    twin = copy.deepcopy(chain)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in model.parameters()}
+    expected = twin(IMAGES)
+    assert torch.equal(expected, chain(IMAGES))
+    with torch.no_grad():
+        for p in chain.parameters():
+            p.add_(1)
+    assert torch.equal(twin(IMAGES), expected)
+    chain.load_state_dict(twin.state_dict())
+    assert torch.equal(model.eval()(IMAGES), expected)
+
+
+def test_cut_at_names():
+    model = SmallResNet()
+    chain = cut(model, at=["layer2", "layer1.1"], example=IMAGES)
+    assert chain.names == ("stem", "layer1.1", "layer2")
+    assert same_as_model(model, chain, IMAGES)
+    again = cut(model, at=chain.names[1:], example=IMAGES)
+    assert again.names == chain.names
+    assert len(cut(model, at=["stem", "fc"], example=IMAGES)) == 2  # the first begins anyway
+    assert len(cut(model, at=[], example=IMAGES)) == 1
+
+
+def test_balance_by_flops():
+    # Costs of the Linears, in units of 2 * 8 * 8 FLOPs per sample: 1 1 1 3 | 3 ... | 1
+    sizes = [8, 8, 8, 8, 24, 8, 8]
+    model = nn.Sequential(*(nn.Linear(i, o) for i, o in pairwise(sizes)))
+    chain = cut(model, 3, example=torch.randn(2, 8))
+    assert chain.names == ("0", "3", "4")
+
+
+def test_balance_by_memory():
+    # Activations shrink by four where channels double, so memory lies in front of FLOPs.
+    model = nn.Sequential(
+        *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()),
+        *(nn.Conv2d(16, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU()),
+    )
+    x = torch.randn(2, 8, 32, 32)
+    assert cut(model, 2, example=x).names == ("0", "6")
+    assert cut(model, 2, example=x, balance="memory").names == ("0", "2")
+
+
+def test_sizes_that_cross_a_cut():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+            self.fc = nn.Linear(3 * 8 * 8, 5)
+
+        def forward(self, x):
+            batch = x.size(0)
+            h = self.c(self.b(self.a(x)))
+            return self.fc(h.view(batch, -1))
+
+    model, x = Net(), torch.randn(4, 3, 8, 8)
+    chain = cut(model, "all", example=x)
+    assert chain.names == ("a", "b", "c", "fc")
+    for batch in (1, 4, 7):
+        assert same_as_model(model, chain, torch.randn(batch, 3, 8, 8))
+
+
+def test_a_size_that_what_crosses_does_not_tell():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down = nn.Conv2d(3, 3, 3, 2, 1)
+            self.mid = nn.Conv2d(3, 3, 3, 2, 1)
+            self.head = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            size = x.shape[-2:]
+            return self.head(F.interpolate(self.mid(self.down(x)), size=size))
+
+    with pytest.raises(InputError, match=r"needs the size '\w+' that was read before it"):
+        cut(Net(), at=["mid"], example=IMAGES)
+    with pytest.raises(InputError, match="Net has 1 cut point; give blocks=2 or fewer"):
+        cut(Net(), 3, example=IMAGES)
+
+
+def test_constants_and_parameters_of_an_opened_module():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(11, 8)
+            self.scale = nn.Parameter(torch.ones(8))
+            self.register_buffer("shift", torch.ones(8), persistent=False)
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, tokens):
+            at = torch.arange(tokens.shape[1], device=tokens.device)
+            h = self.embed(tokens) + torch.sin(at)[None, :, None]
+            h = self.a(h * self.scale)
+            return self.b(h + self.shift) * torch.tensor(2.0)
+
+    model, x = Net(), torch.randint(11, (3, 6))
+    chain = cut(model, 2, example=x)
+    assert chain.names == ("embed", "b")
+    assert same_as_model(model, chain, torch.randint(11, (2, 9)))
+    assert {k.split(".", 1)[1] for k in chain.state_dict()} == set(model.state_dict())
+
+
+def test_a_module_that_cannot_be_followed_stays_whole():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.inner(x) if x.sum() > 0 else self.inner(-x)
+
+    model = nn.Sequential(nn.Linear(8, 8), Odd(), nn.Linear(8, 8))
+    x = torch.randn(4, 8)
+    chain = cut(model, "all", example=x)
+    assert chain.names == ("0", "1", "2")
+    assert same_as_model(model, chain, x)
+    assert same_as_model(model, chain, -x)
+    with pytest.raises(InputError, match=r"'1.inner' lies inside '1', whose forward cannot be"):
+        cut(model, at=["1.inner"], example=x)
+
+
+def test_a_model_that_cannot_be_followed():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.a(x) if x.sum() > 0 else self.a(-x)
+
+    with pytest.raises(InputError, match=r"cannot follow the forward of Odd: .*Blocks\(\[...\]\)"):
+        cut(Odd(), 2, example=torch.randn(4, 8))
+    assert len(cut(Odd(), 1, example=torch.randn(4, 8))) == 1
+
+
+def test_a_module_used_twice_without_parameters():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3)
+            self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(6 * 2 * 2, 4)
+
+        def forward(self, x):
+            x = self.pool(F.relu(self.conv1(x)))
+            x = self.pool(F.relu(self.conv2(x)))
+            return self.fc(torch.flatten(x, 1))
+
+    model = Net()
+    chain = cut(model, "all", example=IMAGES)
+    assert chain.names == ("conv1", "conv2", "fc")
+    assert same_as_model(model, chain, IMAGES[:1])
+
+
+def test_transformer_encoder_of_torch():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    model = nn.Sequential(
+        nn.Linear(4, 16), nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    )
+    x = torch.randn(2, 5, 4)
+    chain = cut(model, at=["1.layers.1", "1.layers.2"], example=x)
+    assert chain.names == ("0", "1.layers.1", "1.layers.2")
+    assert same_as_model(model, chain, x)
+
+
+def test_one_block_is_the_model():
+    model = vgg()
+    assert cut(model, 1, example=IMAGES)[0] is model
+
+
+def test_hooks_and_attributes_left_by_a_forward():
+    class Remembers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.last = nn.Linear(4, 4), nn.Linear(4, 4), None
+
+        def forward(self, x):
+            self.last = self.a(x)
+            return self.b(self.last)
+
+    model = Remembers()
+    cut(model, 2, example=torch.randn(2, 4))
+    assert model.last is None
+
+
+class TestErrors:
+    def refused(self, match, model=None, *args, example=IMAGES, **kwargs):
+        with pytest.raises(InputError, match=match) as caught:
+            cut(model or SmallResNet(), *args, example=example, **kwargs)
+        assert "\n" not in str(caught.value)
+
+    def test_no_such_module(self):
+        self.refused(r"no module 'layer11'; did you mean 'layer1.1'\?", at=["layer11"])
+
+    def test_several_tensors_cross(self):
+        self.refused(
+            r"2 tensors cross before 'layer1.0.conv2' \(from 'stem.2', 'layer1.0.relu'\); "
+            r"exactly one may: cut at 'layer1' or 'layer1.1'",
+            at=["layer1.0.conv2"],
+        )
+
+    def test_too_many_blocks(self):
+        self.refused("SmallResNet has 5 cut points; give blocks=6 or fewer", None, 7)
+
+    def test_blocks_and_at(self):
+        self.refused("got both", None, 2, at=["layer1"])
+
+    @pytest.mark.parametrize("blocks", [0, -1, 2.5, "every", True])
+    def test_blocks(self, blocks):
+        self.refused('give a number of blocks, at least 1, or "all"', None, blocks)
+
+    def test_balance(self):
+        self.refused("cut\\(balance='flop'\\): did you mean 'flops'", None, 2, balance="flop")
+
+    def test_no_example(self):
+        self.refused("give a batch that the model takes", None, 2, example=None)
+        self.refused("give a batch that the model takes", None, 2, example=torch.zeros(0, 3))
+
+    def test_example_that_does_not_fit(self):
+        self.refused("cannot take an input of shape", None, 2, example=torch.randn(2, 5, 8, 8))
+
+    def test_names(self):
+        self.refused("begin at the same place", at=["layer2", "layer2.0"])
+        self.refused("begin at the same place", at=["layer2", "layer2"])
+        self.refused("give a list of names", at="layer2")
+
+    def test_not_a_module(self):
+        with pytest.raises(InputError, match="got function"):
+            cut(lambda x: x, 2, example=IMAGES)
+
+    def test_not_called(self):
+        model = SmallResNet()
+        model.spare = nn.Linear(2, 2)
+        self.refused("does not call 'spare'", model, at=["spare"])
+
+    def test_shared_parameter(self):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4))
+        model[3].weight = model[0].weight
+        x = torch.randn(2, 4)
+        self.refused(r"no parameter is used on both sides \('0.weight'", model, 2, example=x)
+        self.refused(
+            "parameter '0.weight' is used both before and after '2'", model, at=["2"], example=x
+        )
+        self.refused(r"'0.weight'", model, "all", example=x)
+
+    def test_in_place_on_another_blocks_output(self):
+        self.refused("block '2' changes its input in place", vgg(), at=["2"])
+
+    def test_output_that_is_no_tensor(self):
+        class Two(nn.Module):
+            def forward(self, x):
+                return x, x
+
+        self.refused("returns tuple", Two(), 2)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "squeezenet1_1", "shufflenet_v2_x0_5", "googlenet"])
+def test_torchvision(name):
+    kwargs = {"init_weights": False} if name == "googlenet" else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=10, **kwargs)
+    assert same_as_model(
+        model, cut(model, 4, example=torch.randn(1, 3, 64, 64)), torch.randn(2, 3, 64, 64)
+    )
+
+
+def test_auxiliary_classifiers_are_left_out():
+    model = torchvision.models.googlenet(weights=None, num_classes=10, init_weights=False)
+    x = torch.randn(2, 3, 64, 64)
+    for blocks in (1, 3):
+        chain = cut(model, blocks, example=x).train()
+        assert chain(x).shape == (2, 10)
+        assert not any("aux" in name for name in chain.state_dict())
