@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from layerwise import InputError, cut
+from layerwise import Blocks, InputError, cut
 
 torch.manual_seed(0)
 IMAGES = torch.randn(3, 3, 16, 16)
@@ -298,6 +298,64 @@ def test_transformer_encoder_of_torch():
     chain = cut(model, at=["1.layers.1", "1.layers.2"], example=x)
     assert chain.names == ("0", "1.layers.1", "1.layers.2")
     assert same_as_model(model, chain, x)
+
+
+def test_gpt_by_hand():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+            self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+            self.mlp = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+        def forward(self, x):
+            B, T, C = x.size()
+            q, k, v = self.qkv(self.norm1(x)).split(C, dim=2)
+            q, k, v = (h.view(B, T, 2, C // 2).transpose(1, 2) for h in (q, k, v))
+            h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(h.transpose(1, 2).contiguous().view(B, T, C))
+            return x + self.mlp(self.norm2(x))
+
+    class GPT(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(11, 16), nn.Embedding(8, 16)
+            self.layers = nn.ModuleList(Block() for _ in range(3))
+            self.norm, self.head = nn.LayerNorm(16), nn.Linear(16, 11)
+
+        def forward(self, tokens, targets=None):
+            _, T = tokens.size()
+            assert T <= 8, f"at most 8 tokens, got {T}"
+            x = self.wte(tokens) + self.wpe(torch.arange(0, T, device=tokens.device))
+            for layer in self.layers:
+                x = layer(x)
+            logits = self.head(self.norm(x))
+            return logits if targets is None else F.cross_entropy(logits.mT, targets)
+
+    model, tokens = GPT(), torch.randint(11, (3, 6))
+    chain = cut(model, at=["layers.0", "layers.1", "layers.2", "head"], example=tokens)
+    assert chain.names == ("wte", "layers.0", "layers.1", "layers.2", "head")
+    assert kinds(chain[2])[0] == "LayerNorm"
+    assert isinstance(cut(model, "all", example=tokens), Blocks)
+    for x in (tokens, tokens[:1, :3], torch.randint(11, (5, 8))):
+        assert same_as_model(model, chain, x)
+
+
+def test_the_batch_size_where_what_crosses_has_other_rows():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = self.b(self.a(x).view(-1, 4))  # (2B, 4)
+            return self.c(h.view(x.size(0), 8))
+
+    model, x = Net(), torch.randn(3, 2, 4)
+    with pytest.raises(InputError, match="needs the size"):
+        cut(model, at=["b"], example=x)
+    chain = cut(model, 2, example=x)
+    assert all(same_as_model(model, chain, torch.randn(n, 2, 4)) for n in (1, 3, 5))
 
 
 def test_one_block_is_the_model():

@@ -1,5 +1,7 @@
 """Transformers: their forward is written by hand, so it is compared with theirs."""
 
+import copy
+
 import pytest
 import torch
 
@@ -110,6 +112,8 @@ def test_at_names_and_gradients():
     assert chain.names == ("transformer.wte", "transformer.h.0", "transformer.h.2", "lm_head")
     assert {k.split(".", 1)[1] for k in chain.state_dict()} == set(model.state_dict())
     chain.train()(tokens).square().mean().backward()
+    twin = copy.deepcopy(chain).eval()
+    assert torch.equal(twin(tokens), chain.eval()(tokens))
     ours = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
     model(tokens).logits.square().mean().backward()

@@ -18,8 +18,6 @@ from layerwise.blocks.trace import reason, trace
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, choices
 
-_SEED = 0  # for models that draw random numbers in eval mode; the generators are put back after
-
 
 def cut(
     model: nn.Module,
@@ -122,8 +120,16 @@ def _check_arguments(
         )
 
 
+def _seed(device: torch.device) -> None:
+    """For models that draw random numbers in eval mode; `unchanged` puts the generators back."""
+    torch.default_generator.manual_seed(0)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)
+
+
 def _run(model: nn.Module, x: Tensor) -> Tensor:
-    torch.manual_seed(_SEED)
+    _seed(x.device)
     try:
         with torch.no_grad():
             output = model(x)
@@ -175,7 +181,7 @@ def _check_and_measure(chain: Blocks, x: Tensor, expected: Tensor) -> None:
     """Find the shapes, and see that the chain is the model: a forward may depend on what a trace
     does not see."""
     chain.eval()
-    torch.manual_seed(_SEED)
+    _seed(x.device)
     h, shapes = x.clone(), []
     with torch.no_grad():
         for name, block in zip(chain.names, chain, strict=True):

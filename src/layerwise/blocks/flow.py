@@ -103,7 +103,9 @@ class Flow:
     def _told(self, node: fx.Node, i: int) -> bool:
         if node in self.index:
             return self.index[node] >= i or node in self.crossing(i)
-        if self.is_free(node) or SHAPE_ONLY in node.meta or self.is_batch_size(node):
+        if self.is_free(node) or SHAPE_ONLY in node.meta:
+            return True
+        if self.is_batch_size(node) and self._record.rows.get(self.crossing(i)[0]) == len(self.x):
             return True
         return all(self._told(n, i) for n in node.all_input_nodes)
 

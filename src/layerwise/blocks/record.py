@@ -17,6 +17,7 @@ class Record(fx.Interpreter):
     Attributes:
         values: each node's value; tensors are left out.
         flops: its floating-point operations.
+        rows: the first dimension of its tensor.
         changed: the nodes among its inputs whose tensor it changes in place.
     """
 
@@ -25,6 +26,7 @@ class Record(fx.Interpreter):
         self.meter = meter
         self.values: dict[fx.Node, Any] = {}
         self.flops: dict[fx.Node, int] = {}
+        self.rows: dict[fx.Node, int] = {}
         self.changed: dict[fx.Node, set[fx.Node]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -35,6 +37,8 @@ class Record(fx.Interpreter):
         self.flops[n] = self.meter() - before
         self.changed[n] = {i for i, t in tensors.items() if t._version != versions[i]}
         self.values[n] = _without_tensors(value)
+        if isinstance(value, Tensor) and value.dim() > 0:
+            self.rows[n] = len(value)
         return value
 
     def is_tensor(self, node: fx.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +18,13 @@ CONSTANT = "_tensor_constant"
 
 
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, but for two things.
+    """torch.fx's tracer for a forward of one input, whose other arguments keep their defaults.
 
     A module whose forward cannot be followed (control flow on values, an argument that is no
     tensor) stays whole, and so does one that does nothing in eval mode (it may in train mode);
-    everything around it is still traced. Every node knows the module calls that it lies in:
-    `node.meta["calls"]`, outermost first, and has a `node.meta["key"]` which is the same in
-    another trace of the model that opens at least the same calls around it.
+    everything around it is still traced. An assertion is taken to hold. Every node knows the module
+    calls that it lies in, `node.meta["calls"]`, outermost first, and has a `node.meta["key"]` which
+    is the same in another trace of the model that opens at least the same calls around it.
 
     Args:
         whole: whether to leave a call of a module whole; `calls` ends with that call.
@@ -38,10 +40,26 @@ class Tracer(fx.Tracer):
         self._calls: tuple[Call, ...] = ()
         self._seen: Counter[tuple[Any, ...]] = Counter()
 
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         # A parameter's shape is a constant; torch.fx knows no such thing for buffers.
         self.param_shapes_constant = isinstance(attr_val, nn.Parameter)
         return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        # Called by Proxy.__bool__, and that by the line that wants to know.
+        frame = sys._getframe(2)
+        if (
+            linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+            .lstrip()
+            .startswith("assert")
+        ):
+            return True
+        return super().to_bool(obj)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(kind, target, *args, **kwargs)
