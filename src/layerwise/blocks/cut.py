@@ -41,12 +41,14 @@ def cut(
     operations of its forward, as `torch.fx` traces them in eval mode: its hooks no longer run, a
     constant that depends on train or eval mode (`F.dropout(x, training=self.training)`) follows the
     mode, and auxiliary classifiers that are there in train mode only (GoogLeNet, Inception) are
-    left out.
+    left out. Move the model to its device before you cut it: a buffer that a divided module uses by
+    itself (`x - self.mean`) is registered in its block too, and only one of the two would move.
 
     Args:
         model: any module that maps one tensor, (B, ...), to one tensor.
         blocks: how many, or "all" for one per cut point; 4 unless `at` is given. Layers that cost
-            nothing (normalisation, activation, pooling) stay with the layer that feeds them.
+            nothing (normalisation, activation, pooling) stay with the layer that feeds them. One
+            block is the model itself.
         at: names of modules (as in `model.named_modules()`); each begins a new block, in the order
             in which the model runs them. `cut(model, at=chain.names[1:], ...)` gives `chain` again
             wherever its names are the model's.
