@@ -65,9 +65,10 @@ class Rule(nn.Module, ABC):
             scale: applied to every loss before it is differentiated: `scaler.scale` for a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
                 batches.
-            on_block: called with a block's number as soon as the gradients of
-                `parameters_of(number)` are complete; it may step them and set them to None, so
-                that a whole network's gradients need never exist at once.
+            on_block: called with a block's number when the gradients of `parameters_of(number)`
+                are complete; it may step them and set them to None. A local rule calls it as soon
+                as a block is done, so that a whole network's gradients never exist at once;
+                backpropagation after all are.
         """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ class LocalRule(Rule):
                 objective.build(
                     Site(i, len(blocks), blocks.shapes[i], blocks.input_shape, blocks.shapes[-1])
                 )
-            elif any(getattr(m, "recipe", None) is not None for m in objective.modules()):
+            elif objective.needs_site:
                 raise InputError(
                     f"{type(self).__name__}(blocks): the shapes between these blocks are not "
                     "known, so no head can be made; give an example: Blocks([...], example=x)"

@@ -140,7 +140,15 @@ def test_vgg_width(width: float) -> None:
     network = _build(lambda: models.vgg8b(width=width))
     convs = [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert convs == [round(c * width) for c in (128, 256, 256, 512, 512, 512)]
-    assert network.fc[1].out_features == round(1024 * width)
+    assert network.fc[1].out_features == 1024
+
+
+@pytest.mark.parametrize(("width", "millions"), [(1, 12), (2, 42), (3, 91)])
+def test_vgg11b_has_the_published_size(width: int, millions: int) -> None:
+    """Nøkland & Eidnes 2019, table 3: VGG11B, VGG11B(2x), VGG11B(3x)."""
+    with torch.device("meta"):
+        network = models.vgg11b(width=width)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions
 
 
 def test_vgg_dropout() -> None:

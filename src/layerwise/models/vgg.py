@@ -29,7 +29,9 @@ VGG_C: dict[str, Plan] = {
     "vgg16c": [64, 64, 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3],
     "vgg19c": [64, 64, 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4],
 }
-# Nøkland & Eidnes 2019 (arXiv:1901.06656), table 1; 1024 hidden units before the output.
+# Nøkland & Eidnes 2019 (arXiv:1901.06656), table 1; 1024 hidden units before the output. Deviations:
+# no bias before BatchNorm; their local losses read a layer before its pooling, a block of ours ends
+# after it.
 VGG_B: dict[str, Plan] = {
     "vgg8b": [128, 256, "M", 256, 512, "M", 512, "M", 512, "M"],
     "vgg11b": [128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"],
@@ -57,7 +59,6 @@ def _vgg(
     features = channels * height * wide
     flatten: list[nn.Module] = [nn.Flatten()]
     if hidden is not None:
-        hidden = max(1, round(hidden * width))
         fc = [*flatten, nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
         fc += [nn.Dropout(dropout)] if dropout else []
         named.append(("fc", nn.Sequential(*fc)))
@@ -78,7 +79,7 @@ def vgg11(
     Args:
         shape: of an image, (C, H, W); at least 32x32.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -97,7 +98,7 @@ def vgg13(
     Args:
         shape: of an image, (C, H, W); at least 32x32.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -116,7 +117,7 @@ def vgg16(
     Args:
         shape: of an image, (C, H, W); at least 32x32.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -135,7 +136,7 @@ def vgg19(
     Args:
         shape: of an image, (C, H, W); at least 32x32.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -154,7 +155,7 @@ def vgg8c(
     Args:
         shape: of an image, (C, H, W); at least 8x8.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -173,7 +174,7 @@ def vgg11c(
     Args:
         shape: of an image, (C, H, W); at least 8x8.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -192,7 +193,7 @@ def vgg13c(
     Args:
         shape: of an image, (C, H, W); at least 8x8.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -211,7 +212,7 @@ def vgg16c(
     Args:
         shape: of an image, (C, H, W); at least 8x8.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -230,7 +231,7 @@ def vgg19c(
     Args:
         shape: of an image, (C, H, W); at least 8x8.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -249,7 +250,7 @@ def vgg8b(
     Args:
         shape: of an image, (C, H, W); at least 16x16.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """
@@ -268,7 +269,7 @@ def vgg11b(
     Args:
         shape: of an image, (C, H, W); at least 16x16.
         num_classes: class scores.
-        width: multiplies the channels and hidden units.
+        width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
     """

@@ -44,6 +44,10 @@ class Classify(Objective):
         if self.recipe is not None:
             self.head = self.recipe(site.shape, site.output_shape)
 
+    @property
+    def needs_site(self) -> bool:
+        return self.recipe is not None
+
     def predict(self, h: Tensor) -> Tensor:
         """Class scores, (B, C) or (B, T, C)."""
         return self.head(h)

@@ -45,6 +45,11 @@ class Objective(nn.Module, ABC):
     def build(self, site: Site) -> None:
         """Make the auxiliary network for this place. Called once, by the rule."""
 
+    @property
+    def needs_site(self) -> bool:
+        """Whether it cannot do without `build`; by default where it has one of its own."""
+        return type(self).build is not Objective.build
+
     def predict(self, h: Tensor) -> Tensor | None:
         """Class scores from the block's output, or None where the objective gives none."""
         return None
@@ -80,6 +85,10 @@ class Sum(Objective):
     def build(self, site: Site) -> None:
         for _, term in _terms(self):
             term.build(site)
+
+    @property
+    def needs_site(self) -> bool:
+        return any(term.needs_site for _, term in _terms(self))
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         loss = h.new_zeros(())
