@@ -11,6 +11,7 @@ from layerwise.errors import InputError, choices
 from layerwise.run import Run
 
 Row = Mapping[str, float | int | None]
+SPLITS = ("train", "validation", "test")
 
 
 def _numbers(row: Row) -> dict[str, float]:
@@ -19,8 +20,7 @@ def _numbers(row: Row) -> dict[str, float]:
     for key, value in row.items():
         if value is not None:
             split, _, rest = key.partition("_")
-            in_split = split in ("train", "validation", "test")
-            named[f"{split}/{rest}" if in_split else key] = value
+            named[f"{split}/{rest}" if split in SPLITS else key] = value
     return named
 
 
@@ -83,7 +83,10 @@ class MLflow:
         import mlflow
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
-            mlflow.set_tracking_uri(f"sqlite:///{run.path.resolve() / 'mlflow.db'}")
+            path = run.path.resolve()
+            mlflow.set_tracking_uri(f"sqlite:///{path / 'mlflow.db'}")
+            if mlflow.get_experiment_by_name("layerwise") is None:  # by default in ./mlruns
+                mlflow.create_experiment("layerwise", (path / "mlflow").as_uri())
         mlflow.set_experiment("layerwise")
         identity = run.path / "mlflow-id.txt"
         known = identity.read_text().strip() if identity.exists() else None

@@ -60,6 +60,9 @@ class Run:
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--runs {root}: cannot make a run there: {error.strerror}") from error
+        try:
             run = cls(_claim(root, name) if name else claim_numbered(root, stem))
         except FileExistsError as error:
             raise InputError(
@@ -136,6 +139,16 @@ class Run:
             for temporary in folder.glob(f".*{TEMPORARY}"):
                 with contextlib.suppress(OSError):
                     temporary.unlink()
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """Say in one line where config.yaml lacks something, as one that was edited may."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"run {self.path}: config.yaml does not describe a run: {error!r}"
+            ) from error
 
     def log(self, message: str) -> None:
         """Append a line to log.txt."""

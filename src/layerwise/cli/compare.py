@@ -25,7 +25,10 @@ def main(arguments: list[str]) -> None:
     )
     found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]
-    summaries = [Summary.of(run) for run in runs]
+    summaries = []
+    for run in runs:
+        with run.readable():
+            summaries.append(Summary.of(run))
     names = [summary.run for summary in summaries]
     labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
     metrics = {label: run.metrics() for label, run in zip(labels, runs, strict=True)}

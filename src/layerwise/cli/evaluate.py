@@ -8,7 +8,6 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.cli.train import readable
 from layerwise.console import output
 from layerwise.errors import InputError
 from layerwise.evaluation import evaluate
@@ -38,7 +37,7 @@ def main(arguments: list[str]) -> None:
             f"--checkpoint {found['checkpoint']}: {run.path} has none; there is: "
             f"{', '.join(there) or 'no checkpoint yet'}"
         )
-    with readable(run):
+    with run.readable():
         experiment = build(run.config)
     fabric = fabric_for(found["device"], experiment.settings.precision)
     load_evaluated(experiment.rule, state)

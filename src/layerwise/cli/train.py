@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +69,7 @@ def _resume(path: str, tokens: list[str]) -> None:
         )
     run = Run.open(path)
     with run.locked():
-        with readable(run):
+        with run.readable():
             config = run.config
             device = last(tokens, "device") or config["device"]
             fabric = fabric_for(device, config["precision"])
@@ -83,17 +82,6 @@ def _resume(path: str, tokens: list[str]) -> None:
         about = describe()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
         _train(run, config, experiment, loaders, recipes, fabric, state)
-
-
-@contextlib.contextmanager
-def readable(run: Run) -> Iterator[None]:
-    """Say in one line where a config lacks something, as one that was edited may."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"run {run.path}: config.yaml does not describe a run: {error!r}"
-        ) from error
 
 
 def _train(

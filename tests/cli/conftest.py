@@ -1,0 +1,63 @@
+"""The command line in this process, in a folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from layerwise.cli import main, train
+
+TINY = (
+    "--model mlp --model.layers 2 --model.width 12 --blocks 2 --epochs 2 --batch_size 200 "
+    "--device cpu --optimizer.lr 0.1"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "40")  # a narrow terminal
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`cli("train --epochs 2")`, or its words one by one."""
+
+    def run(*arguments: str) -> Result:
+        words = arguments[0].split() if len(arguments) == 1 else arguments
+        capsys.readouterr()
+        try:
+            code = main(list(words))
+        except SystemExit as end:  # --help
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than training."""
+    monkeypatch.setattr(train, "draw_run", lambda run: None)
+
+
+@pytest.fixture
+def trained(cli: Callable[..., Result], no_pictures: None) -> Callable[..., Path]:
+    """`trained("name", "--more options")`: the folder of a tiny run."""
+
+    def run(name: str, options: str = "") -> Path:
+        result = cli(f"train {TINY} --runs runs --name {name} {options}")
+        assert result.code == 0, result.err
+        return Path("runs") / name
+
+    return run

@@ -1,0 +1,211 @@
+"""Whatever cannot be used: one line on stderr, exit code 2, no traceback, no folder made."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+MLP = "train --model mlp --model.width 8"
+TRAIN = [
+    # what is typed, what the line says
+    (f"{MLP} --rule DGK", "did you mean 'DGL'"),
+    (f"{MLP} --rule nothing_like_it", "there is: Backprop, DGL"),
+    (f"{MLP} --rule.head MPL", "did you mean 'MLP'"),
+    ("train --model basic_cn", "did you mean 'basic_cnn'"),
+    ("train --data digit", "did you mean 'digits'"),
+    (f"{MLP} --optimizer Adam", "did you mean 'AdamW'"),
+    (f"{MLP} --schedule Cosin", "did you mean 'Cosine'"),
+    ("train --recipe demo-dg", "did you mean 'demo-dgl'"),
+    (f"{MLP} --loggers tensorbord", "did you mean 'tensorboard'"),
+    (f"{MLP} --epoch 3", "--epoch: no such option; did you mean '--epochs'"),
+    (f"{MLP} --epo 3", "--epo: no such option; did you mean '--epochs'"),
+    (f"{MLP} --optimizer.momentm 3", "did you mean '--optimizer.momentum'"),
+    (f"{MLP} --optimizer.beta1 0.5", "--optimizer.beta1: no such option"),
+    (f"{MLP} --rule Backprop --rule.head MLP", "--rule.head: no such option"),
+    (f"{MLP} --model.channels 3", "--model.channels: no such option"),
+    (f"{MLP} --epochs abc", "--epochs abc: give a whole number"),
+    (f"{MLP} --epochs 1.5", "--epochs 1.5: give a whole number"),
+    (f"{MLP} --epochs null", "--epochs None: give a whole number"),
+    (f"{MLP} --optimizer.lr fast", "--optimizer.lr fast: give a number"),
+    (f"{MLP} --clip_norm none", "--clip_norm none: give a number or null"),
+    (f"{MLP} --blocks some", "--blocks some: give a whole number or all or null"),
+    (f"{MLP} --augment.flip 3", "--augment.flip 3: give true or false"),
+    (f"{MLP} --augment.scale 3", "--augment.scale [3]: give 2 values"),
+    (f"{MLP} --precision 8", "--precision 8: give 32 or bf16 or 16"),
+    (f"{MLP} --epochs", "--epochs: give a whole number"),
+    (f"{MLP} --augment.flip --epochs 3", "--augment.flip: give true or false"),
+    (f"{MLP} 3", "'3': an option was expected"),
+    (f"{MLP} -e 3", "'-e': an option was expected"),
+    (f"{MLP} --blocks 99", "give blocks=4 or fewer"),
+    (f"{MLP} --blocks 0", "give a number of blocks, at least 1"),
+    (f"{MLP} --at nosuch", "the model has no module 'nosuch'"),
+    (f"{MLP} --blocks 2 --at fc2", "--blocks 2 contradicts --at"),
+    (f"{MLP} --config missing.yaml", "--config missing.yaml: cannot be read: No such file"),
+    (f"{MLP} --config .", "--config .: cannot be read: Is a directory"),
+    (f"{MLP} --config broken.yaml", "--config broken.yaml: not YAML"),
+    (f"{MLP} --config list.yaml", "not a mapping"),
+    (f"{MLP} --config binary.yaml", "not text"),
+    (f"{MLP} --config unknown.yaml", "--epocs: no such option; did you mean '--epochs'"),
+    (f"{MLP} --config good.yaml --recipe demo-dgl", "give one of them"),
+    ("train --resume run --epochs 3", "--resume contradicts --epochs"),
+    ("train --resume missing", "run missing: is not a folder"),
+    ("train --resume .", "holds no config.yaml"),
+    ("train --resume", "--resume: give"),
+    (f"{MLP} --device cuda:7", "--device cuda:7: this machine has no such device"),
+    (f"{MLP} --device quantum", "no such device"),
+    (f"{MLP} --precision 16 --device cpu", "--precision 16 --device cpu: needs an accelerator"),
+    (f"{MLP} --batch_size 5000", "the set holds 1294 images"),
+    (f"{MLP} --batch_size -3", "--batch_size -3: give at least 1"),
+    (f"{MLP} --epochs -1", "--epochs -1: give at least 1"),
+    (f"{MLP} --seed -1", "--seed -1: give 0 or more"),
+    (f"{MLP} --seed 99999999999999999999999", "--seed 99999999999999999999999: give"),
+    (f"{MLP} --save_every -1", "--save_every -1"),
+    (f"{MLP} --ema 1", "--ema 1.0"),
+    (f"{MLP} --label_smoothing 1.5", "--label_smoothing 1.5"),
+    (f"{MLP} --optimizer.lr -1", "SGD(lr=-1.0)"),
+    (f"{MLP} --optimizer.momentum 2", "SGD(momentum=2.0)"),
+    (f"{MLP} --optimizer AdamW --optimizer.beta1 1", "AdamW(beta1=1.0)"),
+    (f"{MLP} --schedule Cosine --schedule.warmup -1", "Cosine(warmup=-1.0)"),
+    (f"{MLP} --model.width -3", "negative dimension"),
+    (f"{MLP} --model.dropout 2", "dropout probability"),
+    (f"{MLP} --rule.head.width 0", "heads.MLP(width=0): give at least 1"),
+    (f"{MLP} --data.size -4", "size=-4"),
+    (f"{MLP} --data.validation 1", "validation=1.0"),
+    (f"{MLP} --augment.crop 99", "crop=99"),
+    (f"{MLP} --augment.crop 1 --augment.resized_crop true", "give one of the two"),
+    (f"{MLP} --step_per_block true --clip_norm 1", "--step_per_block true contradicts --clip_norm"),
+    (f"{MLP} --step_per_block true --accumulate 2", "contradicts --accumulate"),
+    ("train --rule.head ConvHead3", "no such head"),
+    (f"{MLP} --rule.head MLPSR", "feature maps"),
+    ("train --model vgg16", "vgg16"),
+    ("train --model torchvision", "3 channels"),
+    ("train --model torchvision --model.arch resnet1888", "did you mean 'resnet18'"),
+    (f"{MLP} --runs good.yaml", "--runs good.yaml: cannot make a run there: File exists"),
+]
+OTHERS = [
+    ("trian", "did you mean 'train'"),
+    ("--verson", "no such command"),
+    ("evaluate", "required: run"),
+    ("evaluate missing", "run missing: is not a folder"),
+    ("evaluate .", "holds no config.yaml"),
+    ("evaluate --split test", "required: run"),
+    ("evaluate . --chekpoint best", "did you mean '--checkpoint'"),
+    ("compare", "required: runs"),
+    ("compare missing", "run missing: is not a folder"),
+    ("compare . --out", "--out: give"),
+    ("bench stp", "did you mean 'step'"),
+    ("bench step --shape 3", "give C, H and W"),
+    ("bench step --threads 0", "--threads 0"),
+    ("bench step --model.widht 3", "no such option"),
+    ("bench step --out good.yaml", "never overwritten"),
+    ("bench step --device cuda:3", "no such device"),
+    ("bench data --data digit", "did you mean 'digits'"),
+    ("bench data --batch_size 0", "batch_size=0"),
+    ("list ruls", "did you mean 'rule'"),
+]
+
+
+@pytest.fixture(autouse=True)
+def config_files() -> None:
+    Path("broken.yaml").write_text("epochs: [1\nx: }")
+    Path("list.yaml").write_text("- 1\n- 2\n")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00epochs")
+    Path("unknown.yaml").write_text("epocs: 3\n")
+    Path("good.yaml").write_text("epochs: 3\n")
+
+
+@pytest.mark.parametrize(("line", "says"), TRAIN + OTHERS)
+def test_one_line(line, says, cli):
+    before = set(os.listdir())
+    result = cli(line)
+    assert result.code == 2
+    assert result.out == ""
+    assert result.err.count("\n") == 1
+    assert result.err.endswith("\n")
+    assert says in result.err
+    assert "Traceback" not in result.err
+    assert set(os.listdir()) - before <= {"experiments"}
+    assert not Path("experiments").exists() or not os.listdir("experiments")
+
+
+def test_a_line_is_printed_as_it_is(cli):
+    """No markup, no emoji, no wrapping."""
+    result = cli("evaluate", "a[red]b:cat:" + "long " * 30)
+    assert result.err.count("\n") == 1
+    assert "a[red]b:cat:long long" in result.err
+
+
+def _edit(text: str):
+    def edited(run: Path) -> None:
+        (run / "config.yaml").write_text(text)
+
+    return edited
+
+
+def _other_network(run: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    assert "width: 12" in config
+    (run / "config.yaml").write_text(config.replace("width: 12", "width: 13"))
+
+
+def _truncated(run: Path) -> None:
+    path = run / "checkpoints" / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _pickled(run: Path) -> None:
+    (run / "checkpoints" / "last.safetensors").write_bytes(pickle.dumps({"rule": {}}))
+
+
+def _foreign(run: Path) -> None:
+    network = (run / "model.safetensors").read_bytes()
+    (run / "checkpoints" / "last.safetensors").write_bytes(network)
+
+
+@pytest.mark.parametrize(
+    ("breaks", "says"),
+    [
+        (_edit("{}"), "does not describe a run"),
+        (_edit("rule: 3\nmodel: 4\n"), "does not describe a run"),
+        (_edit("- 1"), "not a mapping"),
+        (_edit("a: [1"), "cannot be read"),
+        (_other_network, "of another network or rule"),
+        (_truncated, "corrupt or not a checkpoint"),
+        (_pickled, "corrupt or not a checkpoint"),
+        (_foreign, "not a checkpoint of layerwise"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "train --resume"])
+def test_a_run_that_was_damaged(command, breaks, says, trained, cli):
+    run = trained("run", "--epochs 1")
+    breaks(run)
+    result = cli(f"{command} {run}")
+    assert result.code == 2
+    last = result.err.splitlines()[-1]
+    assert says in last
+    assert "Traceback" not in result.err
+
+
+def test_a_run_that_another_process_trains(trained, cli):
+    import fcntl
+
+    run = trained("run", "--epochs 1")
+    with open(run / "config.yaml", "r+b") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = cli(f"train --resume {run}")
+    assert result.code == 2
+    assert result.err == f"layerwise train: run {run}: another process is training it; " + (
+        "wait for it, or stop it\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_library_that_is_not_installed(name, cli, monkeypatch):
+    monkeypatch.setattr("layerwise.loggers.find_spec", lambda _: None)
+    result = cli(f"{MLP} --loggers {name} --runs runs")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"pip install 'layerwise[{name}]'" in result.err
+    assert not Path("runs").exists()

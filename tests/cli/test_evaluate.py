@@ -1,0 +1,98 @@
+"""`layerwise evaluate`: values against a computation of their own."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from layerwise import data, models
+from layerwise.data import Augment, Loader
+from layerwise.run import Run
+
+
+def calibration_error(logits: torch.Tensor, y: torch.Tensor) -> float:
+    """Guo et al. 2017, eq. 3, over 15 bins of equal width."""
+    confidence, predicted = logits.softmax(1).max(1)
+    edges, total = torch.linspace(0, 1, 16), 0.0
+    for low, high in pairwise(edges):
+        inside = (confidence > low) & (confidence <= high)
+        if inside.any():
+            accuracy = (predicted == y)[inside].double().mean()
+            total += inside.double().mean() * (accuracy - confidence[inside].double().mean()).abs()
+    return float(total)
+
+
+@torch.no_grad()
+def outputs(state: dict, part) -> tuple[torch.Tensor, torch.Tensor]:
+    """The plain network's, with a checkpoint's weights: the averaged ones where there are."""
+    weights = {k.removeprefix("module."): w for k, w in (state["ema"] or state["rule"]).items()}
+    net = models.mlp((1, 8, 8), 10, layers=2, width=12).eval()
+    of_net = [weight for key, weight in weights.items() if key.startswith("blocks.")]
+    for parameter, weight in zip(net.parameters(), of_net, strict=True):
+        parameter.copy_(weight)
+    x, y = next(Loader(part, len(part), augment=Augment(), train=False).epoch(0))
+    return net(x), y
+
+
+@pytest.mark.parametrize("options", ["", "--ema 0.95"])
+@pytest.mark.parametrize(
+    ("split", "checkpoint"), [("test", "last"), ("validation", "best"), ("train", "last")]
+)
+def test_values(split, checkpoint, options, trained, cli):
+    run = trained("run", f"--epochs 4 --augment.flip true --model.dropout 0.1 {options}")
+    result = cli(f"evaluate {run} --split {split} --checkpoint {checkpoint}")
+    assert result.code == 0, result.err
+    found = json.loads((run / f"evaluation-{split}-{checkpoint}.json").read_text())
+    state = Run(run).load(checkpoint)
+    part = getattr(data.load("digits"), split)
+    logits, y = outputs(state, part)
+    assert found["images"] == len(y)
+    assert found["epoch"] == state["epoch"]
+    exit = found["exits"][1]
+    assert exit["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
+    assert exit["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+    top5 = (logits.topk(5).indices == y[:, None]).any(1).double().mean().item()
+    assert exit["top5"] == pytest.approx(top5)
+    assert exit["calibration_error"] == pytest.approx(calibration_error(logits, y), abs=1e-5)
+    assert f"{100 * exit['accuracy']:.2f}" in result.out
+    assert result.err == ""
+    rows = Run(run).metrics()
+    if split != "train":
+        row = rows[state["epoch"] - 1]
+        assert exit["accuracy"] == pytest.approx(row[f"{split}_accuracy"])
+        assert found["exits"][0]["loss"] == pytest.approx(row[f"{split}_loss_block0"], rel=1e-5)
+
+
+def test_a_rule_without_heads_has_one_exit(trained, cli):
+    run = trained("run", "--rule Backprop --epochs 1")
+    assert cli(f"evaluate --split test {run}").code == 0  # the run may come last, too
+    exits = json.loads((run / "evaluation-test-last.json").read_text())["exits"]
+    assert exits[0] is None
+    assert exits[1]["accuracy"] >= 0
+
+
+def test_what_is_not_there(trained, cli):
+    run = trained("run", "--epochs 1 --data.validation 0")
+    for line, says in (
+        ("--checkpoint best", "there is: last"),
+        ("--split validation", "no such split"),
+        ("--split tset", "no such split"),
+        ("--device cuda:5", "no such device"),
+    ):
+        result = cli(f"evaluate {run} {line}")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert says in result.err
+
+
+def test_a_run_without_a_checkpoint(trained, cli):
+    run = trained("run", "--epochs 1")
+    for path in Path(run / "checkpoints").iterdir():
+        path.unlink()
+    result = cli(f"evaluate {run}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "no checkpoint yet" in result.err

@@ -1,0 +1,116 @@
+"""What the command line says of itself."""
+
+from __future__ import annotations
+
+import re
+from argparse import SUPPRESS
+
+import pytest
+
+import layerwise
+from layerwise import heads, models, rules
+from layerwise.cli.options import experiment_parser, recipe_names
+from layerwise.registry import KINDS
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+def parser_for(line: str):
+    tokens = [f"--{word}" for word in line.split()]
+    return experiment_parser(tokens, "layerwise train")[0]
+
+
+CHOICES = [
+    *[f"rule={name}" for name in rules.__all__],
+    *[f"model={name}" for name in models.__all__],
+    *[f"rule.head={name}" for name in heads.__all__ if name != "Head"],
+    *[f"optimizer={name}" for name in KINDS["optimizer"]],
+    *[f"schedule={name}" for name in KINDS["schedule"]],
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_says_what_it_does_and_its_default(choice):
+    parser = parser_for(choice)
+    text = parser.format_help()
+    shown = 0
+    for action in parser._actions:
+        if action.help is SUPPRESS or action.option_strings in ([], ["-h", "--help"]):
+            continue
+        name = action.option_strings[-1]
+        assert action.help, f"{name} has no help"
+        assert len(action.help.split("(default")[0].strip()) > 5, f"{name}: {action.help}"
+        assert f"{name} " in text, name
+        shown += 1
+    assert shown > 30
+    described = re.sub(r"\s+", " ", text)
+    for name in ("--epochs", "--optimizer.lr", "--data.validation", "--precision", "--balance"):
+        entry = described.split(f" {name} ")[-1][:400]
+        assert "default:" in entry, name
+
+
+def test_help_shows_the_options_of_what_was_chosen(cli):
+    plain = cli("train --help")
+    assert plain.code == 0
+    assert "--rule.head.width" in plain.out
+    assert "--optimizer.momentum" in plain.out
+    other = cli("train --rule Backprop --optimizer AdamW --model mlp --help")
+    assert "--rule.checkpoint" in other.out
+    assert "--rule.head" not in other.out
+    assert "--optimizer.beta1" in other.out
+    assert "--optimizer.momentum" not in other.out
+    assert "--model.layers" in other.out
+    assert (plain.err, other.err) == ("", "")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare", "bench", "bench step", "bench data"])
+def test_help_of_every_command(command, cli):
+    result = cli(f"{command} --help")
+    assert (result.code, result.err) == (0, "")
+    assert f"layerwise {command}" in result.out
+
+
+def test_usage(cli):
+    for line in (["--help"], ["-h"]):
+        result = cli(*line, "x")
+        assert result.code == 0
+        assert "layerwise COMMAND" in result.out
+    assert cli("--version").out == f"layerwise {layerwise.__version__}\n"
+
+
+def test_no_command_at_all(capsys):
+    from layerwise.cli import main
+
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().out
+
+
+def test_list(cli):
+    everything = cli("list").out
+    for name in ("DGL", "basic_cnn", "MLPSR", "SGD", "OneCycle", "digits", *recipe_names()):
+        assert name in everything
+    only = cli("list rules")
+    assert only.code == 0
+    assert all(name in only.out for name in rules.__all__)
+    assert "basic_cnn" not in only.out
+    assert "cifar10" in cli("list data").out
+    assert cli("list --help").code == 0
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_is_a_config(recipe, cli, monkeypatch):
+    """Its options exist; what it describes is tried elsewhere."""
+    from layerwise.cli import train
+
+    seen = []
+
+    def build(config):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "build", build)
+    assert cli(f"train --recipe {recipe} --device cpu").code == 130
+    assert seen[0]["epochs"] >= 1
