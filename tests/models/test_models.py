@@ -145,7 +145,7 @@ def test_vgg_width(width: float) -> None:
 
 @pytest.mark.parametrize(("width", "millions"), [(1, 12), (2, 42), (3, 91)])
 def test_vgg11b_has_the_published_size(width: int, millions: int) -> None:
-    """Nøkland & Eidnes 2019, table 3: VGG11B, VGG11B(2x), VGG11B(3x)."""
+    """Nøkland & Eidnes 2019: VGG11B, VGG11B(2x), VGG11B(3x)."""
     with torch.device("meta"):
         network = models.vgg11b(width=width)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == millions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from layerwise import data
 from layerwise.cli.options import RECIPES, recipe_names
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     for kind in kinds or what:
         table = Table(title=kind, title_justify="left", show_header=False, box=None)
         for name, about in what[kind].items():
-            table.add_row(name, about)
+            table.add_row(name, Text(about))  # brackets in it are not markup
         output.print(table)
         output.print()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,53 +60,23 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
     return network
 
 
-def resnet20(
-    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-) -> nn.Sequential:
-    """ResNet-20 for small images: 9 residual blocks.
+def _of_depth(layers: int) -> Callable[..., nn.Module]:
+    """One depth as a function of its own."""
+
+    def network(
+        shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+    ) -> nn.Sequential:
+        return _resnet(layers, shape, num_classes, width)
+
+    network.__name__ = network.__qualname__ = f"resnet{layers}"
+    network.__doc__ = f"""ResNet-{layers} for small images: {(layers - 2) // 2} residual blocks.
 
     Args:
         shape: of an image, (C, H, W).
         num_classes: class scores.
         width: multiplies the channels 16, 32, 64.
     """
-    return _resnet(20, shape, num_classes, width)
+    return network
 
 
-def resnet32(
-    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-) -> nn.Sequential:
-    """ResNet-32 for small images: 15 residual blocks.
-
-    Args:
-        shape: of an image, (C, H, W).
-        num_classes: class scores.
-        width: multiplies the channels 16, 32, 64.
-    """
-    return _resnet(32, shape, num_classes, width)
-
-
-def resnet56(
-    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-) -> nn.Sequential:
-    """ResNet-56 for small images: 27 residual blocks.
-
-    Args:
-        shape: of an image, (C, H, W).
-        num_classes: class scores.
-        width: multiplies the channels 16, 32, 64.
-    """
-    return _resnet(56, shape, num_classes, width)
-
-
-def resnet110(
-    shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-) -> nn.Sequential:
-    """ResNet-110 for small images: 54 residual blocks.
-
-    Args:
-        shape: of an image, (C, H, W).
-        num_classes: class scores.
-        width: multiplies the channels 16, 32, 64.
-    """
-    return _resnet(110, shape, num_classes, width)
+resnet20, resnet32, resnet56, resnet110 = map(_of_depth, (20, 32, 56, 110))

@@ -6,7 +6,7 @@ BatchNorm; the layers of 4096 units of the original are left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -29,9 +29,8 @@ VGG_C: dict[str, Plan] = {
     "vgg16c": [64, 64, 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3],
     "vgg19c": [64, 64, 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4],
 }
-# Nøkland & Eidnes 2019 (arXiv:1901.06656), table 1; 1024 hidden units before the output. Deviations:
-# no bias before BatchNorm; their local losses read a layer before its pooling, a block of ours ends
-# after it.
+# Nøkland & Eidnes 2019 (arXiv:1901.06656), with 1024 hidden units before the output. Deviations: no
+# bias before BatchNorm; their local losses read a layer before its pooling, ours after it.
 VGG_B: dict[str, Plan] = {
     "vgg8b": [128, 256, "M", 256, 512, "M", 512, "M", 512, "M"],
     "vgg11b": [128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"],
@@ -67,210 +66,51 @@ def _vgg(
     return chain([*named, ("classifier", classifier)])
 
 
-def vgg11(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = None,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG11 for small images: 8 convolutions, 5 poolings, one linear layer.
+def _family(
+    name: str, plan: Plan, hidden_units: int | None, about: str
+) -> Callable[..., nn.Module]:
+    """One network as a function of its own; all take the same arguments."""
+
+    def network(
+        shape: Shape = (3, 32, 32),
+        num_classes: int = 10,
+        width: float = 1.0,
+        hidden: int | None = hidden_units,
+        dropout: float = 0.0,
+    ) -> nn.Sequential:
+        return _vgg(name, plan, shape, num_classes, width, hidden, dropout)
+
+    least = 2 ** plan.count("M")
+    network.__name__ = network.__qualname__ = name
+    network.__doc__ = f"""{about}
 
     Args:
-        shape: of an image, (C, H, W); at least 32x32.
+        shape: of an image, (C, H, W); at least {least}x{least}.
         num_classes: class scores.
         width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
+
+    Raises:
+        InputError: images smaller than that.
     """
-    return _vgg("vgg11", VGG["vgg11"], shape, num_classes, width, hidden, dropout)
+    return network
 
 
-def vgg13(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = None,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG13 for small images: 10 convolutions, 5 poolings, one linear layer.
-
-    Args:
-        shape: of an image, (C, H, W); at least 32x32.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg13", VGG["vgg13"], shape, num_classes, width, hidden, dropout)
+def _small(name: str) -> Callable[..., nn.Module]:
+    return _family(name, VGG[name], None, f"{name.upper()} for small images: 5 poolings.")
 
 
-def vgg16(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = None,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG16 for small images: 13 convolutions, 5 poolings, one linear layer.
-
-    Args:
-        shape: of an image, (C, H, W); at least 32x32.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg16", VGG["vgg16"], shape, num_classes, width, hidden, dropout)
+def _c(name: str) -> Callable[..., nn.Module]:
+    about = f"{name[:-1].upper()}'s layers with 3 poolings: 32x32 images end at 4x4."
+    return _family(name, VGG_C[name], 512, about)
 
 
-def vgg19(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = None,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG19 for small images: 16 convolutions, 5 poolings, one linear layer.
-
-    Args:
-        shape: of an image, (C, H, W); at least 32x32.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg19", VGG["vgg19"], shape, num_classes, width, hidden, dropout)
+def _b(name: str) -> Callable[..., nn.Module]:
+    about = f"{name[:-1].upper()}B of Nøkland & Eidnes 2019: 4 poolings, a hidden layer."
+    return _family(name, VGG_B[name], 1024, about)
 
 
-def vgg8c(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 512,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """The 5-convolution sister of VGG11c.
-
-    Args:
-        shape: of an image, (C, H, W); at least 8x8.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg8c", VGG_C["vgg8c"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg11c(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 512,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG11's layers with three poolings: 32x32 images end at 4x4.
-
-    Args:
-        shape: of an image, (C, H, W); at least 8x8.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg11c", VGG_C["vgg11c"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg13c(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 512,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG13's layers with three poolings: 32x32 images end at 4x4.
-
-    Args:
-        shape: of an image, (C, H, W); at least 8x8.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg13c", VGG_C["vgg13c"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg16c(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 512,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG16's layers with three poolings: 32x32 images end at 4x4.
-
-    Args:
-        shape: of an image, (C, H, W); at least 8x8.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg16c", VGG_C["vgg16c"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg19c(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 512,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG19's layers with three poolings: 32x32 images end at 4x4.
-
-    Args:
-        shape: of an image, (C, H, W); at least 8x8.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg19c", VGG_C["vgg19c"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg8b(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 1024,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG8b of Nøkland & Eidnes 2019: 6 convolutions, 4 poolings, 1024 hidden units.
-
-    Args:
-        shape: of an image, (C, H, W); at least 16x16.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg8b", VGG_B["vgg8b"], shape, num_classes, width, hidden, dropout)
-
-
-def vgg11b(
-    shape: Shape = (3, 32, 32),
-    num_classes: int = 10,
-    width: float = 1.0,
-    hidden: int | None = 1024,
-    dropout: float = 0.0,
-) -> nn.Sequential:
-    """VGG11b of Nøkland & Eidnes 2019: 9 convolutions, 4 poolings, 1024 hidden units.
-
-    Args:
-        shape: of an image, (C, H, W); at least 16x16.
-        num_classes: class scores.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-    """
-    return _vgg("vgg11b", VGG_B["vgg11b"], shape, num_classes, width, hidden, dropout)
+vgg11, vgg13, vgg16, vgg19 = map(_small, ("vgg11", "vgg13", "vgg16", "vgg19"))
+vgg8c, vgg11c, vgg13c, vgg16c, vgg19c = map(_c, ("vgg8c", "vgg11c", "vgg13c", "vgg16c", "vgg19c"))
+vgg8b, vgg11b = map(_b, ("vgg8b", "vgg11b"))

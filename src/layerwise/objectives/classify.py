@@ -31,6 +31,10 @@ class Classify(Objective):
 
     def __init__(self, head: Head | None = None, criterion: Criterion = cross_entropy):
         super().__init__()
+        if isinstance(head, type):
+            raise InputError(
+                f"Classify(head={head.__name__}): got the class; give a head: {head.__name__}()"
+            )
         self.head: nn.Module = nn.Identity()
         self.recipe = head
         self.criterion = criterion
