@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
@@ -31,14 +32,14 @@ test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -q -n 2 -m slow
 
 check: setup    ## format, lint, import contract, types
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
 
 format: setup   ## format the code
-	$(BIN)/ruff format .
-	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
 
 wheel: setup    ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
