@@ -3,6 +3,9 @@
 python benchmarks/step.py                 every measurement whose result is not there yet
 python benchmarks/step.py resnet110-16    this one, again
 python benchmarks/step.py --table         all results as one Markdown table
+
+One thread: where a machine does other work too, two threads would mostly measure how long one waits
+for the other, in wall-clock and in CPU time.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ VIT12 = (
     "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
     "--batch_size 16 --rule.head Linear"
 )
-VGG8B = "--model vgg8b --batch_size 32 --blocks all"
+VGG8B = "--model vgg8b --batch_size 64 --blocks all"
 
 MEASUREMENTS = {
     "resnet110-16": f"{RESNET110} --blocks 16 --segments 16 --rounds 3 --title ResNet-110",
@@ -58,7 +61,7 @@ def main(names: list[str]) -> None:
             out.unlink(missing_ok=True)
         if not out.exists() and (name in names or not names):
             where = ["--out", str(out.resolve())]
-            command = [sys.executable, "-m", "layerwise", "bench", "step"]
+            command = [sys.executable, "-m", "layerwise", "bench", "step", "--threads", "1"]
             subprocess.run([*command, *shlex.split(options), *where], check=True)
 
 

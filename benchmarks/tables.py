@@ -1,7 +1,7 @@
 """Write docs/results.md from the files in benchmarks/results/.
 
-    python benchmarks/tables.py            write it
-    python benchmarks/tables.py --check    fail where it is not what the files give
+python benchmarks/tables.py            write it
+python benchmarks/tables.py --check    fail where it is not what the files give
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _data(results: list[dict[str, Any]]) -> str:
     lines = ["| augmentation | memory format | threads | images/s |", "|---|---|--:|--:|"]
     for r in results:
         kinds = ("flip", "crop", "resized_crop", "cutout")
-        augment = [k if v is True else f"{k} {v}" for k, v in r["augment"].items() if k in kinds and v]
+        augment = [
+            k if v is True else f"{k} {v}" for k, v in r["augment"].items() if k in kinds and v
+        ]
         form = "channels_last" if r["channels_last"] else "contiguous"
         lines.append(
             f"| {', '.join(augment) or 'none'} | {form} | {r['threads']} | {r['images_per_s']:,} |"
