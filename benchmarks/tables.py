@@ -74,8 +74,8 @@ def _data(results: list[dict[str, Any]]) -> str:
     shape = "x".join(map(str, results[0]["shape"]))
     return (
         "\n".join(lines)
-        + f"\n\nImages of {shape}, batches of {results[0]['batch_size']}, {results[0]['cpu']}, torch "
-        f"{results[0]['torch']}.\n\n{_commands([r['command'] for r in results])}"
+        + f"\n\nImages of {shape}, batches of {results[0]['batch_size']}, {results[0]['cpu']}, "
+        f"torch {results[0]['torch']}.\n\n{_commands([r['command'] for r in results])}"
     )
 
 
