@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -310,3 +311,11 @@ def test_a_disk_that_is_full(tmp_path):
         assert files(run) == there
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_a_system_without_file_locks(run, monkeypatch):
+    """Windows has no fcntl."""
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    with run.locked(), run.locked():
+        run.save("last", {"step": 1})
+    assert run.load("last") == {"step": 1}

@@ -1,0 +1,89 @@
+"""Curves: the lines hold the rows' values, whatever the rows hold."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from layerwise.report import curves
+
+
+def row(epoch: int, **values: float | None) -> dict[str, float | None]:
+    made: dict[str, float | None] = {"epoch": epoch}
+    for split in ("train", "test"):
+        for suffix in ("", "_block0", "_block1"):
+            made[f"{split}_loss{suffix}"] = 1.0 / epoch
+            made[f"{split}_accuracy{suffix}"] = 1 - 0.5 / epoch
+    return made | values
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were drawn, by file name; nothing is rendered."""
+    drawn = {}
+    monkeypatch.setattr(curves, "_save", lambda figure, name, write: drawn.update({name: figure}))
+    return drawn
+
+
+def lines(axes) -> dict[str, tuple[list[float], list[float]]]:
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines
+    }
+
+
+def test_values_of_runs(figures):
+    runs = {"a": [row(1), row(2), row(3)], "b": [row(1, test_loss=0.25)]}
+    curves.draw_runs(runs, lambda *_: None)
+    panels = {axes.get_title(): lines(axes) for axes in figures["curves"].axes}
+    assert list(panels) == [
+        "train loss, nats",
+        "test loss, nats",
+        "train accuracy, %",
+        "test accuracy, %",
+    ]
+    assert panels["train loss, nats"]["a"] == ([1, 2, 3], [1, 1 / 2, 1 / 3])
+    assert panels["test loss, nats"]["b"] == ([1], [0.25])
+    assert panels["test accuracy, %"]["a"] == ([1, 2, 3], pytest.approx([50, 75, 100 - 50 / 3]))
+
+
+def test_values_of_blocks(figures):
+    runs = {"a": [row(1), row(2, test_loss_block0=None)], "without": []}
+    curves.draw_blocks(runs, lambda *_: None)
+    axes = figures["blocks"].axes
+    assert len(axes) == 4
+    assert lines(axes[0]) == {"block 0": ([1, 2], [1, 0.5]), "block 1": ([1, 2], [1, 0.5])}
+    assert lines(axes[1])["block 0"] == ([1], [1])
+
+
+def test_no_run_with_rows_draws_no_blocks(figures):
+    curves.draw_blocks({"a": []}, lambda *_: None)
+    assert figures == {}
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_losses_that_cannot_be_drawn(value):
+    """A diverged run has curves, too."""
+    names = dict.fromkeys(
+        ("train_loss", "test_loss", "train_loss_block0", "test_loss_block1"), value
+    )
+    files = {}
+    for rows in ([row(1), row(2, **names)], [row(1, **names)]):
+        curves.draw_runs({"a": rows}, files.__setitem__)
+    assert files.keys() == {"curves.png", "curves.svg"}
+    assert files["curves.png"].startswith(b"\x89PNG")
+
+
+def test_more_runs_than_colours(figures):
+    runs = {f"run {k}": [row(1), row(2)] for k in range(10)}
+    curves.draw_runs(runs, lambda *_: None)
+    styles = {(line.get_color(), line.get_linestyle()) for line in figures["curves"].axes[0].lines}
+    assert len(styles) == 10
+
+
+def test_epochs_are_whole_numbers(figures):
+    curves.draw_runs({"a": [row(1), row(2)]}, lambda *_: None)
+    axes = figures["curves"].axes[0]
+    ticks = np.array(axes.get_xticks())
+    assert np.array_equal(ticks, ticks.round())
