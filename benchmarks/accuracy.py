@@ -27,7 +27,8 @@ def main() -> None:
     for path in given.runs:
         run = Run.open(path)
         config = run.config
-        config["data"] = {"name": given.data or config["data"]["name"]}
+        config["data"].pop("root")  # a folder of this machine's
+        config["data"]["name"] = given.data or config["data"]["name"]
         runs.append(
             {
                 "run": run.path.name,

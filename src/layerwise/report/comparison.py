@@ -153,7 +153,8 @@ def _data(config: Mapping[str, Any]) -> str:
         for key, value in config["augment"].items()
         if key in ("flip", "crop", "resized_crop", "cutout") and value
     ]
-    return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'})"
+    held_out = f"; validation {config['data']['validation']}"
+    return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'}{held_out})"
 
 
 def _named(specification: Mapping[str, Any]) -> str:
