@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 RESNET110 = "--model resnet110 --batch_size 128 --rule.head Linear"
 RESNET50 = (
     "--model torchvision --model.arch resnet50 --shape [3,112,112] --num_classes 1000 "
-    "--batch_size 16 --rule.head Linear"
+    "--batch_size 32 --rule.head Linear"
 )
 VIT12 = (
     "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
@@ -34,9 +34,9 @@ MEASUREMENTS = {
     "resnet110-16": f"{RESNET110} --blocks 16 --segments 16 --rounds 3 --title ResNet-110",
     "resnet110-all": f"{RESNET110} --blocks all --segments 16 --rounds 3 --title ResNet-110",
     "resnet50-8": (
-        f"{RESNET50} --blocks 8 --segments 8 --step_in_backward true --rounds 5 --title ResNet-50"
+        f"{RESNET50} --blocks 8 --segments 8 --step_in_backward true --rounds 3 --title ResNet-50"
     ),
-    "resnet50-16": f"{RESNET50} --blocks 16 --segments 8 --rounds 5 --title ResNet-50",
+    "resnet50-16": f"{RESNET50} --blocks 16 --segments 8 --rounds 3 --title ResNet-50",
     "vit12-12": (f"{VIT12} --blocks 12 --segments 12 --rounds 3 --title 'ViT 12x512'"),
     "vgg8b-linear": f"{VGG8B} --rule.head Linear --rounds 5 --title VGG8b",
     "vgg8b-mlp": f"{VGG8B} --rule.head MLP --rounds 3 --title VGG8b",
