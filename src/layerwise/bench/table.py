@@ -175,7 +175,7 @@ class StepTable:
             pad_edge=False,
             padding=(0, 0, 0, 1),
         )
-        table.add_column("", min_width=20)
+        table.add_column("", min_width=15)
         for column in ("time", "quartiles", "CPU", "memory", "act.", "FLOPs", "heads"):
             table.add_column(column, justify="right", no_wrap=True)
         for i, contender in enumerate(self.contenders):
