@@ -28,7 +28,7 @@ VIT12 = (
     "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
     "--batch_size 16 --rule.head Linear"
 )
-VGG8B = "--model vgg8b --batch_size 64 --blocks all"
+VGG8B = "--model vgg8b --batch_size 32 --blocks all"
 
 MEASUREMENTS = {
     "resnet110-16": f"{RESNET110} --blocks 16 --segments 16 --rounds 3 --title ResNet-110",
