@@ -49,6 +49,7 @@ TRAIN = [
     (f"{MLP} --config list.yaml", "not a mapping"),
     (f"{MLP} --config binary.yaml", "not text"),
     (f"{MLP} --config unknown.yaml", "--epocs: no such option; did you mean '--epochs'"),
+    (f"{MLP} --config within.yaml", "config is for the command line"),
     (f"{MLP} --config good.yaml --recipe demo-dgl", "give one of them"),
     ("train --resume run --epochs 3", "--resume contradicts --epochs"),
     ("train --resume missing", "run missing: is not a folder"),
@@ -104,6 +105,7 @@ OTHERS = [
     ("bench step --device cuda:3", "no such device"),
     ("bench data --data digit", "did you mean 'digits'"),
     ("bench data --batch_size 0", "batch_size=0"),
+    ("bench data --seconds -1", "--seconds -1.0: give a positive"),
     ("list ruls", "did you mean 'rule'"),
 ]
 
@@ -114,6 +116,7 @@ def config_files() -> None:
     Path("list.yaml").write_text("- 1\n- 2\n")
     Path("binary.yaml").write_bytes(b"\xff\xfe\x00epochs")
     Path("unknown.yaml").write_text("epocs: 3\n")
+    Path("within.yaml").write_text("config: good.yaml\n")
     Path("good.yaml").write_text("epochs: 3\n")
 
 

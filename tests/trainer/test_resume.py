@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
+from layerwise.cli.main import main
 from layerwise.errors import Interrupted
 from layerwise.run import Run
 
@@ -149,36 +149,41 @@ def test_same_seed_same_bits_and_other_seed_other_bits(trainer_in, assert_same_r
 
 @pytest.mark.slow
 def test_kill_9_of_a_process(tmp_path, assert_same_run):
-    """Ten times at a random moment, from the import to the last epoch."""
+    """Ten times at a random moment, from the first step to the last epoch."""
+    context = multiprocessing.get_context("forkserver")  # imports torch once
+    context.set_forkserver_preload(["layerwise.cli"])
     options = (
-        "--model mlp --model.width 16 --model.dropout 0.1 --blocks 2 --epochs 30 --batch_size 32 "
-        "--augment.flip true --augment.crop 1 --accumulate 2 --ema 0.9 --save_every 3 --device cpu "
-        f"--runs {tmp_path}"
-    ).split()
-    command = [sys.executable, "-m", "layerwise", "train"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    subprocess.run([*command, *options, "--name", "straight"], check=True, **silent)
-    log = tmp_path / "killed" / "log.txt"
-    draw, kills, mid_epoch = random.Random(0), 0, 0
-    while kills < 10:
-        if (tmp_path / "killed" / "config.yaml").exists():
-            process = subprocess.Popen([*command, "--resume", str(tmp_path / "killed")], **silent)
-        else:
-            process = subprocess.Popen([*command, *options, "--name", "killed"], **silent)
+        "train --model mlp --model.width 16 --model.dropout 0.1 --blocks 2 --epochs 8 "
+        "--batch_size 32 --augment.flip true --augment.crop 1 --accumulate 2 --ema 0.9 "
+        f"--save_every 3 --device cpu --runs {tmp_path} --name"
+    )
+
+    def start(line: str) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=main, args=(line.split(),))
+        process.start()
+        return process
+
+    begun = time.perf_counter()
+    start(f"{options} straight").join()
+    took = time.perf_counter() - begun
+    killed = Run(tmp_path / "killed")
+    log = killed.path / "log.txt"
+    draw, kills, middles = random.Random(0), 0, set()
+    while not (killed.path / "model.safetensors").exists():
+        there = (killed.path / "config.yaml").exists()
         size = log.stat().st_size if log.exists() else 0
-        while process.poll() is None and (not log.exists() or log.stat().st_size == size):
-            time.sleep(0.01)
-        if draw.random() < 0.9:
-            time.sleep(draw.uniform(0.0, 0.5))
-        process.kill()
-        if process.wait() == 0:
-            break
-        kills += 1
-        state = Run(tmp_path / "killed").load("last")
-        mid_epoch += state is not None and state["batch"] > 0
-    assert kills >= 5
-    assert mid_epoch >= 1
-    subprocess.run([*command, "--resume", str(tmp_path / "killed")], check=True, **silent)
+        process = start(f"train --resume {killed.path}" if there else f"{options} killed")
+        if kills < 10:
+            while process.is_alive() and (not log.exists() or log.stat().st_size == size):
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, took / 6))
+            process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        state = killed.load("last")
+        if state is not None and state["batch"] > 0:
+            middles.add(state["step"])
+    assert kills >= 8
+    assert len(middles) >= 3  # killed in the middle of an epoch
     assert_same_run("straight", "killed")
-    assert not list((tmp_path / "killed").rglob(".*"))
+    assert not list(killed.path.rglob(".*"))

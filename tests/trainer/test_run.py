@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import pickle
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -169,20 +169,10 @@ def test_names_are_never_given_twice(tmp_path):
     assert paths == ["stem-1", "stem-2", "stem-3"]
 
 
-def _claim_ten(root: Path, queue) -> None:
-    queue.put([module.claim_numbered(root, "run").name for _ in range(10)])
-
-
 def test_runs_started_at_once_get_different_folders(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=_claim_ten, args=(tmp_path, queue)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    names = [name for _ in processes for name in queue.get(timeout=60)]
-    for process in processes:
-        process.join()
-    assert sorted(names) == sorted(f"run-{n}" for n in range(1, 41))
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: module.claim_numbered(tmp_path, "run"), range(40)))
+    assert {path.name for path in folders} == {f"run-{n}" for n in range(1, 41)}
 
 
 def test_a_folder_whose_config_cannot_be_written_is_not_left(tmp_path, monkeypatch):

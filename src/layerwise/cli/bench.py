@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,8 @@ def _data(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
     found = parser.read(tokens)
+    if not 0 < found["seconds"] < math.inf:
+        raise InputError(f"--seconds {found['seconds']}: give a positive, finite number")
     out = _out(found["out"])
     _set_threads(found["threads"])
     splits = load_data(found, seed=0)

@@ -216,4 +216,7 @@ def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
         raise InputError(f"{asked_by} {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise InputError(f"{asked_by} {path}: not a mapping of options")
+    for key in ("config", "recipe", "resume"):
+        if key in config:
+            raise InputError(f"{asked_by} {path}: {key} is for the command line; leave it out")
     return config
