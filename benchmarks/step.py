@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 RESNET110 = "--model resnet110 --batch_size 128 --rule.head Linear"
 RESNET50 = (
     "--model torchvision --model.arch resnet50 --shape [3,112,112] --num_classes 1000 "
-    "--batch_size 32 --rule.head Linear"
+    "--batch_size 32 --rule.head Linear --rule.head.pool 1"
 )
 VIT12 = (
     "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
@@ -39,12 +39,6 @@ MEASUREMENTS = {
     "resnet50-16": f"{RESNET50} --blocks 16 --segments 8 --rounds 3 --title ResNet-50",
     "vit12-12": (f"{VIT12} --blocks 12 --segments 12 --rounds 3 --title 'ViT 12x512'"),
     "vgg8b-linear": f"{VGG8B} --rule.head Linear --rounds 5 --title VGG8b",
-    "vgg8b-mlp": f"{VGG8B} --rule.head MLP --rounds 3 --title VGG8b",
-    "vgg8b-mlpsr": f"{VGG8B} --rule.head MLPSR --rounds 3 --title VGG8b",
-    "vgg8b-conv-reduced": (
-        f"{VGG8B} --rule.head Conv --rule.head.reduce 4 --rounds 3 --title VGG8b"
-    ),
-    "vgg8b-conv": f"{VGG8B} --rule.head Conv --rounds 3 --title VGG8b",
 }
 
 
