@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerwise import data, models
-from layerwise import trainer as module
 from layerwise.data import Augment, Loader
 from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.run import Run
 from layerwise.trainer import Settings, Trainer, fabric_for
+from layerwise.trainer import loop as module
 
 BACKPROP = {"rule": {"name": "Backprop"}}
 
@@ -403,7 +403,7 @@ def test_a_step_adds_no_copy_from_the_host(trainer_in):
     x, y = next(iter(trainer.train_loader))
     report = trainer._backward(x, y, 1)
     with torch.profiler.profile() as profile:
-        trainer._watch(trainer.tally.add(report.local_losses, report.local_logits, y))
+        trainer.watch.note(trainer.tally.add(report.local_losses, report.local_logits, y), 0)
     called = {event.key for event in profile.key_averages()}
     assert "aten::argmax" in called
     assert not called & {

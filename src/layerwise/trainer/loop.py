@@ -7,8 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -18,109 +17,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from layerwise.batch import Report
 from layerwise.data import Loader
-from layerwise.errors import InputError, Interrupted, NonFiniteLoss, choices
+from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives import cross_entropy
 from layerwise.optim import Optimizer, Schedule
 from layerwise.rule import Rule
 from layerwise.run import Run
 from layerwise.tally import Tally
-
-Precision = Literal["32", "bf16", "16"]
-FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
-    "32": "32-true",
-    "bf16": "bf16-mixed",
-    "16": "16-mixed",
-}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a network is trained, whatever the rule.
-
-    Args:
-        epochs: passes over the training split.
-        batch_size: images whose gradients are computed at once.
-        accumulate: batches whose gradients are averaged before a step.
-        clip_norm: largest norm of the whole gradient; null does not clip.
-        label_smoothing: share of each label spread over all classes.
-        ema: decay of an exponential moving average of the weights, which is then what is
-            evaluated; null for none.
-        step_per_block: step and free each block's gradients as soon as they are there, so that
-            the whole network's never exist at once.
-        precision: 32, bf16 or 16 (mixed).
-        channels_last: keep images and feature maps in (B, H, W, C) order in memory.
-        compile: compile each block with torch.compile.
-        device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
-        eval_batch_size: images evaluated at once.
-        save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
-        seed: of weights, data order, augmentation and dropout.
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    accumulate: int = 1
-    clip_norm: float | None = None
-    label_smoothing: float = 0.0
-    ema: float | None = None
-    step_per_block: bool = False
-    precision: Precision = "32"
-    channels_last: bool = False
-    compile: bool = False
-    device: str = "auto"
-    eval_batch_size: int = 500
-    save_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
-        for name, low, high in (("label_smoothing", 0, 1), ("ema", 0, 1)):
-            value = getattr(self, name)
-            if value is not None and not low <= value < high:
-                raise InputError(f"--{name} {value}: give at least {low} and less than {high}")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
-        if self.save_every < 0:
-            raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
-        if not 0 <= self.seed < 1 << 63:
-            raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
-        if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
-            other = "accumulate" if self.accumulate > 1 else "clip_norm"
-            raise InputError(
-                f"--step_per_block true contradicts --{other}: that needs all gradients at once; "
-                "leave one out"
-            )
-
-
-def fabric_for(device: str, precision: Precision = "32") -> Fabric:
-    """Lightning Fabric on one device.
-
-    Raises:
-        InputError: this machine has no such device, or it not this precision.
-    """
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    there = ["cpu"]
-    if accelerator is not None:
-        there += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
-    kind, _, index = device.partition(":")
-    if kind == "auto":
-        kind = accelerator.type if accelerator is not None else "cpu"
-    known = {name.partition(":")[0] for name in there}
-    if kind not in known or (index and f"{kind}:{index}" not in there and device != "cpu:0"):
-        raise InputError(
-            f"--device {device}: this machine has no such device; {choices('', there)}"
-        )
-    if kind == "cpu" and precision == "16":
-        raise InputError(f"--precision 16 --device {kind}: needs an accelerator; give bf16 or 32")
-    devices: Any = [int(index or 0)] if kind not in ("cpu", "mps") else 1
-    try:
-        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
-    except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--precision {precision} --device {device}: {reason}") from error
+from layerwise.trainer.checkpoint import block_keys, like_parameters, load_rule
+from layerwise.trainer.settings import Settings
+from layerwise.trainer.watch import Watch
 
 
 class Logger(Protocol):
@@ -177,7 +82,7 @@ class Trainer:
             if (loader := loaders.get(name)) is not None
         }
         # Found before the move to a device, which makes buffers anew.
-        self.network, self.block_keys = network, _block_keys(network, rule)
+        self.network, self.block_keys = network, block_keys(network, rule)
         self.rule: Rule = rule.to(fabric.device)
         if settings.channels_last:
             self.rule.to(memory_format=torch.channels_last)
@@ -209,7 +114,7 @@ class Trainer:
         self.seconds = 0.0  # of the epoch under way, training only
         self.best: float | None = None
         self.tally = self._new_tally()
-        self.first_bad = torch.full((len(rule.blocks),), -1, device=fabric.device)
+        self.watch = Watch(rule, fabric.device)
         self.stop_asked = False
 
     # ---------------------------------------------------------------- the loop
@@ -242,7 +147,8 @@ class Trainer:
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
             report = self._backward(x, y, together)
-            self._watch(self.tally.add(report.local_losses, report.local_logits, y))
+            losses = self.tally.add(report.local_losses, report.local_logits, y)
+            self.watch.note(losses, self.step)
             self.batch += 1
             if self.batch % settings.accumulate and self.batch < batches:
                 continue
@@ -389,7 +295,7 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             if optimizer is not None:
                 optimizer.load_state_dict(saved)
-                _like_parameters(optimizer)
+                like_parameters(optimizer)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
@@ -401,36 +307,18 @@ class Trainer:
         if "cuda" in state["rng"] and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.fabric.device)
 
-    # ---------------------------------------------------------------- watching
-
-    def _watch(self, losses: Tensor) -> None:
-        """Note on the device which block's loss is first not finite, and at which step."""
-        bad = losses.isfinite().logical_not_().logical_and_(self.first_bad < 0)
-        self.first_bad.masked_fill_(bad, self.step)
+    # ---------------------------------------------------------------- stopping
 
     def _guard(self, saving: bool = False) -> None:
-        """Stop where a loss has become infinite or not a number, and before `saving` also where a
-        weight has: the last step's loss came before it. Waits for the device."""
-        first_bad = self.first_bad.tolist()
-        if max(first_bad) >= 0:
-            step = min(s for s in first_bad if s >= 0)
-            self._refuse("the loss", first_bad.index(step), step)
-        if saving:
-            finite = torch.stack([self._finite(i) for i in range(len(self.rule.blocks))]).tolist()
-            if False in finite:
-                self._refuse("a weight", finite.index(False), self.step - 1)
-
-    def _finite(self, i: int) -> Tensor:
-        """Whether every number that block `i` holds is finite, () bool on the device."""
-        held = [*self.rule.parameters_of(i), *self.rule.blocks[i].buffers()]
-        flags = [tensor.isfinite().all() for tensor in held]
-        return torch.stack([torch.ones_like(self.first_bad[i], dtype=torch.bool), *flags]).all()
-
-    def _refuse(self, what: str, block: int, step: int) -> None:
+        """Stop where numbers are no longer finite: losses, and before `saving` weights too."""
+        found = self.watch.losses() or (self.watch.weights(self.step) if saving else None)
+        if found is None:
+            return
+        what, step = found
         kept = self.run.checkpoints / "last.safetensors"
         message = (
-            f"{what} of block {block} ({self.rule.blocks.names[block]}) is not finite at step "
-            f"{step}, learning rate {self.lr * self.factor(step):.3g}; "
+            f"{what} is not finite at step {step}, "
+            f"learning rate {self.lr * self.factor(step):.3g}; "
             + (f"the last good checkpoint is {kept}; " if kept.exists() else "")
             + "try a smaller learning rate, a warm-up or --clip_norm"
         )
@@ -482,49 +370,6 @@ class Trainer:
     def _wait(self) -> None:
         if self.fabric.device.type != "cpu":
             torch.accelerator.synchronize(self.fabric.device)
-
-
-def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
-    """Load a network and its heads.
-
-    Raises:
-        InputError: the checkpoint is of another network or rule.
-    """
-    own = rule.state_dict()
-    for key in own.keys() | state.keys():
-        here = tuple(own[key].shape) if key in own else "nothing"
-        there = tuple(state[key].shape) if key in state else "nothing"
-        if here != there:
-            raise InputError(
-                f"checkpoint: it is of another network or rule: {key} is {there} there and "
-                f"{here} here; use the config it was trained with"
-            )
-    rule.load_state_dict(state)
-
-
-def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
-    """Load what a run evaluates: the average of the weights where it kept one, else the weights."""
-    ema = state.get("ema")
-    if ema is None:
-        load_rule(rule, state["rule"])
-    else:
-        prefix = "module."
-        load_rule(rule, {k[len(prefix) :]: v for k, v in ema.items() if k.startswith(prefix)})
-
-
-def _like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded state the memory layout of its parameter (a file holds plain layout)."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter).copy_(value)
-
-
-def _block_keys(network: nn.Module, rule: Rule) -> dict[str, str]:
-    """Each tensor's name in the network that was cut -> its name in the rule's blocks."""
-    keys = {id(tensor): key for key, tensor in rule.blocks.state_dict(keep_vars=True).items()}
-    whole = network.state_dict(keep_vars=True)
-    return {name: keys[id(tensor)] for name, tensor in whole.items() if id(tensor) in keys}
 
 
 def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:

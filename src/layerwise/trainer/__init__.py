@@ -1,0 +1,17 @@
+"""Training a rule: settings, device, the loop, checkpoints."""
+
+from layerwise.trainer.checkpoint import load_evaluated, load_rule
+from layerwise.trainer.device import fabric_for
+from layerwise.trainer.loop import Logger, Progress, Trainer
+from layerwise.trainer.settings import Precision, Settings
+
+__all__ = [
+    "Logger",
+    "Precision",
+    "Progress",
+    "Settings",
+    "Trainer",
+    "fabric_for",
+    "load_evaluated",
+    "load_rule",
+]

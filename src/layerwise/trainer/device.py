@@ -1,0 +1,47 @@
+"""Lightning Fabric on the device that was asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from layerwise.errors import InputError, choices
+from layerwise.trainer.settings import Precision
+
+FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
+
+
+def fabric_for(device: str, precision: Precision = "32") -> Fabric:
+    """Lightning Fabric on one device.
+
+    Raises:
+        InputError: this machine has no such device, or it not this precision.
+    """
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    )
+    there = ["cpu"]
+    if accelerator is not None:
+        there += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+    kind, _, index = device.partition(":")
+    if kind == "auto":
+        kind = accelerator.type if accelerator is not None else "cpu"
+    known = {name.partition(":")[0] for name in there}
+    if kind not in known or (index and f"{kind}:{index}" not in there and device != "cpu:0"):
+        raise InputError(
+            f"--device {device}: this machine has no such device; {choices('', there)}"
+        )
+    if kind == "cpu" and precision == "16":
+        raise InputError(f"--precision 16 --device {kind}: needs an accelerator; give bf16 or 32")
+    devices: Any = [int(index or 0)] if kind not in ("cpu", "mps") else 1
+    try:
+        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--precision {precision} --device {device}: {reason}") from error

@@ -1,0 +1,70 @@
+"""How a network is trained, whatever the rule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from layerwise.errors import InputError
+
+Precision = Literal["32", "bf16", "16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a network is trained, whatever the rule.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: images whose gradients are computed at once.
+        accumulate: batches whose gradients are averaged before a step.
+        clip_norm: largest norm of the whole gradient; null does not clip.
+        label_smoothing: share of each label spread over all classes.
+        ema: decay of an exponential moving average of the weights, which is then what is
+            evaluated; null for none.
+        step_per_block: step and free each block's gradients as soon as they are there, so that
+            the whole network's never exist at once.
+        precision: 32, bf16 or 16 (mixed).
+        channels_last: keep images and feature maps in (B, H, W, C) order in memory.
+        compile: compile each block with torch.compile.
+        device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
+        eval_batch_size: images evaluated at once.
+        save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
+        seed: of weights, data order, augmentation and dropout.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    clip_norm: float | None = None
+    label_smoothing: float = 0.0
+    ema: float | None = None
+    step_per_block: bool = False
+    precision: Precision = "32"
+    channels_last: bool = False
+    compile: bool = False
+    device: str = "auto"
+    eval_batch_size: int = 500
+    save_every: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
+        for name, low, high in (("label_smoothing", 0, 1), ("ema", 0, 1)):
+            value = getattr(self, name)
+            if value is not None and not low <= value < high:
+                raise InputError(f"--{name} {value}: give at least {low} and less than {high}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
+        if self.save_every < 0:
+            raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
+        if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
+            other = "accumulate" if self.accumulate > 1 else "clip_norm"
+            raise InputError(
+                f"--step_per_block true contradicts --{other}: that needs all gradients at once; "
+                "leave one out"
+            )

@@ -1,0 +1,52 @@
+"""Tells when the numbers of a training are no longer finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layerwise.rule import Rule
+
+
+class Watch:
+    """Notes on the device which block's loss is first not finite; the host looks when it may wait.
+
+    Args:
+        rule: on its device.
+        device: the same.
+    """
+
+    def __init__(self, rule: Rule, device: torch.device):
+        self.rule = rule
+        self.first_bad = torch.full((len(rule.blocks),), -1, device=device)
+
+    def note(self, losses: Tensor, step: int) -> None:
+        """Note the losses (blocks,) of a step."""
+        bad = losses.isfinite().logical_not_().logical_and_(self.first_bad < 0)
+        self.first_bad.masked_fill_(bad, step)
+
+    def losses(self) -> tuple[str, int] | None:
+        """The first loss that became infinite or not a number, and its step. Waits for the
+        device."""
+        first_bad = self.first_bad.tolist()
+        if max(first_bad) < 0:
+            return None
+        step = min(s for s in first_bad if s >= 0)
+        return self._of_block("the loss", first_bad.index(step)), step
+
+    def weights(self, step: int) -> tuple[str, int] | None:
+        """The same of weights and buffers before `step`: the last loss came before them. Waits for
+        the device."""
+        finite = torch.stack([self._finite(i) for i in range(len(self.rule.blocks))]).tolist()
+        if all(finite):
+            return None
+        return self._of_block("a weight", finite.index(False)), step - 1
+
+    def _finite(self, i: int) -> Tensor:
+        """Whether every number that block `i` holds is finite, () bool on the device."""
+        held = [*self.rule.parameters_of(i), *self.rule.blocks[i].buffers()]
+        flags = [tensor.isfinite().all() for tensor in held]
+        return torch.stack([torch.ones_like(self.first_bad[i], dtype=torch.bool), *flags]).all()
+
+    def _of_block(self, what: str, block: int) -> str:
+        return f"{what} of block {block} ({self.rule.blocks.names[block]})"
