@@ -25,7 +25,8 @@ INTRODUCTION = """\
 
 Written by `make tables` from the files in `benchmarks/results/`; each holds the command that made
 it, versions, machine and every raw number. Times and bytes are ratios to backpropagation on the
-same network and batch, measured in turns in one run.
+same network and batch, measured in turns in one run. The machine did other work at the same time,
+which stretches step times and their spread; the ratio of CPU times is the steadier one.
 """
 
 

@@ -34,8 +34,10 @@ def describe() -> dict[str, Any]:
 
 def _command() -> str:
     program, *arguments = sys.argv
-    name = "layerwise" if Path(program).name == "__main__.py" else Path(program).name
-    return shlex.join([name, *map(_without_directories, arguments)])
+    path = Path(program)
+    typed = ["python", f"{path.parent.name}/{path.name}"] if path.suffix == ".py" else [path.name]
+    typed = ["layerwise"] if path.name == "__main__.py" else typed
+    return shlex.join([*typed, *map(_without_directories, arguments)])
 
 
 def _without_directories(argument: str) -> str:
