@@ -56,8 +56,13 @@ def main() -> None:
     table = StepTable(
         title="VGG8b",
         batch=tuple(x.shape),
-        setting={"dtype": "float32", "memory_format": "contiguous", "optimizer": "SGD, fused"},
-        provenance=describe(),
+        setting={
+            "dtype": "float32",
+            "memory_format": "contiguous",
+            "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
+            "heads": "",
+        },
+        provenance=describe() | {"command": "python benchmarks/heads.py"},
         contenders=measure(contenders, x, y, sgd, rounds=ROUNDS),
     )
     console.print(table)

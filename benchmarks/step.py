@@ -44,8 +44,7 @@ MEASUREMENTS = {
 
 def main(names: list[str]) -> None:
     if names == ["--table"]:
-        paths = (RESULTS / f"step-{name}.json" for name in MEASUREMENTS)
-        print(markdown([path for path in paths if path.exists()]))
+        print(markdown(sorted(RESULTS.glob("step-*.json"))))
         return
     if unknown := set(names) - set(MEASUREMENTS):
         sys.exit(f"no such measurement: {', '.join(unknown)}; there is {', '.join(MEASUREMENTS)}")
