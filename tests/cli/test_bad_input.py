@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 MLP = "train --model mlp --model.width 8"
+VIT = "train --model vit --model.width 8 --model.heads 2 --model.layers 2"
 TRAIN = [
     # what is typed, what the line says
     (f"{MLP} --rule DGK", "did you mean 'DGL'"),
@@ -80,7 +81,7 @@ TRAIN = [
     (f"{MLP} --step_per_block true --clip_norm 1", "--step_per_block true contradicts --clip_norm"),
     (f"{MLP} --step_per_block true --accumulate 2", "contradicts --accumulate"),
     ("train --rule.head ConvHead3", "no such head"),
-    (f"{MLP} --rule.head MLPSR", "feature maps"),
+    (f"{VIT} --rule.head MLPSR", "feature maps"),
     ("train --model vgg16", "vgg16"),
     ("train --model torchvision", "3 channels"),
     ("train --model torchvision --model.arch resnet1888", "did you mean 'resnet18'"),

@@ -207,7 +207,7 @@ def test_mlp_sr_is_light() -> None:
 )
 def test_any_shape(shape: tuple[int, ...], pool: int | None, head: type[Head]) -> None:
     """Maps smaller than the pooling, not square, of one pixel: scores come out."""
-    if head in (heads.Conv, heads.MLPSR) and len(shape) != 3:
+    if head in (heads.Conv, heads.MLPSR) and len(shape) == 2:  # tokens
         with pytest.raises(InputError):
             head()(shape, CLASSES)
         return
@@ -262,12 +262,22 @@ def test_even_kernels(kernel_size: int) -> None:
 
 
 @pytest.mark.parametrize("head", [heads.Conv(), heads.MLPSR()])
-@pytest.mark.parametrize("shape", [(6,), (7, 6), (3, 2, 4, 4), ()])
+@pytest.mark.parametrize("shape", [(7, 6), (3, 2, 4, 4), ()])
 def test_feature_maps_are_needed(head: Head, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"not feature maps.*heads\.Linear and heads\.MLP") as e:
         head(shape, CLASSES)
     assert "\n" not in str(e.value)
     assert str(shape) in str(e.value)
+
+
+def test_on_a_vector_what_follows_the_convolutions_remains() -> None:
+    classes = CLASSES[-1]
+    assert [type(m) for m in heads.Conv()((6,), CLASSES)] == [nn.Linear]
+    hidden = heads.Conv(hidden=5)((6,), CLASSES)
+    assert [tuple(p.shape) for p in hidden.parameters()] == [(5, 6), (5,), (classes, 5), (classes,)]
+    layer = [nn.Linear, nn.BatchNorm1d, nn.ReLU]
+    assert [type(m) for m in heads.MLPSR()((6,), CLASSES)] == [*layer, *layer, nn.Linear]
+    assert heads.MLPSR(width=4)((6,), CLASSES)[0].weight.shape == (4, 6)
 
 
 @pytest.mark.parametrize("head", [heads.Linear(), heads.MLP()])

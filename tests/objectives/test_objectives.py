@@ -238,6 +238,11 @@ def _net() -> list[nn.Module]:
     return [nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)]
 
 
+def _tokens() -> list[nn.Module]:
+    """One token between the blocks, (B, 1, 5)."""
+    return [nn.Sequential(nn.Linear(6, 5), nn.Unflatten(1, (1, 5))), nn.Flatten()]
+
+
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
 
 REFUSED = {
@@ -298,8 +303,8 @@ REFUSED = {
         r"Greedy\(blocks\): the shapes .* give an example",
     ),
     "a head that needs maps": (
-        lambda: rules.DGL(Blocks(_net(), example=X), head=heads.MLPSR()),
-        r"heads\.MLPSR: a block gives \(5,\) for each sample, which is not feature maps",
+        lambda: rules.DGL(Blocks(_tokens(), example=X), head=heads.MLPSR()),
+        r"heads\.MLPSR: a block gives \(1, 5\) for each sample, which is not feature maps",
     ),
 }
 

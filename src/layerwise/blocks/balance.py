@@ -47,9 +47,24 @@ def balanced(flow: Flow, blocks: int | Literal["all"], balance: Balance) -> list
 
 
 def _busy(flow: Flow, starts: list[int]) -> list[int]:
-    """Give every piece without FLOPs to the one before it, and one at the beginning to the next."""
+    """Give every piece without FLOPs to the one before it, and one at the beginning to the next.
+
+    Where such pieces make a vector of feature maps or tokens (flatten, the class token), that goes
+    with the layer that reads the vector: heads before it still see the maps.
+    """
     flops = dict(zip(starts, _flops(flow, starts), strict=True))
-    return [0, *[i for i in starts if flops[i] > 0][1:]]
+    busy = [0, *[i for i in starts if flops[i] > 0][1:]]
+    return [0, *(_with_flatten(flow, starts, before, i) for before, i in pairwise(busy))]
+
+
+def _with_flatten(flow: Flow, starts: list[int], before: int, i: int) -> int:
+    """Where the piece that makes a vector for `data[i]` begins, else i."""
+    idle = [j for j in starts if before < j < i]
+    if flow.crosses_as_vector(i):
+        for j, after in pairwise([*idle, i]):
+            if flow.crosses_as_vector(after) and not flow.crosses_as_vector(j):
+                return j
+    return i
 
 
 def _flops(flow: Flow, starts: list[int]) -> list[int]:

@@ -47,8 +47,8 @@ def cut(
     Args:
         model: any module that maps one tensor, (B, ...), to one tensor.
         blocks: how many, or "all" for one per cut point; 4 unless `at` is given. Layers that cost
-            nothing (normalisation, activation, pooling) stay with the layer that feeds them. One
-            block is the model itself.
+            nothing (normalisation, activation, pooling) stay with the layer that feeds them; a
+            flatten goes with the layer that reads the vector. One block is the model itself.
         at: names of modules (as in `model.named_modules()`); each begins a new block, in the order
             in which the model runs them. `cut(model, at=chain.names[1:], ...)` gives `chain` again
             wherever its names are the model's.

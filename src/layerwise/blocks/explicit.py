@@ -42,7 +42,18 @@ def named(flow: Flow, at: Sequence[str], untraced: dict[str, str]) -> list[int]:
     for i, name in begins.items():
         if i > 1:
             _refuse_no_cut(flow, i, name)
-    return sorted({0, *begins} - {1})
+    return sorted({0, *(_with_flatten(flow, i) for i in begins)} - {1})
+
+
+def _with_flatten(flow: Flow, i: int) -> int:
+    """Where the operations begin that make a vector for the module at `data[i]`, else i: a block
+    that reads a vector flattens for itself, and the one before it gives its feature maps."""
+    for j in range(i - 1, 1, -1):
+        if flow.data[j].op == "call_module" or len(flow.crossing(j)) != 1 or not flow.can_cut(j):
+            return i
+        if flow.crosses_as_vector(i) and not flow.crosses_as_vector(j):
+            return j
+    return i
 
 
 def _first(flow: Flow, name: str) -> int | None:
@@ -95,8 +106,8 @@ def _origin(node: fx.Node) -> str:
 
 
 def names_of(flow: Flow, starts: list[int]) -> list[str]:
-    """What the parts are called: by the largest module that begins a part and lies within it, or
-    else by the operation."""
+    """What the parts are called: by the largest module that begins a part (but for a flatten) and
+    lies within it, or else by the operation."""
     if len(starts) == 1:
         return [type(flow.model).__name__]
     names = []
@@ -106,7 +117,9 @@ def names_of(flow: Flow, starts: list[int]) -> list[str]:
     for i, end in pairwise([next(begins, 1), *ends]):
         node = flow.data[i]
         inside = [path for path, _ in node.meta["calls"] if node.op != "call_module"]
-        names.append(_module_at(flow, i, end) or ".".join([*inside[-1:], node.name]))
+        free = range(i, next((j for j in range(i, end) if flow.flops(j, j + 1)), end - 1) + 1)
+        modules = (module for j in free if (module := _module_at(flow, j, end)))
+        names.append(next(modules, ".".join([*inside[-1:], node.name])))
     return names
 
 

@@ -122,6 +122,11 @@ class Flow:
         (crossing,) = self.crossing(start)
         return any(crossing in self._record.changed[node] for node in self.data[start:end])
 
+    def crosses_as_vector(self, i: int) -> bool:
+        """Whether what crosses before `data[i]` is one vector a sample, (B, D)."""
+        (crossing,) = self.crossing(i)
+        return self._record.axes[crossing] == 2
+
     def flops(self, start: int, end: int) -> int:
         """Forward floating-point operations of `data[start:end]` on the batch of two."""
         return sum(self._record.flops[node] for node in self.data[start:end])

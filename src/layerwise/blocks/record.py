@@ -18,6 +18,7 @@ class Record(fx.Interpreter):
         values: each node's value; tensors are left out.
         flops: its floating-point operations.
         rows: the first dimension of its tensor.
+        axes: how many dimensions its tensor has.
         changed: the nodes among its inputs whose tensor it changes in place.
     """
 
@@ -27,6 +28,7 @@ class Record(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
         self.flops: dict[fx.Node, int] = {}
         self.rows: dict[fx.Node, int] = {}
+        self.axes: dict[fx.Node, int] = {}
         self.changed: dict[fx.Node, set[fx.Node]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -38,7 +40,7 @@ class Record(fx.Interpreter):
         self.changed[n] = {i for i, t in tensors.items() if t._version != versions[i]}
         self.values[n] = _without_tensors(value)
         if isinstance(value, Tensor) and value.dim() > 0:
-            self.rows[n] = len(value)
+            self.rows[n], self.axes[n] = len(value), value.dim()
         return value
 
     def is_tensor(self, node: fx.Node) -> bool:

@@ -14,7 +14,8 @@ from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
 class Conv(Head):
     """[reduce,] `layers` times (convolution, BatchNorm, ReLU), [pool,] flatten, [hidden,] linear.
 
-    At full resolution its cost is a convolution of the network's own; `reduce` makes it light.
+    On a vector, as a fully connected layer gives, only what follows the convolutions remains. At
+    full resolution its cost is a convolution of the network's own; `reduce` makes it light.
 
     Args:
         layers: how many convolutions.
@@ -50,6 +51,14 @@ class Conv(Head):
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         one_label(out_shape, "heads.Conv")
+        layers, features = self._of_maps(in_shape) if len(in_shape) != 1 else ([], in_shape[0])
+        if self.hidden is not None:
+            layers += [nn.Linear(features, self.hidden), nn.ReLU()]
+            features = self.hidden
+        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+
+    def _of_maps(self, in_shape: Shape) -> tuple[list[nn.Module], int]:
+        """The convolutional part, and the length of the vector that it gives."""
         layers, (channels, height, width) = feature_maps(in_shape, "heads.Conv")
         if self.reduce is not None and (height > self.reduce or width > self.reduce):
             height, width = min(self.reduce, height), min(self.reduce, width)
@@ -66,9 +75,4 @@ class Conv(Head):
         if self.pool is not None and (height > self.pool or width > self.pool):
             height, width = min(self.pool, height), min(self.pool, width)
             layers.append(nn.AdaptiveAvgPool2d((height, width)))
-        layers.append(nn.Flatten())
-        features = channels * height * width
-        if self.hidden is not None:
-            layers += [nn.Linear(features, self.hidden), nn.ReLU()]
-            features = self.hidden
-        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+        return [*layers, nn.Flatten()], channels * height * width

@@ -17,7 +17,7 @@ class MLPSR(Head):
     Belilovsky et al. 2020 (arXiv:1901.08164), section 4. Average pooling to a quarter of each
     side; `convs` times (1x1 convolution, BatchNorm, ReLU); average pooling to 2 x 2; `layers`
     times (linear of the same width, BatchNorm, ReLU); linear. A few per cent of the network's
-    FLOPs.
+    FLOPs. On a vector, as a fully connected layer gives, only the MLP remains.
 
     Args:
         convs: how many 1x1 convolutions, of the block's own channels.
@@ -34,6 +34,15 @@ class MLPSR(Head):
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         one_label(out_shape, "heads.MLPSR")
+        layers, features = self._of_maps(in_shape) if len(in_shape) != 1 else ([], in_shape[0])
+        for _ in range(self.layers):
+            units = self.width or features
+            layers += [nn.Linear(features, units), nn.BatchNorm1d(units), nn.ReLU()]
+            features = units
+        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+
+    def _of_maps(self, in_shape: Shape) -> tuple[list[nn.Module], int]:
+        """The convolutional part, and the length of the vector that it gives."""
         layers, (channels, height, width) = feature_maps(in_shape, "heads.MLPSR")
         height, width = math.ceil(height / 4), math.ceil(width / 4)
         layers.append(nn.AdaptiveAvgPool2d((height, width)))
@@ -42,9 +51,4 @@ class MLPSR(Head):
             layers.append(nn.ReLU())
         height, width = min(height, 2), min(width, 2)
         layers += [nn.AdaptiveAvgPool2d((height, width)), nn.Flatten()]
-        features = channels * height * width
-        for _ in range(self.layers):
-            units = self.width or features
-            layers += [nn.Linear(features, units), nn.BatchNorm1d(units), nn.ReLU()]
-            features = units
-        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+        return layers, channels * height * width
