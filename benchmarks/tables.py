@@ -25,8 +25,7 @@ INTRODUCTION = """\
 
 Written by `make tables` from the files in `benchmarks/results/`; each holds the command that made
 it, versions, machine and every raw number. Times and bytes are ratios to backpropagation on the
-same network and batch, measured in turns in one run. The machine did other work at the same time,
-which stretches step times and their spread; the ratio of CPU times is the steadier one.
+same network and batch, measured in turns in one run, while the other core did other work.
 """
 
 
