@@ -21,6 +21,12 @@ def choices(name: str, known: Iterable[str]) -> str:
     return f"there is: {', '.join(sorted(known))}"
 
 
+def reason(error: BaseException) -> str:
+    """The first line of an error, to be quoted in another."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 class NonFiniteLoss(RuntimeError):
     """A loss became infinite or not a number; the message names block, step and learning rate."""
 

@@ -103,7 +103,7 @@ def cut_network(
                 "leave one out"
             )
         return cut(network, at=at, example=example)
-    return cut(network, blocks=4 if blocks is None else blocks, example=example, balance=balance)
+    return cut(network, blocks=blocks, example=example, balance=balance)
 
 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:

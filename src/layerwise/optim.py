@@ -1,4 +1,4 @@
-"""Recipes of optimizers and learning-rate schedules, all of them torch's own.
+"""Recipes of torch's optimizers, and learning-rate schedules.
 
 A recipe holds options; calling it with parameters makes the optimizer. A schedule is a factor of
 the learning rate over training, made for a number of steps.

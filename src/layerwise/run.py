@@ -29,7 +29,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 
 FORMAT = "layerwise-checkpoint-1"
 TEMPORARY = ".part"  # what the name of a file that is being written ends in
@@ -235,9 +235,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"checkpoint {path}: corrupt or not a checkpoint ({reason}); use another one"
+            f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)}); use another one"
         ) from error
 
 

@@ -6,13 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
+
+from layerwise.blocks.cost import counted
 
 
 @dataclass(frozen=True)
@@ -37,8 +33,7 @@ def count_flops(step: Callable[[], object], objectives: nn.ModuleDict) -> Flops:
         step: one training step, run once.
         objectives: of the rule that `step` runs.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_cpu_attention())
-    with _counting_heads(objectives, counter.get_total_flops) as heads, counter:
+    with counted() as counter, _counting_heads(objectives, counter.get_total_flops) as heads:
         step()
     return Flops(counter.get_total_flops(), sum(heads))
 
@@ -77,18 +72,3 @@ def _counting_heads(objectives: nn.ModuleDict, so_far: Callable[[], int]) -> Ite
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _cpu_attention() -> dict:
-    """torch 2.14 knows the FLOPs of CUDA's fused attention, but not of the CPU's."""
-
-    def forward(query, key, value, *_, **__) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    def backward(grad, query, key, value, *_, **__) -> int:
-        return sdpa_backward_flop_count(grad, query, key, value)
-
-    aten = torch.ops.aten
-    name = "_scaled_dot_product_flash_attention_for_cpu"
-    known = {name: forward, f"{name}_backward": backward}
-    return {getattr(aten, op): count for op, count in known.items() if hasattr(aten, op)}

@@ -54,17 +54,8 @@ def _busy(flow: Flow, starts: list[int]) -> list[int]:
     """
     flops = dict(zip(starts, _flops(flow, starts), strict=True))
     busy = [0, *[i for i in starts if flops[i] > 0][1:]]
-    return [0, *(_with_flatten(flow, starts, before, i) for before, i in pairwise(busy))]
-
-
-def _with_flatten(flow: Flow, starts: list[int], before: int, i: int) -> int:
-    """Where the piece that makes a vector for `data[i]` begins, else i."""
-    idle = [j for j in starts if before < j < i]
-    if flow.crosses_as_vector(i):
-        for j, after in pairwise([*idle, i]):
-            if flow.crosses_as_vector(after) and not flow.crosses_as_vector(j):
-                return j
-    return i
+    idle = [[j for j in reversed(starts) if before < j < i] for before, i in pairwise(busy)]
+    return [0, *map(flow.with_flatten, busy[1:], idle)]
 
 
 def _flops(flow: Flow, starts: list[int]) -> list[int]:

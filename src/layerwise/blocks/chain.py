@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 
 Shape = tuple[int, ...]
 
@@ -79,10 +79,9 @@ class Blocks(nn.Module):
                 try:
                     h = block(h)
                 except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                    reason = str(error).splitlines()[0]
                     raise InputError(
                         f"Blocks(example=): block {name!r} cannot take an input of shape "
-                        f"{tuple(h.shape)}: {reason}"
+                        f"{tuple(h.shape)}: {reason(error)}"
                     ) from error
                 if not isinstance(h, Tensor):
                     raise InputError(

@@ -9,7 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
 
 from layerwise.blocks.unchanged import unchanged
 
@@ -47,7 +51,7 @@ def counted() -> Iterator[FlopCounterMode]:
     With autograd on: without it PyTorch's attention takes fused kernels, whose operations no
     formula counts.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with torch.enable_grad(), counter:
         yield counter
 
@@ -80,11 +84,18 @@ def saved(module: nn.Module) -> Iterator[Saved]:
         yield kept
 
 
-def _attention_flops(
-    query: torch.Size, key: torch.Size, value: torch.Size, *args: Any, **kwargs: Any
-) -> int:
-    return sdpa_flop_count(query, key, value)
+def _formulas() -> dict[Any, Any]:
+    """PyTorch knows the operations of CUDA's fused attention, but not of the CPU's."""
 
+    def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
 
-# PyTorch has no formula for attention on the CPU.
-_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+    def backward(
+        grad: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any
+    ) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
+
+    aten = torch.ops.aten
+    name = "_scaled_dot_product_flash_attention_for_cpu"
+    known = {name: forward, f"{name}_backward": backward}
+    return {getattr(aten, op): count for op, count in known.items() if hasattr(aten, op)}

@@ -14,9 +14,9 @@ from layerwise.blocks.chain import Blocks
 from layerwise.blocks.explicit import named, names_of
 from layerwise.blocks.flow import Flow
 from layerwise.blocks.huggingface import is_huggingface, output_of, write
-from layerwise.blocks.trace import reason, trace
+from layerwise.blocks.trace import trace
 from layerwise.blocks.unchanged import unchanged
-from layerwise.errors import InputError, choices
+from layerwise.errors import InputError, choices, reason
 
 
 def cut(

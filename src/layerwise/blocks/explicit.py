@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
+from itertools import pairwise, takewhile
 
 from torch import fx
 
@@ -42,18 +42,15 @@ def named(flow: Flow, at: Sequence[str], untraced: dict[str, str]) -> list[int]:
     for i, name in begins.items():
         if i > 1:
             _refuse_no_cut(flow, i, name)
-    return sorted({0, *(_with_flatten(flow, i) for i in begins)} - {1})
+    return sorted({0, *(flow.with_flatten(i, _operations_before(flow, i)) for i in begins)} - {1})
 
 
-def _with_flatten(flow: Flow, i: int) -> int:
-    """Where the operations begin that make a vector for the module at `data[i]`, else i: a block
-    that reads a vector flattens for itself, and the one before it gives its feature maps."""
-    for j in range(i - 1, 1, -1):
-        if flow.data[j].op == "call_module" or len(flow.crossing(j)) != 1 or not flow.can_cut(j):
-            return i
-        if flow.crosses_as_vector(i) and not flow.crosses_as_vector(j):
-            return j
-    return i
+def _operations_before(flow: Flow, i: int) -> Iterable[int]:
+    """The cut points between `data[i]` and the module before it, the nearest first."""
+    points = set(flow.cut_points)
+    return takewhile(
+        lambda j: j in points and flow.data[j].op != "call_module", range(i - 1, 1, -1)
+    )
 
 
 def _first(flow: Flow, name: str) -> int | None:

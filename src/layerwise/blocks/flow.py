@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -126,6 +127,17 @@ class Flow:
         """Whether what crosses before `data[i]` is one vector a sample, (B, D)."""
         (crossing,) = self.crossing(i)
         return self._record.axes[crossing] == 2
+
+    def with_flatten(self, i: int, before: Iterable[int]) -> int:
+        """Where what makes a vector for `data[i]` begins, else i.
+
+        A block that reads a vector flattens for itself, so the one before it gives feature maps.
+
+        Args:
+            before: the cut points at which it may begin, the nearest first.
+        """
+        j = next((j for j in before if not self.crosses_as_vector(j)), i)
+        return j if j < i and self.crosses_as_vector(i) else i
 
     def flops(self, start: int, end: int) -> int:
         """Forward floating-point operations of `data[start:end]` on the batch of two."""

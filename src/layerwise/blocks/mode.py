@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from layerwise.blocks.flow import attribute
-from layerwise.blocks.trace import CONSTANT, Call, reason, remove_unused, trace
-from layerwise.errors import InputError
+from layerwise.blocks.trace import CONSTANT, Call, remove_unused, trace
+from layerwise.errors import InputError, reason
 
 
 class ByMode(nn.Module):

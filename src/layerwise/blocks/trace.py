@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from layerwise.errors import reason
+
 # One call of a module: its path in the model, and which call of it this is within its caller.
 Call = tuple[str, int]
 
@@ -115,12 +117,6 @@ def remove_unused(graph: fx.Graph) -> None:
         if node.users or node.op in ("placeholder", "output") or _acts(node):
             continue
         graph.erase_node(node)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error, to be quoted in another."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def _acts(node: fx.Node) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +95,13 @@ def _train(
     costs = Costs.of(experiment.rule)
     run.write("cost.json", costs.json().encode())
     console.print(costs.table())
-    settings = replace(experiment.settings, device=str(fabric.device))
     with ProgressBar() as progress, loggers(config["loggers"], run, config) as receivers:
         trainer = Trainer(
             experiment.network,
             experiment.rule,
             loaders,
             *recipes,
-            settings,
+            experiment.settings,
             run,
             fabric,
             progress,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 
 GREY = ("1", "L")
 CHUNK = 64  # images a thread takes at a time
@@ -46,9 +46,9 @@ def pixels(source: Encoded, i: int) -> Image.Image:
         image = source.open(i)
         image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"data: {source.where(i)} cannot be read as an image ({said}); replace or remove it"
+            f"data: {source.where(i)} cannot be read as an image ({reason(error)}); replace or "
+            "remove it"
         ) from error
     if image.mode.startswith(("I", "F")):
         raise InputError(

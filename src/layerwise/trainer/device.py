@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 
-from layerwise.errors import InputError, choices
+from layerwise.errors import InputError, choices, reason
 from layerwise.trainer.settings import Precision
 
 FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -43,5 +43,4 @@ def fabric_for(device: str, precision: Precision = "32") -> Fabric:
     try:
         return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
     except (ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--precision {precision} --device {device}: {reason}") from error
+        raise InputError(f"--precision {precision} --device {device}: {reason(error)}") from error
