@@ -7,6 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+View = Callable[
+    [Tensor], Tensor
+]  # the input seen otherwise, sample by sample: (B, ...) -> (B, ...)
+
 
 def identity(loss: Tensor) -> Tensor:
     return loss
@@ -38,6 +42,10 @@ class Batch:
         y: labels, (B,) or (B, T).
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches); what is reported stays unscaled.
+        unpooled: of the block under way, its output before the pooling that ends it, (B, ...); its
+            output where none does.
+        views: of the block under way, its output for each view that an objective asked for,
+            (B, ...).
     """
 
     x: Tensor
@@ -45,6 +53,8 @@ class Batch:
     scale: Callable[[Tensor], Tensor] = identity
     losses: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
+    unpooled: Tensor | None = None
+    views: dict[View, Tensor] = field(default_factory=dict)
     _predicted: Tensor | None = None
 
     def predicted(self, logits: Tensor) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.chain import dry_run
+from layerwise.blocks.pooling import before_pooling
 from layerwise.errors import InputError
 from layerwise.objectives import Classify, Objective, Site
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -87,11 +89,20 @@ class Rule(nn.Module, ABC):
         scores[-1] = h
         return tuple(scores)
 
-    def parameters_of(self, i: int) -> list[nn.Parameter]:
-        """The parameters of block `i` and of its objective."""
+    def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        """Images of what blocks should have given and of what they gave, (B, C, H, W) on the scale
+        of `x`, under the number of each block whose objective makes images."""
+        return {}
+
+    def auxiliary(self, i: int) -> list[nn.Module]:
+        """What trains with block `i` and is no part of the network."""
         objective = self._objective(i)
-        of_objective = () if objective is None else objective.parameters()
-        return [*self.blocks[i].parameters(), *of_objective]
+        return [] if objective is None else [objective]
+
+    def parameters_of(self, i: int) -> list[nn.Parameter]:
+        """The parameters of block `i` and of its auxiliary networks."""
+        parts = [self.blocks[i], *self.auxiliary(i)]
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def _objective(self, i: int) -> Objective | None:
         if str(i) not in self.objectives:
@@ -108,13 +119,14 @@ class LocalRule(Rule):
 
         h_k = f_k(sg[h_{k-1}]),    grad_k = d objective_k(h_k) / d (f_k, head_k)
 
-    A block's input does not require grad, so its gradient is never computed.
+    A block's input does not require grad, so its gradient is never computed. A block that has no
+    objective is not trained.
 
     Args:
         blocks: the network; made with an example where an objective has a head.
-        objectives: one, of which every block but the last gets its own copy; or one per block; or
-            one per block but the last. Where the last is left out it predicts the labels from the
-            network's own output.
+        objectives: one, of which every block but the last gets its own copy; or one per block,
+            None for a block that is not to be trained; or one per block but the last. Where the
+            last is left out it predicts the labels from the network's own output.
         criterion: the last block's loss where its objective is left out.
     """
 
@@ -123,42 +135,37 @@ class LocalRule(Rule):
     def __init__(
         self,
         blocks: Blocks,
-        objectives: Objective | Sequence[Objective],
+        objectives: Objective | Sequence[Objective | None],
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks)
-        if isinstance(objectives, Objective):
-            objectives = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
-        objectives = list(objectives) if isinstance(objectives, Iterable) else [objectives]
-        wrong = [type(given).__name__ for given in objectives if not isinstance(given, Objective)]
-        if wrong:
-            raise InputError(
-                f"{type(self).__name__}(objectives): got {wrong[0]}; give an objective such as "
-                "objectives.Classify(heads.Linear()), or a list of them"
-            )
-        if len(objectives) == len(blocks) - 1:
-            objectives.append(Classify(criterion=criterion))
-        if len(objectives) != len(blocks):
-            raise InputError(
-                f"{type(self).__name__}(objectives): got {len(objectives)} for {len(blocks)} "
-                f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
-                "network's own classifier"
-            )
-        modules = [module for objective in objectives for module in objective.modules()]
-        if len(set(modules)) < len(modules):  # a head, too, belongs to one block
-            objectives = [copy.deepcopy(objective) for objective in objectives]
+        found = self._one_per_block(objectives, criterion)
+        # A block whose objective reads what comes before its pooling runs in two parts. They are
+        # not registered: their modules are the block's own.
+        self._parts = {
+            i: parts
+            for i, objective in enumerate(found)
+            if objective is not None
+            and objective.reads_unpooled
+            and (parts := before_pooling(blocks[i])) is not None
+        }
+        # A view passes through the blocks up to the last that wants it: those that go on come
+        # first.
+        until = {view: i for i, o in enumerate(found) if o is not None for view in o.views}
+        views = sorted(until, key=lambda view: -until[view])
+        self._views = [tuple(v for v in views if until[v] >= i) for i in range(len(blocks))]
         weight = _weight(blocks)
-        for i, objective in enumerate(objectives):
+        for i, objective in enumerate(found):
+            weight = _weight(blocks[i], default=weight)  # a ReLU's head lies where its input does
+            if objective is None:
+                continue
             if blocks.shapes is not None and blocks.input_shape is not None:
-                objective.build(
-                    Site(i, len(blocks), blocks.shapes[i], blocks.input_shape, blocks.shapes[-1])
-                )
+                objective.build(self._site(i, weight))
             elif objective.needs_site:
                 raise InputError(
                     f"{type(self).__name__}(blocks): the shapes between these blocks are not "
                     "known, so no head can be made; give an example: Blocks([...], example=x)"
                 )
-            weight = _weight(blocks[i], default=weight)  # a ReLU's head lies where its input does
             if weight is not None:
                 objective.to(weight.device, weight.dtype)
             self.objectives[str(i)] = objective
@@ -166,17 +173,23 @@ class LocalRule(Rule):
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, the detached input of block i+1 out.
 
-        Its gradients are in `.grad` and its graph is gone when this returns.
+        Its gradients are in `.grad` and its graph is gone when this returns. `enter` gives the
+        first block's input.
         """
-        h = self.blocks[i](h)
+        objective = self._objective(i)
+        if objective is None:
+            with torch.no_grad():
+                return self._run(i, h, batch)
+        h = self._run(i, h, batch)
         version = h._version
-        loss = self.objectives[str(i)](h, batch)
+        loss = objective(h[: len(batch.x)] if self._views[i] else h, batch)
         if h._version != version:
             raise InputError(
                 f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
                 "the block's output in place, which the next block takes; make its head's first "
                 "operation inplace=False"
             )
+        batch.unpooled, batch.views = None, {}
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
         return h.detach()
@@ -185,12 +198,95 @@ class LocalRule(Rule):
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
         batch = Batch(x, y, scale)
-        h = x.detach()  # sg[h_0]
+        h = self.enter(batch)
         for i in range(len(self.blocks)):
             h = self.local_backward(i, h, batch)
             if on_block is not None:
                 on_block(i)
         return batch.report(h, len(self.blocks))
+
+    def enter(self, batch: Batch) -> Tensor:
+        """The first block's input, detached: the batch, and below it every view of it that an
+        objective asks for, ((1 + views) B, ...)."""
+        x = batch.x.detach()  # sg[h_0]
+        views = self._views[0]
+        return torch.cat([x, *(view(x) for view in views)]) if views else x
+
+    def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+        batch = Batch(x, y)
+        pictures = {}
+        with torch.no_grad():
+            h = self.enter(batch)
+            for i in range(len(self.blocks)):
+                h = self._run(i, h, batch)
+                objective = self._objective(i)
+                found = None if objective is None else objective.illustrate(h[: len(x)], batch)
+                if found is not None:
+                    pictures[i] = found
+        return pictures
+
+    def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        """Block i's output; what its objective reads beside goes into `batch`."""
+        views, count = self._views[i], len(batch.x)
+        if i and len(views) < len(self._views[i - 1]):
+            h = h[: count * (1 + len(views))]
+        if i in self._parts:
+            body, pooling = self._parts[i]
+            unpooled = body(h)
+            h = pooling(unpooled)
+        else:
+            h = unpooled = self.blocks[i](h)
+        batch.unpooled = unpooled[:count] if views else unpooled
+        batch.views = dict(zip(views, h.split(count)[1:], strict=True)) if views else {}
+        return h
+
+    def _site(self, i: int, weight: Tensor | None) -> Site:
+        blocks = self.blocks
+        assert blocks.shapes is not None
+        assert blocks.input_shape is not None
+        unpooled = blocks.shapes[i]
+        if i in self._parts:
+            body, _ = self._parts[i]
+            like = torch.zeros(()) if weight is None else weight
+            before = blocks.shapes[i - 1] if i else blocks.input_shape
+            with dry_run(body):
+                unpooled = tuple(body(like.new_zeros(1, *before)).shape[1:])
+        return Site(
+            i, len(blocks), blocks.shapes[i], unpooled, blocks.input_shape, blocks.shapes[-1]
+        )
+
+    def _one_per_block(
+        self, objectives: Objective | Sequence[Objective | None], criterion: Criterion
+    ) -> list[Objective | None]:
+        blocks, call = self.blocks, type(self).__name__
+        given: list[Objective | None]
+        if isinstance(objectives, Objective):
+            given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+        else:
+            given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
+        wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
+        if wrong:
+            raise InputError(
+                f"{call}(objectives): got {wrong[0]}; give an objective such as "
+                "objectives.Classify(heads.Linear()), or a list of them"
+            )
+        if len(given) == len(blocks) - 1:
+            given.append(Classify(criterion=criterion))
+        if len(given) != len(blocks):
+            raise InputError(
+                f"{call}(objectives): got {len(given)} for {len(blocks)} "
+                f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
+                "network's own classifier"
+            )
+        if given[-1] is None:
+            raise InputError(
+                f"{call}(objectives): got None for the last block, so nothing would learn to "
+                "predict; leave it out, and it predicts the labels from the network's output"
+            )
+        modules = [module for o in given if o is not None for module in o.modules()]
+        if len(set(modules)) < len(modules):  # a head, too, belongs to one block
+            given = [copy.deepcopy(o) for o in given]
+        return given
 
 
 def differentiate(loss: Tensor, scale: Scale = identity) -> None:

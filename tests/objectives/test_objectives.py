@@ -128,7 +128,7 @@ def test_site() -> None:
     rule = rules.Greedy(case.blocks, 1.0 * Constant(1.0))
     sites = [m.sites for m in rule.modules() if isinstance(m, Constant)]
     shapes = [tuple(s) for s in case.blocks.shapes[:-1]]
-    assert sites == [[Site(i, 4, shape, (2, 8, 8), (3,))] for i, shape in enumerate(shapes)]
+    assert sites == [[Site(i, 4, shape, shape, (2, 8, 8), (3,))] for i, shape in enumerate(shapes)]
     h = case.x
     for block, shape in zip(case.blocks, shapes, strict=False):
         h = block(h)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from layerwise.batch import Batch
+from layerwise.batch import Batch, View
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Site:
         index: which block, from 0.
         blocks: how many blocks there are.
         shape: the block's output, such as (C, H, W) or (T, D).
+        unpooled_shape: the same before the pooling that ends the block; `shape` where none does.
         input_shape: the network's input.
         output_shape: the network's output: (classes,), or (T, classes) for one label per token.
     """
@@ -26,6 +27,7 @@ class Site:
     index: int
     blocks: int
     shape: tuple[int, ...]
+    unpooled_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
 
@@ -50,8 +52,24 @@ class Objective(nn.Module, ABC):
         """Whether it cannot do without `build`; by default where it has one of its own."""
         return type(self).build is not Objective.build
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Further views of the input that are to pass through the blocks up to this one; the
+        block's output for each is then in `batch.views`."""
+        return ()
+
+    @property
+    def reads_unpooled(self) -> bool:
+        """Whether it reads `batch.unpooled`."""
+        return False
+
     def predict(self, h: Tensor) -> Tensor | None:
         """Class scores from the block's output, or None where the objective gives none."""
+        return None
+
+    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """What it should have given and what it gave, both as images (B, C, H, W) on the scale of
+        the network's input; None where it makes no images."""
         return None
 
     def __add__(self, other: Objective) -> Objective:
@@ -90,16 +108,30 @@ class Sum(Objective):
     def needs_site(self) -> bool:
         return any(term.needs_site for _, term in _terms(self))
 
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(dict.fromkeys(view for _, term in self._computed() for view in term.views))
+
+    @property
+    def reads_unpooled(self) -> bool:
+        return any(term.reads_unpooled for _, term in self._computed())
+
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         loss = h.new_zeros(())
-        for weight, term in _terms(self):
-            if weight:
-                loss = loss + weight * term(h, batch)
+        for weight, term in self._computed():
+            loss = loss + weight * term(h, batch)
         return loss
 
     def predict(self, h: Tensor) -> Tensor | None:
-        predictions = (term.predict(h) for weight, term in _terms(self) if weight)
+        predictions = (term.predict(h) for _, term in self._computed())
         return next((p for p in predictions if p is not None), None)
+
+    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        pictures = (term.illustrate(h, batch) for _, term in self._computed())
+        return next((p for p in pictures if p is not None), None)
+
+    def _computed(self) -> list[tuple[float, Objective]]:
+        return [(weight, term) for weight, term in _terms(self) if weight]
 
     def extra_repr(self) -> str:
         return f"weights={self.weights}"
