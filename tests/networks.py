@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,6 +105,21 @@ class MeanSquare(objectives.Objective):
 SMALL_HEAD: Head = heads.MLP(width=7)
 
 
+class SmallSynthesizer(nn.Module):
+    """tanh(h * a + c[y]): without BatchNorm, and not nought at the start."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int | None):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(-1, 1, math.prod(shape)).view(shape))
+        self.context = None if classes is None else nn.Embedding(classes, math.prod(shape))
+
+    def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
+        out = h * self.scale
+        if self.context is not None:
+            out = out + self.context(y).view(h.shape)
+        return out.tanh()
+
+
 def _greedy(blocks: Blocks) -> Rule:
     return rules.Greedy(blocks, 0.25 * objectives.Classify(heads.Linear()) + 0.75 * MeanSquare())
 
@@ -115,10 +131,20 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
     },
     "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
+    "DirectGlobal": {
+        "direct_global": lambda blocks: rules.DirectGlobal(blocks, 0.25, head=SMALL_HEAD),
+    },
+    "DNI": {
+        "dni": lambda blocks: rules.DNI(blocks, SmallSynthesizer),
+        "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
+    },
     "Greedy": {"greedy": _greedy},
+    "LastBlock": {"last_block": rules.LastBlock},
 }
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
 LOCAL_RULES = {name: ALL_RULES[name] for name in ("dgl", "greedy")}
+# Rules that train every block.
+WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name != "last_block"}
 
 
 def grads(module: nn.Module) -> dict[str, Tensor]:

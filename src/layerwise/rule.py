@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -104,6 +105,44 @@ class Rule(nn.Module, ABC):
         parts = [self.blocks[i], *self.auxiliary(i)]
         return [parameter for part in parts for parameter in part.parameters()]
 
+    def _attach(
+        self, i: int, objective: Objective, unpooled_shape: tuple[int, ...] | None = None
+    ) -> None:
+        """Give block `i` its objective, built for its place."""
+        blocks = self.blocks
+        if blocks.shapes is not None and blocks.input_shape is not None:
+            shape, classes = blocks.shapes[i], blocks.shapes[-1]
+            before = unpooled_shape or shape
+            objective.build(Site(i, len(blocks), shape, before, blocks.input_shape, classes))
+        elif objective.needs_site:
+            raise InputError(
+                f"{type(self).__name__}(blocks): the shapes between these blocks are not known, so "
+                "no head can be made; give an example: Blocks([...], example=x)"
+            )
+        weight = self._weight(i)
+        if weight is not None:
+            objective.to(weight.device, weight.dtype)
+        self.objectives[str(i)] = objective
+
+    def _weight(self, i: int) -> nn.Parameter | None:
+        """A parameter that lies where block `i` works: of its own, else of the nearest before it,
+        else of any."""
+        nearest = [*reversed(list(self.blocks)[: i + 1]), self.blocks]
+        weights = (p for block in nearest for p in block.parameters() if p.is_floating_point())
+        return next(weights, None)
+
+    @contextlib.contextmanager
+    def _kept(self, i: int, h: Tensor) -> Iterator[None]:
+        """Refuse an objective that changes block i's output, which the next block takes."""
+        version = h._version
+        yield
+        if h._version != version:
+            raise InputError(
+                f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
+                "the block's output in place, which the next block takes; make its head's first "
+                "operation inplace=False"
+            )
+
     def _objective(self, i: int) -> Objective | None:
         if str(i) not in self.objectives:
             return None
@@ -154,21 +193,9 @@ class LocalRule(Rule):
         until = {view: i for i, o in enumerate(found) if o is not None for view in o.views}
         views = sorted(until, key=lambda view: -until[view])
         self._views = [tuple(v for v in views if until[v] >= i) for i in range(len(blocks))]
-        weight = _weight(blocks)
         for i, objective in enumerate(found):
-            weight = _weight(blocks[i], default=weight)  # a ReLU's head lies where its input does
-            if objective is None:
-                continue
-            if blocks.shapes is not None and blocks.input_shape is not None:
-                objective.build(self._site(i, weight))
-            elif objective.needs_site:
-                raise InputError(
-                    f"{type(self).__name__}(blocks): the shapes between these blocks are not "
-                    "known, so no head can be made; give an example: Blocks([...], example=x)"
-                )
-            if weight is not None:
-                objective.to(weight.device, weight.dtype)
-            self.objectives[str(i)] = objective
+            if objective is not None:
+                self._attach(i, objective, self._unpooled_shape(i))
 
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, the detached input of block i+1 out.
@@ -181,14 +208,8 @@ class LocalRule(Rule):
             with torch.no_grad():
                 return self._run(i, h, batch)
         h = self._run(i, h, batch)
-        version = h._version
-        loss = objective(h[: len(batch.x)] if self._views[i] else h, batch)
-        if h._version != version:
-            raise InputError(
-                f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
-                "the block's output in place, which the next block takes; make its head's first "
-                "operation inplace=False"
-            )
+        with self._kept(i, h):
+            loss = objective(h[: len(batch.x)] if self._views[i] else h, batch)
         batch.unpooled, batch.views = None, {}
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
@@ -240,20 +261,15 @@ class LocalRule(Rule):
         batch.views = dict(zip(views, h.split(count)[1:], strict=True)) if views else {}
         return h
 
-    def _site(self, i: int, weight: Tensor | None) -> Site:
-        blocks = self.blocks
-        assert blocks.shapes is not None
-        assert blocks.input_shape is not None
-        unpooled = blocks.shapes[i]
-        if i in self._parts:
-            body, _ = self._parts[i]
-            like = torch.zeros(()) if weight is None else weight
-            before = blocks.shapes[i - 1] if i else blocks.input_shape
-            with dry_run(body):
-                unpooled = tuple(body(like.new_zeros(1, *before)).shape[1:])
-        return Site(
-            i, len(blocks), blocks.shapes[i], unpooled, blocks.input_shape, blocks.shapes[-1]
-        )
+    def _unpooled_shape(self, i: int) -> tuple[int, ...] | None:
+        if i not in self._parts or self.blocks.shapes is None:
+            return None
+        body, _ = self._parts[i]
+        before = self.blocks.shapes[i - 1] if i else self.blocks.input_shape
+        weight = self._weight(i)
+        like = torch.zeros(()) if weight is None else weight
+        with dry_run(body):
+            return tuple(body(like.new_zeros(1, *(before or ()))).shape[1:])
 
     def _one_per_block(
         self, objectives: Objective | Sequence[Objective | None], criterion: Criterion
@@ -289,9 +305,15 @@ class LocalRule(Rule):
         return given
 
 
-def differentiate(loss: Tensor, scale: Scale = identity) -> None:
+def differentiate(loss: Tensor, scale: Scale = identity, gradient: Tensor | None = None) -> None:
     """`scale(loss).backward()` as PyTorch asks for it: outside autocast, and only where some
-    parameter wants it."""
+    parameter wants it.
+
+    Args:
+        loss: (), or any tensor whose `gradient` is given.
+        scale: of the loss, or of its gradient.
+        gradient: of what is minimised with respect to `loss`, its shape.
+    """
     if not torch.is_grad_enabled():
         raise InputError(
             "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
@@ -299,12 +321,11 @@ def differentiate(loss: Tensor, scale: Scale = identity) -> None:
         )
     if loss.requires_grad:
         with torch.autocast(loss.device.type, enabled=False):
-            scale(loss).backward()
+            if gradient is None:
+                scale(loss).backward()
+            else:
+                loss.backward(scale(gradient).to(loss.dtype))
     if torch.is_autocast_enabled(loss.device.type):
         # Autocast keeps the weights it cast until its context ends, and would go on using them
         # after a step inside the context.
         torch.clear_autocast_cache()
-
-
-def _weight(module: nn.Module, default: nn.Parameter | None = None) -> nn.Parameter | None:
-    return next((p for p in module.parameters() if p.is_floating_point()), default)

@@ -8,7 +8,15 @@ from collections.abc import Callable
 import networks
 import pytest
 import torch
-from networks import ALL_RULES, LOCAL_RULES, NETWORKS, WITHOUT_NORM, assert_same, grads
+from networks import (
+    ALL_RULES,
+    LOCAL_RULES,
+    NETWORKS,
+    WHOLE_RULES,
+    WITHOUT_NORM,
+    assert_same,
+    grads,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
@@ -39,8 +47,9 @@ def make(request: pytest.FixtureRequest) -> Make:
     return ALL_RULES[request.param]
 
 
-def test_every_parameter_gets_a_gradient(case: networks.Case, make: Make) -> None:
-    rule = make(case.blocks)
+@pytest.mark.parametrize("name", WHOLE_RULES)
+def test_every_parameter_gets_a_gradient(case: networks.Case, name: str) -> None:
+    rule = WHOLE_RULES[name](case.blocks)
     assert not grads(rule)
     rule.backward(case.x, case.y)
     assert grads(rule).keys() == dict(rule.named_parameters()).keys()
@@ -54,7 +63,8 @@ def test_parameters_are_the_networks_and_the_heads(case: networks.Case, make: Ma
     ids = [id(p) for p in rule.parameters()]
     assert len(ids) == len(set(ids))
     expected = {id(p) for p in case.model.parameters()}
-    expected |= {id(p) for p in rule.objectives.parameters()}
+    for i in range(len(rule.blocks)):
+        expected |= {id(p) for part in rule.auxiliary(i) for p in part.parameters()}
     assert set(ids) == expected
     of_blocks = [id(p) for i in range(len(rule.blocks)) for p in rule.parameters_of(i)]
     assert sorted(of_blocks) == sorted(ids)
@@ -219,8 +229,8 @@ def test_report_is_detached_and_right(case: networks.Case, make: Make) -> None:
     assert torch.equal(report.loss, loss)
     assert torch.equal(report.local_losses[-1], loss)
     assert torch.equal(report.local_logits[-1], logits)
-    local = isinstance(rule, LocalRule)
-    assert [entry is not None for entry in report.local_losses] == [local] * (k - 1) + [True]
+    each = not isinstance(rule, (rules.Backprop, rules.LastBlock))
+    assert [entry is not None for entry in report.local_losses] == [each] * (k - 1) + [True]
     for entry in report.local_losses:
         assert entry is None or entry.shape == ()
 

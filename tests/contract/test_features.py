@@ -12,6 +12,7 @@ from networks import (
     ALL_RULES,
     LOCAL_RULES,
     NETWORKS,
+    WHOLE_RULES,
     WITHOUT_NORM,
     assert_close,
     assert_same,
@@ -140,11 +141,11 @@ def test_evaluation_before_training_in_one_autocast_context(name: str) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 def test_grad_scaler(network: str, name: str) -> None:
     """2^16 is exact in floating point: the unscaled gradients are the gradients."""
     case = NETWORKS[network]()
-    rule = ALL_RULES[name](case.blocks)
+    rule = WHOLE_RULES[name](case.blocks)
     report = rule.backward(case.x, case.y)
     wanted = grads(rule)
     buffers = [m for m in rule.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -249,11 +250,11 @@ def _unfrozen(rule: Rule, case: networks.Case) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 @pytest.mark.parametrize("frozen", [0, 1, -1])
 def test_frozen_block_with_its_head(network: str, name: str, frozen: int) -> None:
     case = NETWORKS[network](torch.float64)
-    rule = ALL_RULES[name](case.blocks)
+    rule = WHOLE_RULES[name](case.blocks)
     wanted = _unfrozen(rule, case)
     off = rule.parameters_of(frozen % len(rule.blocks))
     for p in off:
@@ -282,10 +283,10 @@ def test_frozen_block_with_a_trainable_head(network: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 def test_one_frozen_weight(network: str, name: str) -> None:
     case = NETWORKS[network](torch.float64)
-    rule = ALL_RULES[name](case.blocks)
+    rule = WHOLE_RULES[name](case.blocks)
     wanted = _unfrozen(rule, case)
     frozen, p = next(iter(rule.blocks[1].named_parameters()))
     p.requires_grad_(False)
@@ -305,10 +306,10 @@ def test_everything_frozen_is_a_report_and_no_gradient(name: str) -> None:
 
 
 @pytest.mark.parametrize("network", ["mlp", "mlp_norm", "cnn", "resnet", "transformer"])
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 def test_eval_mode_trains_without_dropout_and_statistics(network: str, name: str) -> None:
     case = getattr(networks, network)(dropout=0.5)
-    rule = ALL_RULES[name](case.blocks).eval()
+    rule = WHOLE_RULES[name](case.blocks).eval()
     buffers = {n: b.clone() for n, b in rule.named_buffers()}
     rng = torch.get_rng_state()
     first = rule.backward(case.x, case.y)

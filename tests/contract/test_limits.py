@@ -19,6 +19,10 @@ ONE_BLOCK = {
     "greedy": lambda blocks: rules.Greedy(blocks, []),
     "greedy_copies": lambda blocks: rules.Greedy(blocks, MeanSquare()),
     "greedy_given": lambda blocks: rules.Greedy(blocks, [objectives.Classify()]),
+    "dni": rules.DNI,
+    "cdni_unlocked": lambda blocks: rules.DNI(blocks, context=True, synthetic_inputs=True),
+    "direct_global": rules.DirectGlobal,
+    "last_block": rules.LastBlock,
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
 }

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import networks
 import pytest
 import torch
-from networks import ALL_RULES, LOCAL_RULES, NETWORKS, assert_same, grads
+from networks import LOCAL_RULES, NETWORKS, WHOLE_RULES, assert_same, grads
 from torch import nn
 
-from layerwise import LocalRule, Rule
+from layerwise import LocalRule, Rule, rules
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
@@ -20,10 +20,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 def test_called_once_per_block_when_its_gradient_is_complete(network: str, name: str) -> None:
     case = NETWORKS[network]()
-    rule = ALL_RULES[name](case.blocks)
+    rule = WHOLE_RULES[name](case.blocks)
     order: list[int] = []
     seen: dict[int, list[torch.Tensor]] = {}
 
@@ -33,7 +33,7 @@ def test_called_once_per_block_when_its_gradient_is_complete(network: str, name:
 
     rule.backward(case.x, case.y, on_block=on_block)
     forward = list(range(len(rule.blocks)))
-    assert order == (forward if isinstance(rule, LocalRule) else forward[::-1])
+    assert order == (forward[::-1] if isinstance(rule, rules.Backprop) else forward)
     for i in forward:
         for at_call, p in zip(seen[i], rule.parameters_of(i), strict=True):
             assert torch.equal(at_call, p.grad)
@@ -45,10 +45,10 @@ def test_called_once_per_block_when_its_gradient_is_complete(network: str, name:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", ALL_RULES)
+@pytest.mark.parametrize("name", WHOLE_RULES)
 def test_stepping_per_block_is_stepping_once(network: str, name: str, optimizer: str) -> None:
     case = NETWORKS[network](dropout=0.2)
-    rule = ALL_RULES[name](case.blocks)
+    rule = WHOLE_RULES[name](case.blocks)
     other = copy.deepcopy(rule)
     rng = torch.get_rng_state()
 
@@ -103,7 +103,7 @@ def test_local_backward_alone_is_the_step(name: str) -> None:
 
 def test_an_exception_leaves_no_trace_in_the_next_step() -> None:
     case = networks.cnn()
-    rule: Rule = ALL_RULES["dgl"](case.blocks)
+    rule: Rule = WHOLE_RULES["dgl"](case.blocks)
 
     def fail(i: int) -> None:
         if i == 1:

@@ -140,3 +140,94 @@ def test_label_smoothing_and_tokens_of_cross_entropy() -> None:
     _is(objectives.cross_entropy(z, y, label_smoothing=0.2), 2 * LN2 - 0.1 * LN3)
     tokens = torch.stack([z, torch.zeros_like(z)], dim=1)  # (1, 2, 2): losses ln 4 and ln 2
     _is(objectives.cross_entropy(tokens, torch.tensor([[1, 0]])), 1.5 * LN2)
+
+
+class _LinearSynthesizer(nn.Module):
+    """M h + C[y], M = [[1, 2], [0, 1]], C[0] = (1, 0), C[1] = (0, 2)."""
+
+    def __init__(self, classes: int | None):
+        super().__init__()
+        self.m = nn.Parameter(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=torch.float64))
+        self.c = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64))
+        self.classes = classes
+
+    def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
+        assert (y is None) == (self.classes is None)
+        return h @ self.m.T + (0 if y is None else self.c[y])
+
+
+def _dni(**options: object) -> rules.DNI:
+    return rules.DNI(_blocks(), lambda shape, classes: _LinearSynthesizer(classes), **options)
+
+
+def test_dni() -> None:
+    """The synthetic gradient of a sample's loss is M h1 = (3, 1), (0, 0), so
+
+        dW1 = (1/2) (3, 1)^T (1, -1) = [[3/2, -3/2], [1/2, -1/2]]
+
+    The target is W2^T d = (3 (-2/3), ln 2 (2/3) + 3 (2/3)) = (-2, (2/3) ln 2 + 2) in the first
+    sample, (3/2, -(1/2) ln 2 - 3/2) in the second. The synthesizer's errors are
+
+        e = (5, -1 - (2/3) ln 2), (-3/2, 3/2 + (1/2) ln 2)
+
+    its loss their mean square over 4 elements, and dM = (2/4) e^T h1, where h1 = (1, 1), (0, 0).
+    The last block learns as in backpropagation.
+    """
+    rule = _dni()
+    report = rule.backward(X, Y)
+    first, second = rule.blocks
+    (synthesizer,) = rule.synthesizers
+    _is(first.weight.grad, [[1.5, -1.5], [0.5, -0.5]])
+    _is(second.weight.grad, DW2)
+    e = [5, -1 - 2 / 3 * LN2, -3 / 2, 3 / 2 + LN2 / 2]
+    _is(report.local_losses[0], sum(v * v for v in e) / 4)
+    _is(synthesizer.m.grad, [[2.5, 2.5], [-0.5 - LN2 / 3, -0.5 - LN2 / 3]])
+    assert synthesizer.c.grad is None
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_cdni() -> None:
+    """With the labels 1 and 0 the synthetic gradients are (3, 1) + (0, 2) and (0, 0) + (1, 0), so
+
+    dW1 = (1/2) (3, 3)^T (1, -1);    e = (5, 1 - (2/3) ln 2), (-1/2, 3/2 + (1/2) ln 2)
+    dC[1] = (2/4) e of the first sample, dC[0] of the second
+    """
+    rule = _dni(context=True)
+    rule.backward(X, Y)
+    (synthesizer,) = rule.synthesizers
+    _is(rule.blocks[0].weight.grad, [[1.5, -1.5], [1.5, -1.5]])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(synthesizer.m.grad, [[2.5, 2.5], [0.5 - LN2 / 3, 0.5 - LN2 / 3]])
+    _is(synthesizer.c.grad, [[-0.25, 0.75 + LN2 / 4], [2.5, 0.5 - LN2 / 3]])
+
+
+def test_direct_global() -> None:
+    """With w = 1/3. At the scores, the first head's gradient is (3/4, -3/4), (-1/2, 1/2) per sample
+    and the last's (2/3, -2/3), (-1/2, 1/2), so mixed
+
+        d = (2/3) (3/4, -3/4) + (1/3) (2/3, -2/3) = (13/18, -13/18),   and (-1/2, 1/2)
+        dA = (1/2) (13/18, -13/18)^T (1, 1),   da = (1/2) (13/18 - 1/2) (1, -1) = (1/9, -1/9)
+        dh1 = (1/2) A^T (13/18, -13/18) = (13/36) (ln 3 - 1, 1)
+
+    Losses are those of DGL, and the last block learns as in backpropagation.
+    """
+    rule = rules.DirectGlobal(_blocks(), last_gradient_weight=1 / 3, head=heads.Linear())
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    d = 13 / 36
+    _is(head.weight.grad, [[d, d], [-d, -d]])
+    _is(head.bias.grad, [1 / 9, -1 / 9])
+    row = (d * (LN3 - 1), d)
+    _is(rule.blocks[0].weight.grad, [[row[0], -row[0]], [row[1], -row[1]]])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.local_logits[0], [[LN3, 0.0], [0.0, 0.0]])
+
+
+def test_last_block() -> None:
+    rule = rules.LastBlock(_blocks())
+    report = rule.backward(X, Y)
+    assert rule.blocks[0].weight.grad is None
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.loss, (LN3 + LN2) / 2)
+    assert report.local_losses[0] is None

@@ -1,0 +1,123 @@
+"""The auxiliary network of decoupled neural interfaces."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from layerwise.errors import InputError
+from layerwise.heads.head import Shape, positive
+
+
+@dataclass(frozen=True)
+class Synthesizer:
+    """The recipe of a network that predicts a gradient from the activation it belongs to.
+
+    Jaderberg et al. 2017 (arXiv:1608.05343), appendix: `layers` times (convolution, BatchNorm,
+    ReLU), convolution, all of the activation's own channels and size; on a vector, and on every
+    token or position of a network that keeps channels last, the same with linear layers. The last
+    layer is zero at the start, so training begins with no gradient at all. With labels (cDNI) a
+    linear layer of the one-hot label is added to the first layer's output.
+
+    Calling it with the activation's shape, and how many classes there are or None to go without
+    labels, makes a module `(h, y) -> gradient`: h and gradient (B, *shape), y (B,) or (B, T), or
+    None. Any function of the same two arguments serves as a synthesizer.
+
+    Args:
+        layers: how many layers before the last.
+        kernel_size: of the convolutions, odd.
+        width: hidden channels or units; null for the activation's own.
+    """
+
+    layers: int = 2
+    kernel_size: int = 5
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        positive(
+            "heads.Synthesizer", layers=self.layers, kernel_size=self.kernel_size, width=self.width
+        )
+        if self.kernel_size % 2 == 0:
+            raise InputError(
+                f"heads.Synthesizer(kernel_size={self.kernel_size}): an even kernel has no "
+                "centre, so the gradient would be shifted; give an odd one"
+            )
+
+    def __call__(self, shape: Shape, classes: int | None) -> nn.Module:
+        maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
+        features = shape[0] if maps else shape[-1]
+        sizes = [features, *[self.width or features] * self.layers, features]
+        first, *rest = _chain(sizes, self.kernel_size if maps else None)
+        for parameter in rest[-1].parameters():
+            nn.init.zeros_(parameter)
+        return _Synthesis(first, nn.Sequential(*rest), sizes[1], classes)
+
+
+@dataclass(frozen=True)
+class InputSynthesizer:
+    """The recipe of a network that predicts a block's input from the network's input.
+
+    Jaderberg et al. 2017, section 2.3: what unlocks the forward pass too. Feature maps from images:
+    the image averaged to their size, `layers` times (convolution, BatchNorm, ReLU), convolution;
+    anything else: the input as a vector, with linear layers. The paper leaves its form open.
+
+    Args:
+        layers: how many layers before the last.
+        kernel_size: of the convolutions, odd.
+        width: hidden channels or units; null for those of what is predicted.
+    """
+
+    layers: int = 2
+    kernel_size: int = 5
+    width: int | None = None
+
+    def __call__(self, input_shape: Shape, shape: Shape) -> nn.Module:
+        if len(input_shape) == len(shape) == 3:
+            sizes = [input_shape[0], *[self.width or shape[0]] * self.layers, shape[0]]
+            return nn.Sequential(nn.AdaptiveAvgPool2d(shape[1:]), *_chain(sizes, self.kernel_size))
+        hidden = self.width or shape[-1]
+        sizes = [math.prod(input_shape), *[hidden] * self.layers, math.prod(shape)]
+        return nn.Sequential(nn.Flatten(), *_chain(sizes, None), nn.Unflatten(1, shape))
+
+
+class _Synthesis(nn.Module):
+    def __init__(self, first: nn.Module, rest: nn.Module, width: int, classes: int | None):
+        super().__init__()
+        self.first, self.rest = first, rest
+        self.context: nn.Embedding | None = None
+        if classes is not None:
+            # A linear layer of a one-hot label is a row of its weight; its usual start.
+            self.context = nn.Embedding(classes, width)
+            nn.init.uniform_(self.context.weight, -(classes**-0.5), classes**-0.5)
+
+    def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
+        out = self.first(h)
+        if self.context is not None:
+            context = self.context(y)
+            while context.dim() < out.dim():  # the same at every position
+                context = context.unsqueeze(-1 if isinstance(self.first, nn.Conv2d) else 1)
+            out = out + context
+        return self.rest(out)
+
+
+class _PositionNorm(nn.BatchNorm1d):
+    """BatchNorm of features that come last: (B, D), (B, T, D) or (B, H, W, C)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.flatten(0, -2)).view(input.shape)
+
+
+def _chain(sizes: list[int], kernel_size: int | None) -> list[nn.Module]:
+    """Layers of these sizes with BatchNorm and ReLU between; linear without a kernel size."""
+    layers: list[nn.Module] = []
+    for k, (features, out) in enumerate(itertools.pairwise(sizes)):
+        last = k == len(sizes) - 2
+        if kernel_size is None:
+            layers += [nn.Linear(features, out, bias=last), _PositionNorm(out), nn.ReLU()]
+        else:
+            conv = nn.Conv2d(features, out, kernel_size, padding="same", bias=last)
+            layers += [conv, nn.BatchNorm2d(out), nn.ReLU()]
+    return layers[:-2]

@@ -1,0 +1,93 @@
+"""Decoupled greedy learning in which every head also hears of the network's own error."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError
+from layerwise.heads import MLP, Head
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class DirectGlobal(Rule):
+    """Direct global gradient: at every head's class scores, part of the last head's gradient.
+
+    With z_k the scores of block k's head on f_k(sg[h_{k-1}]), w the weight, L the loss:
+
+        d_k    = (1 - w) dL(z_k)/dz_k + w dL(z_K)/dz_K
+        grad_k = d_k dz_k / d (f_k, head_k)
+
+    Mixing at the scores and mixing the two gradients that each half alone would give the block are
+    the same, since what lies before the scores is linear in d_k. With w = 0 it is DGL, bit for bit;
+    with one block it is backpropagation. All blocks run before the first can learn, so every
+    activation is kept, as in backpropagation; no signal passes from block to block.
+
+    Args:
+        blocks: the network, made with an example.
+        last_gradient_weight: w, in [0, 1].
+        head: the auxiliary network of every block but the last.
+        criterion: of class scores and labels, a scalar; every block's.
+
+    Raises:
+        InputError: a weight outside [0, 1].
+    """
+
+    needs = Needs.FORWARD | Needs.ERROR
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        last_gradient_weight: float = 0.5,
+        head: Head = MLP(),  # noqa: B008 (frozen)
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        if not 0 <= last_gradient_weight <= 1:
+            raise InputError(
+                f"DirectGlobal(last_gradient_weight={last_gradient_weight}): give a weight in "
+                "[0, 1]; with 0 it is DGL"
+            )
+        self.last_gradient_weight, self.criterion = last_gradient_weight, criterion
+        last = len(blocks) - 1
+        for k in range(len(blocks)):
+            self._attach(k, Classify(head if k < last else None, criterion))
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = Batch(x, y, scale)
+        w, last = self.last_gradient_weight, len(self.blocks) - 1
+        graphs: list[tuple[Tensor, Tensor]] = []  # z_k and dL(z_k)/dz_k
+        h = x
+        for k, block in enumerate(self.blocks):
+            h = h.detach()
+            h = block(h.clone() if starts_in_place(block) else h)  # head k-1 still needs the other
+            with self._kept(k, h):
+                objective = self._objective(k)
+                assert isinstance(objective, Classify)
+                z = objective.predict(h)
+            graphs.append((z, self._gradient(k, z, batch)))
+        logits, d_last = h.detach(), graphs[last][1]
+        del h, z
+        for k in range(len(self.blocks)):
+            z, d = graphs.pop(0)
+            differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
+            del z  # and block k's graph
+            if on_block is not None:
+                on_block(k)
+        return batch.report(logits, len(self.blocks))
+
+    def _gradient(self, k: int, z: Tensor, batch: Batch) -> Tensor:
+        """dL(z)/dz, scaled."""
+        scores = z.detach().requires_grad_()
+        loss = self.criterion(scores, batch.y)
+        differentiate(loss, batch.scale)
+        batch.predicted(scores)
+        batch.finish(k, loss)
+        assert scores.grad is not None
+        return scores.grad

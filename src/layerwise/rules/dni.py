@@ -1,0 +1,150 @@
+"""Decoupled neural interfaces: synthetic gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError
+from layerwise.heads import Synthesizer
+from layerwise.heads.synthesizer import InputSynthesizer
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class DNI(Rule):
+    """Decoupled neural interfaces: every block learns from a predicted gradient of its output.
+
+    Jaderberg et al. 2017 (arXiv:1608.05343), section 2. L_b is the loss of sample b, c its label:
+
+        d^_k = M_k(h_k [, c])                         predicts dL_b / dh_k
+        grad_k = mean over b of d^_k dh_k / d f_k     block k, without waiting
+        d_k = d^_{k+1} dh_{k+1} / dh_k                the target, through block k+1 alone
+        loss_k = mean (d^_k - sg[d_k])^2              M_k; of the last block, d_K = dL_b / dh_K
+
+    The reported loss of a block but the last is that of its synthesizer. A perfect synthesizer, and
+    one block, make it backpropagation.
+
+    Deviations: synthesizers predict the gradient of a sample's own loss, not of the batch's mean,
+    so that what they learn does not depend on the batch size; their error is a mean over elements.
+
+    Args:
+        blocks: the network, made with an example.
+        synthesizer: of every boundary.
+        context: give synthesizers the labels (cDNI).
+        synthetic_inputs: predict each block's input from the network's, which removes the forward
+            lock (section 2.3): block k learns on h^_{k-1} = I_{k-1}(x), and I_{k-1} to give what
+            block k-1 gave. `forward` is the network itself.
+        update_probability: of each block, in each step, to be updated (section 3.3). A block that
+            is left out only passes its output on; the synthesizer before it is left out with it.
+        criterion: of class scores and labels, a scalar, mean over the batch.
+
+    Raises:
+        InputError: shapes between the blocks are not known; a probability outside (0, 1].
+    """
+
+    needs = Needs.FORWARD
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        synthesizer: Synthesizer = Synthesizer(),  # noqa: B008 (frozen)
+        context: bool = False,
+        synthetic_inputs: bool = False,
+        update_probability: float = 1.0,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        if not 0 < update_probability <= 1:
+            raise InputError(
+                f"DNI(update_probability={update_probability}): give more than 0, at most 1"
+            )
+        if blocks.shapes is None or blocks.input_shape is None:
+            raise InputError(
+                "DNI(blocks): the shapes between these blocks are not known, so no synthesizer can "
+                "be made; give an example: Blocks([...], example=x)"
+            )
+        self.context, self.update_probability = context, update_probability
+        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+        classes = blocks.shapes[-1][-1] if context else None
+        between = blocks.shapes[:-1]
+        self.synthesizers = nn.ModuleList(synthesizer(shape, classes) for shape in between)
+        self.inputs = nn.ModuleList(
+            InputSynthesizer()(blocks.input_shape, shape) for shape in between if synthetic_inputs
+        )
+        for weight in blocks.parameters():
+            self.synthesizers.to(weight.device, weight.dtype)
+            self.inputs.to(weight.device, weight.dtype)
+            break
+
+    def auxiliary(self, i: int) -> list[nn.Module]:
+        return [*super().auxiliary(i), *self.synthesizers[i : i + 1], *self.inputs[i : i + 1]]
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = Batch(x, y, scale)
+        last = len(self.blocks) - 1
+        updated = self._updated()
+        h, synthetic = x.detach(), None  # h_{k-1}, d^_{k-1}
+        for k, block in enumerate(self.blocks):
+            before = self._before(k, h, batch, updated[k])
+            with torch.set_grad_enabled(updated[k]):
+                h = block(before.clone() if starts_in_place(block) else before)
+            following = None
+            if k == last:
+                self._finish(h, batch, updated[k])
+            elif updated[k] or updated[k + 1]:
+                with torch.set_grad_enabled(updated[k + 1]):
+                    following = self.synthesizers[k](h.detach(), y if self.context else None)
+                if updated[k]:
+                    differentiate(h, scale, following.detach() / len(x))
+            if updated[k] and synthetic is not None:
+                self._learn(k - 1, synthetic, before, batch)
+            h, synthetic = h.detach(), following
+            if k and on_block is not None:
+                on_block(k - 1)  # its synthesizer had to wait for block k
+        if on_block is not None:
+            on_block(last)
+        return batch.report(h, len(self.blocks))
+
+    def _finish(self, h: Tensor, batch: Batch, updated: bool) -> None:
+        """The last block's step, by the network's own loss."""
+        last = len(self.blocks) - 1
+        with torch.set_grad_enabled(updated):
+            loss = self.objectives[str(last)](h, batch)
+        if updated:
+            differentiate(loss, batch.scale)
+        batch.finish(last, loss)
+
+    def _learn(self, k: int, synthetic: Tensor, h: Tensor, batch: Batch) -> None:
+        """Synthesizer k's step towards the gradient that block k+1 found for h_k."""
+        assert h.grad is not None
+        one = batch.scale(torch.ones((), device=h.device))
+        target = h.grad.to(torch.promote_types(h.dtype, torch.float32)) * (len(h) / one)
+        loss = F.mse_loss(synthetic.to(target.dtype), target)
+        differentiate(loss, batch.scale)
+        batch.finish(k, loss)
+
+    def _before(self, k: int, h: Tensor, batch: Batch, updated: bool) -> Tensor:
+        """Block k's input, a leaf that takes the gradient its synthesizer is to learn."""
+        if k == 0:
+            return h
+        if self.inputs:
+            with torch.set_grad_enabled(updated):
+                given = self.inputs[k - 1](batch.x)
+            if updated:
+                differentiate(F.mse_loss(given, h.to(given.dtype)), batch.scale)
+            h = given.detach()
+        return h.requires_grad_(updated)
+
+    def _updated(self) -> list[bool]:
+        """Which blocks this step updates; drawn on the host, so nothing waits for the device."""
+        if self.update_probability == 1:
+            return [True] * len(self.blocks)
+        return (torch.rand(len(self.blocks)) < self.update_probability).tolist()
