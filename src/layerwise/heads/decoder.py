@@ -1,0 +1,216 @@
+"""Auxiliary networks that give an image: from a block's output back to the network's input."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import InputError
+from layerwise.heads.head import Shape, feature_maps, positive
+
+
+class Decoder(ABC):
+    """The recipe of an auxiliary network that gives an image: widths and depths, but no sizes.
+
+    Calling it with shapes (without batch dimension) makes the network:
+
+        in_shape    (D,) a vector; (C, H, W) feature maps; (H, W, C) feature maps of a network that
+                    keeps channels last, told by H = W; (T, D) tokens
+        out_shape   (C, H, W), an image
+
+    Any function of the same two arguments serves as a decoder.
+    """
+
+    @abstractmethod
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
+        """The auxiliary network: (B, *in_shape) -> (B, *out_shape), or an image of the same
+        channels with fewer pixels."""
+
+
+@dataclass(frozen=True)
+class Transposed(Decoder):
+    """[1x1 convolution, BatchNorm, ReLU,] transposed convolutions that double the resolution, each
+    with BatchNorm and ReLU, convolution.
+
+    Transposed convolutions have kernel 4, stride 2, padding 1; there are as many as come nearest to
+    the image, and a bilinear interpolation makes up what is left. Channels halve from one to the
+    next and end at `channels`; a block that has more than the first takes is brought down by the
+    1x1 convolution, so that each costs the same and all of it little.
+
+    A vector goes through one linear layer to the whole image; so do tokens, but where they are the
+    image's patches in order (after a class token or not) each gives its own patch.
+
+    Args:
+        channels: at the image's resolution, before the last convolution; twice as many for each
+            halving of the resolution, at most the block's own.
+        kernel_size: of the last convolution, odd.
+    """
+
+    channels: int = 16
+    kernel_size: int = 3
+
+    def __post_init__(self) -> None:
+        _check("heads.Transposed", channels=self.channels, kernel_size=self.kernel_size)
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        image, height, width = _image(out_shape, "heads.Transposed")
+        if len(in_shape) != 3:
+            return _linear(in_shape, out_shape, "heads.Transposed")
+        layers, (features, h, w) = feature_maps(in_shape, "heads.Transposed")
+        doublings = max(0, round(math.log2(height * width / (h * w)) / 2))
+        sizes = [min(features, self.channels << k) for k in reversed(range(doublings + 1))]
+        if sizes[0] < features:
+            layers += _unit(nn.Conv2d(features, sizes[0], 1, bias=False))
+        for channels, out in itertools.pairwise(sizes):
+            layers += _unit(nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=False))
+        if (h << doublings, w << doublings) != (height, width):
+            layers.append(nn.Upsample((height, width), mode="bilinear"))
+        layers.append(nn.Conv2d(sizes[-1], image, self.kernel_size, padding="same"))
+        return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Bilinear(Decoder):
+    """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
+    ReLU), bilinear interpolation to the image's size, convolution.
+
+    All but the last convolution is at the block's own resolution. The 1x1 convolution is there
+    where the block has more channels. Vectors and tokens as in `Transposed`.
+
+    Args:
+        layers: how many convolutions before the interpolation.
+        channels: their output channels.
+        kernel_size: of theirs and of the last convolution, odd.
+    """
+
+    layers: int = 1
+    channels: int = 16
+    kernel_size: int = 3
+
+    def __post_init__(self) -> None:
+        _check(
+            "heads.Bilinear",
+            layers=self.layers,
+            channels=self.channels,
+            kernel_size=self.kernel_size,
+        )
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        image, height, width = _image(out_shape, "heads.Bilinear")
+        if len(in_shape) != 3:
+            return _linear(in_shape, out_shape, "heads.Bilinear")
+        layers, (features, h, w) = feature_maps(in_shape, "heads.Bilinear")
+        layers += _convolutions(features, self.layers, self.channels, self.kernel_size)
+        if (h, w) != (height, width):
+            layers.append(nn.Upsample((height, width), mode="bilinear"))
+        layers.append(nn.Conv2d(self.channels, image, self.kernel_size, padding="same"))
+        return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class Same(Decoder):
+    """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
+    ReLU), convolution: an image at the block's own resolution.
+
+    The 1x1 convolution is there where the block has more channels. It reads feature maps only.
+
+    Args:
+        layers: how many convolutions before the last.
+        channels: their output channels.
+        kernel_size: of theirs and of the last convolution, odd.
+    """
+
+    layers: int = 1
+    channels: int = 16
+    kernel_size: int = 3
+
+    def __post_init__(self) -> None:
+        _check(
+            "heads.Same", layers=self.layers, channels=self.channels, kernel_size=self.kernel_size
+        )
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        image, _, _ = _image(out_shape, "heads.Same")
+        if len(in_shape) != 3:
+            raise InputError(
+                f"heads.Same: a block gives {in_shape} for each sample, which has no resolution to "
+                "keep; heads.Transposed and heads.Bilinear also take vectors (D,) and tokens (T, D)"
+            )
+        layers, (features, _, _) = feature_maps(in_shape, "heads.Same")
+        layers += _convolutions(features, self.layers, self.channels, self.kernel_size)
+        layers.append(nn.Conv2d(self.channels, image, self.kernel_size, padding="same"))
+        return nn.Sequential(*layers)
+
+
+class FromPatches(nn.Module):
+    """Tokens as an image's patches, row by row: (B, T, C side^2) -> (B, C, H, W).
+
+    The first tokens are dropped where there are more than patches: a class token belongs to none.
+    """
+
+    def __init__(self, grid: tuple[int, int], side: int):
+        super().__init__()
+        self.grid, self.side = grid, side
+
+    def forward(self, h: Tensor) -> Tensor:
+        patches = h[:, -self.grid[0] * self.grid[1] :].transpose(1, 2).unflatten(2, self.grid)
+        return F.pixel_shuffle(patches, self.side)
+
+
+def _check(asked_by: str, kernel_size: int, **sizes: int) -> None:
+    positive(asked_by, kernel_size=kernel_size, **sizes)
+    if kernel_size % 2 == 0:
+        raise InputError(
+            f"{asked_by}(kernel_size={kernel_size}): an even kernel has no centre, so it would "
+            "shift the image; give an odd one"
+        )
+
+
+def _image(out_shape: Shape, asked_by: str) -> Shape:
+    if len(out_shape) != 3:
+        raise InputError(
+            f"{asked_by}: asked for {tuple(out_shape)} for each sample, which is no image; a "
+            "decoder gives (C, H, W)"
+        )
+    return out_shape
+
+
+def _unit(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    return [convolution, nn.BatchNorm2d(convolution.out_channels), nn.ReLU()]
+
+
+def _convolutions(features: int, layers: int, channels: int, kernel_size: int) -> list[nn.Module]:
+    found = []
+    if channels < features:
+        found += _unit(nn.Conv2d(features, channels, 1, bias=False))
+        features = channels
+    for _ in range(layers):
+        found += _unit(nn.Conv2d(features, channels, kernel_size, padding="same", bias=False))
+        features = channels
+    return found
+
+
+def _linear(in_shape: Shape, out_shape: Shape, asked_by: str) -> nn.Sequential:
+    """A linear layer to the image, for a block that gives no feature maps."""
+    if len(in_shape) not in (1, 2):
+        raise InputError(
+            f"{asked_by}: a block gives {in_shape} for each sample; a decoder takes vectors (D,), "
+            "feature maps (C, H, W) and tokens (T, D)"
+        )
+    channels, height, width = out_shape
+    if len(in_shape) == 2:
+        tokens, features = in_shape
+        for patches in (tokens, tokens - 1):  # without a class token, with one
+            side = math.isqrt(height * width // max(1, patches))
+            if side and height % side == width % side == 0:
+                grid = (height // side, width // side)
+                if grid[0] * grid[1] == patches:
+                    linear = nn.Linear(features, channels * side * side)
+                    return nn.Sequential(linear, FromPatches(grid, side))
+    linear = nn.Linear(math.prod(in_shape), math.prod(out_shape))
+    return nn.Sequential(nn.Flatten(), linear, nn.Unflatten(1, out_shape))

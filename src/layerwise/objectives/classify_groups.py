@@ -1,0 +1,215 @@
+"""Predict groups of classes: easier tasks for earlier blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError
+from layerwise.heads import MLP, Head
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.objective import Objective, Site
+
+Levels = Sequence[Sequence[int]]  # coarsest first; each the group of class 0, 1, ...
+
+
+class ClassifyGroups(Objective):
+    """Predict which group of classes the label belongs to, in finer groups with every block.
+
+    Block i predicts the groups of level i; after the last level every class is its own group, and
+    this is `Classify`. Levels are given, or found from a confusion matrix: then block i has
+    min(2^(i+1), classes) groups, and classes that are often taken for one another share one.
+
+    Args:
+        head: the auxiliary network's recipe; it gives one score for each group.
+        groups: levels, each the group of every class: [[0, 0, 1, 1], [0, 1, 2, 2]] tells classes
+            0 and 1 from 2 and 3 at block 0, and leaves only 2 and 3 together at block 1.
+        confusion: instead, a JSON file that has under "confusion" how often each class (a row) was
+            taken for each (a column), C x C; `layerwise evaluate RUN --split validation` writes it.
+        criterion: of group scores and groups, a scalar.
+
+    Raises:
+        InputError: not exactly one of `groups` and `confusion`; a file that cannot be used; levels
+            that do not group the same classes, ever more finely; when it is built, other classes
+            than the network has.
+    """
+
+    groups: Tensor  # (C,), the group of every class
+
+    def __init__(
+        self,
+        head: Head = MLP(),  # noqa: B008 (frozen)
+        groups: list[list[int]] | None = None,
+        confusion: str | None = None,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__()
+        if isinstance(head, type):
+            raise InputError(
+                f"ClassifyGroups(head={head.__name__}): got the class; give a head: "
+                f"{head.__name__}()"
+            )
+        if groups is not None and confusion is not None:
+            raise InputError("ClassifyGroups: got both groups and confusion; give one of them")
+        if confusion is not None:
+            counts = _read_confusion(confusion)
+            self.classes = len(counts)
+            doubling = [2**k for k in range(1, self.classes.bit_length()) if 2**k < self.classes]
+            self.levels = groups_from_confusion(counts, doubling)
+        elif groups is not None:
+            self.levels = _checked(groups)
+            self.classes = len(self.levels[0])
+        else:
+            raise InputError(
+                "ClassifyGroups: got neither groups nor confusion; give levels such as "
+                "groups=[[0, 0, 1, 1]], or a file of `layerwise evaluate` as confusion"
+            )
+        self.head: nn.Module = nn.Identity()
+        self.recipe = head
+        self.criterion = criterion
+        self._every_class = False
+
+    def build(self, site: Site) -> None:
+        if not isinstance(self.head, nn.Identity):
+            raise InputError(
+                "ClassifyGroups: this objective has its head already; an objective belongs to one "
+                "rule: make a new one, with the same recipe"
+            )
+        if site.output_shape[-1:] != (self.classes,):
+            raise InputError(
+                f"ClassifyGroups: got groups of {self.classes} classes, but the network gives "
+                f"{site.output_shape} for each sample; give each of its classes a group"
+            )
+        found = range(self.classes) if site.index >= len(self.levels) else self.levels[site.index]
+        self.register_buffer("groups", torch.tensor(found))
+        self.head = self.recipe(site.shape, (*site.output_shape[:-1], max(found) + 1))
+        self._every_class = max(found) + 1 == self.classes
+
+    def predict(self, h: Tensor) -> Tensor | None:
+        """Class scores, (B, C) or (B, T, C), where every class is its own group; None before."""
+        return self.head(h) if self._every_class else None
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        logits = self.head(h)
+        if self._every_class:
+            batch.predicted(logits)
+        return self.criterion(logits, self.groups[batch.y])
+
+
+def groups_from_confusion(confusion: Tensor, counts: Sequence[int]) -> list[list[int]]:
+    """Groups of classes that are taken for one another.
+
+    Agglomerative clustering with average linkage: the two groups whose classes are confused most
+    are joined, again and again. How much two classes are confused is the mean of the shares of
+    each that was taken for the other. All levels are cuts of one tree, so each group lies within
+    one group of any coarser level.
+
+    Args:
+        confusion: how often each class (a row) was taken for each (a column), (C, C).
+        counts: how many groups each level has, of 1 to C.
+
+    Returns:
+        For each of `counts` the group of every class, C numbers; groups are numbered in the order
+        of their first class.
+
+    Raises:
+        InputError: not a square matrix of two classes or more; a count below zero or not finite;
+            a level of no groups, or of more than there are classes.
+    """
+    from scipy.cluster import hierarchy  # slow to import, and only needed here
+    from scipy.spatial.distance import squareform
+
+    _refuse_unless_counts(confusion, "groups_from_confusion(confusion)")
+    confusion = confusion.detach().double().cpu()
+    classes = len(confusion)
+    if wrong := [count for count in counts if not 1 <= count <= classes]:
+        raise InputError(
+            f"groups_from_confusion(counts={list(counts)}): {wrong[0]} groups of {classes} "
+            f"classes; give numbers from 1 to {classes}"
+        )
+    samples = confusion.sum(1, keepdim=True)
+    shares = confusion / samples.where(samples > 0, 1)  # a class may have none
+    distance = 1 - (shares + shares.T) / 2
+    distance.fill_diagonal_(0)
+    tree = hierarchy.linkage(squareform(distance.numpy()), "average")
+    # cut_tree gives exactly as many groups as asked for, also among equal distances; fcluster not.
+    levels = [hierarchy.cut_tree(tree, [count])[:, 0].tolist() for count in counts]
+    return [_numbered(level) for level in levels]
+
+
+def _numbered(level: Sequence[int]) -> list[int]:
+    """Groups numbered in the order of their first class."""
+    order = {group: number for number, group in enumerate(dict.fromkeys(level))}
+    return [order[group] for group in level]
+
+
+def _read_confusion(path: str) -> Tensor:
+    call = f"ClassifyGroups(confusion={str(path)!r})"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{call}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{call}: not JSON; give what `layerwise evaluate` writes") from error
+    try:
+        counts = torch.tensor(content["confusion"], dtype=torch.float64)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{call}: holds no table of numbers under "confusion"; give what `layerwise evaluate '
+            "RUN --split validation` writes"
+        ) from error
+    _refuse_unless_counts(counts, call)
+    return counts
+
+
+def _refuse_unless_counts(confusion: Tensor, call: str) -> None:
+    if confusion.dim() != 2 or len(confusion) != confusion.shape[1] or len(confusion) < 2:
+        raise InputError(
+            f"{call}: got shape {tuple(confusion.shape)}; give counts (C, C) of two classes or "
+            "more, a row for each true class"
+        )
+    if not confusion.isfinite().all() or confusion.lt(0).any():
+        raise InputError(
+            f"{call}: got counts that are negative or not finite; give how often each class was "
+            "taken for each"
+        )
+
+
+def _checked(groups: Levels) -> list[list[int]]:
+    """The levels, with groups numbered in the order of their first class."""
+    call = "ClassifyGroups(groups)"
+    if not groups or any(not isinstance(level, Sequence) for level in groups):
+        raise InputError(
+            f"{call}: got {list(groups)}; give levels, each the group of every class: "
+            "[[0, 0, 1, 1], [0, 1, 2, 2]]"
+        )
+    classes = len(groups[0])
+    if wrong := [k for k, level in enumerate(groups) if len(level) != classes]:
+        raise InputError(
+            f"{call}: level {wrong[0]} groups {len(groups[wrong[0]])} classes and level 0 "
+            f"{classes}; give every level one number for each class"
+        )
+    for k, level in enumerate(groups):
+        count = len(set(level))
+        if {*level} != {*range(count)}:
+            raise InputError(
+                f"{call}: level {k} has groups {sorted(set(level), key=str)}; number them from 0, "
+                "without gaps"
+            )
+        if k == 0 and not 2 <= count < classes:
+            raise InputError(
+                f"{call}: level 0 has {count} groups of {classes} classes; begin with fewer groups "
+                "than classes, and two or more"
+            )
+        # In nested levels the finer group tells the coarser one.
+        if k and len({*zip(groups[k - 1], level, strict=True)}) != count:
+            raise InputError(
+                f"{call}: a group of level {k} has classes of two groups of level {k - 1}; a level "
+                "only divides the groups before it"
+            )
+    return [_numbered(level) for level in groups]

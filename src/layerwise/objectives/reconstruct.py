@@ -1,0 +1,133 @@
+"""Give back the network's input, as it is or shifted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError, choices
+from layerwise.heads.decoder import Decoder, Transposed
+from layerwise.objectives.objective import Objective, Site
+
+DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}  # means over all elements
+
+
+class Reconstruct(Objective):
+    """Predict the network's input, an image, from a block's output through a decoder.
+
+    The target is the batch as the network sees it: augmented and normalised. With a shift it is
+    rolled by some pixels along height and width, around the edges (`torch.roll`): more with every
+    block, so that later blocks have the harder task. Block i of K, all but the last, gets
+
+        first + (last - first) i / (K - 2)
+
+    pixels, rounded to the nearest and a half up; `first` where there is one such block. The last
+    block, where it has this objective, gets `last`. Where the decoder's output is smaller than the
+    image, the target is averaged to its resolution.
+
+    Args:
+        decoder: the auxiliary network's recipe.
+        distance: of target and prediction, mean over all elements: "l1" absolute, "l2" squared.
+        shift: (first, last), pixels; negative ones roll towards the top left.
+        before_pooling: read the block's output before the pooling that ends it, where one does: at
+            a higher resolution.
+
+    Raises:
+        InputError: when it is built, the network's input is no image (C, H, W); in a step, the
+            input is not floating point.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder = Transposed(),  # noqa: B008 (frozen)
+        distance: Literal["l1", "l2"] = "l2",
+        shift: tuple[int, int] | None = None,
+        before_pooling: bool = True,
+    ):
+        super().__init__()
+        if isinstance(decoder, type):
+            raise InputError(
+                f"Reconstruct(decoder={decoder.__name__}): got the class; give a decoder: "
+                f"{decoder.__name__}()"
+            )
+        if distance not in DISTANCES:
+            raise InputError(f"Reconstruct(distance={distance!r}): {choices(distance, DISTANCES)}")
+        if shift is not None and not _two_pixels(shift):
+            raise InputError(
+                f"Reconstruct(shift={shift}): give the first and the last block's whole pixels, "
+                "such as (5, 16)"
+            )
+        self.decoder: nn.Module = nn.Identity()
+        self.recipe = decoder
+        self.distance = distance
+        self.shift = shift
+        self.before_pooling = before_pooling
+        self.pixels = 0
+
+    def build(self, site: Site) -> None:
+        if not isinstance(self.decoder, nn.Identity):
+            raise InputError(
+                "Reconstruct: this objective has its decoder already; an objective belongs to one "
+                "rule: make a new one, with the same recipe"
+            )
+        if len(site.input_shape) != 3:
+            raise InputError(
+                f"Reconstruct: the network takes {site.input_shape} for each sample, which is no "
+                "image (C, H, W) to give back; leave this objective out"
+            )
+        if self.shift is not None:
+            self.pixels = shift_at(site.index, site.blocks, *self.shift)
+        shape = site.unpooled_shape if self.before_pooling else site.shape
+        self.decoder = self.recipe(shape, site.input_shape)
+
+    @property
+    def reads_unpooled(self) -> bool:
+        return self.before_pooling
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        target, prediction = self.illustrate(h, batch)
+        return DISTANCES[self.distance](prediction, target)
+
+    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target and prediction, (B, C, H, W) in float32 or more, also under autocast."""
+        target = batch.x
+        if not target.is_floating_point():
+            raise InputError(
+                f"Reconstruct: the network's input is {target.dtype}, which no decoder gives; give "
+                "floating point images, such as images.float() / 255"
+            )
+        if self.before_pooling:
+            assert batch.unpooled is not None
+            h = batch.unpooled
+        prediction = self.decoder(h)
+        dtype = torch.promote_types(prediction.dtype, torch.float32)
+        target, prediction = target.to(dtype), prediction.to(dtype)
+        if self.pixels:
+            target = target.roll((self.pixels, self.pixels), (-2, -1))
+        if prediction.shape[-2:] != target.shape[-2:]:
+            target = F.adaptive_avg_pool2d(target, prediction.shape[-2:])
+        return target, prediction
+
+    def extra_repr(self) -> str:
+        return f"distance={self.distance!r}, pixels={self.pixels}"
+
+
+def _two_pixels(shift: object) -> bool:
+    return (
+        isinstance(shift, Sequence) and len(shift) == 2 and all(isinstance(s, int) for s in shift)
+    )
+
+
+def shift_at(i: int, blocks: int, first: int, last: int) -> int:
+    """By how many pixels block `i` of `blocks` has its target rolled."""
+    if i == blocks - 1:
+        return last
+    if blocks == 2:
+        return first
+    return math.floor(first + (last - first) * i / (blocks - 2) + 0.5)

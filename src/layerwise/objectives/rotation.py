@@ -1,0 +1,95 @@
+"""Tell by how much the input was rotated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError
+from layerwise.heads import MLP, Head
+from layerwise.objectives.objective import Objective, Site
+
+
+@dataclass(frozen=True)
+class Turned:
+    """The view of images (B, C, H, W) turned counter-clockwise by quarter turns.
+
+    Two of the same turn are equal, so blocks that ask for it share it.
+    """
+
+    quarters: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.rot90(x, self.quarters, (-2, -1))
+
+
+class Rotation(Objective):
+    """Predict by how many quarter turns the network's input was rotated: no labels are read.
+
+    Gidaris et al. 2018 (arXiv:1803.07728), eq. 2 and 3: every image is seen in all rotations, and
+    the loss is the mean cross entropy over images and rotations, nats. Deviation: the paper trains
+    one network end to end, here each block has this task of its own.
+
+    Args:
+        head: the auxiliary network's recipe; it gives one score for each of `turns`.
+        turns: counter-clockwise quarter turns to tell apart, of 0 to 3, and 0 first.
+
+    Raises:
+        InputError: other turns; when it is built, the network's input is no image (C, H, W), or
+            not square with turns that exchange height and width.
+    """
+
+    def __init__(
+        self,
+        head: Head = MLP(),  # noqa: B008 (frozen)
+        turns: tuple[int, ...] = (0, 1, 2, 3),
+    ):
+        super().__init__()
+        if isinstance(head, type):
+            raise InputError(
+                f"Rotation(head={head.__name__}): got the class; give a head: {head.__name__}()"
+            )
+        if len(turns) < 2 or turns[0] != 0 or sorted({0, 1, 2, 3} & {*turns}) != sorted(turns):
+            raise InputError(
+                f"Rotation(turns={turns}): give at least two different of 0, 1, 2, 3 quarter "
+                "turns, and 0 first: the image as it is"
+            )
+        self.head: nn.Module = nn.Identity()
+        self.recipe = head
+        self.turns = tuple(turns)
+
+    def build(self, site: Site) -> None:
+        if not isinstance(self.head, nn.Identity):
+            raise InputError(
+                "Rotation: this objective has its head already; an objective belongs to one rule: "
+                "make a new one, with the same recipe"
+            )
+        if len(site.input_shape) != 3:
+            raise InputError(
+                f"Rotation: the network takes {site.input_shape} for each sample, which is no "
+                "image (C, H, W) to rotate; leave this objective out"
+            )
+        _, height, width = site.input_shape
+        if height != width and {1, 3} & {*self.turns}:
+            raise InputError(
+                f"Rotation(turns={self.turns}): the network takes {height}x{width} images, and a "
+                f"quarter turn makes them {width}x{height}; give turns=(0, 2), or square images"
+            )
+        self.head = self.recipe(site.shape, (len(self.turns),))
+
+    @property
+    def views(self) -> tuple[Turned, ...]:
+        return tuple(Turned(quarters) for quarters in self.turns[1:])
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        # One pass of the head: BatchNorm in it must not see each rotation by itself.
+        logits = self.head(torch.cat([h, *(batch.views[view] for view in self.views)]))
+        turn = torch.arange(len(self.turns), device=h.device).repeat_interleave(len(h))
+        return F.cross_entropy(logits, turn)
+
+    def extra_repr(self) -> str:
+        return f"turns={self.turns}"
