@@ -1,12 +1,14 @@
 """What can be asked for by name, and how a named thing and its options become an object.
 
 A specification is a plain mapping, as it stands in a config file: `{name: DGL, head: {name: MLP,
-width: 256}}`. What options there are is read off the class's own signature.
+width: 256}}`. What options there are is read off the class's own signature. Objectives add: `{name:
+A+B, A: {weight: 0.5, head: ...}, B: {weight: 2}}`.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 import typing
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -14,19 +16,37 @@ from typing import Any
 
 from layerwise import heads, models, objectives, optim, rules
 from layerwise.errors import InputError, choices
-from layerwise.heads import Head
-from layerwise.objectives import Objective
+from layerwise.heads import Decoder, Head, Synthesizer
+from layerwise.objectives import Objective, Sum
 
 
-def _public(module: ModuleType, *without: str) -> dict[str, Callable[..., Any]]:
-    return {name: getattr(module, name) for name in module.__all__ if name not in without}
+def _public(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    return {name: getattr(module, name) for name in module.__all__}
 
 
+def _concrete(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """What a module has of one kind."""
+    return {
+        name: thing
+        for name, thing in _public(module).items()
+        if inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing)
+    }
+
+
+# The kinds of which an option of another thing may be: what such a parameter is annotated with.
+NESTED: dict[type, str] = {
+    Head: "head",
+    Decoder: "decoder",
+    Synthesizer: "synthesizer",
+    Objective: "objective",
+}
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "model": _public(models),
     "rule": _public(rules),
-    "head": _public(heads, "Head"),
-    "objective": _public(objectives, "Objective", "Site", "Sum", "cross_entropy"),
+    "head": _concrete(heads, Head),
+    "decoder": _concrete(heads, Decoder),
+    "synthesizer": _concrete(heads, Synthesizer),
+    "objective": {k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
     "optimizer": {"SGD": optim.SGD, "AdamW": optim.AdamW},
     "schedule": {
         "Constant": optim.Constant,
@@ -53,6 +73,22 @@ def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
     raise InputError(f"{kind} {name!r}: no such {kind}; {choices(str(name), known)}")
 
 
+def terms(kind: str, names: str) -> list[str]:
+    """The registered names in a sum such as `A+B`, which only objectives have; else the one name.
+
+    Raises:
+        InputError: no such name; the same one twice.
+    """
+    if kind != "objective":
+        return [find(kind, names)[0]]
+    found = [find(kind, name.strip())[0] for name in str(names).split("+")]
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise InputError(
+            f"{kind} {names}: {twice[0]} stands there twice; name each once and give it a weight"
+        )
+    return found
+
+
 def _plain(name: str) -> str:
     return str(name).lower().replace("-", "").replace("_", "")
 
@@ -60,14 +96,12 @@ def _plain(name: str) -> str:
 def nested(thing: Callable[..., Any]) -> dict[str, str]:
     """The parameters that are themselves named things: parameter -> kind."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
-    found = {}
-    for parameter, hint in hints.items():
-        types = [hint, *typing.get_args(hint)]
-        if Head in types:
-            found[parameter] = "head"
-        elif Objective in types:
-            found[parameter] = "objective"
-    return found
+    return {
+        parameter: kind
+        for parameter, hint in hints.items()
+        for base, kind in NESTED.items()
+        if base in (hint, *typing.get_args(hint))
+    }
 
 
 def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
@@ -75,14 +109,18 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
 
     Args:
         kind: one of KINDS.
-        specification: `name`, and options of the thing so named.
+        specification: `name`, and options of the thing so named; for a sum of objectives `name:
+            A+B`, and under `A` and `B` each term's options and its `weight` (default 1).
         given: arguments that are not options (`GIVEN`); those the thing does not take are left out.
 
     Raises:
         InputError: no such name; an option that the thing does not have, or a value that it does
             not take.
     """
-    name, thing = find(kind, specification.get("name", ""))
+    names = terms(kind, specification.get("name", ""))
+    if len(names) > 1:
+        return _sum(kind, names, specification, given)
+    name, thing = find(kind, names[0])
     takes = inspect.signature(thing).parameters
     inner = nested(thing)
     options = {}
@@ -104,3 +142,22 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
     except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{kind} {name}: cannot be made with these options: {reason}") from error
+
+
+def _sum(
+    kind: str, names: list[str], specification: Mapping[str, Any], given: Mapping[str, Any]
+) -> Any:
+    for key in specification:
+        if key not in ("name", *names):
+            raise InputError(f"{kind} {'+'.join(names)}: no term {key!r}; {choices(key, names)}")
+    made = []
+    for name in names:
+        options = specification.get(name, {})
+        if not isinstance(options, Mapping):
+            raise InputError(f"{kind} {name}: {options!r}; give its options, such as {{weight: 1}}")
+        options = dict(options)
+        weight = options.pop("weight", 1.0)
+        if not isinstance(weight, int | float) or not math.isfinite(weight):
+            raise InputError(f"{kind} {name}: weight {weight!r}; give a finite number")
+        made.append(weight * make(kind, {**options, "name": name}, **given))
+    return sum(made)

@@ -8,7 +8,7 @@ from argparse import SUPPRESS
 import pytest
 
 import layerwise
-from layerwise import heads, models, rules
+from layerwise import models, rules
 from layerwise.cli.options import experiment_parser, recipe_names
 from layerwise.registry import KINDS
 
@@ -26,7 +26,12 @@ def parser_for(line: str):
 CHOICES = [
     *[f"rule={name}" for name in rules.__all__],
     *[f"model={name}" for name in models.__all__],
-    *[f"rule.head={name}" for name in heads.__all__ if name != "Head"],
+    *[f"rule.head={name}" for name in KINDS["head"]],
+    *[f"rule=Greedy rule.objectives={name}" for name in KINDS["objective"]],
+    *[
+        f"rule=Greedy rule.objectives=Reconstruct rule.objectives.decoder={name}"
+        for name in KINDS["decoder"]
+    ],
     *[f"optimizer={name}" for name in KINDS["optimizer"]],
     *[f"schedule={name}" for name in KINDS["schedule"]],
 ]
@@ -98,6 +103,9 @@ def test_list(cli):
     assert "basic_cnn" not in only.out
     assert "cifar10" in cli("list data").out
     assert cli("list --help").code == 0
+    assert "Transposed" not in cli("list head").out
+    assert "Transposed" in cli("list decoders").out
+    assert "Synthesizer" in cli("list synthesizer").out
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

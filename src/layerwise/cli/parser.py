@@ -25,7 +25,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from layerwise.errors import InputError, choices
-from layerwise.registry import GIVEN, KINDS, find, nested
+from layerwise.objectives import Sum
+from layerwise.registry import GIVEN, KINDS, find, nested, terms
 
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
 
@@ -67,7 +68,7 @@ class Parser(ArgumentParser):
         return f"{option}=[{value}]" if bare and _is_list(self._hint(option)) else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
-        """Options of one named thing and of those within it.
+        """Options of one named thing, or of each term of a sum, and of those within it.
 
         Args:
             tokens: the command line.
@@ -81,12 +82,29 @@ class Parser(ArgumentParser):
         tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
         as_name = default if isinstance(default, str) else type(default).__name__
         chosen = last(tokens, f"{key}.name") or as_name
-        name, thing = find(kind, chosen)
+        names = terms(kind, chosen)
+        name = "+".join(names)
         tokens = [
             f"--{key}.name={name}" if token.startswith(f"--{key}.name=") else token
             for token in tokens
         ]
         self.add_argument(f"--{key}.name", type=str, default=name, help=SUPPRESS)
+        if len(names) == 1:
+            return self._options(tokens, key, kind, name, default)
+        self.add_class_arguments(Sum, key, skip={"terms"})
+        self.name_option(key, name, f"{kind}: {one_line(Sum)} See `layerwise list {kind}`.")
+        for term in names:
+            tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
+            self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
+            assert self.groups is not None
+            self.groups[f"{key}.{term}"].add_argument(
+                f"--{key}.{term}.weight", type=float, default=1.0, help="its factor in the sum."
+            )
+        return tokens
+
+    def _options(self, tokens: Tokens, key: str, kind: str, name: str, default: Any) -> Tokens:
+        """The options of the thing called `name`."""
+        _, thing = find(kind, name)
         inner = nested(thing)
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
@@ -141,8 +159,8 @@ def _in_words(hint: Any) -> str:
 
 
 def one_line(thing: Callable[..., Any]) -> str:
-    """The first sentence of a docstring."""
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
+    """What a docstring begins with, up to the first empty line."""
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
 def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
@@ -175,15 +193,44 @@ def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
 
 def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
     """A config's options, then the command line's; where the command line names another thing than
-    the config does, the config's options of that thing go."""
+    the config does, the config's options of that thing go, but for those of objectives that both
+    name."""
     before = list(_flatten(config))
-    for token in tokens:
+    # From the outside in: what a thing holds is looked at once it is clear which thing it is.
+    for token in sorted(tokens, key=lambda token: token.partition("=")[0].count(".")):
         key, _, value = token[2:].partition("=")
         key = key.removesuffix(".name")
         was = last(before, f"{key}.name") or last(before, key)
         if was is not None and was.lower() != value.lower():
-            before = [t for t in before if not t.startswith((f"--{key}.", f"--{key}="))]
+            before = _renamed(before, key, _objectives(was), _objectives(value))
     return before + tokens
+
+
+def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens:
+    """Without the options of `key`, but for those of the objectives in a sum `was` that are in
+    `now`; a single objective has no name before its options, and no weight."""
+    kept = []
+    for token in tokens:
+        if not token.startswith((f"--{key}.", f"--{key}=")):
+            kept.append(token)
+        if not token.startswith(f"--{key}.") or token.startswith(f"--{key}.name="):
+            continue
+        rest = token.removeprefix(f"--{key}.")
+        term, _, rest = rest.partition(".") if len(was) > 1 else ("".join(was), "", rest)
+        if term in now:
+            if len(now) > 1:
+                kept.append(f"--{key}.{term}.{rest}")
+            elif not rest.startswith("weight="):
+                kept.append(f"--{key}.{rest}")
+    return kept
+
+
+def _objectives(name: str) -> list[str]:
+    """The objectives in a sum; none where the name is of something else."""
+    try:
+        return terms("objective", name)
+    except InputError:
+        return []
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:

@@ -158,11 +158,21 @@ def _data(config: Mapping[str, Any]) -> str:
 
 
 def _named(specification: Mapping[str, Any]) -> str:
-    """`{name: DGL, head: {name: MLP, width: 64}}` -> `DGL(MLP(width=64))`."""
+    """`{name: DGL, head: {name: MLP, width: 64}}` -> `DGL(MLP(width=64))`; a sum of objectives ->
+    `0.5*A(...) + B`."""
+    name = specification["name"]
+    if "+" in name:
+        return " + ".join(_term(term, specification.get(term, {})) for term in name.split("+"))
     shown = []
     for key, value in specification.items():
         if isinstance(value, Mapping):
             shown.append(_named(value))
         elif key != "name" and value not in (None, 0, False):
             shown.append(f"{key}={value}")
-    return f"{specification['name']}({', '.join(shown)})" if shown else specification["name"]
+    return f"{name}({', '.join(shown)})" if shown else name
+
+
+def _term(name: str, specification: Mapping[str, Any]) -> str:
+    options = {key: value for key, value in specification.items() if key != "weight"}
+    weight = specification.get("weight", 1.0)
+    return ("" if weight == 1 else f"{weight:g}*") + _named({**options, "name": name})
