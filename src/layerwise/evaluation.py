@@ -8,18 +8,24 @@ import torch
 from lightning_fabric import Fabric
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+)
 
 from layerwise.data import Loader
 from layerwise.objectives import cross_entropy
 from layerwise.rule import Rule
 
+CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
+
 
 @torch.no_grad()
 def evaluate(
     rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
-) -> list[dict[str, Any] | None]:
-    """Loss, accuracy and calibration of each block's predictions.
+) -> tuple[list[dict[str, Any] | None], list[list[int]] | None]:
+    """Loss, accuracy and calibration of each block's predictions; which classes the last confuses.
 
     Args:
         rule: moved to the device, and to eval mode.
@@ -30,11 +36,18 @@ def evaluate(
     Returns:
         For each block None where it does not predict, else `loss` (mean nats), `accuracy` and
         `top5` (shares; top5 is None with five classes or fewer) and `calibration_error` (expected
-        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599).
+        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599). And how often each
+        class (a row) was taken for each (a column) by the last block, C x C; None beyond 1000
+        classes.
     """
     rule = rule.to(fabric.device).eval()
     metrics: dict[int, MetricCollection] = {}
     losses: dict[int, MeanMetric] = {}
+    confusion = (
+        MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
+        if num_classes <= CONFUSION_CLASSES
+        else None
+    )
     with fabric.autocast():
         for x, y in loader.epoch(0):
             for i, logits in enumerate(rule.exits(x)):
@@ -44,7 +57,10 @@ def evaluate(
                     metrics[i] = _metrics(num_classes).to(fabric.device)
                     losses[i] = MeanMetric().to(fabric.device)
                 losses[i].update(cross_entropy(logits.float(), y), weight=y.numel())
-                metrics[i].update(logits.float().softmax(-1).flatten(0, -2), y.flatten())
+                predicted = logits.float().softmax(-1).flatten(0, -2)
+                metrics[i].update(predicted, y.flatten())
+                if confusion is not None and i == len(rule.blocks) - 1:
+                    confusion.update(predicted, y.flatten())
     results: list[dict[str, Any] | None] = []
     for i in range(len(rule.blocks)):
         if i not in metrics:
@@ -52,7 +68,7 @@ def evaluate(
             continue
         found = {key: value.item() for key, value in metrics[i].compute().items()}
         results.append({"loss": losses[i].compute().item(), "top5": None, **found})
-    return results
+    return results, None if confusion is None else confusion.compute().tolist()
 
 
 def _metrics(num_classes: int) -> MetricCollection:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from layerwise import data, models
+from layerwise import data, evaluation, models, rules
+from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.run import Run
+from layerwise.trainer import fabric_for
 
 
 def calibration_error(logits: torch.Tensor, y: torch.Tensor) -> float:
@@ -59,6 +63,10 @@ def test_values(split, checkpoint, options, trained, cli):
     top5 = (logits.topk(5).indices == y[:, None]).any(1).double().mean().item()
     assert exit["top5"] == pytest.approx(top5)
     assert exit["calibration_error"] == pytest.approx(calibration_error(logits, y), abs=1e-5)
+    counts = [[0] * 10 for _ in range(10)]
+    for true, predicted in zip(y.tolist(), logits.argmax(1).tolist(), strict=True):
+        counts[true][predicted] += 1
+    assert found["confusion"] == counts
     assert f"{100 * exit['accuracy']:.2f}" in result.out
     assert result.err == ""
     rows = Run(run).metrics()
@@ -74,6 +82,30 @@ def test_a_rule_without_heads_has_one_exit(trained, cli):
     exits = json.loads((run / "evaluation-test-last.json").read_text())["exits"]
     assert exits[0] is None
     assert exits[1]["accuracy"] >= 0
+
+
+class Fixed(nn.Module):
+    """Gives its input as class scores."""
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+@pytest.mark.parametrize("most", [1000, 2])
+def test_confusion(most, monkeypatch):
+    """Rows are what it is, columns what it was taken for, by the last block. Known by hand:
+
+    true       0 0 0 1 1 2
+    predicted  0 0 1 2 1 0
+    """
+    monkeypatch.setattr(evaluation, "CONFUSION_CLASSES", most)
+    y = torch.tensor([0, 0, 0, 1, 1, 2])
+    x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
+    loader = SimpleNamespace(epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
+    rule = rules.Backprop(Blocks([nn.Identity(), Fixed()], example=x))
+    exits, confusion = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
+    assert exits[1]["accuracy"] == 3 / 6
+    assert confusion == ([[2, 1, 0], [0, 1, 1], [1, 0, 0]] if most == 1000 else None)
 
 
 def test_what_is_not_there(trained, cli):

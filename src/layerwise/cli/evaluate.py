@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> None:
             f"--split {found['split']}: {experiment.splits.name} has no such split here; give "
             "test, train, or validation where the run has one"
         )
-    exits = evaluate(experiment.rule, loader, experiment.splits.num_classes, fabric)
+    exits, confusion = evaluate(experiment.rule, loader, experiment.splits.num_classes, fabric)
     result: dict[str, Any] = {
         "checkpoint": found["checkpoint"],
         "epoch": state["epoch"],
@@ -57,9 +57,17 @@ def main(arguments: list[str]) -> None:
         "exits": exits,
     }
     name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
-    run.write(name, json.dumps(result, indent=2).encode())
+    run.write(name, _json(result, confusion).encode())
     output.print(_table(result, experiment.rule.blocks.names))
     output.print(f"{run.path / name}", soft_wrap=True)
+
+
+def _json(result: dict[str, Any], confusion: list[list[int]] | None) -> str:
+    """The result with each row of `confusion` on one line."""
+    if confusion is None:
+        return json.dumps(result, indent=2)
+    rows = ",\n    ".join(map(json.dumps, confusion))
+    return json.dumps(result, indent=2)[:-2] + f',\n  "confusion": [\n    {rows}\n  ]\n}}'
 
 
 def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
