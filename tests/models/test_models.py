@@ -293,3 +293,38 @@ def test_timm_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(InputError, match=r"timm is not installed; pip install 'layerwise\[timm\]'"):
         models.timm()
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_basic_cnn_without_its_first_layers(skip: int) -> None:
+    """The layers that stay are as before, but for the first one's input channels."""
+    whole, part = _build(models.basic_cnn), _build(lambda: models.basic_cnn(skip=skip))
+    left_out = [f"conv{i + 1}" for i in range(skip)]
+    shapes = {n: p.shape for n, p in whole.named_parameters() if n.split(".")[0] not in left_out}
+    assert {n: p.shape for n, p in part.named_parameters()} | {
+        f"conv{skip + 1}.0.weight": None
+    } == (shapes | {f"conv{skip + 1}.0.weight": None})
+    assert part.get_submodule(f"conv{skip + 1}")[0].in_channels == 3
+    assert _ending(part) == (128, 4, 4)
+    if skip:
+        assert part.pool.kernel_size == 2**skip
+
+
+def test_vgg_without_its_first_layers() -> None:
+    """vgg11c from its last convolution on: the image at 4x4, 512 channels, the hidden layer."""
+    part = _build(lambda: models.vgg11c(skip=7))
+    assert [name for name, _ in part.named_children()] == ["pool", "conv8", "fc", "classifier"]
+    assert part.pool.kernel_size == 8
+    assert part.conv8[0].weight.shape == (512, 3, 3, 3)
+    assert part.fc[1].in_features == 512 * 4 * 4
+    assert [n for n, _ in _build(lambda: models.vgg11c(skip=2)).named_children()][:2] == [
+        "pool",
+        "conv3",
+    ]
+
+
+def test_some_convolution_must_stay() -> None:
+    with pytest.raises(InputError, match=r"vgg11c\(skip=8\): it has 8 convolutions"):
+        models.vgg11c(skip=8)
+    with pytest.raises(InputError, match=r"basic_cnn\(skip=3\)"):
+        models.basic_cnn(skip=3)

@@ -46,3 +46,18 @@ def halved(shape: Shape, times: int, asked_by: str) -> tuple[int, int]:
             f"images; give images of at least {2**times}x{2**times}, or a network with fewer"
         )
     return height >> times, width >> times
+
+
+def checked_skip(skip: int, layers: int, asked_by: str) -> int:
+    """Refuse to leave out all of the `layers` convolutions."""
+    if not 0 <= skip < layers:
+        raise InputError(
+            f"{asked_by}(skip={skip}): it has {layers} convolutions, one of which must stay; give "
+            f"0 to {layers - 1}"
+        )
+    return skip
+
+
+def pooled_image(times: int) -> list[tuple[str, nn.Module]]:
+    """What is left of layers without convolution: their 2x2 poolings as one, or nothing."""
+    return [("pool", nn.MaxPool2d(2**times))] if times else []

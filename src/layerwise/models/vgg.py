@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from layerwise.models.layers import Shape, chain, conv_layer, halved
+from layerwise.models.layers import (
+    Shape,
+    chain,
+    checked_skip,
+    conv_layer,
+    halved,
+    pooled_image,
+)
 
 Plan = Sequence[int | str]
 
@@ -45,16 +52,18 @@ def _vgg(
     width: float,
     hidden: int | None,
     dropout: float,
+    skip: int,
 ) -> nn.Sequential:
     height, wide = halved(shape, plan.count("M"), name)
-    named: list[tuple[str, nn.Module]] = []
+    convs = [k for k, here in enumerate(plan) if here != "M"]
+    first = convs[checked_skip(skip, len(convs), name)]
+    named = pooled_image(plan[:first].count("M"))
     channels = shape[0]
-    for here, after in zip(plan, [*plan[1:], None], strict=True):
-        if isinstance(here, int):
-            out = max(1, round(here * width))
-            layer = conv_layer(channels, out, pool=after == "M", dropout=dropout)
-            named.append((f"conv{len(named) + 1}", layer))
-            channels = out
+    for number, k in enumerate(convs[skip:], skip + 1):
+        out = max(1, round(int(plan[k]) * width))
+        pool = plan[k + 1 : k + 2] == ["M"]
+        named.append((f"conv{number}", conv_layer(channels, out, pool=pool, dropout=dropout)))
+        channels = out
     features = channels * height * wide
     flatten: list[nn.Module] = [nn.Flatten()]
     if hidden is not None:
@@ -77,8 +86,9 @@ def _family(
         width: float = 1.0,
         hidden: int | None = hidden_units,
         dropout: float = 0.0,
+        skip: int = 0,
     ) -> nn.Sequential:
-        return _vgg(name, plan, shape, num_classes, width, hidden, dropout)
+        return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip)
 
     least = 2 ** plan.count("M")
     network.__name__ = network.__qualname__ = name
@@ -90,9 +100,11 @@ def _family(
         width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
+        skip: leave out this many of the first convolutions, but not their pooling: what the last
+            layers can do without those before them.
 
     Raises:
-        InputError: images smaller than that.
+        InputError: images smaller than that; no convolution left.
     """
     return network
 
