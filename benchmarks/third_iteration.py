@@ -1,0 +1,66 @@
+"""The third iteration's experiments on a small network, several seeds each.
+
+    python benchmarks/third_iteration.py --data NAME [--seeds 0 1 2] [--runs FOLDER] [OPTIONS]
+
+BasicCNN of 32 channels in three blocks, flip and crop, the same budget for all. OPTIONS go to every
+`layerwise train`. A run that is there is continued where it was interrupted, and left alone where
+it is done; `python benchmarks/accuracy.py third_iteration FOLDER/*` keeps what they measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+COMMON = (
+    "--model basic_cnn --model.channels 32 --augment.flip true --augment.crop 4 "
+    "--optimizer SGD --optimizer.lr 0.05 --schedule OneCycle --epochs 6 --batch_size 64 "
+    "--channels_last true --pictures 0"
+)
+BLOCKS = "--at [conv2,conv3] "
+HEAD = "--rule.head MLP --rule.head.width 256"
+SSL = "--rule Greedy --rule.objectives "
+HALF = (
+    f"{SSL}Classify+Reconstruct --rule.objectives.Classify.weight 0.5 "
+    "--rule.objectives.Reconstruct.weight 0.5 --rule.objectives.Classify.head MLP "
+    "--rule.objectives.Classify.head.width 256"
+)
+VARIANTS = {
+    "bp": BLOCKS + "--rule Backprop",
+    "dgl": f"{BLOCKS}--rule DGL {HEAD}",
+    "dgl-ssl-original": BLOCKS + HALF,
+    "dgl-ssl-shifted": f"{BLOCKS}{HALF} --rule.objectives.Reconstruct.shift [5,16]",
+    "ssl-original": f"{BLOCKS}{SSL}Reconstruct",
+    "ssl-shifted": f"{BLOCKS}{SSL}Reconstruct --rule.objectives.shift [5,16]",
+    "random-fixed": BLOCKS + "--rule LastBlock",
+    "last-block-only": "--model.skip 2 --blocks 1 --rule Backprop",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, default=Path("experiments/third-iteration"))
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    given, options = parser.parse_known_args()
+    for seed in given.seeds:
+        for name in given.only:
+            run = given.runs / f"{name}-{seed}"
+            if (run / "model.safetensors").exists():
+                continue
+            if (run / "config.yaml").exists():
+                arguments = ["--resume", str(run)]
+            else:
+                arguments = [*shlex.split(COMMON), *shlex.split(VARIANTS[name])]
+                arguments += ["--data", given.data, "--seed", str(seed)]
+                arguments += ["--runs", str(given.runs), "--name", run.name, *options]
+            command = [sys.executable, "-m", "layerwise", "train", *arguments]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()
