@@ -113,7 +113,7 @@ class Rule(nn.Module, ABC):
         if blocks.shapes is not None and blocks.input_shape is not None:
             shape, classes = blocks.shapes[i], blocks.shapes[-1]
             before = unpooled_shape or shape
-            objective.build(Site(i, len(blocks), shape, before, blocks.input_shape, classes))
+            objective.place(Site(i, len(blocks), shape, before, blocks.input_shape, classes))
         elif objective.needs_site:
             raise InputError(
                 f"{type(self).__name__}(blocks): the shapes between these blocks are not known, so "

@@ -102,3 +102,11 @@ def positive(asked_by: str, **sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(f"{asked_by}({name}={size}): give at least 1")
+
+
+def refuse_class(recipe: object, asked_by: str) -> None:
+    """Refuse a recipe's class where the recipe itself is meant."""
+    if isinstance(recipe, type):
+        raise InputError(
+            f"{asked_by}: got the class {recipe.__name__}; give a recipe: {recipe.__name__}()"
+        )

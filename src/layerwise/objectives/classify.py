@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.batch import Batch
-from layerwise.errors import InputError
-from layerwise.heads.head import Head
+from layerwise.heads.head import Head, refuse_class
 from layerwise.objectives.objective import Objective, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -31,20 +30,12 @@ class Classify(Objective):
 
     def __init__(self, head: Head | None = None, criterion: Criterion = cross_entropy):
         super().__init__()
-        if isinstance(head, type):
-            raise InputError(
-                f"Classify(head={head.__name__}): got the class; give a head: {head.__name__}()"
-            )
+        refuse_class(head, "Classify(head=...)")
         self.head: nn.Module = nn.Identity()
         self.recipe = head
         self.criterion = criterion
 
     def build(self, site: Site) -> None:
-        if not isinstance(self.head, nn.Identity):
-            raise InputError(
-                "Classify: this objective has its head already; an objective belongs to one rule: "
-                "make a new one, with the same recipe"
-            )
         if self.recipe is not None:
             self.head = self.recipe(site.shape, site.output_shape)
 

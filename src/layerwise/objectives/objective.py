@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layerwise.batch import Batch, View
+from layerwise.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,14 +39,33 @@ class Objective(nn.Module, ABC):
     It owns its auxiliary network, which `build` makes once its site is known. Objectives add and
     scale: `0.01 * Classify(head) + 0.99 * other`. It never differentiates, steps, or knows the
     rule.
+
+    Attributes:
+        site: where it stands; None until a rule has it.
     """
+
+    site: Site | None = None
 
     @abstractmethod
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """The loss, (), mean over the batch; h is the block's output (B, ...)."""
 
+    def place(self, site: Site) -> None:
+        """Called once, by the rule: where this objective stands.
+
+        Raises:
+            InputError: it stands somewhere already, with an auxiliary network made for that.
+        """
+        if self.site is not None and self.needs_site:
+            raise InputError(
+                f"{type(self).__name__}: this objective has its head already; an objective belongs "
+                "to one rule: make a new one, with the same recipe"
+            )
+        self.site = site
+        self.build(site)
+
     def build(self, site: Site) -> None:
-        """Make the auxiliary network for this place. Called once, by the rule."""
+        """Make the auxiliary network for this place."""
 
     @property
     def needs_site(self) -> bool:
@@ -102,7 +122,7 @@ class Sum(Objective):
 
     def build(self, site: Site) -> None:
         for _, term in _terms(self):
-            term.build(site)
+            term.place(site)
 
     @property
     def needs_site(self) -> bool:
