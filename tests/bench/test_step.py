@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from layerwise import heads, models, rules
+from layerwise import heads, models, objectives, rules
 from layerwise.bench import Contender, StepTable, compare_steps, markdown, measure
 from layerwise.bench.flops import count_flops
 from layerwise.blocks import Blocks
@@ -21,6 +21,10 @@ dgl = functools.partial(rules.DGL, head=heads.Linear())
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+def _auxiliary(rule):
+    return [module for i in range(len(rule.blocks)) for module in rule.auxiliary(i)]
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def test_flops_of_backprop(network, batch):
     # A linear layer: 2 B I O each for h, dW and dx; the first layer computes no dx.
     rule = rules.Backprop(Blocks(network))
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), rule.objectives)
+    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
     assert flops.total == (3 * LAYERS - 1) * layer + 3 * last
     assert flops.heads == 0
 
@@ -47,7 +51,7 @@ def test_flops_of_checkpointing(network, batch):
     # Every linear layer's forward once more, but the last's needs nothing run again.
     rule = rules.Backprop(Blocks(network), checkpoint=True)
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), rule.objectives)
+    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
     assert (4 * LAYERS - 1) * layer + 3 * last <= flops.total
     assert flops.total <= (4 * LAYERS - 1) * layer + 4 * last
 
@@ -56,9 +60,46 @@ def test_flops_of_a_local_rule(network, batch):
     # No block computes its input's gradient; a head costs 3 x 2 B D C, the last block's none.
     rule = dgl(Blocks(network, example=batch[0]))
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), rule.objectives)
+    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
     assert flops.heads == 3 * LAYERS * last
     assert flops.total == 2 * LAYERS * layer + 2 * last + flops.heads
+
+
+def test_flops_of_the_direct_global_gradient(network, batch):
+    # As of a local rule: what is mixed at the scores is no product of matrices.
+    rule = rules.DirectGlobal(Blocks(network, example=batch[0]), head=heads.Linear())
+    layer, last = 2 * B * D * D, 2 * B * D * CLASSES
+    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    assert flops.heads == 3 * LAYERS * last
+    assert flops.total == 2 * LAYERS * layer + 2 * last + flops.heads
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_flops_of_synthetic_gradients(network, batch, context):
+    # Every block but the first computes its input's gradient, which its synthesizer is to learn:
+    # dx for all layers but the first. Of a synthesizer's 3 layers only the first computes no dx;
+    # the labels' layer is a row of its weight.
+    rule = rules.DNI(Blocks(network, example=batch[0]), context=context)
+    layer, last = 2 * B * D * D, 2 * B * D * CLASSES
+    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    assert flops.heads == LAYERS * 8 * layer
+    assert flops.total == (3 * LAYERS - 1) * layer + 3 * last + flops.heads
+
+
+def test_flops_of_what_reads_before_the_pooling():
+    # One convolution of 3x3 from 1 to 2 channels on 4x4; the decoder is one from 2 to 1.
+    layer = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2))
+    x = torch.randn(B, 1, 4, 4)
+    blocks = Blocks([layer, nn.Sequential(nn.Flatten(), nn.Linear(8, CLASSES))], example=x)
+
+    def decoder(in_shape, out_shape):
+        return nn.Conv2d(in_shape[0], out_shape[0], 3, padding=1)
+
+    rule = rules.Greedy(blocks, objectives.Reconstruct(decoder))
+    convolution, last = 2 * B * 16 * 9 * 2, 2 * B * 8 * CLASSES
+    flops = count_flops(lambda: rule.backward(x, torch.zeros(B).long()), _auxiliary(rule))
+    assert flops.heads == 3 * convolution
+    assert flops.total == 2 * convolution + 2 * last + flops.heads
 
 
 def test_flops_of_attention_are_counted():
@@ -69,7 +110,7 @@ def test_flops_of_attention_are_counted():
     def step():
         torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(1)).sum().backward()
 
-    assert count_flops(step, nn.ModuleDict()).total == 7 * 2 * (2 * t * t * d)
+    assert count_flops(step, []).total == 7 * 2 * (2 * t * t * d)
 
 
 @pytest.mark.parametrize("when", ["end", "block", "backward"])

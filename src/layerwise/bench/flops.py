@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layerwise.blocks.cost import counted
+from layerwise.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -17,32 +20,36 @@ class Flops:
 
     Attributes:
         total: forwards, backwards and repeated forwards.
-        heads: of these, in the objectives and their auxiliary networks.
+        heads: of these, in objectives and auxiliary networks.
     """
 
     total: int
     heads: int
 
 
-def count_flops(step: Callable[[], object], objectives: nn.ModuleDict) -> Flops:
+def count_flops(step: Callable[[], object], auxiliary: Iterable[nn.Module]) -> Flops:
     """FLOPs of `step()`: matrix products, convolutions and attention, forward and backward.
 
     Element-wise operations, normalisation, pooling and the optimizer are not counted.
 
     Args:
         step: one training step, run once.
-        objectives: of the rule that `step` runs.
+        auxiliary: of the rule that `step` runs, every block's (`Rule.auxiliary`).
     """
-    with counted() as counter, _counting_heads(objectives, counter.get_total_flops) as heads:
+    with counted() as counter, _counting_heads(auxiliary, counter.get_total_flops) as heads:
         step()
     return Flops(counter.get_total_flops(), sum(heads))
 
 
 @contextlib.contextmanager
-def _counting_heads(objectives: nn.ModuleDict, so_far: Callable[[], int]) -> Iterator[list[int]]:
-    # An objective's part of the backward begins with the gradient of its loss and has ended when
-    # the gradient of its input is there: autograd runs what was recorded last first.
+def _counting_heads(
+    auxiliary: Iterable[nn.Module], so_far: Callable[[], int]
+) -> Iterator[list[int]]:
+    # The backward of an auxiliary network begins with the gradient of what it gave and has ended
+    # when that of what it read is there, or of all its weights where it read a detached tensor:
+    # autograd runs what was recorded last first.
     flops: list[int] = []
+    under_way: list[nn.Module] = []
 
     def begin(*_: object) -> None:
         flops.append(-so_far())
@@ -50,21 +57,34 @@ def _counting_heads(objectives: nn.ModuleDict, so_far: Callable[[], int]) -> Ite
     def end(*_: object) -> None:
         flops.append(so_far())
 
-    def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        begin()
+    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+        under_way.append(module)
+        if len(under_way) == 1:  # a head within an objective is counted with it
+            begin()
 
-    def after(_: nn.Module, args: tuple[Tensor, ...], loss: Tensor) -> None:
+    def after(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        under_way.pop()
+        if under_way:
+            return
         end()
-        if loss.requires_grad and args[0].requires_grad:
-            loss.register_hook(begin)
-            args[0].register_hook(end)
+        if not out.requires_grad:
+            return
+        unpooled = isinstance(module, Objective) and module.reads_unpooled
+        read = args[1].unpooled if unpooled else args[0]
+        if read.requires_grad:
+            out.register_hook(begin)
+            read.register_hook(end)
+        elif weights := [p for p in module.parameters() if p.requires_grad]:
+            out.register_hook(begin)
+            torch.autograd.graph.register_multi_grad_hook(weights, end)
 
+    modules = {module for network in auxiliary for module in network.modules()}
     hooks = [
         hook
-        for objective in objectives.values()
+        for module in modules
         for hook in (
-            objective.register_forward_pre_hook(before),
-            objective.register_forward_hook(after),
+            module.register_forward_pre_hook(before),
+            module.register_forward_hook(after),
         )
     ]
     try:

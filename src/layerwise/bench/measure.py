@@ -178,7 +178,8 @@ def _timed(step: _Step) -> _Times:
 def _costs(step: _Step) -> Measured:
     """Bytes and FLOPs; the times are still to come."""
     device, rule = step.x.device, step.rule
-    flops = count_flops(step, rule.objectives)
+    auxiliary = [module for i in range(len(rule.blocks)) for module in rule.auxiliary(i)]
+    flops = count_flops(step, auxiliary)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -201,7 +202,7 @@ def _costs(step: _Step) -> Measured:
         flops=flops.total,
         head_flops=flops.heads,
         parameters=sum(p.numel() for p in rule.parameters()),
-        head_parameters=sum(p.numel() for p in rule.objectives.parameters()),
+        head_parameters=sum(p.numel() for module in auxiliary for p in module.parameters()),
     )
 
 

@@ -69,7 +69,8 @@ class DNI(Rule):
                 "DNI(blocks): the shapes between these blocks are not known, so no synthesizer can "
                 "be made; give an example: Blocks([...], example=x)"
             )
-        self.context, self.update_probability = context, update_probability
+        self.recipe, self.context = synthesizer, context
+        self.update_probability = update_probability
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
         classes = blocks.shapes[-1][-1] if context else None
         between = blocks.shapes[:-1]
