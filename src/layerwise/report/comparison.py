@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ class Summary:
         rule: with its options.
         blocks: how many.
         epochs: finished.
+        precision: of what autocast computes: 32, bf16 or 16.
         seed: of the run.
         selected_epoch: the best on validation; never on test. None without a validation split.
         test_selected: test accuracy at that epoch, a share.
@@ -41,6 +43,7 @@ class Summary:
     rule: str
     blocks: int
     epochs: int
+    precision: str
     seed: int
     selected_epoch: int | None
     test_selected: float | None
@@ -86,6 +89,7 @@ class Summary:
             rule=_named(config["rule"]),
             blocks=len(costs.blocks),
             epochs=len(rows),
+            precision=str(config.get("precision", "32")),
             seed=config["seed"],
             selected_epoch=None if best is None else int(best["epoch"] or 0),
             test_selected=None if best is None else best.get("test_accuracy"),
@@ -109,6 +113,7 @@ class Summary:
             "rule": self.rule,
             "blocks": str(self.blocks),
             "epochs": str(self.epochs),
+            "precision": self.precision,
             "seed": str(self.seed),
             "test accuracy, best on validation, %": selected,
             "test accuracy, last, %": _percent(self.test_last),
@@ -134,13 +139,45 @@ def table(summaries: Sequence[Summary]) -> Table:
 
 def markdown(summaries: Sequence[Summary]) -> str:
     """For a document: a row per run; what all have in common is said once, above."""
-    rows = [summary.cells() for summary in summaries]
+    return _rows([summary.cells() for summary in summaries])
+
+
+def _rows(rows: Sequence[Mapping[str, str]]) -> str:
     same = [c for c in rows[0] if len(rows) > 1 and len({cells[c] for cells in rows}) == 1]
     columns = [column for column in rows[0] if column not in same]
     lines = [columns, ["---"] * len(columns), *([cells[c] for c in columns] for cells in rows)]
     common = "; ".join(f"{column}: {rows[0][column]}" for column in same)
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
     return f"All runs: {common}.\n\n{text}" if common else text
+
+
+def over_seeds(summaries: Sequence[Summary]) -> str:
+    """For a document: a row per experiment, mean and standard deviation over its seeds."""
+    experiments: dict[tuple[str, ...], list[Summary]] = {}
+    differ = ("run", "seed", "images/s")
+    for summary in summaries:
+        cells = summary.cells()
+        same = {k: v for k, v in cells.items() if k not in differ and " accuracy, " not in k}
+        experiments.setdefault(tuple(same.values()), []).append(summary)
+    rows = [
+        {
+            "experiment": runs[0].run.removesuffix(f"-{runs[0].seed}"),
+            **{k: v for k, v in runs[0].cells().items() if k not in (*differ, "experiment")},
+            "test accuracy, best on validation, %": _spread([r.test_selected for r in runs]),
+            "test accuracy, last, %": _spread([r.test_last for r in runs]),
+            "train accuracy, last, %": _spread([r.train_last for r in runs]),
+            "seeds": ", ".join(str(r.seed) for r in runs),
+        }
+        for runs in experiments.values()
+    ]
+    return _rows(rows)
+
+
+def _spread(shares: Sequence[float | None]) -> str:
+    known = [100 * share for share in shares if share is not None]
+    if len(known) < 2:
+        return _percent(shares[0])
+    return f"{statistics.mean(known):.2f} ± {statistics.stdev(known):.2f}"
 
 
 def _percent(share: float | None) -> str:

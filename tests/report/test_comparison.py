@@ -1,0 +1,50 @@
+"""Runs over several seeds as one row: mean and standard deviation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from layerwise.report.comparison import Summary, over_seeds
+
+RUN = Summary(
+    run="dgl-0",
+    data="digits (no augmentation; validation 0.1)",
+    model="mlp",
+    rule="DGL(MLP(width=8))",
+    blocks=3,
+    epochs=2,
+    precision="32",
+    seed=0,
+    selected_epoch=2,
+    test_selected=0.90,
+    test_last=0.80,
+    train_last=1.0,
+    parameters=10,
+    head_parameters=2,
+    head_flops=0.5,
+    images_per_s=100.0,
+)
+
+
+def test_over_seeds() -> None:
+    """90, 92, 97: mean 93, standard deviation sqrt((9 + 1 + 16) / 2) = sqrt(13)."""
+    runs = [
+        dataclasses.replace(
+            RUN, run=f"dgl-{seed}", seed=seed, test_selected=share, selected_epoch=e
+        )
+        for seed, share, e in ((0, 0.90, 1), (1, 0.92, 2), (2, 0.97, 2))
+    ]
+    other = dataclasses.replace(RUN, run="bp-0", rule="Backprop", head_parameters=0)
+    text = over_seeds([*runs, other])
+    head, *_, first, second = text.strip().splitlines()
+    assert head.startswith("All runs: ")
+    assert "precision: 32" in head
+    cells = [cell.strip() for cell in first.strip("|").split("|")]
+    assert cells[0] == "dgl"
+    assert "93.00 ± 3.61" in cells
+    assert "80.00 ± 0.00" in cells
+    assert cells[-1] == "0, 1, 2"
+    cells = [cell.strip() for cell in second.strip("|").split("|")]
+    assert cells[0] == "bp"
+    assert "90.00" in cells
+    assert cells[-1] == "0"
