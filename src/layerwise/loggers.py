@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
+
 from layerwise.errors import InputError, choices
 from layerwise.run import Run
 
@@ -38,6 +40,11 @@ class TensorBoard:
             self.writer.add_scalar(key, value, global_step=int(row["epoch"] or 0))
         self.writer.flush()
 
+    def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
+        """An image (H, W, 3) uint8."""
+        self.writer.add_image(name, image, global_step=epoch, dataformats="HWC")
+        self.writer.flush()
+
     def close(self) -> None:
         self.writer.close()
 
@@ -66,6 +73,12 @@ class WeightsAndBiases:
 
     def log(self, row: Row) -> None:
         self.run.log(_numbers(row), step=int(row["epoch"] or 0))
+
+    def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
+        """An image (H, W, 3) uint8."""
+        from wandb import Image
+
+        self.run.log({name: Image(image)}, step=epoch)
 
     def close(self) -> None:
         self.run.finish()
@@ -98,6 +111,10 @@ class MLflow:
 
     def log(self, row: Row) -> None:
         self._mlflow.log_metrics(_numbers(row), step=int(row["epoch"] or 0))
+
+    def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
+        """An image (H, W, 3) uint8."""
+        self._mlflow.log_image(image, key=name, step=epoch, synchronous=True)
 
     def close(self) -> None:
         with contextlib.suppress(Exception):

@@ -65,6 +65,7 @@ TRAIN = [
     (f"{MLP} --seed -1", "--seed -1: give 0 or more"),
     (f"{MLP} --seed 99999999999999999999999", "--seed 99999999999999999999999: give"),
     (f"{MLP} --save_every -1", "--save_every -1"),
+    (f"{MLP} --pictures -1", "--pictures -1: give 0 or more"),
     (f"{MLP} --ema 1", "--ema 1.0"),
     (f"{MLP} --label_smoothing 1.5", "--label_smoothing 1.5"),
     (f"{MLP} --optimizer.lr -1", "SGD(lr=-1.0)"),

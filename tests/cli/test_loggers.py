@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from layerwise import loggers as module
 from layerwise.errors import InputError
@@ -42,6 +45,35 @@ def test_tensorboard(trained):
     assert dict(found) == pytest.approx(wanted(run), rel=1e-5)
     assert len(found) == len(dict(found)) == len(wanted(run))
     assert ("train/loss_block0", 2) in dict(found)
+
+
+PICTURED = (
+    "--model basic_cnn --model.channels 4 --model.kernel_size 3 --epochs 2 --batch_size 200 "
+    "--device cpu --rule Greedy --rule.objectives Reconstruct --pictures 1 --runs runs --name run"
+)
+IMAGES = {f"pictures/{name}" for name in ("block-0", "block-1", "block-2", "filters")}
+
+
+def pixels(run: Path, name: str, epoch: int) -> np.ndarray:
+    """What the run's own file shows."""
+    file = name.replace("pictures/", f"pictures/epoch-{epoch:03d}-") + ".png"
+    return np.asarray(Image.open(run / file))
+
+
+def test_tensorboard_pictures(cli, no_pictures):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert cli(f"train {PICTURED} --loggers tensorboard").code == 0
+    run = Path("runs/run")
+    accumulator = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    accumulator.Reload()
+    assert set(accumulator.Tags()["images"]) == IMAGES
+    for name in IMAGES:
+        logged = accumulator.Images(name)
+        assert [event.step for event in logged] == [1, 2]
+        for event in logged:
+            image = np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
+            assert np.array_equal(image, pixels(run, name, event.step))
 
 
 def test_a_resumed_run_logs_each_epoch_once(trained, cli, monkeypatch):
@@ -140,6 +172,21 @@ def test_wandb_offline(trained, cli, monkeypatch):
 
 
 @pytest.mark.slow
+def test_wandb_pictures(cli, no_pictures, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    assert cli(f"train {PICTURED} --loggers wandb").code == 0
+    run = Path("runs/run")
+    media = next(run.glob("wandb/offline-run-*/files/media/images"))
+    for name in IMAGES:
+        files = sorted(media.glob(f"{name}_*.png"), key=lambda p: int(p.stem.split("_")[1]))
+        assert [p.stem.split("_")[1] for p in files] == ["1", "2"]
+        for epoch, file in enumerate(files, 1):
+            assert np.array_equal(np.asarray(Image.open(file)), pixels(run, name, epoch))
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # its own
 def test_mlflow(trained, cli, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
@@ -157,3 +204,15 @@ def test_mlflow(trained, cli, monkeypatch):
     assert client.get_run(identity).info.status == "FINISHED"
     assert {p.name for p in Path().iterdir()} == {"runs"}  # nothing beside the run
     assert os.listdir(run / "mlflow")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_mlflow_pictures(cli, no_pictures, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert cli(f"train {PICTURED} --loggers mlflow").code == 0
+    run = Path("runs/run")
+    client = mlflow.MlflowClient(f"sqlite:///{(run / 'mlflow.db').resolve()}")
+    found = client.list_artifacts((run / "mlflow-id.txt").read_text(), "images")
+    assert len([file for file in found if file.path.endswith(".png")]) == 2 * len(IMAGES)

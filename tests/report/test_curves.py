@@ -87,3 +87,10 @@ def test_epochs_are_whole_numbers(figures):
     axes = figures["curves"].axes[0]
     ticks = np.array(axes.get_xticks())
     assert np.array_equal(ticks, ticks.round())
+
+
+def test_a_blocks_training_loss_is_not_said_to_be_in_nats(figures):
+    curves.draw_blocks({"a": [row(1)]}, lambda *_: None)
+    titles = [axes.get_title() for axes in figures["blocks"].axes]
+    assert titles[0] == "a\ntrain loss of the block's own objective"
+    assert titles[1:] == ["test loss, nats", "train accuracy, %", "test accuracy, %"]

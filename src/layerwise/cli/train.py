@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
 from layerwise.cost import Costs
-from layerwise.data import Loader
+from layerwise.data import Augment, Images, Loader, Stream
 from layerwise.environment import describe
 from layerwise.errors import InputError
-from layerwise.experiment import Experiment, build
+from layerwise.experiment import Experiment, build, tuples
 from layerwise.loggers import check_loggers, loggers
 from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
 from layerwise.report.curves import draw_run
+from layerwise.report.pictures import Pictures
 from layerwise.run import Run
 from layerwise.trainer import Trainer, fabric_for
 
@@ -106,6 +109,7 @@ def _train(
             fabric,
             progress,
             receivers,
+            _pictures(experiment, fabric.device, run, receivers),
         )
         if state is not None:
             trainer.load_state_dict(state)
@@ -117,3 +121,36 @@ def _train(
             if run.metrics():
                 draw_run(run)
     progress.say(f"done: {run.path}")
+
+
+def _pictures(
+    experiment: Experiment, device: torch.device, run: Run, receivers: Sequence[Any]
+) -> Pictures | None:
+    """Pictures of eight images that do not train the network, where the run has such."""
+    if not experiment.settings.pictures:
+        return None
+    augment = Augment(**tuples(experiment.config["augment"]))
+    train, validation = experiment.splits.train, experiment.splits.validation
+
+    def batch(part: Images | Stream) -> tuple[Tensor, Tensor]:
+        channels_last = experiment.settings.channels_last
+        loader = Loader(
+            part.normalized_by(train),
+            len(part),
+            augment=augment,
+            train=False,
+            device=device,
+            channels_last=channels_last,
+        )
+        [(x, y)] = loader.epoch(0)
+        return x, y
+
+    part = train if validation is None else validation
+    # From end to end: a set may be sorted by class.
+    x, y = batch(part.subset(torch.linspace(0, len(part) - 1, 8).long().unique()))
+    channels, height, width = experiment.splits.shape
+    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
+    ends = ends.expand(2, height, width, channels).contiguous()
+    (black, white), _ = batch(Images(ends, torch.zeros(2).long()))
+    log = [receiver.log_image for receiver in receivers]
+    return Pictures(x, y, black[:, :1, :1], white[:, :1, :1], run.write, log)

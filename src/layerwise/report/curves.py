@@ -25,6 +25,8 @@ PANELS = (
     ("train_accuracy", "train accuracy, %"),
     ("test_accuracy", "test accuracy, %"),
 )
+# A block may be trained on anything; what its predictions are worth is measured in nats.
+BLOCK_PANELS = (("train_loss", "train loss of the block's own objective"), *PANELS[1:])
 
 
 def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
@@ -46,7 +48,8 @@ def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
 
 
 def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
-    """A column per run and a colour per block: the same quantities, block by block."""
+    """A column per run and a colour per block: the same quantities, block by block; the training
+    loss is that of whatever the block is asked to do."""
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
         return
@@ -55,12 +58,12 @@ def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
     for (label, rows), column_axes in zip(runs.items(), grid.T, strict=True):
         prefix = "train_loss_block"
         blocks = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
-        for axes, (column, title) in zip(column_axes, PANELS, strict=True):
+        for axes, (column, title) in zip(column_axes, BLOCK_PANELS, strict=True):
             for block in blocks:
                 colour = matplotlib.colormaps["viridis"](block / max(1, len(blocks) - 1) * 0.9)
                 _line(axes, rows, f"{column}_block{block}", f"block {block}", colour, "-")
             _finish(axes, title)
-        column_axes[0].set_title(f"{label}\n{PANELS[0][1]}", fontsize=10)
+        column_axes[0].set_title(f"{label}\n{BLOCK_PANELS[0][1]}", fontsize=10)
         if len(blocks) <= 16:
             column_axes[0].legend(fontsize=7)
     for axes in (*grid[0], *grid[1]):

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import safetensors.torch
@@ -58,6 +58,8 @@ class Trainer:
         fabric: device and precision.
         loggers: further receivers of each epoch's metrics.
         progress: a progress display.
+        pictures: called with an epoch and the rule as it is evaluated, where `settings.pictures`
+            asks for it; training goes on as if it had not been called.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Trainer:
         fabric: Fabric,
         progress: Progress,
         loggers: Sequence[Logger] = (),
+        pictures: Callable[[int, Rule], None] | None = None,
     ):
         self.settings, self.run, self.fabric = settings, run, fabric
-        self.progress, self.loggers = progress, list(loggers)
+        self.progress, self.loggers, self.pictures = progress, list(loggers), pictures
         self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
         self.eval_loaders = {
             name: loader
@@ -248,6 +251,20 @@ class Trainer:
         # Last: an epoch that is trained again after a crash must not be logged twice.
         for logger in self.loggers:
             logger.log(row)
+        self._illustrate()
+
+    @torch.no_grad()
+    def _illustrate(self) -> None:
+        """Pictures of the epoch that has ended, where they are due."""
+        every, device = self.settings.pictures, self.fabric.device
+        due = every and (self.epoch % every == 0 or self.epoch in (1, self.settings.epochs))
+        if self.pictures is None or not due:
+            return
+        rule = self._evaluated_rule().eval()
+        # An objective may draw random numbers; the next epoch's must not depend on that.
+        forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with forked, self.fabric.autocast():
+            self.pictures(self.epoch, rule)
 
     def _row(self, results: Mapping[str, Tally]) -> dict[str, float | int | None]:
         images = self.batch * self.settings.batch_size

@@ -29,6 +29,8 @@ class Settings:
         compile: compile each block with torch.compile.
         device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
         eval_batch_size: images evaluated at once.
+        pictures: epochs between pictures of what blocks reconstruct and of the first layer's
+            filters; the first and the last epoch always have them; 0 for none.
         save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
         seed: of weights, data order, augmentation and dropout.
     """
@@ -45,6 +47,7 @@ class Settings:
     compile: bool = False
     device: str = "auto"
     eval_batch_size: int = 500
+    pictures: int = 5
     save_every: int = 0
     seed: int = 0
 
@@ -60,6 +63,8 @@ class Settings:
             raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
         if self.save_every < 0:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
+        if self.pictures < 0:
+            raise InputError(f"--pictures {self.pictures}: give 0 or more epochs")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
         if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):

@@ -1,0 +1,140 @@
+"""What blocks give back of the images, and what the first layer looks for, as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.utils import make_grid
+
+from layerwise.rule import Rule
+
+Write = Callable[[str, bytes], None]
+LogImage = Callable[[str, np.ndarray, int], None]  # name, (H, W, 3) uint8, epoch
+
+IMAGE, FILTER = 80, 40  # pixels of a side, at least
+GAP, TITLE = 4, 22  # pixels between images, and above them
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of a network in training, always of the same images.
+
+    Called with an epoch and a rule in eval mode it writes, for the first, the middle and the last
+    block that makes images, `pictures/epoch-003-block-0.png`, and of the network's first
+    convolution `pictures/epoch-003-filters.png`.
+
+    Args:
+        x: images as the network takes them, (B, C, H, W).
+        y: their labels, (B,).
+        black, white: what 0 and 255 become on their way into the network, (C, 1, 1) each.
+        write: takes a file's name and content.
+        log: each takes a picture's name, the picture, (H, W, 3) uint8, and the epoch.
+    """
+
+    x: Tensor
+    y: Tensor
+    black: Tensor
+    white: Tensor
+    write: Write
+    log: Sequence[LogImage] = ()
+
+    def __call__(self, epoch: int, rule: Rule) -> None:
+        found = rule.illustrate(self.x, self.y)
+        images = {
+            i: (self._denormalize(target), self._denormalize(prediction))
+            for i, (target, prediction) in found.items()
+        }
+        drawn = draw_reconstructions(images, rule.blocks.names, epoch)
+        drawn |= draw_filters(rule.blocks, epoch)
+        for name, picture in drawn.items():
+            content = io.BytesIO()
+            Image.fromarray(picture).save(content, format="png")
+            self.write(f"pictures/epoch-{epoch:03d}-{name}.png", content.getvalue())
+            for log in self.log:
+                log(f"pictures/{name}", picture, epoch)
+
+    def _denormalize(self, images: Tensor) -> Tensor:
+        """On the scale 0..1; what lies outside is cut off."""
+        return ((images.float() - self.black) / (self.white - self.black)).clamp(0, 1)
+
+
+def draw_reconstructions(
+    pictures: Mapping[int, tuple[Tensor, Tensor]], names: Sequence[str], epoch: int
+) -> dict[str, np.ndarray]:
+    """What blocks should have given, above, and what they gave, below.
+
+    Args:
+        pictures: block number -> target and prediction, (B, C, H, W) on the scale 0..1; three
+            channels are red, green and blue, any other number is shown as its mean.
+        names: of all blocks.
+        epoch: for the title.
+
+    Returns:
+        `block-0` -> (H', W', 3) uint8, for the first, the middle and the last of the blocks.
+    """
+    blocks = sorted(pictures)
+    chosen = sorted({blocks[k] for k in (0, len(blocks) // 2, -1)}) if blocks else []
+    drawn = {}
+    for i in chosen:
+        target, prediction = pictures[i]
+        side = (_enlarged(target.shape[-2], IMAGE), _enlarged(target.shape[-1], IMAGE))
+        both = torch.cat([_colours(target, side), _colours(prediction, side)])
+        title = f"epoch {epoch}, block {i} ({names[i]}): target above, prediction below"
+        drawn[f"block-{i}"] = _titled(both, len(target), title)
+    return drawn
+
+
+def draw_filters(network: nn.Module, epoch: int) -> dict[str, np.ndarray]:
+    """The filters of the first layer, each on its own scale from its least weight to its greatest.
+
+    Args:
+        network: whose first layer with weights is looked for.
+        epoch: for the title.
+
+    Returns:
+        `filters` -> (H', W', 3) uint8; nothing where that layer is no convolution, or its kernel
+        one pixel.
+    """
+    layers = (m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor))
+    first = next(layers, None)
+    if not isinstance(first, nn.Conv2d) or first.kernel_size == (1, 1):
+        return {}
+    height, width = first.kernel_size
+    filters = _colours(
+        first.weight.detach().float(), (_enlarged(height, FILTER), _enlarged(width, FILTER))
+    )
+    low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)
+    scaled = (filters - low) / (high - low).clamp_min(torch.finfo(filters.dtype).tiny)
+    return {"filters": _titled(scaled, 16, f"epoch {epoch}, filters of the first layer")}
+
+
+def _enlarged(side: int, least: int) -> int:
+    """The first whole multiple of `side` that is not below `least`."""
+    return side * math.ceil(least / side)
+
+
+def _colours(images: Tensor, side: tuple[int, int]) -> Tensor:
+    """Three channels of a size that can be seen, (B, 3, *side); a pixel becomes a square."""
+    if images.shape[1] != 3:
+        images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    return F.interpolate(images.cpu(), side, mode="nearest")
+
+
+def _titled(images: Tensor, columns: int, title: str) -> np.ndarray:
+    """Images (B, 3, H, W) on the scale 0..1 in rows, below a title."""
+    grid = make_grid(images, nrow=columns, padding=GAP, pad_value=1.0)
+    font = ImageFont.load_default(size=13)
+    lacking = max(0, math.ceil(font.getbbox(title)[2]) + 2 * GAP - grid.shape[-1])
+    grid = F.pad(grid, (0, lacking, TITLE, 0), value=1.0)
+    pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0)
+    picture = Image.fromarray(pixels.numpy())
+    ImageDraw.Draw(picture).text((GAP, GAP), title, fill="black", font=font)
+    return np.asarray(picture)

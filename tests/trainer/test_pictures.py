@@ -1,0 +1,82 @@
+"""When pictures are made, and that training does not notice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from layerwise.errors import InputError
+from layerwise.trainer import Settings
+
+CNN = {
+    "model": {"name": "basic_cnn", "channels": 4, "kernel_size": 3, "hidden": 8},
+    "rule": {
+        "name": "Greedy",
+        "objectives": {
+            "name": "Classify+Reconstruct",
+            "Classify": {"head": {"name": "Linear"}},
+            "Reconstruct": {"shift": [1, 2]},
+        },
+    },
+    "augment": {"flip": True, "cutout": 3},
+}
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "seen"),
+    [(0, 3, []), (1, 3, [1, 2, 3]), (2, 5, [1, 2, 4, 5]), (5, 1, [1]), (9, 3, [1, 3])],
+)
+def test_when(every, epochs, seen, trainer_in):
+    trainer, found = trainer_in("run", epochs=epochs, pictures=every), []
+    trainer.pictures = lambda epoch, rule: found.append(epoch)
+    trainer.fit()
+    assert found == seen
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}])
+def test_the_rule_is_shown_as_it_is_evaluated(options, trainer_in):
+    trainer = trainer_in("run", epochs=1, **CNN, **options)
+    x, y = next(iter(trainer.train_loader))
+    trainer.eval_loaders.clear()  # nothing else has put it into eval mode
+
+    def look(epoch, rule):
+        assert not any(module.training for module in rule.modules())
+        assert not torch.is_grad_enabled()
+        assert (rule is trainer.rule) == ("ema" not in options)
+        assert list(rule.illustrate(x, y)) == [0]
+
+    trainer.pictures = look
+    trainer.fit()
+
+
+def test_training_goes_on_to_the_same_bits(trainer_in, crash_at, crash, assert_same_run):
+    """Also where an objective draws random numbers for its pictures, and the run is killed."""
+
+    def draws(x, y):
+        def draw(epoch, rule):
+            torch.rand(7)
+            rule.illustrate(x, y)
+
+        return draw
+
+    options = CNN | {"epochs": 3, "save_every": 2, "pictures": 1}
+    options["model"] = {"name": "mlp", "layers": 2, "width": 12, "dropout": 0.2, "batch_norm": True}
+    trainer_in("straight", **options).fit()
+    x, y = next(iter(trainer_in("straight", **options).train_loader))
+    for kill in (0, 3, 9):
+        if kill:
+            crash_at(kill)
+            trainer = trainer_in(f"killed-{kill}", **options)
+            trainer.pictures = draws(x, y)
+            with pytest.raises(crash):
+                trainer.fit()
+            crash_at(0)
+        trainer = trainer_in(f"killed-{kill}", **options)
+        trainer.pictures = draws(x, y)
+        trainer.fit()
+        assert_same_run("straight", f"killed-{kill}")
+
+
+def test_a_setting_that_makes_no_sense():
+    with pytest.raises(InputError, match="--pictures -1: give 0 or more"):
+        Settings(pictures=-1)
