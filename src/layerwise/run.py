@@ -6,7 +6,8 @@ another run, and a file is either the old one or the new one, whole.
     log.txt             what was said, with times
     metrics.csv         one row per epoch
     checkpoints/        last.safetensors, best.safetensors (selected on validation)
-    curves/             pictures
+    curves/             loss and accuracy
+    pictures/           reconstructions and first-layer filters
     model.safetensors   the trained network under its own parameter names
 """
 
@@ -135,7 +136,8 @@ class Run:
 
     def _sweep(self) -> None:
         """Remove what a process that was killed was writing."""
-        for folder in (self.path, self.checkpoints, self.path / "curves"):
+        pictures = (self.path / "curves", self.path / "pictures")
+        for folder in (self.path, self.checkpoints, *pictures):
             for temporary in folder.glob(f".*{TEMPORARY}"):
                 with contextlib.suppress(OSError):
                     temporary.unlink()

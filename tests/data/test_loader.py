@@ -195,3 +195,12 @@ def test_throughput_is_images_over_time(noise, monkeypatch):
 
 def test_throughput_goes_from_epoch_to_epoch(noise):
     assert throughput(Loader(noise(50), 8, augment=FULL, train=True), 0.05) > 0
+
+
+@pytest.mark.parametrize("normalize", ["symmetric", "standard", "none"])
+def test_denormalize_gives_the_bytes_back(normalize):
+    images = Images(torch.randint(256, (9, 4, 5, 3), dtype=torch.uint8), torch.arange(9))
+    loader = Loader(images, 9, train=False, augment=Augment(normalize=normalize))
+    [(x, _)] = loader.epoch(0)
+    back = loader.denormalize(x).permute(0, 2, 3, 1) * 255
+    torch.testing.assert_close(back, images.images.float(), atol=1e-3, rtol=0)

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
 from layerwise.cost import Costs
-from layerwise.data import Augment, Images, Loader, Stream
+from layerwise.data import Augment, Loader
 from layerwise.environment import describe
 from layerwise.errors import InputError
 from layerwise.experiment import Experiment, build, tuples
@@ -129,28 +128,18 @@ def _pictures(
     """Pictures of eight images that do not train the network, where the run has such."""
     if not experiment.settings.pictures:
         return None
-    augment = Augment(**tuples(experiment.config["augment"]))
     train, validation = experiment.splits.train, experiment.splits.validation
-
-    def batch(part: Images | Stream) -> tuple[Tensor, Tensor]:
-        channels_last = experiment.settings.channels_last
-        loader = Loader(
-            part.normalized_by(train),
-            len(part),
-            augment=augment,
-            train=False,
-            device=device,
-            channels_last=channels_last,
-        )
-        [(x, y)] = loader.epoch(0)
-        return x, y
 
     part = train if validation is None else validation
     # From end to end: a set may be sorted by class.
-    x, y = batch(part.subset(torch.linspace(0, len(part) - 1, 8).long().unique()))
-    channels, height, width = experiment.splits.shape
-    ends = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None]
-    ends = ends.expand(2, height, width, channels).contiguous()
-    (black, white), _ = batch(Images(ends, torch.zeros(2).long()))
-    log = [receiver.log_image for receiver in receivers]
-    return Pictures(x, y, black[:, :1, :1], white[:, :1, :1], run.write, log)
+    part = part.subset(torch.linspace(0, len(part) - 1, 8).long().unique())
+    loader = Loader(
+        part.normalized_by(train),
+        len(part),
+        augment=Augment(**tuples(experiment.config["augment"])),
+        train=False,
+        device=device,
+        channels_last=experiment.settings.channels_last,
+    )
+    [(x, y)] = loader.epoch(0)
+    return Pictures(x, y, loader.denormalize, run.write, [to.log_image for to in receivers])

@@ -306,6 +306,10 @@ class Normalize:
         x.sub_(self.mean[:, None, None]).div_(self.std[:, None, None])
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
+    def back(self, x: Tensor) -> Tensor:
+        """Normalised (B, C, H, W) -> on the scale 0..255."""
+        return x * self.std[:, None, None] + self.mean[:, None, None]
+
 
 def cutout(x: Tensor, centre: Tensor, side: int) -> Tensor:
     """Set a square of each image to 0, in place.

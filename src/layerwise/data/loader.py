@@ -122,6 +122,10 @@ class Loader:
             return self._streamed(self._images, order, e, start)
         return self._in_memory(self._images, order, e, start)
 
+    def denormalize(self, x: Tensor) -> Tensor:
+        """Images as they come out of here, (B, C, H, W), back on the scale 0..1."""
+        return self._normalize.back(x) / 255
+
     def _in_memory(
         self, images: Images, order: Tensor, e: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,22 +34,21 @@ class Pictures:
     Args:
         x: images as the network takes them, (B, C, H, W).
         y: their labels, (B,).
-        black, white: what 0 and 255 become on their way into the network, (C, 1, 1) each.
+        denormalize: brings images as the network takes them back to the scale 0..1.
         write: takes a file's name and content.
         log: each takes a picture's name, the picture, (H, W, 3) uint8, and the epoch.
     """
 
     x: Tensor
     y: Tensor
-    black: Tensor
-    white: Tensor
+    denormalize: Callable[[Tensor], Tensor]
     write: Write
     log: Sequence[LogImage] = ()
 
     def __call__(self, epoch: int, rule: Rule) -> None:
         found = rule.illustrate(self.x, self.y)
         images = {
-            i: (self._denormalize(target), self._denormalize(prediction))
+            i: (self._shown(target), self._shown(prediction))
             for i, (target, prediction) in found.items()
         }
         drawn = draw_reconstructions(images, rule.blocks.names, epoch)
@@ -61,9 +60,9 @@ class Pictures:
             for log in self.log:
                 log(f"pictures/{name}", picture, epoch)
 
-    def _denormalize(self, images: Tensor) -> Tensor:
+    def _shown(self, images: Tensor) -> Tensor:
         """On the scale 0..1; what lies outside is cut off."""
-        return ((images.float() - self.black) / (self.white - self.black)).clamp(0, 1)
+        return self.denormalize(images.float()).clamp(0, 1)
 
 
 def draw_reconstructions(
