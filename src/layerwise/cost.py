@@ -1,9 +1,11 @@
-"""What each block and its head cost: parameters and FLOPs of a forward pass."""
+"""What each block and its head cost: parameters and FLOPs."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +13,12 @@ from rich.table import Table
 
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import flops
-from layerwise.objectives import Objective
+from layerwise.blocks.unchanged import unchanged
+from layerwise.flops import count_flops
 from layerwise.rule import Rule
+from layerwise.rules import Backprop
+
+SAMPLES = 2  # of the step that is measured: BatchNorm wants more than one
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,8 @@ class BlockCost:
         shape: of its output, without the batch dimension.
         parameters: of the block.
         flops: of the block.
-        head_parameters: of the block's auxiliary network.
-        head_flops: of the same.
+        head_parameters: of the block's auxiliary networks.
+        head_flops: of the same, in training.
     """
 
     name: str
@@ -38,33 +44,57 @@ class BlockCost:
 
 @dataclass(frozen=True)
 class Costs:
-    """The cost of every block."""
+    """The cost of every block, and of a training step.
+
+    Attributes:
+        blocks: in order.
+        step_flops: of one sample's share of a training step, forward and backward, heads and all;
+            None where it was not measured.
+        step_head_flops: of these, in objectives and auxiliary networks.
+        backprop_flops: of one sample's share of a step of backpropagation.
+    """
 
     blocks: tuple[BlockCost, ...]
+    step_flops: int | None = None
+    step_head_flops: int | None = None
+    backprop_flops: int | None = None
 
     @classmethod
     def of(cls, rule: Rule) -> Costs:
-        """Measure a rule whose blocks were made with an example."""
-        assert rule.blocks.input_shape is not None, "blocks made by `cut` know their shapes"
+        """Measure a rule whose blocks were made with an example; it is left unchanged."""
+        blocks = rule.blocks
+        assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
+        assert blocks.shapes is not None
         weight = next(rule.parameters(), torch.zeros(()))
-        h = torch.zeros(1, *rule.blocks.input_shape, device=weight.device, dtype=weight.dtype)
+        x = torch.zeros(SAMPLES, *blocks.input_shape, device=weight.device, dtype=weight.dtype)
+        y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
+        with _without_gradients(rule), unchanged(rule), torch.enable_grad():
+            rule.train()
+            step = count_flops(lambda: rule.backward(x, y), rule)
+            backprop = count_flops(lambda: Backprop(blocks).backward(x, y))
         costs = []
         with dry_run(rule):
-            for i, (name, block) in enumerate(zip(rule.blocks.names, rule.blocks, strict=True)):
+            h = x[:1]
+            for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
                 of_block = flops(block, h)
                 h = block(h)
-                head = getattr(rule.objectives, str(i), None)
+                auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
                 costs.append(
                     BlockCost(
                         name=name,
                         shape=tuple(h.shape[1:]),
                         parameters=sum(p.numel() for p in block.parameters()),
                         flops=of_block,
-                        head_parameters=sum(p.numel() for p in head.parameters()) if head else 0,
-                        head_flops=flops(_Predict(head), h) if head else 0,
+                        head_parameters=sum(p.numel() for p in auxiliary),
+                        head_flops=step.head_forwards[i] // SAMPLES,
                     )
                 )
-        return cls(tuple(costs))
+        return cls(
+            tuple(costs),
+            step.total // SAMPLES,
+            step.heads // SAMPLES,
+            backprop.total // SAMPLES,
+        )
 
     @property
     def parameters(self) -> int:
@@ -84,15 +114,24 @@ class Costs:
 
     def json(self) -> str:
         """As text that `from_json` reads."""
-        return json.dumps([dataclasses.asdict(block) for block in self.blocks], indent=1)
+        return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
-        return cls(tuple(BlockCost(**block) for block in json.loads(text)))
+        found = json.loads(text)
+        if isinstance(found, list):  # as it was written before steps were measured
+            found = {"blocks": found}
+        blocks = tuple(
+            BlockCost(**{**block, "shape": tuple(block["shape"])}) for block in found.pop("blocks")
+        )
+        return cls(blocks, **found)
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(title="blocks (FLOPs: forward pass of one sample)")
+        title = "blocks (FLOPs: forward pass of one sample)"
+        if self.step_flops and self.backprop_flops:
+            title += f"; a step: {self.step_flops / self.backprop_flops:.2f} of backprop's FLOPs"
+        table = Table(title=title)
         table.add_column("block")
         for column in ("output", "parameters", "MFLOPs", "head parameters", "head MFLOPs"):
             table.add_column(column, justify="right")
@@ -117,12 +156,14 @@ class Costs:
         return table
 
 
-class _Predict(torch.nn.Module):
-    """An objective's predictions as a module, so that their FLOPs can be counted."""
-
-    def __init__(self, objective: Objective):
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, h: torch.Tensor) -> torch.Tensor | None:
-        return self.objective.predict(h)
+@contextlib.contextmanager
+def _without_gradients(rule: Rule) -> Iterator[None]:
+    """Put gradients back as they were."""
+    before = [(p, p.grad) for p in rule.parameters()]
+    for p, _ in before:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in before:
+            p.grad = grad

@@ -11,9 +11,9 @@ from torch import nn
 
 from layerwise import heads, models, objectives, rules
 from layerwise.bench import Contender, StepTable, compare_steps, markdown, measure
-from layerwise.bench.flops import count_flops
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
+from layerwise.flops import count_flops
 
 B, D, CLASSES, LAYERS = 4, 16, 3, 4
 dgl = functools.partial(rules.DGL, head=heads.Linear())
@@ -21,10 +21,6 @@ dgl = functools.partial(rules.DGL, head=heads.Linear())
 
 def sgd(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
-
-
-def _auxiliary(rule):
-    return [module for i in range(len(rule.blocks)) for module in rule.auxiliary(i)]
 
 
 @pytest.fixture
@@ -42,7 +38,7 @@ def test_flops_of_backprop(network, batch):
     # A linear layer: 2 B I O each for h, dW and dx; the first layer computes no dx.
     rule = rules.Backprop(Blocks(network))
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(*batch), rule)
     assert flops.total == (3 * LAYERS - 1) * layer + 3 * last
     assert flops.heads == 0
 
@@ -51,7 +47,7 @@ def test_flops_of_checkpointing(network, batch):
     # Every linear layer's forward once more, but the last's needs nothing run again.
     rule = rules.Backprop(Blocks(network), checkpoint=True)
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(*batch), rule)
     assert (4 * LAYERS - 1) * layer + 3 * last <= flops.total
     assert flops.total <= (4 * LAYERS - 1) * layer + 4 * last
 
@@ -60,7 +56,7 @@ def test_flops_of_a_local_rule(network, batch):
     # No block computes its input's gradient; a head costs 3 x 2 B D C, the last block's none.
     rule = dgl(Blocks(network, example=batch[0]))
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(*batch), rule)
     assert flops.heads == 3 * LAYERS * last
     assert flops.total == 2 * LAYERS * layer + 2 * last + flops.heads
 
@@ -69,7 +65,7 @@ def test_flops_of_the_direct_global_gradient(network, batch):
     # As of a local rule: what is mixed at the scores is no product of matrices.
     rule = rules.DirectGlobal(Blocks(network, example=batch[0]), head=heads.Linear())
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(*batch), rule)
     assert flops.heads == 3 * LAYERS * last
     assert flops.total == 2 * LAYERS * layer + 2 * last + flops.heads
 
@@ -81,8 +77,9 @@ def test_flops_of_synthetic_gradients(network, batch, context):
     # the labels' layer is a row of its weight.
     rule = rules.DNI(Blocks(network, example=batch[0]), context=context)
     layer, last = 2 * B * D * D, 2 * B * D * CLASSES
-    flops = count_flops(lambda: rule.backward(*batch), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(*batch), rule)
     assert flops.heads == LAYERS * 8 * layer
+    assert flops.head_forwards == (3 * layer,) * LAYERS + (0,)
     assert flops.total == (3 * LAYERS - 1) * layer + 3 * last + flops.heads
 
 
@@ -97,8 +94,9 @@ def test_flops_of_what_reads_before_the_pooling():
 
     rule = rules.Greedy(blocks, objectives.Reconstruct(decoder))
     convolution, last = 2 * B * 16 * 9 * 2, 2 * B * 8 * CLASSES
-    flops = count_flops(lambda: rule.backward(x, torch.zeros(B).long()), _auxiliary(rule))
+    flops = count_flops(lambda: rule.backward(x, torch.zeros(B).long()), rule)
     assert flops.heads == 3 * convolution
+    assert flops.head_forwards == (convolution, 0)
     assert flops.total == 2 * convolution + 2 * last + flops.heads
 
 
@@ -110,7 +108,7 @@ def test_flops_of_attention_are_counted():
     def step():
         torch.nn.functional.scaled_dot_product_attention(*qkv.unbind(1)).sum().backward()
 
-    assert count_flops(step, []).total == 7 * 2 * (2 * t * t * d)
+    assert count_flops(step).total == 7 * 2 * (2 * t * t * d)
 
 
 @pytest.mark.parametrize("when", ["end", "block", "backward"])

@@ -21,7 +21,8 @@ RUN = Summary(
     train_last=1.0,
     parameters=10,
     head_parameters=2,
-    head_flops=0.5,
+    step_flops=1.5,
+    step_head_flops=0.25,
     images_per_s=100.0,
 )
 

@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layerwise.bench.flops import count_flops
 from layerwise.bench.live_bytes import LiveBytes
 from layerwise.bench.table import Measured
 from layerwise.errors import InputError
+from layerwise.flops import count_flops
 from layerwise.rule import Rule
 
 When = Literal["end", "block", "backward"]
@@ -178,8 +178,7 @@ def _timed(step: _Step) -> _Times:
 def _costs(step: _Step) -> Measured:
     """Bytes and FLOPs; the times are still to come."""
     device, rule = step.x.device, step.rule
-    auxiliary = [module for i in range(len(rule.blocks)) for module in rule.auxiliary(i)]
-    flops = count_flops(step, auxiliary)
+    flops = count_flops(step, rule)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -202,7 +201,12 @@ def _costs(step: _Step) -> Measured:
         flops=flops.total,
         head_flops=flops.heads,
         parameters=sum(p.numel() for p in rule.parameters()),
-        head_parameters=sum(p.numel() for module in auxiliary for p in module.parameters()),
+        head_parameters=sum(
+            p.numel()
+            for i in range(len(rule.blocks))
+            for module in rule.auxiliary(i)
+            for p in module.parameters()
+        ),
     )
 
 

@@ -33,7 +33,8 @@ class Summary:
         train_last: training accuracy of the last epoch (augmented images, train mode), a share.
         parameters: of the network.
         head_parameters: of the heads.
-        head_flops: of the heads' forward pass, relative to the network's.
+        step_flops: of a training step, relative to backpropagation's; None where not measured.
+        step_head_flops: the heads' part of these, a share.
         images_per_s: the median epoch's.
     """
 
@@ -51,7 +52,8 @@ class Summary:
     train_last: float | None
     parameters: int
     head_parameters: int
-    head_flops: float
+    step_flops: float | None
+    step_head_flops: float | None
     images_per_s: float
 
     @classmethod
@@ -97,7 +99,8 @@ class Summary:
             train_last=rows[-1].get("train_accuracy"),
             parameters=costs.parameters,
             head_parameters=costs.head_parameters,
-            head_flops=costs.head_flops / max(1, costs.flops),
+            step_flops=_ratio(costs.step_flops, costs.backprop_flops),
+            step_head_flops=_ratio(costs.step_head_flops, costs.step_flops),
             images_per_s=speeds[len(speeds) // 2],
         )
 
@@ -120,7 +123,10 @@ class Summary:
             "train accuracy, last, %": _percent(self.train_last),
             "parameters": f"{self.parameters:,}",
             "heads' parameters": f"{self.head_parameters:,}",
-            "heads' FLOPs, % of the network's": f"{100 * self.head_flops:.1f}",
+            "step's FLOPs / backprop's": "-"
+            if self.step_flops is None
+            else f"{self.step_flops:.2f}",
+            "of these the heads', %": _percent(self.step_head_flops),
             "images/s": f"{self.images_per_s:,.0f}",
         }
 
@@ -178,6 +184,10 @@ def _spread(shares: Sequence[float | None]) -> str:
     if len(known) < 2:
         return _percent(shares[0])
     return f"{statistics.mean(known):.2f} ± {statistics.stdev(known):.2f}"
+
+
+def _ratio(part: int | None, whole: int | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _percent(share: float | None) -> str:

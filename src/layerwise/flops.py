@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks.cost import counted
 from layerwise.objectives import Objective
+from layerwise.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -21,70 +24,74 @@ class Flops:
     Attributes:
         total: forwards, backwards and repeated forwards.
         heads: of these, in objectives and auxiliary networks.
+        head_forwards: of these, in the forward passes of each block's.
     """
 
     total: int
     heads: int
+    head_forwards: tuple[int, ...]
 
 
-def count_flops(step: Callable[[], object], auxiliary: Iterable[nn.Module]) -> Flops:
+def count_flops(step: Callable[[], object], rule: Rule | None = None) -> Flops:
     """FLOPs of `step()`: matrix products, convolutions and attention, forward and backward.
 
     Element-wise operations, normalisation, pooling and the optimizer are not counted.
 
     Args:
         step: one training step, run once.
-        auxiliary: of the rule that `step` runs, every block's (`Rule.auxiliary`).
+        rule: that `step` runs, whose heads are to be told from the network.
     """
+    auxiliary = [] if rule is None else [rule.auxiliary(i) for i in range(len(rule.blocks))]
     with counted() as counter, _counting_heads(auxiliary, counter.get_total_flops) as heads:
         step()
-    return Flops(counter.get_total_flops(), sum(heads))
+    forwards = tuple(sum(heads.get((i, "forward"), [])) for i in range(len(auxiliary)))
+    return Flops(counter.get_total_flops(), sum(map(sum, heads.values())), forwards)
 
 
 @contextlib.contextmanager
 def _counting_heads(
-    auxiliary: Iterable[nn.Module], so_far: Callable[[], int]
-) -> Iterator[list[int]]:
+    auxiliary: Sequence[Sequence[nn.Module]], so_far: Callable[[], int]
+) -> Iterator[dict[tuple[int, str], list[int]]]:
     # The backward of an auxiliary network begins with the gradient of what it gave and has ended
     # when that of what it read is there, or of all its weights where it read a detached tensor:
     # autograd runs what was recorded last first.
-    flops: list[int] = []
+    flops: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     under_way: list[nn.Module] = []
 
-    def begin(*_: object) -> None:
-        flops.append(-so_far())
+    def begin(i: int, direction: str) -> None:
+        flops[i, direction].append(-so_far())
 
-    def end(*_: object) -> None:
-        flops.append(so_far())
+    def end(i: int, direction: str) -> None:
+        flops[i, direction].append(so_far())
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+    def before(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         under_way.append(module)
         if len(under_way) == 1:  # a head within an objective is counted with it
-            begin()
+            begin(i, "forward")
 
-    def after(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    def after(i: int, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
         under_way.pop()
         if under_way:
             return
-        end()
+        end(i, "forward")
         if not out.requires_grad:
             return
         unpooled = isinstance(module, Objective) and module.reads_unpooled
         read = args[1].unpooled if unpooled else args[0]
         if read.requires_grad:
-            out.register_hook(begin)
-            read.register_hook(end)
+            out.register_hook(lambda _: begin(i, "backward"))
+            read.register_hook(lambda _: end(i, "backward"))
         elif weights := [p for p in module.parameters() if p.requires_grad]:
-            out.register_hook(begin)
-            torch.autograd.graph.register_multi_grad_hook(weights, end)
+            out.register_hook(lambda _: begin(i, "backward"))
+            torch.autograd.graph.register_multi_grad_hook(weights, lambda _: end(i, "backward"))
 
-    modules = {module for network in auxiliary for module in network.modules()}
     hooks = [
         hook
-        for module in modules
+        for i, networks in enumerate(auxiliary)
+        for module in {module for network in networks for module in network.modules()}
         for hook in (
-            module.register_forward_pre_hook(before),
-            module.register_forward_hook(after),
+            module.register_forward_pre_hook(functools.partial(before, i)),
+            module.register_forward_hook(functools.partial(after, i)),
         )
     ]
     try:
