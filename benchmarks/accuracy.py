@@ -11,7 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
+from layerwise.cost import Costs
 from layerwise.errors import InputError
+from layerwise.experiment import build
 from layerwise.run import Run
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +28,7 @@ def main() -> None:
     runs = []
     for path in given.runs:
         run = Run.open(path)
-        config = run.config
+        config, costs = run.config, _costs(run)
         config["data"].pop("root")  # a folder of this machine's
         config["data"]["name"] = given.data or config["data"]["name"]
         runs.append(
@@ -34,7 +36,7 @@ def main() -> None:
                 "run": run.path.name,
                 "environment": json.loads((run.path / "environment.json").read_text()),
                 "config": config,
-                "costs": json.loads((run.path / "cost.json").read_text()),
+                "costs": json.loads(costs.json()),
                 "metrics": run.metrics(),
             }
         )
@@ -43,6 +45,12 @@ def main() -> None:
     out = RESULTS / f"accuracy-{given.name}.json"
     out.write_text(json.dumps({"benchmark": "accuracy", "runs": runs}, indent=1) + "\n")
     print(out)
+
+
+def _costs(run: Run) -> Costs:
+    """What the run wrote down; measured again where that was before steps were measured."""
+    costs = Costs.from_json((run.path / "cost.json").read_text())
+    return costs if costs.step_flops is not None else Costs.of(build(run.config).rule)
 
 
 if __name__ == "__main__":
