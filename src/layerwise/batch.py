@@ -22,13 +22,13 @@ class Report:
 
     Attributes:
         logits: the network's output, (B, C) or (B, T, C).
-        loss: the last block's loss, ().
+        loss: the last block's loss, (); None where another process has it.
         local_losses: each block's loss, (); None for a block that has no objective of its own.
         local_logits: each block's class scores; None for a block that does not predict.
     """
 
     logits: Tensor
-    loss: Tensor
+    loss: Tensor | None
     local_losses: tuple[Tensor | None, ...]
     local_logits: tuple[Tensor | None, ...]
 
@@ -72,7 +72,7 @@ class Batch:
         """The step's report, once all of `blocks` are done; `logits` is the network's output."""
         return Report(
             logits=logits.detach(),
-            loss=self.losses[blocks - 1],
+            loss=self.losses.get(blocks - 1),
             local_losses=tuple(self.losses.get(i) for i in range(blocks)),
             local_logits=tuple(self.logits.get(i) for i in range(blocks)),
         )

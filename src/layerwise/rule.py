@@ -83,12 +83,18 @@ class Rule(nn.Module, ABC):
         `forward(x)`."""
         h = x
         scores: list[Tensor | None] = []
-        for i, block in enumerate(self.blocks):
-            h = block(h)
-            objective = self._objective(i)
-            scores.append(None if objective is None else objective.predict(h))
-        scores[-1] = h
+        for i in range(len(self.blocks)):
+            h, predicted = self.exit(i, h)
+            scores.append(predicted)
         return tuple(scores)
+
+    def exit(self, i: int, h: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Block i's output and the class scores there, as in `exits`."""
+        h = self.blocks[i](h)
+        if i == len(self.blocks) - 1:
+            return h, h
+        objective = self._objective(i)
+        return h, None if objective is None else objective.predict(h)
 
     def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Images of what blocks should have given and of what they gave, (B, C, H, W) on the scale
@@ -209,7 +215,7 @@ class LocalRule(Rule):
                 return self._run(i, h, batch)
         h = self._run(i, h, batch)
         with self._kept(i, h):
-            loss = objective(h[: len(batch.x)] if self._views[i] else h, batch)
+            loss = objective(h[: len(batch.y)] if self._views[i] else h, batch)
         batch.unpooled, batch.views = None, {}
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
@@ -248,7 +254,7 @@ class LocalRule(Rule):
 
     def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's output; what its objective reads beside goes into `batch`."""
-        views, count = self._views[i], len(batch.x)
+        views, count = self._views[i], len(batch.y)
         if i and len(views) < len(self._views[i - 1]):
             h = h[: count * (1 + len(views))]
         if i in self._parts:

@@ -1,0 +1,157 @@
+"""Tensors from one process to the next, in order, with a bounded number under way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from layerwise.errors import LostStage
+
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.float16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+)
+TENSORS, DIMS = 3, 6  # the most of a message, and of a tensor
+EACH = 3 + DIMS  # dtype, whether channels come last in memory, dimensions, sizes
+MORE, LAST, CLOSED = 0, 1, 2  # marks: something follows; nothing of this pass; nothing at all
+
+
+class Sender:
+    """The end of a link that gives.
+
+    `send` does not wait for the other side until `depth` messages are under way: then it waits for
+    the first of them, so that a slow stage holds up those before it and memory is bounded.
+
+    Args:
+        to: the rank that takes.
+        group: a process group of this link's own.
+        depth: messages under way at most.
+    """
+
+    def __init__(self, to: int, group: dist.ProcessGroup, depth: int = 2):
+        self.to, self.group, self.depth = to, group, depth
+        self._under_way: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+
+    def send(self, *tensors: Tensor, mark: int = MORE) -> None:
+        """Send tensors as one message, with a mark.
+
+        Raises:
+            LostStage: the other process is gone.
+        """
+        while len(self._under_way) >= self.depth:
+            self._wait()
+        header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64)
+        header[:2] = torch.tensor([mark, len(tensors)])
+        parts = [header]
+        for k, tensor in enumerate(tensors):
+            last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+            plain = tensor.permute(0, 2, 3, 1) if last else tensor.contiguous()
+            about = [DTYPES.index(plain.dtype), last, plain.dim(), *plain.shape]
+            header[2 + k * EACH :][: len(about)] = torch.tensor(about)
+            parts.append(plain)
+        device = _device(self.group)
+        parts = [part.to(device) for part in parts]
+        try:
+            works = [dist.isend(part, self.to, group=self.group) for part in parts]
+        except RuntimeError as error:
+            raise LostStage(self.to, error) from error
+        # What is being sent must stay alive until it is.
+        self._under_way.append(([work for work in works if work is not None], parts))
+
+    def close(self) -> None:
+        """Say that nothing follows, and wait until the other side has everything."""
+        self.send(mark=CLOSED)
+        while self._under_way:
+            self._wait()
+
+    def _wait(self) -> None:
+        works, _ = self._under_way.popleft()
+        try:
+            for work in works:
+                work.wait()
+        except RuntimeError as error:
+            raise LostStage(self.to, error) from error
+
+
+class Receiver:
+    """The end of a link that takes: a thread receives while the stage computes.
+
+    Args:
+        source: the rank that gives.
+        group: a process group of this link's own.
+        depth: messages taken in advance at most.
+        device: where tensors are wanted.
+        timeout_s: how long to wait for a message before its sender counts as hung.
+    """
+
+    def __init__(
+        self,
+        source: int,
+        group: dist.ProcessGroup,
+        depth: int = 2,
+        device: torch.device | str = "cpu",
+        timeout_s: float = 600.0,
+    ):
+        self.source, self.group, self.device = source, group, torch.device(device)
+        self.timeout_s = timeout_s
+        self._taken: queue.Queue[tuple[list[Tensor], int] | Exception] = queue.Queue(depth)
+        self._thread = threading.Thread(target=self._take_all, daemon=True)
+        self._thread.start()
+
+    def receive(self) -> tuple[list[Tensor], int]:
+        """The next message: its tensors and its mark.
+
+        Raises:
+            LostStage: the other process is gone, or has sent nothing for `timeout_s`.
+        """
+        try:
+            taken = self._taken.get(timeout=self.timeout_s)
+        except queue.Empty as error:
+            raise LostStage(self.source, f"it sent nothing for {self.timeout_s:g} s") from error
+        if isinstance(taken, Exception):
+            raise LostStage(self.source, taken) from taken
+        return taken
+
+    def ready(self) -> bool:
+        """Whether `receive` would not wait."""
+        return not self._taken.empty()
+
+    def _take_all(self) -> None:
+        try:
+            mark = MORE
+            while mark != CLOSED:
+                tensors, mark = self._take()
+                self._taken.put((tensors, mark))
+        except Exception as error:  # the stage learns of it when it receives
+            self._taken.put(error)
+
+    def _take(self) -> tuple[list[Tensor], int]:
+        device = _device(self.group)
+        header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64, device=device)
+        dist.recv(header, self.source, group=self.group)
+        mark, count, *about = header.tolist()
+        tensors = []
+        for k in range(count):
+            kind, last, dims, *shape = about[k * EACH : (k + 1) * EACH]
+            tensor = torch.empty(shape[:dims], dtype=DTYPES[kind], device=device)
+            dist.recv(tensor, self.source, group=self.group)
+            tensors.append((tensor.permute(0, 3, 1, 2) if last else tensor).to(self.device))
+        return tensors, mark
+
+
+def _device(group: dist.ProcessGroup) -> torch.device:
+    """Where a group's messages lie: gloo's on the host."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,89 @@
+"""Stages in processes of their own give the serial runtime's gradients, bit for bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from layerwise import rules
+from layerwise.runtime import LayerParallel
+
+pytestmark = pytest.mark.gloo
+STEPS = 4
+
+
+def _rule(network: str) -> tuple[rules.DGL, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    case = getattr(networks, network)()
+    rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
+    generator = torch.Generator().manual_seed(1)
+    data = []
+    for k in range(STEPS):
+        b = 3 if k == STEPS - 1 else 6  # the last batch is smaller
+        x = torch.randn(b, *case.x.shape[1:], generator=generator)
+        data.append((x, torch.randint(networks.CLASSES, (b,), generator=generator)))
+    return rule, data
+
+
+def _train(rule: rules.DGL, data: list, backward: Callable, blocks: range) -> dict:
+    optimizers = {i: torch.optim.SGD(rule.parameters_of(i), 0.1, 0.9) for i in blocks}
+
+    def step(i: int) -> None:
+        optimizers[i].step()
+        optimizers[i].zero_grad()
+
+    reports = [backward(x, y, on_block=step) for x, y in data]
+    return {
+        "weights": {
+            f"{i}.{k}": p.detach().clone()
+            for i in blocks
+            for k, p in enumerate(rule.parameters_of(i))
+        },
+        "buffers": {
+            f"{i}.{n}": b.clone() for i in blocks for n, b in rule.blocks[i].named_buffers()
+        },
+        "losses": [[r.local_losses[i] for i in blocks] for r in reports],
+    }
+
+
+def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(os.path.join(folder, "store"), len(starts))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=len(starts))
+    rule, data = _rule(network)
+    stage = LayerParallel(rule, starts)
+    found = _train(rule, data, stage.backward, stage.blocks)
+    stage.close()
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("network", "starts"), [("mlp", [0, 1]), ("cnn", [0, 2]), ("transformer", [0, 1, 3])]
+)
+def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
+    mp.spawn(_stage, (str(tmp_path), network, starts), nprocs=len(starts))
+    rule, data = _rule(network)
+    ends = [*starts[1:], len(rule.blocks)]
+    wanted = _train(rule, data, rule.backward, range(len(rule.blocks)))
+    got: dict = {"weights": {}, "buffers": {}}
+    losses = []
+    for rank in range(len(starts)):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        got["weights"] |= found["weights"]
+        got["buffers"] |= found["buffers"]
+        losses.append(found["losses"])
+    for kind in ("weights", "buffers"):
+        networks.assert_same(got[kind], wanted[kind])
+    for step in range(STEPS):
+        together = [loss for stage in losses for loss in stage[step]]
+        assert all(torch.equal(a, b) for a, b in zip(together, wanted["losses"][step], strict=True))
+    assert ends[-1] == len(rule.blocks)
