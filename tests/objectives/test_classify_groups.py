@@ -67,6 +67,12 @@ def test_groups_by_hand() -> None:
     assert groups_from_confusion(CONFUSION[order][:, order], [2]) == [[0, 1, 0, 1]]
 
 
+def test_both_directions_count() -> None:
+    """0 is often taken for 1, 1 never for 0: (0.4 + 0) / 2, less than (0.3 + 0.3) / 2."""
+    confusion = torch.tensor([[6, 4, 0], [0, 7, 3], [0, 3, 7]])
+    assert groups_from_confusion(confusion, [2]) == [[0, 1, 1]]
+
+
 @settings(max_examples=40, deadline=None)
 @given(classes=st.integers(2, 12), seed=st.integers(0, 99), largest=st.sampled_from([1, 2, 50]))
 def test_levels_are_nested(classes: int, seed: int, largest: int) -> None:
