@@ -207,7 +207,7 @@ def _text(path: Path, text: str) -> str:
 
 
 def _built(objective: ClassifyGroups, output_shape: tuple[int, ...] = (4,)) -> ClassifyGroups:
-    objective.build(Site(0, 2, (6,), (6,), (6,), output_shape))
+    objective.place(Site(0, 2, (6,), (6,), (6,), output_shape))
     return objective
 
 
@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the class": (
         lambda _: ClassifyGroups(heads.MLP, groups=PAIRS),  # type: ignore[arg-type]
-        r"ClassifyGroups\(head=MLP\): got the class; give a head: MLP\(\)",
+        r"ClassifyGroups\(head=\.\.\.\): got the class MLP; give a recipe: MLP\(\)",
     ),
     "no file": (
         lambda path: ClassifyGroups(confusion=str(path)),
