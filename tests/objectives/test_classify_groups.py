@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two rules": (
         lambda _: _built(_built(ClassifyGroups(groups=PAIRS))),
-        r"ClassifyGroups: this objective has its head already",
+        r"ClassifyGroups: this objective has its auxiliary network already",
     ),
     "a table of one class": (
         lambda _: groups_from_confusion(torch.ones(1, 1), [1]),

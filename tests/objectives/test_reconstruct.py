@@ -255,7 +255,7 @@ REFUSED = {
     ),
     "two rules": (
         lambda: _tiny()[0].objectives["0"].place(_site((3, 8, 8))),  # type: ignore[operator]
-        r"Reconstruct: this objective has its decoder already",
+        r"Reconstruct: this objective has its auxiliary network already",
     ),
 }
 H = torch.zeros(1)

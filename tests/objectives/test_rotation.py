@@ -183,7 +183,7 @@ REFUSED = {
         lambda: Rotation().place(_site(3, 4, 8)),
         r"Rotation\(turns=\(0, 1, 2, 3\)\): the network takes 4x8 .* give turns=\(0, 2\)",
     ),
-    "two rules": (_built_twice, r"Rotation: this objective has its head already"),
+    "two rules": (_built_twice, r"Rotation: this objective has its auxiliary network already"),
 }
 
 
