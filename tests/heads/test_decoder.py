@@ -66,22 +66,24 @@ def test_same_by_hand() -> None:
 def test_channels_halve() -> None:
     conv, up = nn.Conv2d, nn.ConvTranspose2d
     assert _convolutions(Transposed(4)((64, 4, 4), IMAGE)) == [
-        (conv, 64, 32, 1), (up, 32, 16, 4), (up, 16, 8, 4), (up, 8, 4, 4), (conv, 4, 3, 3),
+        (conv, 64, 32, 1), (up, 32, 16, 4), (up, 16, 8, 4), (up, 8, 4, 4), (conv, 4, 3, 1),
     ]  # fmt: skip
     # A block of few channels is never widened.
     assert _convolutions(Transposed(4)((8, 4, 4), IMAGE)) == [
-        (up, 8, 8, 4), (up, 8, 8, 4), (up, 8, 4, 4), (conv, 4, 3, 3),
+        (up, 8, 8, 4), (up, 8, 8, 4), (up, 8, 4, 4), (conv, 4, 3, 1),
     ]  # fmt: skip
     assert _convolutions(Transposed(4, kernel_size=5)((8, 32, 32), IMAGE)) == [
         (conv, 8, 4, 1), (conv, 4, 3, 5),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("decoder", [Bilinear, Same])
-def test_convolutions_at_the_blocks_resolution(decoder: type[Bilinear] | type[Same]) -> None:
+@pytest.mark.parametrize(("decoder", "last"), [(Bilinear, 3), (Same, 1)])
+def test_convolutions_at_the_blocks_resolution(
+    decoder: type[Bilinear] | type[Same], last: int
+) -> None:
     conv = nn.Conv2d
     assert _convolutions(decoder(layers=2, channels=4)((64, 8, 8), IMAGE)) == [
-        (conv, 64, 4, 1), (conv, 4, 4, 3), (conv, 4, 4, 3), (conv, 4, 3, 3),
+        (conv, 64, 4, 1), (conv, 4, 4, 3), (conv, 4, 4, 3), (conv, 4, 3, last),
     ]  # fmt: skip
     assert _convolutions(decoder(layers=1, channels=4, kernel_size=1)((2, 8, 8), IMAGE)) == [
         (conv, 2, 4, 1), (conv, 4, 3, 1),

@@ -67,6 +67,12 @@ def test_groups_by_hand() -> None:
     assert groups_from_confusion(CONFUSION[order][:, order], [2]) == [[0, 1, 0, 1]]
 
 
+def test_both_directions_count() -> None:
+    """0 is often taken for 1, 1 never for 0: (0.4 + 0) / 2, less than (0.3 + 0.3) / 2."""
+    confusion = torch.tensor([[6, 4, 0], [0, 7, 3], [0, 3, 7]])
+    assert groups_from_confusion(confusion, [2]) == [[0, 1, 1]]
+
+
 @settings(max_examples=40, deadline=None)
 @given(classes=st.integers(2, 12), seed=st.integers(0, 99), largest=st.sampled_from([1, 2, 50]))
 def test_levels_are_nested(classes: int, seed: int, largest: int) -> None:
@@ -201,7 +207,7 @@ def _text(path: Path, text: str) -> str:
 
 
 def _built(objective: ClassifyGroups, output_shape: tuple[int, ...] = (4,)) -> ClassifyGroups:
-    objective.build(Site(0, 2, (6,), (6,), (6,), output_shape))
+    objective.place(Site(0, 2, (6,), (6,), (6,), output_shape))
     return objective
 
 
@@ -213,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the class": (
         lambda _: ClassifyGroups(heads.MLP, groups=PAIRS),  # type: ignore[arg-type]
-        r"ClassifyGroups\(head=MLP\): got the class; give a head: MLP\(\)",
+        r"ClassifyGroups\(head=\.\.\.\): got the class MLP; give a recipe: MLP\(\)",
     ),
     "no file": (
         lambda path: ClassifyGroups(confusion=str(path)),
@@ -285,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "two rules": (
         lambda _: _built(_built(ClassifyGroups(groups=PAIRS))),
-        r"ClassifyGroups: this objective has its head already",
+        r"ClassifyGroups: this objective has its auxiliary network already",
     ),
     "a table of one class": (
         lambda _: groups_from_confusion(torch.ones(1, 1), [1]),

@@ -172,7 +172,9 @@ def test_an_objective_belongs_to_one_rule() -> None:
     case = networks.mlp()
     given = [Classify(heads.Linear()), MeanSquare()]
     rule = rules.Greedy(case.blocks, given)
-    with pytest.raises(InputError, match=r"Classify: this objective has its head already") as e:
+    with pytest.raises(
+        InputError, match=r"Classify: this objective has its auxiliary network already"
+    ) as e:
         rules.Greedy(case.blocks, given)
     assert "\n" not in str(e.value)
     assert rule.objectives["0"] is given[0]

@@ -223,7 +223,7 @@ def _site(input_shape: tuple[int, ...]) -> Site:
 REFUSED = {
     "the class": (
         lambda: Reconstruct(Bilinear),  # type: ignore[arg-type]
-        r"Reconstruct\(decoder=Bilinear\): got the class; give a decoder: Bilinear\(\)",
+        r"Reconstruct\(decoder=\.\.\.\): got the class Bilinear; give a recipe: Bilinear\(\)",
     ),
     "another distance": (
         lambda: Reconstruct(distance="l3"),  # type: ignore[arg-type]
@@ -242,11 +242,11 @@ REFUSED = {
         r"Reconstruct\(shift=\(0\.5, 1\)\): give .* whole pixels",
     ),
     "no image": (
-        lambda: Reconstruct().build(_site((7, 5))),
+        lambda: Reconstruct().place(_site((7, 5))),
         r"Reconstruct: the network takes \(7, 5\) .* no image \(C, H, W\)",
     ),
     "a vector for Same": (
-        lambda: Reconstruct(Same()).build(_site((3, 8, 8))),
+        lambda: Reconstruct(Same()).place(_site((3, 8, 8))),
         r"heads\.Same: a block gives \(6,\)",
     ),
     "whole numbers": (
@@ -254,8 +254,8 @@ REFUSED = {
         r"Reconstruct: the network's input is torch\.uint8, .* images\.float\(\) / 255",
     ),
     "two rules": (
-        lambda: _tiny()[0].objectives["0"].build(_site((3, 8, 8))),  # type: ignore[operator]
-        r"Reconstruct: this objective has its decoder already",
+        lambda: _tiny()[0].objectives["0"].place(_site((3, 8, 8))),  # type: ignore[operator]
+        r"Reconstruct: this objective has its auxiliary network already",
     ),
 }
 H = torch.zeros(1)

@@ -153,14 +153,14 @@ def _site(*input_shape: int) -> Site:
 
 def test_half_turns_of_any_image() -> None:
     objective = Rotation(turns=(0, 2))
-    objective.build(_site(3, 4, 8))
+    objective.place(_site(3, 4, 8))
     assert objective.views == (Turned(2),)
 
 
 def _built_twice() -> None:
     objective = Rotation()
     for _ in range(2):
-        objective.build(_site(3, 8, 8))
+        objective.place(_site(3, 8, 8))
 
 
 REFUSED = {
@@ -173,17 +173,17 @@ REFUSED = {
     },
     "the class": (
         lambda: Rotation(heads.MLP),  # type: ignore[arg-type]
-        r"Rotation\(head=MLP\): got the class; give a head: MLP\(\)",
+        r"Rotation\(head=\.\.\.\): got the class MLP; give a recipe: MLP\(\)",
     ),
     "no image": (
-        lambda: Rotation().build(_site(7, 5)),
+        lambda: Rotation().place(_site(7, 5)),
         r"Rotation: the network takes \(7, 5\) .* no image \(C, H, W\)",
     ),
     "not square": (
-        lambda: Rotation().build(_site(3, 4, 8)),
+        lambda: Rotation().place(_site(3, 4, 8)),
         r"Rotation\(turns=\(0, 1, 2, 3\)\): the network takes 4x8 .* give turns=\(0, 2\)",
     ),
-    "two rules": (_built_twice, r"Rotation: this objective has its head already"),
+    "two rules": (_built_twice, r"Rotation: this objective has its auxiliary network already"),
 }
 
 

@@ -48,11 +48,13 @@ class Transposed(Decoder):
     Args:
         channels: at the image's resolution, before the last convolution; twice as many for each
             halving of the resolution, at most the block's own.
-        kernel_size: of the last convolution, odd.
+        kernel_size: of the last convolution, odd. With 3 the squared error curves up to nine times
+            as much in its weights: on grey images SGD with momentum 0.9 diverged at lr 0.1, and
+            with 1 did not.
     """
 
     channels: int = 16
-    kernel_size: int = 3
+    kernel_size: int = 1
 
     def __post_init__(self) -> None:
         _check("heads.Transposed", channels=self.channels, kernel_size=self.kernel_size)
@@ -79,8 +81,9 @@ class Bilinear(Decoder):
     """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
     ReLU), bilinear interpolation to the image's size, convolution.
 
-    All but the last convolution is at the block's own resolution. The 1x1 convolution is there
-    where the block has more channels. Vectors and tokens as in `Transposed`.
+    All but the last convolution is at the block's own resolution, so far from the image's the
+    prediction is smooth. The 1x1 convolution is there where the block has more channels. Vectors
+    and tokens as in `Transposed`.
 
     Args:
         layers: how many convolutions before the interpolation.
@@ -115,14 +118,14 @@ class Bilinear(Decoder):
 @dataclass(frozen=True)
 class Same(Decoder):
     """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
-    ReLU), convolution: an image at the block's own resolution.
+    ReLU), 1x1 convolution: an image at the block's own resolution.
 
     The 1x1 convolution is there where the block has more channels. It reads feature maps only.
 
     Args:
         layers: how many convolutions before the last.
         channels: their output channels.
-        kernel_size: of theirs and of the last convolution, odd.
+        kernel_size: of theirs, odd.
     """
 
     layers: int = 1
@@ -143,7 +146,7 @@ class Same(Decoder):
             )
         layers, (features, _, _) = feature_maps(in_shape, "heads.Same")
         layers += _convolutions(features, self.layers, self.channels, self.kernel_size)
-        layers.append(nn.Conv2d(self.channels, image, self.kernel_size, padding="same"))
+        layers.append(nn.Conv2d(self.channels, image, 1))
         return nn.Sequential(*layers)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
+from layerwise.heads.head import refuse_class
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.objectives.objective import Objective, Site
 
@@ -49,11 +50,7 @@ class ClassifyGroups(Objective):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__()
-        if isinstance(head, type):
-            raise InputError(
-                f"ClassifyGroups(head={head.__name__}): got the class; give a head: "
-                f"{head.__name__}()"
-            )
+        refuse_class(head, "ClassifyGroups(head=...)")
         if groups is not None and confusion is not None:
             raise InputError("ClassifyGroups: got both groups and confusion; give one of them")
         if confusion is not None:
@@ -75,11 +72,6 @@ class ClassifyGroups(Objective):
         self._every_class = False
 
     def build(self, site: Site) -> None:
-        if not isinstance(self.head, nn.Identity):
-            raise InputError(
-                "ClassifyGroups: this objective has its head already; an objective belongs to one "
-                "rule: make a new one, with the same recipe"
-            )
         if site.output_shape[-1:] != (self.classes,):
             raise InputError(
                 f"ClassifyGroups: got groups of {self.classes} classes, but the network gives "

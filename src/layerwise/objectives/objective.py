@@ -58,8 +58,8 @@ class Objective(nn.Module, ABC):
         """
         if self.site is not None and self.needs_site:
             raise InputError(
-                f"{type(self).__name__}: this objective has its head already; an objective belongs "
-                "to one rule: make a new one, with the same recipe"
+                f"{type(self).__name__}: this objective has its auxiliary network already; an "
+                "objective belongs to one rule: make a new one, with the same recipe"
             )
         self.site = site
         self.build(site)

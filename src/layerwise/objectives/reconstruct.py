@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
+from layerwise.heads.head import refuse_class
 from layerwise.objectives.objective import Objective, Site
 
 DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}  # means over all elements
@@ -51,11 +52,7 @@ class Reconstruct(Objective):
         before_pooling: bool = True,
     ):
         super().__init__()
-        if isinstance(decoder, type):
-            raise InputError(
-                f"Reconstruct(decoder={decoder.__name__}): got the class; give a decoder: "
-                f"{decoder.__name__}()"
-            )
+        refuse_class(decoder, "Reconstruct(decoder=...)")
         if distance not in DISTANCES:
             raise InputError(f"Reconstruct(distance={distance!r}): {choices(distance, DISTANCES)}")
         if shift is not None and not _two_pixels(shift):
@@ -71,11 +68,6 @@ class Reconstruct(Objective):
         self.pixels = 0
 
     def build(self, site: Site) -> None:
-        if not isinstance(self.decoder, nn.Identity):
-            raise InputError(
-                "Reconstruct: this objective has its decoder already; an objective belongs to one "
-                "rule: make a new one, with the same recipe"
-            )
         if len(site.input_shape) != 3:
             raise InputError(
                 f"Reconstruct: the network takes {site.input_shape} for each sample, which is no "

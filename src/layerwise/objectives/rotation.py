@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
+from layerwise.heads.head import refuse_class
 from layerwise.objectives.objective import Objective, Site
 
 
@@ -49,10 +50,7 @@ class Rotation(Objective):
         turns: tuple[int, ...] = (0, 1, 2, 3),
     ):
         super().__init__()
-        if isinstance(head, type):
-            raise InputError(
-                f"Rotation(head={head.__name__}): got the class; give a head: {head.__name__}()"
-            )
+        refuse_class(head, "Rotation(head=...)")
         if len(turns) < 2 or turns[0] != 0 or sorted({0, 1, 2, 3} & {*turns}) != sorted(turns):
             raise InputError(
                 f"Rotation(turns={turns}): give at least two different of 0, 1, 2, 3 quarter "
@@ -63,11 +61,6 @@ class Rotation(Objective):
         self.turns = tuple(turns)
 
     def build(self, site: Site) -> None:
-        if not isinstance(self.head, nn.Identity):
-            raise InputError(
-                "Rotation: this objective has its head already; an objective belongs to one rule: "
-                "make a new one, with the same recipe"
-            )
         if len(site.input_shape) != 3:
             raise InputError(
                 f"Rotation: the network takes {site.input_shape} for each sample, which is no "
