@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import torch
@@ -68,6 +68,13 @@ class Tally:
         """Share of right predictions of each block, 0 to 1. Waits for the device."""
         shares = (self.right / max(1, self.labels)).tolist()
         return [s if has else None for s, has in zip(shares, self.has_logits, strict=True)]
+
+    def only(self, blocks: Container[int]) -> None:
+        """Forget what was counted of all other blocks."""
+        for i in range(len(self.has_loss)):
+            if i not in blocks:
+                self.loss_sums[i] = self.right[i] = 0.0
+                self.has_loss[i] = self.has_logits[i] = False
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))

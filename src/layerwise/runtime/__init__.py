@@ -1,5 +1,8 @@
 """Where blocks live; no runtime knows which rule it runs."""
 
 from layerwise.runtime.layer_parallel import LayerParallel
+from layerwise.runtime.serial import Serial
 
-__all__ = ["LayerParallel"]
+Runtime = Serial | LayerParallel
+
+__all__ = ["LayerParallel", "Runtime", "Serial"]

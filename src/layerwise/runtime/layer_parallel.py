@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import LocalRule, OnBlock, Rule, Scale
-from layerwise.runtime.link import MORE, Receiver, Sender
+from layerwise.runtime.link import LAST, MORE, Receiver, Sender
+from layerwise.tally import Tally
 
 
 class LayerParallel:
@@ -35,17 +37,15 @@ class LayerParallel:
 
     Attributes:
         blocks: numbers of this stage's blocks.
-        first, last: whether this stage is.
-        mark: what came with the last batch (`link`): the first stage's word to those behind it.
+        leader: whether this process keeps the run's files: the last stage, where the network's
+            own loss is.
 
     Raises:
         InputError: a rule that needs more than forward information; starts that are no division of
             the blocks into as many stages as there are ranks.
     """
 
-    def __init__(
-        self, rule: Rule, starts: Sequence[int], depth: int = 2, timeout_s: float = 600.0
-    ):
+    def __init__(self, rule: Rule, starts: Sequence[int], depth: int = 2, timeout_s: float = 600.0):
         rank, world = dist.get_rank(), dist.get_world_size()
         if not isinstance(rule, LocalRule):
             raise InputError(
@@ -56,8 +56,10 @@ class LayerParallel:
         ends = [*starts[1:], len(rule.blocks)]
         self.rule, self.rank = rule, rank
         self.blocks = range(starts[rank], ends[rank])
-        self.first, self.last = rank == 0, rank == world - 1
-        self.mark = MORE
+        self.leader = rank == world - 1
+        self._mark = MORE  # that came with the last batch: the first stage's word to all
+        # For what is small and on the host, whatever carries activations.
+        self._control = dist.new_group(backend="gloo")
         self._before: Receiver | None = None
         self._after: Sender | None = None
         for left in range(world - 1):  # every rank makes every group, in the same order
@@ -75,7 +77,7 @@ class LayerParallel:
         *,
         scale: Scale = identity,
         on_block: OnBlock | None = None,
-        mark: int = MORE,
+        stops: bool = False,
     ) -> Report:
         """This stage's part of `rule.backward(x, y)`.
 
@@ -85,49 +87,88 @@ class LayerParallel:
             y: its labels, (B,) or (B, T).
             scale: as in `Rule.backward`.
             on_block: as in `Rule.backward`; called for this stage's blocks.
-            mark: the first stage's word to those behind it.
+            stops: on the first stage, that all are to stop after this batch.
 
         Returns:
             The report with what this stage's blocks found, None for the others; its logits are the
             network's output on the last stage, and this stage's elsewhere.
         """
         batch = Batch(y if x is None else x, y, scale)
-        h, self.mark = self._take(batch, mark)
+        h = self._take(self.rule.enter(batch) if self._before is None else None, stops)
         for i in self.blocks:
             h = self.rule.local_backward(i, h, batch)
             if on_block is not None:
                 on_block(i)
         if self._after is not None:
-            self._after.send(h, mark=self.mark)
+            self._after.send(h, mark=self._mark)
         return batch.report(h, len(self.rule.blocks))
 
     @torch.no_grad()
-    def exits(self, x: Tensor | None, y: Tensor, mark: int = MORE) -> list[Tensor | None]:
-        """This stage's part of `rule.exits(x)`: None for the blocks of other stages."""
-        batch = Batch(y if x is None else x, y)
-        scores: list[Tensor | None] = [None] * len(self.rule.blocks)
-        h, self.mark = (x, mark) if self._before is None else self._received()
-        assert h is not None
+    def exits(
+        self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
+    ) -> Sequence[Tensor | None]:
+        """This stage's part of `rule.exits(x)`: None for the blocks of other stages. `rule` may be
+        an average of the trained one's weights."""
+        scores: list[Tensor | None] = [None] * len(rule.blocks)
+        h = self._take(x, stops)
         for i in self.blocks:
-            h, scores[i] = self.rule.exit(i, h)
+            h, scores[i] = rule.exit(i, h)
         if self._after is not None:
-            self._after.send(h, mark=self.mark)
+            self._after.send(h, mark=self._mark)
         return scores
 
+    def stops(self, asked: bool) -> bool:
+        """Whether all stop after the batch just done: the first stage decides, for it is ahead."""
+        return self._mark == LAST
+
+    def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The states of all processes as one; None but for the leader."""
+        leader = dist.get_world_size() - 1
+        states: list[Any] | None = [None] * (leader + 1) if self.leader else None
+        dist.gather_object(_on_host(state), states, dst=leader, group=self._control)
+        if states is None:
+            return None
+        together = dict(states[leader])
+        for key, value in together.items():
+            if key in OF_BLOCKS and value is not None:
+                together[key] = {k: v for state in states for k, v in state[key].items()}
+        return together
+
+    def add_up(self, tally: Tally) -> None:
+        """Make `tally` that of all blocks, everywhere."""
+        flags = torch.tensor([tally.has_loss, tally.has_logits])
+        counts = torch.stack([tally.loss_sums, tally.right]).double().cpu()
+        together = torch.cat([counts, flags])
+        dist.all_reduce(together, group=self._control)
+        tally.loss_sums.copy_(together[0])
+        tally.right.copy_(together[1])
+        tally.has_loss, tally.has_logits = together[2:].bool().tolist()
+
     def close(self) -> None:
-        """Wait until the next stage has everything."""
+        """Training is over: wait until the next stage has everything."""
         if self._after is not None:
             self._after.close()
+        dist.barrier(group=self._control)
 
-    def _take(self, batch: Batch, mark: int) -> tuple[Tensor, int]:
+    def _take(self, x: Tensor | None, stops: bool) -> Tensor:
+        """This stage's input: its own batch, or what the stage before sent."""
         if self._before is None:
-            return self.rule.enter(batch), mark
-        return self._received()
+            assert x is not None
+            self._mark = LAST if stops else MORE
+            return x
+        (h,), self._mark = self._before.receive()
+        return h
 
-    def _received(self) -> tuple[Tensor, int]:
-        assert self._before is not None
-        tensors, mark = self._before.receive()
-        return tensors[0], mark
+
+OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each process has its own share of
+
+
+def _on_host(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {k: _on_host(v) for k, v in value.items()}
+    return value
 
 
 def check_starts(starts: Sequence[int], blocks: int, stages: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,12 +40,40 @@ def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
         load_rule(rule, {k[len(prefix) :]: v for k, v in ema.items() if k.startswith(prefix)})
 
 
-def like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give loaded state the memory layout of its parameter (a file holds plain layout)."""
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
-                state[key] = torch.empty_like(parameter).copy_(value)
+def optimizer_state(
+    rule: Rule, optimizers: Iterable[torch.optim.Optimizer | None]
+) -> dict[str, dict[str, Any]]:
+    """What optimizers keep of each parameter, under the parameter's name: whichever of them steps
+    it, and in whichever process."""
+    states = {id(p): s for o in optimizers if o is not None for p, s in o.state.items()}
+    return {name: states[id(p)] for name, p in rule.named_parameters() if id(p) in states}
+
+
+def load_optimizer_state(
+    rule: Rule,
+    optimizers: Iterable[torch.optim.Optimizer | None],
+    states: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Give optimizers what `optimizer_state` found, each its own parameters' part."""
+    names = {id(p): name for name, p in rule.named_parameters()}
+    for optimizer in optimizers:
+        if optimizer is None:
+            continue
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        found = {k: states[n] for k, p in enumerate(parameters) if (n := names[id(p)]) in states}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": found})
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # A file holds plain memory layout.
+                    state[key] = torch.empty_like(parameter).copy_(value)
+
+
+def names_of_blocks(rule: Rule, blocks: Iterable[int]) -> set[str]:
+    """The entries of the rule's state that belong to these blocks."""
+    parts = [part for i in blocks for part in (rule.blocks[i], *rule.auxiliary(i))]
+    theirs = {id(t) for part in parts for t in part.state_dict(keep_vars=True).values()}
+    return {n for n, t in rule.state_dict(keep_vars=True).items() if id(t) in theirs}
 
 
 def block_keys(network: nn.Module, rule: Rule) -> dict[str, str]:

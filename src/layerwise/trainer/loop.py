@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import safetensors.torch
@@ -22,10 +23,19 @@ from layerwise.objectives import cross_entropy
 from layerwise.optim import Optimizer, Schedule
 from layerwise.rule import Rule
 from layerwise.run import Run
+from layerwise.runtime import Runtime, Serial
 from layerwise.tally import Tally
-from layerwise.trainer.checkpoint import block_keys, like_parameters, load_rule
+from layerwise.trainer.checkpoint import (
+    block_keys,
+    load_optimizer_state,
+    load_rule,
+    names_of_blocks,
+    optimizer_state,
+)
 from layerwise.trainer.settings import Settings
 from layerwise.trainer.watch import Watch
+
+SEEDS = (1 << 63) - 1  # the largest that torch takes
 
 
 class Logger(Protocol):
@@ -60,6 +70,7 @@ class Trainer:
         progress: a progress display.
         pictures: called with an epoch and the rule as it is evaluated, where `settings.pictures`
             asks for it; training goes on as if it had not been called.
+        runtime: makes what runs the rule, once that is on its device.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Trainer:
         progress: Progress,
         loggers: Sequence[Logger] = (),
         pictures: Callable[[int, Rule], None] | None = None,
+        runtime: Callable[[Rule], Runtime] = Serial,
     ):
         self.settings, self.run, self.fabric = settings, run, fabric
         self.progress, self.loggers, self.pictures = progress, list(loggers), pictures
@@ -89,14 +101,17 @@ class Trainer:
         self.rule: Rule = rule.to(fabric.device)
         if settings.channels_last:
             self.rule.to(memory_format=torch.channels_last)
+        self.runtime = runtime(self.rule)
+        of_blocks = {i: rule.parameters_of(i) for i in self.runtime.blocks}
         parts = (
-            [rule.parameters_of(i) for i in range(len(rule.blocks))]
+            of_blocks
             if settings.step_per_block
-            else [list(rule.parameters())]
+            else {0: [p for parameters in of_blocks.values() for p in parameters]}
         )
-        self.optimizers = [
-            optimizer(part) if any(p.requires_grad for p in part) else None for part in parts
-        ]
+        self.optimizers = {
+            i: optimizer(part) if any(p.requires_grad for p in part) else None
+            for i, part in parts.items()
+        }
         self.scaler: torch.amp.GradScaler | None = getattr(
             fabric.strategy.precision, "scaler", None
         )
@@ -117,7 +132,7 @@ class Trainer:
         self.seconds = 0.0  # of the epoch under way, training only
         self.best: float | None = None
         self.tally = self._new_tally()
-        self.watch = Watch(rule, fabric.device)
+        self.watch = Watch(rule, fabric.device, self.runtime.blocks)
         self.stop_asked = False
 
     # ---------------------------------------------------------------- the loop
@@ -149,7 +164,8 @@ class Trainer:
         for x, y in loader.epoch(self.epoch, start=self.batch):
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
-            report = self._backward(x, y, together)
+            stops = self.stop_asked and self.batch + 1 == first + together
+            report = self._backward(x, y, together, stops)
             losses = self.tally.add(report.local_losses, report.local_logits, y)
             self.watch.note(losses, self.step)
             self.batch += 1
@@ -163,21 +179,22 @@ class Trainer:
                 self.progress.update(self.batch * settings.batch_size, loss, accuracy)
                 shown = now
             due = settings.save_every and self.step % settings.save_every == 0
-            if due or self.stop_asked:
+            stops = self.runtime.stops(self.stop_asked)
+            if due or stops:
                 self._guard(saving=True)
                 self._wait()
                 self.seconds += time.perf_counter() - started
                 started = time.perf_counter()
-                self.run.save("last", self.state_dict())
-            if self.stop_asked:
+                self._save("last")
+            if stops:
                 self._interrupt()
         self._guard(saving=True)
         self._wait()
         self.seconds += time.perf_counter() - started
         self.progress.update(images, self.tally.losses()[-1], self.tally.accuracies()[-1])
 
-    def _backward(self, x: Tensor, y: Tensor, together: int) -> Report:
-        """One batch's gradients; `together` batches make a step."""
+    def _backward(self, x: Tensor, y: Tensor, together: int, stops: bool = False) -> Report:
+        """One batch's gradients; `together` batches make a step, after which training `stops`."""
 
         def scale(loss: Tensor) -> Tensor:
             if together > 1:
@@ -185,9 +202,21 @@ class Trainer:
             return loss if self.scaler is None else self.scaler.scale(loss)
 
         self._set_lr()
-        on_block = self._step_block if self.settings.step_per_block else None
+        number = self.epoch * len(self.train_loader) + self.batch
+        self._seed_block(number, self.runtime.blocks[0])
+
+        def on_block(i: int) -> None:
+            if self.settings.step_per_block:
+                self._step_block(i)
+            self._seed_block(number, i + 1)
+
         with self.fabric.autocast():
-            return self.rule.backward(x, y, scale=scale, on_block=on_block)
+            return self.runtime.backward(x, y, scale=scale, on_block=on_block, stops=stops)
+
+    def _seed_block(self, batch: int, i: int) -> None:
+        """Random numbers of block `i` on a batch depend on these two and the seed: not on how many
+        other blocks drew, nor on where those are."""
+        torch.manual_seed(hash((self.settings.seed, batch, i)) & SEEDS)
 
     def _step_block(self, i: int) -> None:
         if (optimizer := self.optimizers[i]) is None:
@@ -204,7 +233,7 @@ class Trainer:
 
     def _finish_step(self) -> None:
         if not self.settings.step_per_block:
-            self._step_block(0)  # the one optimizer of all blocks
+            self._step_block(0)  # the one optimizer of all blocks here
         if self.scaler is not None:
             self.scaler.update()  # once all blocks have stepped: they share one scale
         self.step += 1
@@ -212,7 +241,7 @@ class Trainer:
             self.ema.update_parameters(self.rule)
 
     def _set_lr(self) -> None:
-        for optimizer in self.optimizers:
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = self.lr * self.factor(self.step)
 
@@ -223,15 +252,17 @@ class Trainer:
         tally = self._new_tally()
         with self.fabric.autocast():
             for x, y in loader.epoch(0):
-                if self.stop_asked:  # the epoch is trained and will be evaluated on resuming
-                    self.run.save("last", self.state_dict())
+                logits = self.runtime.exits(rule, x, y, stops=self.stop_asked)
+                if self.runtime.stops(self.stop_asked):
+                    self._save("last")  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
-                logits = rule.exits(x)
                 losses = [None if s is None else cross_entropy(s.float(), y) for s in logits]
                 tally.add(losses, logits, y)
+        self.runtime.add_up(tally)
         return tally
 
     def _finish_epoch(self, results: Mapping[str, Tally]) -> None:
+        self.runtime.add_up(self.tally)
         row = self._row(results)
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         self.tally = self._new_tally()
@@ -244,10 +275,7 @@ class Trainer:
             line += "  (best)"
         self.run.log(line)
         self.progress.say(line)
-        state = self.state_dict()
-        if improved:
-            self.run.save("best", state)
-        self.run.save("last", state)
+        self._save(*(["best"] if improved else []), "last")
         # Last: an epoch that is trained again after a crash must not be logged twice.
         for logger in self.loggers:
             logger.log(row)
@@ -287,8 +315,21 @@ class Trainer:
 
     # ---------------------------------------------------------------- keeping and finding again
 
+    def _save(self, *names: str) -> None:
+        """Write a checkpoint under each name; where blocks are elsewhere, fetch them."""
+        state = self.runtime.gather(self.state_dict())
+        if state is None:
+            return
+        if len(self.runtime.blocks) < len(self.rule.blocks):
+            self._load_weights(state)
+        for name in names:
+            self.run.save(name, state)
+
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Everything that the next step depends on, of the blocks that are here."""
+        here = names_of_blocks(self.rule, self.runtime.blocks)
+        tally = copy.deepcopy(self.tally)
+        self.runtime.add_up(tally)
         rng = {"cpu": torch.get_rng_state()}
         if self.fabric.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.fabric.device)
@@ -298,26 +339,33 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
-            "rule": self.rule.state_dict(),
-            "optimizers": [None if o is None else o.state_dict() for o in self.optimizers],
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            "rule": {name: t for name, t in self.rule.state_dict().items() if name in here},
+            "optimizers": optimizer_state(self.rule, self.optimizers.values()),
+            "ema": None if self.ema is None else self._ema_state(here),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "tally": self.tally.state_dict(),
+            "tally": tally.state_dict(),
             "rng": rng,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Stand where `state_dict` was taken."""
+    def _ema_state(self, here: Container[str]) -> dict[str, Tensor]:
+        assert self.ema is not None
+        prefix = "module."
+        state = self.ema.state_dict()
+        return {n: t for n, t in state.items() if n.removeprefix(prefix) in here or prefix not in n}
+
+    def _load_weights(self, state: Mapping[str, Any]) -> None:
         load_rule(self.rule, state["rule"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            if optimizer is not None:
-                optimizer.load_state_dict(saved)
-                like_parameters(optimizer)
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state_dict` was taken, of all blocks."""
+        self._load_weights(state)
+        load_optimizer_state(self.rule, self.optimizers.values(), state["optimizers"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.tally.load_state_dict(state["tally"])
+        self.tally.only(self.runtime.blocks)
         for name in ("epoch", "batch", "step", "seconds", "best"):
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"]["cpu"])

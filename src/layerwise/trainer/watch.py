@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,10 +16,11 @@ class Watch:
     Args:
         rule: on its device.
         device: the same.
+        blocks: numbers of those to look at.
     """
 
-    def __init__(self, rule: Rule, device: torch.device):
-        self.rule = rule
+    def __init__(self, rule: Rule, device: torch.device, blocks: Sequence[int]):
+        self.rule, self.blocks = rule, blocks
         self.first_bad = torch.full((len(rule.blocks),), -1, device=device)
 
     def note(self, losses: Tensor, step: int) -> None:
@@ -37,10 +40,10 @@ class Watch:
     def weights(self, step: int) -> tuple[str, int] | None:
         """The same of weights and buffers before `step`: the last loss came before them. Waits for
         the device."""
-        finite = torch.stack([self._finite(i) for i in range(len(self.rule.blocks))]).tolist()
+        finite = torch.stack([self._finite(i) for i in self.blocks]).tolist()
         if all(finite):
             return None
-        return self._of_block("a weight", finite.index(False)), step - 1
+        return self._of_block("a weight", self.blocks[finite.index(False)]), step - 1
 
     def _finite(self, i: int) -> Tensor:
         """Whether every number that block `i` holds is finite, () bool on the device."""
