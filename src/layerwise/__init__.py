@@ -6,7 +6,7 @@ stays PyTorch.
 
 from layerwise import heads, models, objectives, rules
 from layerwise.batch import Batch, Report
-from layerwise.blocks import Blocks, cut
+from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
 from layerwise.errors import InputError
 from layerwise.rule import LocalRule, Needs, Rule
 from layerwise.version import VERSION as __version__
@@ -17,6 +17,7 @@ __all__ = [
     "InputError",
     "LocalRule",
     "Needs",
+    "ReceptiveField",
     "Report",
     "Rule",
     "__version__",
@@ -24,5 +25,6 @@ __all__ = [
     "heads",
     "models",
     "objectives",
+    "receptive_fields",
     "rules",
 ]

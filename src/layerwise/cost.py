@@ -121,9 +121,8 @@ class Costs:
         found = json.loads(text)
         if isinstance(found, list):  # as it was written before steps were measured
             found = {"blocks": found}
-        blocks = tuple(
-            BlockCost(**{**block, "shape": tuple(block["shape"])}) for block in found.pop("blocks")
-        )
+        blocks = [BlockCost(**block) for block in found.pop("blocks")]
+        blocks = tuple(dataclasses.replace(b, shape=tuple(b.shape)) for b in blocks)
         return cls(blocks, **found)
 
     def table(self) -> Table:

@@ -71,7 +71,9 @@ def test_help_shows_the_options_of_what_was_chosen(cli):
     assert (plain.err, other.err) == ("", "")
 
 
-@pytest.mark.parametrize("command", ["evaluate", "compare", "bench", "bench step", "bench data"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "compare", "describe", "bench", "bench step", "bench data"]
+)
 def test_help_of_every_command(command, cli):
     result = cli(f"{command} --help")
     assert (result.code, result.err) == (0, "")

@@ -2,5 +2,6 @@
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.cut import cut
+from layerwise.blocks.receptive import ReceptiveField, receptive_fields
 
-__all__ = ["Blocks", "cut"]
+__all__ = ["Blocks", "ReceptiveField", "cut", "receptive_fields"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import layerwise
-from layerwise.cli import bench, compare, evaluate, listing, train
+from layerwise.cli import bench, compare, describe, evaluate, listing, train
 from layerwise.console import console
 from layerwise.errors import InputError, Interrupted, NonFiniteLoss, choices
 
@@ -14,6 +14,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train.main,
     "evaluate": evaluate.main,
     "compare": compare.main,
+    "describe": describe.main,
     "bench": bench.main,
     "list": listing.main,
 }
@@ -26,6 +27,7 @@ commands:
   train      train a network with a learning rule; makes a run folder
   evaluate   measure a run on its test data, every exit
   compare    a table and curves of several runs
+  describe   what the blocks of a network are: shapes, receptive fields, costs
   bench      time and memory of a step against backpropagation; speed of the data path
   list       what there is to choose from
 

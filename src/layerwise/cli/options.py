@@ -57,6 +57,23 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     tokens = data_options(parser, tokens)
     parser.add_class_arguments(Augment, "augment")
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
+    cut_options(parser)
+    tokens = parser.component(tokens, "rule", "rule", "DGL")
+    tokens = parser.component(tokens, "optimizer", "optimizer", SGD())
+    tokens = parser.component(tokens, "schedule", "schedule", OneCycle())
+    parser.add_class_arguments(Settings, None)
+    return parser, tokens
+
+
+def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
+    """The part of the options that describes the experiment and is kept with the run."""
+    # Where the run goes is left out, so that its own config can be given back as --config.
+    without = ("config", "recipe", "resume", "runs", "name")
+    return {k: v for k, v in found.items() if k not in without}
+
+
+def cut_options(parser: Parser) -> None:
+    """Into which blocks a network is cut."""
     parser.add_argument(
         "--blocks",
         type=int | Literal["all"] | None,
@@ -72,18 +89,6 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
         default="flops",
         help="what the cut makes even",
     )
-    tokens = parser.component(tokens, "rule", "rule", "DGL")
-    tokens = parser.component(tokens, "optimizer", "optimizer", SGD())
-    tokens = parser.component(tokens, "schedule", "schedule", OneCycle())
-    parser.add_class_arguments(Settings, None)
-    return parser, tokens
-
-
-def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
-    """The part of the options that describes the experiment and is kept with the run."""
-    # Where the run goes is left out, so that its own config can be given back as --config.
-    without = ("config", "recipe", "resume", "runs", "name")
-    return {k: v for k, v in found.items() if k not in without}
 
 
 def data_options(parser: Parser, tokens: Tokens) -> Tokens:

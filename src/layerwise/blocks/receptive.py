@@ -1,0 +1,274 @@
+"""The receptive field of every block's output, read off the network itself."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwise.blocks.chain import Blocks, Shape
+from layerwise.blocks.unchanged import unchanged
+from layerwise.errors import InputError
+
+LARGEST = 1024  # pixels; a block's field that does not show on such a canvas is called global
+AREA = 2**16  # positions of a canvas; bounds the memory of a probe
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The region of the image that one position of a block's output depends on, (height, width).
+
+    As if the image had no border: a field may be larger than the image.
+
+    Attributes:
+        size: of the region, pixels.
+        stride: from one position's region to the next one's, pixels.
+        offset: the coordinate of the middle of position (0, 0)'s region, pixels; the first pixel's
+            middle is 0. Of a convolution alone: (kernel - 1) / 2 - padding.
+    """
+
+    size: tuple[int, int]
+    stride: tuple[int, int]
+    offset: tuple[float, float]
+
+
+def receptive_fields(blocks: Blocks) -> tuple[ReceptiveField | None, ...]:
+    """The receptive field of every block's output, whatever the blocks consist of.
+
+    No layer is looked up in a table. A NaN in the input reaches just the outputs that depend on it,
+    so each block is run alone, in float64 and eval mode on the CPU, on canvases of other sizes than
+    its own, with NaN in the rows (then columns) on one side of a cut; bisecting the cut gives the
+    first and last row that an output far from the border reads. The blocks' windows compose by the
+    arithmetic of Araujo, Norris & Sim 2019 (Distill, doi:10.23915/distill.00021). The blocks are
+    left unchanged.
+
+    Adaptive pooling to more than one position, which has no field of its own, is taken as the
+    pooling that it is at the image's own size, where that is the same everywhere.
+
+    Args:
+        blocks: made with an example.
+
+    Returns:
+        One for each block. None where there is no such region: every output depends on the whole
+        image, whatever its size (flatten and linear, attention, global pooling,
+        squeeze-and-excitation); the output is no feature map (vectors, tokens); positions read
+        regions of unlike size or distance (windowed attention, upsampling); a block takes inputs of
+        one size only; one block alone reads more than about a thousand pixels. After None comes
+        None.
+
+    Raises:
+        InputError: blocks made without an example.
+    """
+    if not isinstance(blocks, Blocks) or blocks.input_shape is None or blocks.shapes is None:
+        got = "made without an example" if isinstance(blocks, Blocks) else type(blocks).__name__
+        raise InputError(
+            f"receptive_fields(blocks): got blocks {got}; shapes are needed: "
+            "cut(model, blocks=4, example=images), or Blocks([...], example=images)"
+        )
+    image = blocks.input_shape
+    rows = columns = _Window(1, 1, 0)
+    fields: list[ReceptiveField | None] = []
+    with unchanged(blocks), torch.no_grad():
+        inputs = (image, *blocks.shapes[:-1])
+        for block, before, after in zip(blocks, inputs, blocks.shapes, strict=True):
+            channels_last = [_channels_last(shape, image) for shape in (before, after)]
+            windows = None
+            if len(before) == len(after) == 3 and None not in fields:
+                largest = max(256, LARGEST // min(rows.stride, columns.stride))
+                windows = _windows(block, before, channels_last, largest)
+            if windows is None:
+                fields.append(None)
+                continue
+            rows, columns = windows[0].after(rows), windows[1].after(columns)
+            fields.append(
+                ReceptiveField(
+                    (rows.size, columns.size),
+                    (rows.stride, columns.stride),
+                    (rows.middle, columns.middle),
+                )
+            )
+    return tuple(fields)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Along one axis: output o depends on inputs stride * o + start, ..., + size - 1."""
+
+    size: int
+    stride: int
+    start: int
+
+    @property
+    def middle(self) -> float:
+        return self.start + (self.size - 1) / 2
+
+    def after(self, first: _Window) -> _Window:
+        """Of this window's outputs on the inputs of `first`, whose outputs this one reads."""
+        return _Window(
+            size=first.size + (self.size - 1) * first.stride,
+            stride=first.stride * self.stride,
+            start=first.start + self.start * first.stride,
+        )
+
+
+def _channels_last(shape: Shape, image: Shape) -> bool:
+    """Whether maps are (H, W, C), which square maps of a square image tell."""
+    return (
+        len(shape) == len(image) == 3
+        and image[1] == image[2]
+        and shape != image
+        and shape[0] == shape[1] != shape[2]
+    )
+
+
+def _windows(
+    block: nn.Module, shape: Shape, channels_last: Sequence[bool], largest: int
+) -> tuple[_Window, _Window] | None:
+    """Of a block's rows and of its columns."""
+    try:
+        block = nn.Sequential(copy.deepcopy(block)).to("cpu", torch.float64).eval()
+        _fix_adaptive_pooling(block, shape)
+    except Exception:  # whatever a block does that cannot be copied or run in double precision
+        return None
+    sides, channels = (shape[:2], shape[2]) if channels_last[0] else (shape[1:], shape[0])
+    found = []
+    for axis in (0, 1):
+        probe = _Probe(block, channels, axis, *channels_last)
+        window = _window(probe, sides[axis], sides[1 - axis], largest)
+        if window is None:
+            return None
+        found.append(window)
+    return found[0], found[1]
+
+
+@dataclass
+class _Probe:
+    """Runs a block on canvases with NaN in some of the rows, or of the columns (`axis` 1)."""
+
+    block: nn.Module
+    channels: int
+    axis: int
+    reads_channels_last: bool
+    gives_channels_last: bool
+    width: int = 0  # of the canvas across the axis
+
+    def __call__(self, length: int, nans: Sequence[slice]) -> Tensor:
+        """Which output rows NaN in the input rows reaches, (one per slice, output rows)."""
+        x = torch.ones(len(nans), length, self.width, self.channels, dtype=torch.float64)
+        for canvas, where in zip(x, nans, strict=True):
+            canvas[where] = torch.nan
+        x = x.transpose(1, 2) if self.axis else x  # (B, H, W, C)
+        x = x if self.reads_channels_last else x.permute(0, 3, 1, 2)
+        h = self.block(x.contiguous())
+        h = h if self.gives_channels_last else h.permute(0, 2, 3, 1)
+        return h.isnan().any(3).any(2 - self.axis)
+
+
+def _window(probe: _Probe, own: int, across: int, largest: int) -> _Window | None:
+    """The window found on one canvas, where a longer one confirms it.
+
+    A dilated layer may read so far beyond a canvas that nothing shows on it; the longer one shows
+    gaps of up to 96 rows. Where padding depends on the size ("same" with a stride), it is the
+    block's own only at sizes that differ from its own by a multiple of the stride: here of 16 or
+    more.
+    """
+    length = 16
+    while length <= largest:
+        window = _first_that_runs(probe, own % 32 + length, across)
+        if window is not None:
+            if _confirmed(probe, own % 32 + max(128, 2 * length), window):
+                return window
+            length *= 2
+        length *= 2
+    return None
+
+
+def _first_that_runs(probe: _Probe, length: int, across: int) -> _Window | None:
+    """Search on the narrowest canvas that the block takes, which costs least."""
+    for width in [probe.width] if probe.width else [2, 4, 8, 16, 32, 64, across, 2 * across]:
+        if length * width > AREA:
+            break
+        probe.width = width
+        try:
+            return _search(probe, length)
+        except Exception:  # whatever a block raises at a size that it does not take
+            probe.width = 0
+    return None
+
+
+def _search(probe: _Probe, length: int) -> _Window | None:
+    """The window of an output in the middle; None where one of the border's rows reaches it."""
+    everything, nothing = slice(None), slice(0)
+    border = probe(length, [slice(0, 1), slice(length - 1, None), everything, nothing])
+    o = border.shape[1] // 2
+    *ends, reached, clean = border[:, o : o + 2]
+    if clean.any() or not reached.all():
+        raise ValueError("canvas too small: an output reads padding alone")
+    if len(reached) < 2 or torch.stack(ends).any():
+        return None
+    # How many rows from the top it takes for NaN to reach o, and o + 1, and until the rows below
+    # do not reach o any more: too few, enough.
+    few, enough = [0, 0, 0], [length, length, length]
+    while any(a + 1 < b for a, b in zip(few, enough, strict=True)):
+        cuts = [(a + b) // 2 for a, b in zip(few, enough, strict=True)]
+        reached = probe(length, [slice(cuts[0]), slice(cuts[1]), slice(cuts[2], None)])
+        for i, yes in enumerate((reached[0, o], reached[1, o + 1], ~reached[2, o])):
+            (enough if yes else few)[i] = cuts[i]
+    first, following, last = (rows - 1 for rows in enough)
+    stride = following - first
+    return _Window(last - first + 1, stride, first - stride * o)
+
+
+def _confirmed(probe: _Probe, length: int, window: _Window) -> bool:
+    """Whether two outputs far from each other read just what the window says."""
+    if length * probe.width > AREA or window.size < 1 or window.stride < 1:
+        return False
+    try:
+        outputs = probe(length, [slice(0)]).shape[1]
+        return all(_reads(probe, length, o, window) for o in (outputs // 2, outputs * 3 // 4))
+    except Exception:  # as in `_first_that_runs`: a block of one size only
+        return False
+
+
+def _reads(probe: _Probe, length: int, o: int, window: _Window) -> bool:
+    first = window.stride * o + window.start
+    last = first + window.size - 1
+    if first < 0 or last >= length:
+        return False
+    cuts = [slice(first), slice(first + 1), slice(last, None), slice(last + 1, None)]
+    return probe(length, cuts)[:, o].tolist() == [False, True, True, False]
+
+
+class _AsAtFirst(nn.Module):
+    """Adaptive pooling as the pooling with even windows that it is on its first input."""
+
+    def __init__(self, pooling: nn.Module):
+        super().__init__()
+        self.pooling = pooling
+        self.window: tuple[int, ...] | None = None
+        self.first = True
+
+    def forward(self, h: Tensor) -> Tensor:
+        if self.window is not None:
+            return F.avg_pool2d(h, self.window)
+        out = self.pooling(h)
+        sides = list(zip(h.shape[-2:], out.shape[-2:], strict=True))
+        if self.first and all(after > 1 and before % after == 0 for before, after in sides):
+            self.window = tuple(before // after for before, after in sides)
+        self.first = False
+        return out
+
+
+def _fix_adaptive_pooling(block: nn.Module, shape: Shape) -> None:
+    found = False
+    for module in list(block.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d | nn.AdaptiveMaxPool2d):
+                setattr(module, name, _AsAtFirst(child))
+                found = True
+    if found:
+        block(torch.ones(1, *shape, dtype=torch.float64))
