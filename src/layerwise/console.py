@@ -20,9 +20,13 @@ class ProgressBar:
     """A bar per epoch with images/s, loss, accuracy and the time left.
 
     Where the output is not a terminal only whole lines are written.
+
+    Args:
+        shown: whether anything is; not by a process that only trains along.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shown: bool = True) -> None:
+        self.shown = shown
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,7 +37,7 @@ class ProgressBar:
             console=console,
             transient=True,
             refresh_per_second=2,
-            disable=not console.is_terminal,
+            disable=not (shown and console.is_terminal),
         )
         self._task: TaskID | None = None
         self._done_before = 0
@@ -63,4 +67,6 @@ class ProgressBar:
         self._progress.update(self._task, completed=done, speed=speed, state=state)
 
     def say(self, line: str) -> None:
+        if not self.shown:
+            return
         console.print(line, soft_wrap=True, markup=False)

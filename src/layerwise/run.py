@@ -41,10 +41,11 @@ class Run:
 
     Args:
         path: the folder.
+        writes: whether anything is written; not by a process that only trains along.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
 
     @classmethod
     def create(cls, root: Path, name: str | None, stem: str, config: Mapping[str, Any]) -> Run:
@@ -114,8 +115,11 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run, so that no two processes train it at once; the system lets go of it
+        """Hold the run, so that no two trainings of it go on at once; the system lets go of it
         however the process ends."""
+        if not self.writes:
+            yield
+            return
         try:
             import fcntl
         except ImportError:  # not a POSIX system: go without
@@ -154,6 +158,8 @@ class Run:
 
     def log(self, message: str) -> None:
         """Append a line to log.txt."""
+        if not self.writes:
+            return
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         path = self.path / "log.txt"
         with _disk(path), open(path, "a", encoding="utf-8") as file:
@@ -161,6 +167,8 @@ class Run:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file whole or not at all; a crash leaves the old one."""
+        if not self.writes:
+            return
         path = self.path / name
         with _disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,6 +176,8 @@ class Run:
 
     def add_metrics(self, row: Mapping[str, float | int | None]) -> None:
         """Append one epoch to metrics.csv; the first row's keys are the columns."""
+        if not self.writes:
+            return
         path = self.path / "metrics.csv"
         lines = io.StringIO()
         writer = csv.DictWriter(lines, fieldnames=list(row))
@@ -196,6 +206,8 @@ class Run:
 
     def keep_metrics(self, epochs: int) -> None:
         """Drop rows beyond the first `epochs`: a killed run may have more than it saved."""
+        if not self.writes:
+            return
         path = self.path / "metrics.csv"
         if path.is_file():
             lines = path.read_bytes().splitlines(keepends=True)

@@ -33,6 +33,14 @@ class Settings:
             filters; the first and the last epoch always have them; 0 for none.
         save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
         seed: of weights, data order, augmentation and dropout.
+        runtime: serial, in one process; or layer_parallel, in one per stage, for a rule whose
+            blocks need no more than forward information. auto: layer_parallel where several
+            processes were started together, as by torchrun.
+        stages: into how many processes layer_parallel divides the blocks; null: as many as were
+            started together.
+        restarts: how often to start all processes again from the last checkpoint, after one has
+            failed; for processes that layerwise starts itself.
+        timeout: seconds to wait for another stage before it counts as hung.
     """
 
     epochs: int = 10
@@ -50,6 +58,10 @@ class Settings:
     pictures: int = 5
     save_every: int = 0
     seed: int = 0
+    runtime: Literal["auto", "serial", "layer_parallel"] = "auto"
+    stages: int | None = None
+    restarts: int = 0
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
@@ -67,6 +79,24 @@ class Settings:
             raise InputError(f"--pictures {self.pictures}: give 0 or more epochs")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
+        if self.stages is not None and self.stages < 1:
+            raise InputError(f"--stages {self.stages}: give at least 1")
+        if self.restarts < 0:
+            raise InputError(f"--restarts {self.restarts}: give 0 or more")
+        if not self.timeout > 0:
+            raise InputError(f"--timeout {self.timeout}: give a positive number of seconds")
+        if self.stages is not None and self.runtime == "serial":
+            raise InputError(
+                f"--stages {self.stages} contradicts --runtime serial: stages are processes; leave "
+                "one out"
+            )
+        if self.runtime == "layer_parallel" or self.stages is not None:
+            for option, value in (("clip_norm", self.clip_norm), ("precision", self.precision)):
+                if value not in (None, "32", "bf16"):
+                    raise InputError(
+                        f"--runtime layer_parallel contradicts --{option} {value}: it needs all "
+                        "gradients at once, and each stage has its own; leave one out"
+                    )
         if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
             other = "accumulate" if self.accumulate > 1 else "clip_norm"
             raise InputError(
