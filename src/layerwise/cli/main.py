@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 import layerwise
 from layerwise.cli import bench, compare, describe, evaluate, listing, train
 from layerwise.console import console
-from layerwise.errors import InputError, Interrupted, NonFiniteLoss, choices
+from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
+from layerwise.runtime import processes
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train.main,
@@ -54,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         COMMANDS[command](rest)
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
+    except LostStage as error:
+        _fail(f"layerwise {command}: {error}", 1)
+        if processes.world_size() > 1:
+            os._exit(1)  # what still waits for the lost process would keep this one
+        return 1
     except NonFiniteLoss as error:
         return _fail(f"layerwise {command}: {error}", 1)
     except Interrupted as error:

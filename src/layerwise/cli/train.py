@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning_fabric import Fabric
 
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
@@ -23,8 +26,42 @@ from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
+from layerwise.rule import LocalRule, Rule
 from layerwise.run import Run
+from layerwise.runtime import LayerParallel, Serial, check_rule, processes
+from layerwise.runtime.plan import block_seconds, stage_starts
+from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a training needs but its run folder; what can be wrong was tried."""
+
+    config: dict[str, Any]
+    fabric: Fabric
+    recipes: tuple[Optimizer, Schedule]
+    experiment: Experiment
+    loaders: Mapping[str, Loader | None]
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Prepared:
+        runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"))
+        config = {**config, "runtime": runtime, "stages": stages}
+        fabric = fabric_for(local_device(config["device"]), config["precision"])
+        check_loggers(config["loggers"])
+        recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
+        experiment = build(config)
+        if stages is not None:
+            check_rule(experiment.rule, stages)
+        config["device"] = str(fabric.device)
+        config["data"]["name"] = experiment.splits.name
+        return cls(config, fabric, recipes, experiment, experiment.loaders(fabric.device))
+
+    @property
+    def stages(self) -> int | None:
+        """How many processes train it; None for this one alone."""
+        return self.config["stages"]
 
 
 def main(arguments: list[str]) -> None:
@@ -35,14 +72,11 @@ def main(arguments: list[str]) -> None:
     tokens = read_config(tokens)
     parser, tokens = experiment_parser(tokens, "layerwise train")
     found = parser.read(tokens)
-    config = experiment_config(found)
-    # Everything that can be wrong is tried before a folder is made.
-    fabric = fabric_for(config["device"], config["precision"])
-    check_loggers(config["loggers"])
-    recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
-    experiment = build(config)
-    config["device"] = str(fabric.device)
-    config["data"]["name"] = experiment.splits.name
+    root, name = Path(found["runs"]), found["name"]
+    if processes.restarts() and name and (root / name / "config.yaml").is_file():
+        return _resume(str(root / name), [])
+    prepared = Prepared.of(experiment_config(found))
+    config = prepared.config
     stem = "-".join(
         part.replace("/", "-").replace(":", "-").strip(".-")
         for part in (
@@ -51,64 +85,81 @@ def main(arguments: list[str]) -> None:
             config["rule"]["name"],
         )
     ).lower()
-    loaders = experiment.loaders(fabric.device)
-    run = Run.create(Path(found["runs"]), found["name"], stem, config)
-    with run.locked():
+
+    def create() -> Run:
+        run = Run.create(root, name, stem, config)
         run.write("environment.json", json.dumps(describe(), indent=1).encode())
-        _train(run, config, experiment, loaders, recipes, fabric)
-    return None
+        return run
+
+    return _go(create, prepared)
 
 
 def _resume(path: str, tokens: list[str]) -> None:
-    others = [
-        t.partition("=")[0] for t in tokens if t.partition("=")[0] not in ("--resume", "--device")
-    ]
+    known = ("--resume", "--device", "--runtime", "--stages")
+    others = [t.partition("=")[0] for t in tokens if t.partition("=")[0] not in known]
     if others:
         raise InputError(
             f"--resume contradicts {' '.join(others)}: a run continues with its own config; "
-            "give --resume RUN alone, or with --device"
+            "give --resume RUN alone, or with --device, --runtime and --stages"
         )
     run = Run.open(path)
-    with run.locked():
-        with run.readable():
-            config = run.config
-            device = last(tokens, "device") or config["device"]
-            fabric = fabric_for(device, config["precision"])
-            recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
-            experiment = build(config)
-            loaders = experiment.loaders(fabric.device)
-            check_loggers(config["loggers"])
-        state = run.load("last")
+    with run.readable():
+        config = dict(run.config)
+        given = {key: last(tokens, key) for key in ("device", "runtime", "stages")}
+        config |= {key: yaml.safe_load(value) for key, value in given.items() if value is not None}
+        if given["runtime"] == "serial":
+            config["stages"] = None
+        prepared = Prepared.of(config)
+    return _go(lambda: Run.open(path), prepared)
+
+
+def _go(folder: Callable[[], Run], prepared: Prepared) -> None:
+    """Train in this process; or start the others, and let them."""
+    stages, alone = prepared.stages, processes.world_size() == 1
+    if stages is not None and alone:
+        run = folder()
+        code = processes.launch(
+            ["train", "--resume", str(run.path), "--stages", str(stages)],
+            stages,
+            prepared.experiment.settings.restarts,
+        )
+        if code:
+            raise SystemExit(code)
+        return
+    settings = prepared.experiment.settings
+    with processes.together(prepared.fabric.device, settings.timeout) as leads:
+        path = processes.from_leader(lambda: str(folder().path))
+        run = Run(Path(path), writes=leads)
+        with run.locked():
+            _train(run, prepared)
+
+
+def _train(run: Run, prepared: Prepared) -> None:
+    config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
+    state = run.load("last")
+    if state is not None or run.metrics():
         where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
         about = describe()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
-        _train(run, config, experiment, loaders, recipes, fabric, state)
-
-
-def _train(
-    run: Run,
-    config: Mapping[str, Any],
-    experiment: Experiment,
-    loaders: Mapping[str, Loader | None],
-    recipes: tuple[Optimizer, Schedule],
-    fabric: Fabric,
-    state: Mapping[str, Any] | None = None,
-) -> None:
-    costs = Costs.of(experiment.rule)
-    run.write("cost.json", costs.json().encode())
-    console.print(costs.table())
-    with ProgressBar() as progress, loggers(config["loggers"], run, config) as receivers:
+    if run.writes:
+        costs = Costs.of(experiment.rule)
+        run.write("cost.json", costs.json().encode())
+        console.print(costs.table())
+    receiving = config["loggers"] if run.writes else []
+    with ProgressBar(run.writes) as progress, loggers(receiving, run, config) as receivers:
+        pictures = _pictures(experiment, fabric.device, run, receivers) if run.writes else None
         trainer = Trainer(
             experiment.network,
             experiment.rule,
-            loaders,
-            *recipes,
+            prepared.loaders,
+            *prepared.recipes,
             experiment.settings,
             run,
             fabric,
             progress,
             receivers,
-            _pictures(experiment, fabric.device, run, receivers),
+            pictures,
+            functools.partial(_runtime, prepared) if prepared.stages is not None else Serial,
         )
         if state is not None:
             trainer.load_state_dict(state)
@@ -117,9 +168,25 @@ def _train(
         try:
             trainer.fit()
         finally:
-            if run.metrics():
+            if run.writes and run.metrics():
                 draw_run(run)
     progress.say(f"done: {run.path}")
+
+
+def _runtime(prepared: Prepared, rule: Rule) -> LayerParallel:
+    """The stages, divided by the time that blocks take here."""
+    settings, device = prepared.experiment.settings, prepared.fabric.device
+    assert isinstance(rule, LocalRule)
+    assert prepared.stages is not None
+    assert rule.blocks.input_shape is not None
+
+    def starts() -> list[int]:
+        x = torch.zeros(settings.batch_size, *rule.blocks.input_shape, device=device)
+        y = torch.zeros(settings.batch_size, dtype=torch.long, device=device)
+        with prepared.fabric.autocast():
+            return stage_starts(block_seconds(rule, x, y), prepared.stages)
+
+    return LayerParallel(rule, processes.from_leader(starts), timeout_s=settings.timeout)
 
 
 def _pictures(

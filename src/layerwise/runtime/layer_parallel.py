@@ -47,23 +47,20 @@ class LayerParallel:
 
     def __init__(self, rule: Rule, starts: Sequence[int], depth: int = 2, timeout_s: float = 600.0):
         rank, world = dist.get_rank(), dist.get_world_size()
-        if not isinstance(rule, LocalRule):
-            raise InputError(
-                f"layer_parallel: {type(rule).__name__} needs {rule.needs}; only a rule that needs "
-                "no more than forward information can train layers in parallel, such as DGL"
-            )
+        check_rule(rule, world)
+        assert isinstance(rule, LocalRule)
         check_starts(starts, len(rule.blocks), world)
         ends = [*starts[1:], len(rule.blocks)]
-        self.rule, self.rank = rule, rank
+        self.rule = rule
         self.blocks = range(starts[rank], ends[rank])
         self.leader = rank == world - 1
         self._mark = MORE  # that came with the last batch: the first stage's word to all
         # For what is small and on the host, whatever carries activations.
-        self._control = dist.new_group(backend="gloo")
+        self._control = _group(None, "gloo")
         self._before: Receiver | None = None
         self._after: Sender | None = None
         for left in range(world - 1):  # every rank makes every group, in the same order
-            group = dist.new_group([left, left + 1])
+            group = _group([left, left + 1])
             if rank == left:
                 self._after = Sender(left + 1, group, depth)
             if rank == left + 1:
@@ -163,12 +160,32 @@ class LayerParallel:
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each process has its own share of
 
 
+def _group(ranks: list[int] | None, backend: str | None = None) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, backend=backend)
+    return group  # type: ignore[return-value]  # what is no group is so for ranks outside only
+
+
 def _on_host(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, Mapping):
         return {k: _on_host(v) for k, v in value.items()}
     return value
+
+
+def check_rule(rule: Rule, stages: int) -> None:
+    """Refuse a rule whose blocks cannot train in as many processes."""
+    if not isinstance(rule, LocalRule):
+        needs = " and ".join(need.name or "" for need in rule.needs).lower()
+        raise InputError(
+            f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "
+            "rule that needs no more than forward information trains layers in parallel: DGL"
+        )
+    if stages > len(rule.blocks):
+        raise InputError(
+            f"--stages {stages}: the network is cut into {len(rule.blocks)} blocks; give at most "
+            f"{len(rule.blocks)} stages, or cut it into more blocks"
+        )
 
 
 def check_starts(starts: Sequence[int], blocks: int, stages: int) -> None:

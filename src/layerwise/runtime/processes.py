@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from layerwise.errors import InputError, LostStage, reason
+from layerwise.errors import InputError, Interrupted, LostStage, reason
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -32,32 +37,94 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def join(device: torch.device, timeout_s: float) -> None:
-    """Meet the processes that were started together (`torchrun`'s variables say where).
+def resolve(runtime: str, stages: int | None) -> tuple[str, int | None]:
+    """The runtime that `auto` stands for here, and how many processes it takes (None: this one).
+
+    Raises:
+        InputError: they contradict each other, or how many processes were started together.
+    """
+    world = world_size()
+    if runtime == "auto":
+        runtime = "layer_parallel" if world > 1 or stages is not None else "serial"
+    if runtime == "serial":
+        if world > 1:
+            raise InputError(
+                f"--runtime serial contradicts {world} processes started together: each would "
+                "train the same; leave one out"
+            )
+        return runtime, None
+    if stages is None and world == 1:
+        raise InputError("--runtime layer_parallel: into how many processes? give --stages N")
+    if stages is not None and world not in (1, stages):
+        raise InputError(
+            f"--stages {stages} contradicts {world} processes started together; leave --stages "
+            f"out, or start {stages}"
+        )
+    return runtime, stages or world
+
+
+def local_device(device: str) -> str:
+    """Where each of several processes on this machine has an accelerator of its own, that one."""
+    kind, _, index = device.partition(":")
+    if world_size() == 1 or kind == "cpu" or not torch.accelerator.is_available():
+        return device
+    if kind == "auto":
+        current = torch.accelerator.current_accelerator()
+        kind = "cpu" if current is None else current.type
+    return f"{kind}:{os.environ.get('LOCAL_RANK', index or '0')}"
+
+
+@contextlib.contextmanager
+def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
+    """Meet the processes that were started together, where there are any; `torchrun`'s variables
+    say where.
+
+    Yields:
+        Whether this process keeps the run's files: the last one, or the only one.
 
     Raises:
         InputError: they do not meet: a port in use, an address that cannot be reached, one of them
             missing.
     """
-    if dist.is_initialized():
+    if world_size() == 1:
+        yield True
         return
-    backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout_s))
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=datetime.timedelta(seconds=timeout_s),
+        )
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise InputError(
             f"rank {rank()} of {world_size()} did not meet the others at {where}: {reason(error)}; "
             "give torchrun another --master-port, or --rdzv-endpoint HOST:PORT that all can reach"
         ) from error
+    yield rank() == world_size() - 1
+    dist.destroy_process_group()
 
 
-def leave() -> None:
-    """The end of `join`; also after an error, when others may be gone already."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def from_leader(make: Callable[[], T]) -> T:
+    """What `make` gives in the process that keeps the run's files, in all.
+
+    Raises:
+        InputError: as `make` there, everywhere.
+    """
+    if not dist.is_initialized():
+        return make()
+    leader = world_size() - 1
+    found: list[Any] = [None]
+    if rank() == leader:
+        try:
+            found = [make()]
+        except InputError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=leader)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    return found[0]
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
@@ -70,12 +137,14 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
 
     Raises:
         LostStage: a process was killed.
+        Interrupted: this one was asked to stop, and all have.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
+        run_id=str(os.getpid()),
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=restarts,
@@ -84,10 +153,13 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported there
     try:
         elastic_launch(config, sys.executable)("-m", "layerwise", *arguments)
+    except SignalException as error:
+        raise Interrupted("all stages have stopped") from error
     except ChildFailedError as error:
-        failed, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            raise LostStage(failed, f"it was ended by {name}") from error
-        return failure.exitcode
+        codes = {number: failure.exitcode for number, failure in error.failures.items()}
+        killed = [number for number, code in codes.items() if code < 0 and -code != signal.SIGTERM]
+        if killed:  # those that failed for lack of it may have been noticed first
+            name = signal.Signals(-codes[killed[0]]).name
+            raise LostStage(killed[0], f"it was ended by {name}") from error
+        return max(codes.values())
     return 0

@@ -150,6 +150,7 @@ class Trainer:
                 self._train_epoch()
                 results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
                 self._finish_epoch(results)
+        self.runtime.close()
         self.run.write("model.safetensors", self._network_file())
 
     def _train_epoch(self) -> None:
@@ -413,6 +414,7 @@ class Trainer:
     def _interrupt(self) -> None:
         message = f"stopped at step {self.step}; continue: layerwise train --resume {self.run.path}"
         self.run.log(message)
+        self.runtime.close()
         raise Interrupted(message)
 
     def _network_file(self) -> bytes:
