@@ -37,8 +37,3 @@ class Interrupted(RuntimeError):
 
 class LostStage(RuntimeError):
     """Another process of this training is gone or hangs; the message names its rank."""
-
-    def __init__(self, rank: int, why: object):
-        reason_ = reason(why) if isinstance(why, BaseException) else why
-        super().__init__(f"rank {rank} is lost: {reason_}")
-        self.rank = rank

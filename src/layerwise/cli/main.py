@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         return _fail(f"layerwise {command}: {error}", 1)
     except Interrupted as error:
-        return _fail(str(error), 130)
+        return _fail(str(error), 130) if processes.leads() else 130
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output has gone, as in `layerwise list | head`

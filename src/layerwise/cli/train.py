@@ -19,7 +19,7 @@ from layerwise.console import ProgressBar, console
 from layerwise.cost import Costs
 from layerwise.data import Augment, Loader
 from layerwise.environment import describe
-from layerwise.errors import InputError
+from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.experiment import Experiment, build, tuples
 from layerwise.loggers import check_loggers, loggers
 from layerwise.optim import Optimizer, Schedule
@@ -117,12 +117,13 @@ def _go(folder: Callable[[], Run], prepared: Prepared) -> None:
     """Train in this process; or start the others, and let them."""
     stages, alone = prepared.stages, processes.world_size() == 1
     if stages is not None and alone:
-        run = folder()
-        code = processes.launch(
-            ["train", "--resume", str(run.path), "--stages", str(stages)],
-            stages,
-            prepared.experiment.settings.restarts,
-        )
+        path = folder().path
+        arguments = ["train", "--resume", str(path), "--stages", str(stages)]
+        try:
+            code = processes.launch(arguments, stages, prepared.experiment.settings.restarts)
+        except (LostStage, Interrupted) as error:
+            message = f"{error}; continue: layerwise train --resume {path}"
+            raise type(error)(message) from error
         if code:
             raise SystemExit(code)
         return

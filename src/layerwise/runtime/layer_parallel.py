@@ -161,8 +161,8 @@ OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each process 
 
 
 def _group(ranks: list[int] | None, backend: str | None = None) -> dist.ProcessGroup:
-    group = dist.new_group(ranks, backend=backend)
-    return group  # type: ignore[return-value]  # what is no group is so for ranks outside only
+    # What is no group is so for the ranks outside of it, which do not use it.
+    return dist.new_group(ranks, backend=backend)  # type: ignore[return-value]
 
 
 def _on_host(value: Any) -> Any:

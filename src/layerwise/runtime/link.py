@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.errors import LostStage
+from layerwise.errors import LostStage, reason
 
 DTYPES = (
     torch.float32,
@@ -65,7 +65,7 @@ class Sender:
         try:
             works = [dist.isend(part, self.to, group=self.group) for part in parts]
         except RuntimeError as error:
-            raise LostStage(self.to, error) from error
+            raise LostStage(f"rank {self.to} is lost: {_why(error)}") from error
         # What is being sent must stay alive until it is.
         self._under_way.append(([work for work in works if work is not None], parts))
 
@@ -81,7 +81,7 @@ class Sender:
             for work in works:
                 work.wait()
         except RuntimeError as error:
-            raise LostStage(self.to, error) from error
+            raise LostStage(f"rank {self.to} is lost: {_why(error)}") from error
 
 
 class Receiver:
@@ -118,9 +118,11 @@ class Receiver:
         try:
             taken = self._taken.get(timeout=self.timeout_s)
         except queue.Empty as error:
-            raise LostStage(self.source, f"it sent nothing for {self.timeout_s:g} s") from error
+            raise LostStage(
+                f"rank {self.source} is lost: it sent nothing for {self.timeout_s:g} s"
+            ) from error
         if isinstance(taken, Exception):
-            raise LostStage(self.source, taken) from taken
+            raise LostStage(f"rank {self.source} is lost: {_why(taken)}") from taken
         return taken
 
     def ready(self) -> bool:
@@ -148,6 +150,13 @@ class Receiver:
             dist.recv(tensor, self.source, group=self.group)
             tensors.append((tensor.permute(0, 3, 1, 2) if last else tensor).to(self.device))
         return tensors, mark
+
+
+def _why(error: Exception) -> str:
+    """What became of the other process, as a library of messages has it."""
+    text = str(error).lower()
+    gone = any(word in text for word in ("closed", "reset", "refused", "broken pipe"))
+    return "it closed the connection" if gone else reason(error)
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:

@@ -32,6 +32,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def leads() -> bool:
+    """Whether this one keeps the run's files and speaks for all: the last, or the only one."""
+    return rank() == world_size() - 1
+
+
 def restarts() -> int:
     """How often they were started again after one had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -102,7 +107,11 @@ def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
             f"rank {rank()} of {world_size()} did not meet the others at {where}: {reason(error)}; "
             "give torchrun another --master-port, or --rdzv-endpoint HOST:PORT that all can reach"
         ) from error
-    yield rank() == world_size() - 1
+    try:
+        yield leads()
+    except Interrupted:  # all stop together; after any other error some may be gone already
+        dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 
@@ -114,14 +123,13 @@ def from_leader(make: Callable[[], T]) -> T:
     """
     if not dist.is_initialized():
         return make()
-    leader = world_size() - 1
     found: list[Any] = [None]
-    if rank() == leader:
+    if leads():
         try:
             found = [make()]
         except InputError as error:
             found = [error]
-    dist.broadcast_object_list(found, src=leader)
+    dist.broadcast_object_list(found, src=world_size() - 1)
     if isinstance(found[0], InputError):
         raise found[0]
     return found[0]
@@ -139,7 +147,8 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
         LostStage: a process was killed.
         Interrupted: this one was asked to stop, and all have.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -160,6 +169,6 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
         killed = [number for number, code in codes.items() if code < 0 and -code != signal.SIGTERM]
         if killed:  # those that failed for lack of it may have been noticed first
             name = signal.Signals(-codes[killed[0]]).name
-            raise LostStage(killed[0], f"it was ended by {name}") from error
+            raise LostStage(f"rank {killed[0]} is lost: it was ended by {name}") from error
         return max(codes.values())
     return 0
