@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:
         _fail(f"layerwise {command}: {error}", 1)
-        if processes.world_size() > 1:
+        if processes.started_together():
             os._exit(1)  # what still waits for the lost process would keep this one
         return 1
     except NonFiniteLoss as error:

@@ -115,8 +115,8 @@ def _resume(path: str, tokens: list[str]) -> None:
 
 def _go(folder: Callable[[], Run], prepared: Prepared) -> None:
     """Train in this process; or start the others, and let them."""
-    stages, alone = prepared.stages, processes.world_size() == 1
-    if stages is not None and alone:
+    stages = prepared.stages
+    if stages is not None and not processes.started_together():
         path = folder().path
         arguments = ["train", "--resume", str(path), "--stages", str(stages)]
         try:

@@ -22,14 +22,19 @@ from layerwise.errors import InputError, Interrupted, LostStage, reason
 T = TypeVar("T")
 
 
+def started_together() -> bool:
+    """Whether this process was started as one of several, or of one."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def world_size() -> int:
     """How many processes were started together; 1 where this one is alone."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if started_together() else 1
 
 
 def rank() -> int:
     """This one's number among them."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if started_together() else 0
 
 
 def leads() -> bool:
@@ -48,24 +53,31 @@ def resolve(runtime: str, stages: int | None) -> tuple[str, int | None]:
     Raises:
         InputError: they contradict each other, or how many processes were started together.
     """
-    world = world_size()
+    together, world = started_together(), world_size()
+    if stages is not None and stages < 1:
+        raise InputError(f"--stages {stages}: give at least 1")
     if runtime == "auto":
         runtime = "layer_parallel" if world > 1 or stages is not None else "serial"
     if runtime == "serial":
+        if stages is not None:
+            raise InputError(
+                f"--stages {stages} contradicts --runtime serial: stages are processes; leave one "
+                "out"
+            )
         if world > 1:
             raise InputError(
                 f"--runtime serial contradicts {world} processes started together: each would "
                 "train the same; leave one out"
             )
         return runtime, None
-    if stages is None and world == 1:
+    if stages is None and not together:
         raise InputError("--runtime layer_parallel: into how many processes? give --stages N")
-    if stages is not None and world not in (1, stages):
+    if stages is not None and together and world != stages:
         raise InputError(
             f"--stages {stages} contradicts {world} processes started together; leave --stages "
             f"out, or start {stages}"
         )
-    return runtime, stages or world
+    return runtime, world if stages is None else stages
 
 
 def local_device(device: str) -> str:
@@ -91,7 +103,7 @@ def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
         InputError: they do not meet: a port in use, an address that cannot be reached, one of them
             missing.
     """
-    if world_size() == 1:
+    if not started_together():
         yield True
         return
     if device.type == "cuda":

@@ -79,17 +79,10 @@ class Settings:
             raise InputError(f"--pictures {self.pictures}: give 0 or more epochs")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
-        if self.stages is not None and self.stages < 1:
-            raise InputError(f"--stages {self.stages}: give at least 1")
         if self.restarts < 0:
             raise InputError(f"--restarts {self.restarts}: give 0 or more")
         if not self.timeout > 0:
             raise InputError(f"--timeout {self.timeout}: give a positive number of seconds")
-        if self.stages is not None and self.runtime == "serial":
-            raise InputError(
-                f"--stages {self.stages} contradicts --runtime serial: stages are processes; leave "
-                "one out"
-            )
         if self.runtime == "layer_parallel" or self.stages is not None:
             for option, value in (("clip_norm", self.clip_norm), ("precision", self.precision)):
                 if value not in (None, "32", "bf16"):
