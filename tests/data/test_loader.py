@@ -204,3 +204,14 @@ def test_denormalize_gives_the_bytes_back(normalize):
     [(x, _)] = loader.epoch(0)
     back = loader.denormalize(x).permute(0, 2, 3, 1) * 255
     torch.testing.assert_close(back, images.images.float(), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_labels_are_those_of_the_epoch(train):
+    images = Images(torch.zeros(11, 2, 2, 1, dtype=torch.uint8), torch.arange(11))
+    loader = Loader(images, 4, train=train, seed=3)
+    for e, start in ((0, 0), (1, 0), (1, 1)):
+        wanted = [y for _, y in loader.epoch(e, start)]
+        got = list(loader.labels(e, start))
+        assert len(got) == len(wanted)
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))

@@ -114,13 +114,22 @@ class Loader:
 
     def epoch(self, e: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `e`, from batch number `start` on."""
-        if self.train:
-            order = torch.randperm(self.size, generator=self._generator(e, 0))
-        else:
-            order = torch.arange(self.size)
+        order = self._order(e)
         if isinstance(self._images, Stream):
             return self._streamed(self._images, order, e, start)
         return self._in_memory(self._images, order, e, start)
+
+    def labels(self, e: int, start: int = 0) -> Iterator[Tensor]:
+        """The labels of `epoch(e, start)` alone: no image is read."""
+        order = self._order(e).to(self._images.labels.device)
+        for b in range(start, len(self)):
+            index = order[b * self.batch_size : (b + 1) * self.batch_size]
+            yield send(self._images.labels.index_select(0, index), self.device)
+
+    def _order(self, e: int) -> Tensor:
+        if self.train:
+            return torch.randperm(self.size, generator=self._generator(e, 0))
+        return torch.arange(self.size)
 
     def denormalize(self, x: Tensor) -> Tensor:
         """Images as they come out of here, (B, C, H, W), back on the scale 0..1."""

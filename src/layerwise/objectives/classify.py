@@ -43,6 +43,10 @@ class Classify(Objective):
     def needs_site(self) -> bool:
         return self.recipe is not None
 
+    @property
+    def reads_input(self) -> bool:
+        return False
+
     def predict(self, h: Tensor) -> Tensor:
         """Class scores, (B, C) or (B, T, C)."""
         return self.head(h)

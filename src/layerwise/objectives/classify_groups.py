@@ -82,6 +82,10 @@ class ClassifyGroups(Objective):
         self.head = self.recipe(site.shape, (*site.output_shape[:-1], max(found) + 1))
         self._every_class = max(found) + 1 == self.classes
 
+    @property
+    def reads_input(self) -> bool:
+        return False
+
     def predict(self, h: Tensor) -> Tensor | None:
         """Class scores, (B, C) or (B, T, C), where every class is its own group; None before."""
         return self.head(h) if self._every_class else None

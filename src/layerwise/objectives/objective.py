@@ -83,6 +83,12 @@ class Objective(nn.Module, ABC):
         """Whether it reads `batch.unpooled`."""
         return False
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether it may read `batch.x`; a process that holds only later blocks goes without the
+        images where no objective does."""
+        return True
+
     def predict(self, h: Tensor) -> Tensor | None:
         """Class scores from the block's output, or None where the objective gives none."""
         return None
@@ -135,6 +141,10 @@ class Sum(Objective):
     @property
     def reads_unpooled(self) -> bool:
         return any(term.reads_unpooled for _, term in self._computed())
+
+    @property
+    def reads_input(self) -> bool:
+        return any(term.reads_input for _, term in self._computed())
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         loss = h.new_zeros(())

@@ -78,6 +78,10 @@ class Rotation(Objective):
     def views(self) -> tuple[Turned, ...]:
         return tuple(Turned(quarters) for quarters in self.turns[1:])
 
+    @property
+    def reads_input(self) -> bool:
+        return False
+
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         # One pass of the head: BatchNorm in it must not see each rotation by itself.
         logits = self.head(torch.cat([h, *(batch.views[view] for view in self.views)]))

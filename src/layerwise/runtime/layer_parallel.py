@@ -39,6 +39,7 @@ class LayerParallel:
         blocks: numbers of this stage's blocks.
         leader: whether this process keeps the run's files: the last stage, where the network's
             own loss is.
+        reads_input: whether this stage needs the images, and not the labels alone.
 
     Raises:
         InputError: a rule that needs more than forward information; starts that are no division of
@@ -54,6 +55,8 @@ class LayerParallel:
         self.rule = rule
         self.blocks = range(starts[rank], ends[rank])
         self.leader = rank == world - 1
+        read = [rule.objectives[str(i)] for i in self.blocks if str(i) in rule.objectives]
+        self.reads_input = rank == 0 or any(o.reads_input for o in read)  # type: ignore[union-attr]
         self._mark = MORE  # that came with the last batch: the first stage's word to all
         # For what is small and on the host, whatever carries activations.
         self._control = _group(None, "gloo")

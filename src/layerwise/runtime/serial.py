@@ -20,9 +20,11 @@ class Serial:
     Attributes:
         blocks: numbers of the blocks that this process trains.
         leader: whether this process keeps the run's files.
+        reads_input: whether this process needs the images, and not the labels alone.
     """
 
     leader = True
+    reads_input = True
 
     def __init__(self, rule: Rule):
         self.rule = rule
@@ -30,7 +32,7 @@ class Serial:
 
     def backward(
         self,
-        x: Tensor,
+        x: Tensor | None,
         y: Tensor,
         *,
         scale: Scale = identity,
@@ -38,13 +40,15 @@ class Serial:
         stops: bool = False,
     ) -> Report:
         """`rule.backward(x, y)`, or this process's part of it; with `stops` the last for now."""
+        assert x is not None
         return self.rule.backward(x, y, scale=scale, on_block=on_block)
 
     def exits(
-        self, rule: Rule, x: Tensor, y: Tensor, stops: bool = False
+        self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
     ) -> Sequence[Tensor | None]:
         """`rule.exits(x)`, or this process's part of it; `rule` may be an average of the trained
         one's weights."""
+        assert x is not None
         return rule.exits(x)
 
     def stops(self, asked: bool) -> bool:

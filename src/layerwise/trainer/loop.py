@@ -162,7 +162,7 @@ class Trainer:
             self.epoch + 1, settings.epochs, images, self.batch * settings.batch_size
         )
         started = shown = time.perf_counter()
-        for x, y in loader.epoch(self.epoch, start=self.batch):
+        for x, y in self._batches(loader, self.epoch, self.batch):
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
             stops = self.stop_asked and self.batch + 1 == first + together
@@ -194,7 +194,16 @@ class Trainer:
         self.seconds += time.perf_counter() - started
         self.progress.update(images, self.tally.losses()[-1], self.tally.accuracies()[-1])
 
-    def _backward(self, x: Tensor, y: Tensor, together: int, stops: bool = False) -> Report:
+    def _batches(
+        self, loader: Loader, epoch: int, start: int = 0
+    ) -> Iterator[tuple[Tensor | None, Tensor]]:
+        """Batches; without the images where this process does without."""
+        if self.runtime.reads_input:
+            yield from loader.epoch(epoch, start)
+        else:
+            yield from ((None, y) for y in loader.labels(epoch, start))
+
+    def _backward(self, x: Tensor | None, y: Tensor, together: int, stops: bool = False) -> Report:
         """One batch's gradients; `together` batches make a step, after which training `stops`."""
 
         def scale(loss: Tensor) -> Tensor:
@@ -252,7 +261,7 @@ class Trainer:
         rule.eval()
         tally = self._new_tally()
         with self.fabric.autocast():
-            for x, y in loader.epoch(0):
+            for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop_asked)
                 if self.runtime.stops(self.stop_asked):
                     self._save("last")  # the epoch is trained and will be evaluated on resuming
