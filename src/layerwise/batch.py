@@ -46,6 +46,9 @@ class Batch:
             output where none does.
         views: of the block under way, its output for each view that an objective asked for,
             (B, ...).
+        synthetic: under a block's number, the gradient of its output that was predicted, with the
+            graph of what predicted it.
+        targets: under a block's number, the gradient of its output that the next block found.
     """
 
     x: Tensor
@@ -55,6 +58,8 @@ class Batch:
     logits: dict[int, Tensor] = field(default_factory=dict)
     unpooled: Tensor | None = None
     views: dict[View, Tensor] = field(default_factory=dict)
+    synthetic: dict[int, Tensor] = field(default_factory=dict)
+    targets: dict[int, Tensor] = field(default_factory=dict)
     _predicted: Tensor | None = None
 
     def predicted(self, logits: Tensor) -> None:

@@ -157,7 +157,38 @@ class Rule(nn.Module, ABC):
         return objective
 
 
-class LocalRule(Rule):
+class ForwardRule(Rule):
+    """A rule under which a block's gradient is there once its input is: blocks may live in
+    different processes.
+
+    Attributes:
+        sends_back: whether what a block finds of its input's gradient (`Batch.targets`) is wanted
+            by the block before it, sooner or later: by `learn`.
+    """
+
+    needs = Needs.FORWARD
+    sends_back: ClassVar[bool] = False
+
+    @abstractmethod
+    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        """Block i's step: its detached input in, its detached output out; its gradients are in
+        `.grad` when this returns."""
+
+    def enter(self, batch: Batch) -> Tensor:
+        """The first block's input, detached."""
+        return batch.x.detach()
+
+    def reads_input(self, blocks: Iterable[int]) -> bool:
+        """Whether these blocks read `batch.x`, other than as the first block's input."""
+        objectives = map(self._objective, blocks)
+        return any(o.reads_input for o in objectives if o is not None)
+
+    def learn(self, i: int, h: Tensor, batch: Batch) -> None:
+        """What block i's auxiliary networks learn from `batch.targets[i]`, the gradient that block
+        i+1 found of its input h."""
+
+
+class LocalRule(ForwardRule):
     """A rule under which a block needs nothing from the blocks after it.
 
     Every block k minimises its own objective; sg[] stops the gradient between blocks:
@@ -174,8 +205,6 @@ class LocalRule(Rule):
             last is left out it predicts the labels from the network's own output.
         criterion: the last block's loss where its objective is left out.
     """
-
-    needs = Needs.FORWARD
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
-from layerwise.rule import LocalRule, Rule
+from layerwise.rule import ForwardRule, Rule
 from layerwise.run import Run
 from layerwise.runtime import LayerParallel, Serial, check_rule, processes
 from layerwise.runtime.plan import block_seconds, stage_starts
@@ -177,7 +177,7 @@ def _train(run: Run, prepared: Prepared) -> None:
 def _runtime(prepared: Prepared, rule: Rule) -> LayerParallel:
     """The stages, divided by the time that blocks take here."""
     settings, device = prepared.experiment.settings, prepared.fabric.device
-    assert isinstance(rule, LocalRule)
+    assert isinstance(rule, ForwardRule)
     assert prepared.stages is not None
     assert rule.blocks.input_shape is not None
 

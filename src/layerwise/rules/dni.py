@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,10 +16,10 @@ from layerwise.heads import Synthesizer
 from layerwise.heads.synthesizer import InputSynthesizer
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import ForwardRule, OnBlock, Scale, differentiate
 
 
-class DNI(Rule):
+class DNI(ForwardRule):
     """Decoupled neural interfaces: every block learns from a predicted gradient of its output.
 
     Jaderberg et al. 2017 (arXiv:1608.05343), section 2. L_b is the loss of sample b, c its label:
@@ -48,7 +50,7 @@ class DNI(Rule):
         InputError: shapes between the blocks are not known; a probability outside (0, 1].
     """
 
-    needs = Needs.FORWARD
+    sends_back = True
 
     def __init__(
         self,
@@ -86,51 +88,68 @@ class DNI(Rule):
     def auxiliary(self, i: int) -> list[nn.Module]:
         return [*super().auxiliary(i), *self.synthesizers[i : i + 1], *self.inputs[i : i + 1]]
 
+    def reads_input(self, blocks: Iterable[int]) -> bool:
+        return bool(self.inputs) or super().reads_input(blocks)
+
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
         batch = Batch(x, y, scale)
         last = len(self.blocks) - 1
-        updated = self._updated()
-        h, synthetic = x.detach(), None  # h_{k-1}, d^_{k-1}
-        for k, block in enumerate(self.blocks):
-            before = self._before(k, h, batch, updated[k])
-            with torch.set_grad_enabled(updated[k]):
-                h = block(before.clone() if starts_in_place(block) else before)
-            following = None
-            if k == last:
-                self._finish(h, batch, updated[k])
-            elif updated[k] or updated[k + 1]:
-                with torch.set_grad_enabled(updated[k + 1]):
-                    following = self.synthesizers[k](h.detach(), y if self.context else None)
-                if updated[k]:
-                    differentiate(h, scale, following.detach() / len(x))
-            if updated[k] and synthetic is not None:
-                self._learn(k - 1, synthetic, before, batch)
-            h, synthetic = h.detach(), following
-            if k and on_block is not None:
-                on_block(k - 1)  # its synthesizer had to wait for block k
+        before = h = self.enter(batch)
+        for k in range(len(self.blocks)):
+            h = self.local_backward(k, before, batch)
+            if k:
+                self.learn(k - 1, before, batch)
+                if on_block is not None:
+                    on_block(k - 1)  # its synthesizer had to wait for block k
+            before = h
         if on_block is not None:
             on_block(last)
         return batch.report(h, len(self.blocks))
 
-    def _finish(self, h: Tensor, batch: Batch, updated: bool) -> None:
-        """The last block's step, by the network's own loss."""
-        last = len(self.blocks) - 1
-        with torch.set_grad_enabled(updated):
-            loss = self.objectives[str(last)](h, batch)
-        if updated:
-            differentiate(loss, batch.scale)
-        batch.finish(last, loss)
+    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        """Block i's step: its detached input in, its detached output out.
 
-    def _learn(self, k: int, synthetic: Tensor, h: Tensor, batch: Batch) -> None:
-        """Synthesizer k's step towards the gradient that block k+1 found for h_k."""
-        assert h.grad is not None
+        What it finds of its input's gradient waits in `batch.targets` for `learn`.
+        """
+        block, last = self.blocks[i], len(self.blocks) - 1
+        updated = self.update_probability == 1 or bool(torch.rand(()) < self.update_probability)
+        before = self._before(i, h, batch, updated)
+        with torch.set_grad_enabled(updated):
+            h = block(before.clone() if starts_in_place(block) else before)
+        if i == last:
+            with torch.set_grad_enabled(updated):
+                loss = self.objectives[str(i)](h, batch)
+            batch.finish(i, loss)
+            if updated:
+                differentiate(loss, batch.scale)
+        elif updated:
+            # Its graph waits for the next block, where that is sure to come by.
+            with torch.set_grad_enabled(self.update_probability == 1):
+                synthetic = self._synthesize(i, h, batch)
+            differentiate(h, batch.scale, synthetic.detach() / len(h))
+            if synthetic.requires_grad:
+                batch.synthetic[i] = synthetic
+        if before.grad is not None:
+            batch.targets[i - 1] = before.grad
+        return h.detach()
+
+    def learn(self, i: int, h: Tensor, batch: Batch) -> None:
+        """Synthesizer i's step towards the gradient that block i+1 found for its input h."""
+        target, synthetic = batch.targets.pop(i, None), batch.synthetic.pop(i, None)
+        if target is None:  # block i+1 was left out
+            return
+        if synthetic is None:
+            synthetic = self._synthesize(i, h, batch)
         one = batch.scale(torch.ones((), device=h.device))
-        target = h.grad.to(torch.promote_types(h.dtype, torch.float32)) * (len(h) / one)
+        target = target.to(torch.promote_types(h.dtype, torch.float32)) * (len(h) / one)
         loss = F.mse_loss(synthetic.to(target.dtype), target)
         differentiate(loss, batch.scale)
-        batch.finish(k, loss)
+        batch.finish(i, loss)
+
+    def _synthesize(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        return self.synthesizers[i](h.detach(), batch.y if self.context else None)
 
     def _before(self, k: int, h: Tensor, batch: Batch, updated: bool) -> Tensor:
         """Block k's input, a leaf that takes the gradient its synthesizer is to learn."""
@@ -141,11 +160,5 @@ class DNI(Rule):
                 given = self.inputs[k - 1](batch.x)
             if updated:
                 differentiate(F.mse_loss(given, h.to(given.dtype)), batch.scale)
-            h = given.detach()
-        return h.requires_grad_(updated)
-
-    def _updated(self) -> list[bool]:
-        """Which blocks this step updates; drawn on the host, so nothing waits for the device."""
-        if self.update_probability == 1:
-            return [True] * len(self.blocks)
-        return (torch.rand(len(self.blocks)) < self.update_probability).tolist()
+            h = given
+        return h.detach().requires_grad_(updated)

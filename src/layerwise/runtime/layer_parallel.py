@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
-from layerwise.rule import LocalRule, OnBlock, Rule, Scale
+from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
 from layerwise.runtime.link import LAST, MORE, Receiver, Sender
 from layerwise.tally import Tally
 
@@ -49,26 +50,35 @@ class LayerParallel:
     def __init__(self, rule: Rule, starts: Sequence[int], depth: int = 2, timeout_s: float = 600.0):
         rank, world = dist.get_rank(), dist.get_world_size()
         check_rule(rule, world)
-        assert isinstance(rule, LocalRule)
+        assert isinstance(rule, ForwardRule)
         check_starts(starts, len(rule.blocks), world)
         ends = [*starts[1:], len(rule.blocks)]
         self.rule = rule
         self.blocks = range(starts[rank], ends[rank])
         self.leader = rank == world - 1
-        read = [rule.objectives[str(i)] for i in self.blocks if str(i) in rule.objectives]
-        self.reads_input = rank == 0 or any(o.reads_input for o in read)  # type: ignore[union-attr]
+        self.reads_input = rank == 0 or rule.reads_input(self.blocks)
         self._mark = MORE  # that came with the last batch: the first stage's word to all
         # For what is small and on the host, whatever carries activations.
         self._control = _group(None, "gloo")
         self._before: Receiver | None = None
         self._after: Sender | None = None
+        # The way back, for a rule that wants it: what the next stage found of its input's gradient.
+        self._back: Sender | None = None
+        self._late: Receiver | None = None
+        self._waiting: deque[tuple[Tensor, Batch]] = deque()
+        device = next(rule.parameters(), torch.zeros(())).device
         for left in range(world - 1):  # every rank makes every group, in the same order
-            group = _group([left, left + 1])
+            forward, backward = _group([left, left + 1]), None
+            if rule.sends_back:
+                backward = _group([left, left + 1])
             if rank == left:
-                self._after = Sender(left + 1, group, depth)
+                self._after = Sender(left + 1, forward, depth)
+                if backward is not None:  # as many as the way there lets through
+                    self._late = Receiver(left + 1, backward, 0, device, timeout_s)
             if rank == left + 1:
-                device = next(rule.parameters(), torch.zeros(())).device
-                self._before = Receiver(left, group, depth, device, timeout_s)
+                self._before = Receiver(left, forward, depth, device, timeout_s)
+                if backward is not None:
+                    self._back = Sender(left, backward, depth)
 
     def backward(
         self,
@@ -96,12 +106,40 @@ class LayerParallel:
         batch = Batch(y if x is None else x, y, scale)
         h = self._take(self.rule.enter(batch) if self._before is None else None, stops)
         for i in self.blocks:
-            h = self.rule.local_backward(i, h, batch)
-            if on_block is not None:
-                on_block(i)
-        if self._after is not None:
-            self._after.send(h, mark=self._mark)
+            before, h = h, self.rule.local_backward(i, h, batch)
+            if i > self.blocks[0]:
+                self.rule.learn(i - 1, before, batch)
+            if i == self.blocks[-1] and self._after is not None:
+                self._after.send(h, mark=self._mark)
+                self._learn_late(h, batch)
+            # A block whose auxiliary networks learn late is complete once those before it have.
+            done = [i - 1] if self.rule.sends_back and i > self.blocks[0] else []
+            done += [i] if not self.rule.sends_back or i == self.blocks[-1] else []
+            for k in done:
+                if on_block is not None:
+                    on_block(k)
+        if self._back is not None:
+            target = batch.targets.pop(self.blocks[0] - 1, None)
+            self._back.send(*([] if target is None else [target]))
         return batch.report(h, len(self.rule.blocks))
+
+    def _learn_late(self, h: Tensor, batch: Batch) -> None:
+        """Let this stage's last block learn what the next stage has found by now: of this batch or
+        of those before."""
+        if self._late is None:
+            return
+        last = self.blocks[-1]
+        batch.synthetic.pop(last, None)  # by then its weights will have moved
+        self._waiting.append((h, batch))
+        self._take_late(wait=False)
+
+    def _take_late(self, wait: bool) -> None:
+        assert self._late is not None
+        while self._waiting and (wait or self._late.ready()):
+            (h, batch), (target, _) = self._waiting.popleft(), self._late.receive()
+            if target:
+                batch.targets[self.blocks[-1]] = target[0]
+                self.rule.learn(self.blocks[-1], h, batch)
 
     @torch.no_grad()
     def exits(
@@ -145,9 +183,12 @@ class LayerParallel:
         tally.has_loss, tally.has_logits = together[2:].bool().tolist()
 
     def close(self) -> None:
-        """Training is over: wait until the next stage has everything."""
-        if self._after is not None:
-            self._after.close()
+        """Training is over: wait until the next stage has everything, and its answers are here."""
+        if self._late is not None:
+            self._take_late(wait=True)
+        for sender in (self._after, self._back):
+            if sender is not None:
+                sender.close()
         dist.barrier(group=self._control)
 
     def _take(self, x: Tensor | None, stops: bool) -> Tensor:
@@ -178,7 +219,7 @@ def _on_host(value: Any) -> Any:
 
 def check_rule(rule: Rule, stages: int) -> None:
     """Refuse a rule whose blocks cannot train in as many processes."""
-    if not isinstance(rule, LocalRule):
+    if not isinstance(rule, ForwardRule):
         needs = " and ".join(need.name or "" for need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "

@@ -90,7 +90,7 @@ class Receiver:
     Args:
         source: the rank that gives.
         group: a process group of this link's own.
-        depth: messages taken in advance at most.
+        depth: messages taken in advance at most; 0 for as many as there are.
         device: where tensors are wanted.
         timeout_s: how long to wait for a message before its sender counts as hung.
     """

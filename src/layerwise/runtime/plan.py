@@ -12,10 +12,10 @@ from layerwise.batch import Batch
 from layerwise.blocks.partition import partition
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
-from layerwise.rule import LocalRule
+from layerwise.rule import ForwardRule
 
 
-def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
+def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
     """How long each block's part of a step takes, its head and objective with it, in seconds.
 
     The median of some rounds after one that warms up. The rule is left unchanged.
@@ -36,8 +36,11 @@ def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> lis
             h = rule.enter(batch)
             for i in range(count):
                 start = _now(x.device)
-                h = rule.local_backward(i, h, batch)
+                before, h = h, rule.local_backward(i, h, batch)
                 seconds[i].append(_now(x.device) - start)
+                if i:
+                    rule.learn(i - 1, before, batch)
+                    seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
                 for p in rule.parameters_of(i):
                     p.grad = None
     for p, grad in before:
