@@ -25,12 +25,14 @@ class Report:
         loss: the last block's loss, (); None where another process has it.
         local_losses: each block's loss, (); None for a block that has no objective of its own.
         local_logits: each block's class scores; None for a block that does not predict.
+        y: the labels that belong to them, (B,) or (B, T).
     """
 
     logits: Tensor
     loss: Tensor | None
     local_losses: tuple[Tensor | None, ...]
     local_logits: tuple[Tensor | None, ...]
+    y: Tensor
 
 
 @dataclass(eq=False)
@@ -80,4 +82,5 @@ class Batch:
             loss=self.losses.get(blocks - 1),
             local_losses=tuple(self.losses.get(i) for i in range(blocks)),
             local_logits=tuple(self.logits.get(i) for i in range(blocks)),
+            y=self.y,
         )

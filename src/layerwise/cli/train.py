@@ -187,7 +187,12 @@ def _runtime(prepared: Prepared, rule: Rule) -> LayerParallel:
         with prepared.fabric.autocast():
             return stage_starts(block_seconds(rule, x, y), prepared.stages)
 
-    return LayerParallel(rule, processes.from_leader(starts), timeout_s=settings.timeout)
+    return LayerParallel(
+        rule,
+        processes.from_leader(starts),
+        timeout_s=settings.timeout,
+        replay=settings.replay,
+    )
 
 
 def _pictures(

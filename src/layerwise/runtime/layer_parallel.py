@@ -13,7 +13,8 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
-from layerwise.runtime.link import LAST, MORE, Receiver, Sender
+from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
+from layerwise.runtime.replay import Replay
 from layerwise.tally import Tally
 
 
@@ -26,15 +27,20 @@ class LayerParallel:
     on, without waiting for the stages behind it. Labels do not travel: every rank reads them from
     the same data.
 
-    For the same batches in the same order every block gets the gradient of the serial loop, bit for
-    bit: no block needs anything from the blocks after it, and each has stepped as often as it would
-    have.
+    In step with each other, every block gets the gradient of the serial loop for the same batches
+    in the same order, bit for bit: no block needs anything from the blocks after it, and each has
+    stepped as often as it would have.
+
+    With `replay` no stage waits for another (Belilovsky et al. 2020, arXiv:1901.08164, algorithm
+    2): one that is faster than the stage before it uses the newest batches again, and what a slow
+    one has no room for is left out. Each makes as many steps. Labels then travel with activations.
 
     Args:
         rule: with all blocks; only those of this stage are used here.
         starts: number of each stage's first block, increasing; the first is 0.
         depth: batches under way between two stages at most, on either side.
         timeout_s: how long to wait for another stage before it counts as hung.
+        replay: how many batches a stage keeps to use again; 0 to be in step.
 
     Attributes:
         blocks: numbers of this stage's blocks.
@@ -47,7 +53,14 @@ class LayerParallel:
             the blocks into as many stages as there are ranks.
     """
 
-    def __init__(self, rule: Rule, starts: Sequence[int], depth: int = 2, timeout_s: float = 600.0):
+    def __init__(
+        self,
+        rule: Rule,
+        starts: Sequence[int],
+        depth: int = 2,
+        timeout_s: float = 600.0,
+        replay: int = 0,
+    ):
         rank, world = dist.get_rank(), dist.get_world_size()
         check_rule(rule, world)
         assert isinstance(rule, ForwardRule)
@@ -57,6 +70,12 @@ class LayerParallel:
         self.blocks = range(starts[rank], ends[rank])
         self.leader = rank == world - 1
         self.reads_input = rank == 0 or rule.reads_input(self.blocks)
+        self._replay: Replay[list[Tensor]] | None = Replay(replay) if replay else None
+        self._input_travels = any(
+            rule.reads_input(range(start, end))
+            for start, end in zip(starts[1:], ends[1:], strict=True)
+        )
+        self._passing = False  # a training pass is under way
         self._mark = MORE  # that came with the last batch: the first stage's word to all
         # For what is small and on the host, whatever carries activations.
         self._control = _group(None, "gloo")
@@ -103,14 +122,14 @@ class LayerParallel:
             The report with what this stage's blocks found, None for the others; its logits are the
             network's output on the last stage, and this stage's elsewhere.
         """
-        batch = Batch(y if x is None else x, y, scale)
-        h = self._take(self.rule.enter(batch) if self._before is None else None, stops)
+        self._passing = True
+        batch, h = self._begin(x, y, scale, stops)
         for i in self.blocks:
             before, h = h, self.rule.local_backward(i, h, batch)
             if i > self.blocks[0]:
                 self.rule.learn(i - 1, before, batch)
             if i == self.blocks[-1] and self._after is not None:
-                self._after.send(h, mark=self._mark)
+                self._give(h, batch)
                 self._learn_late(h, batch)
             # A block whose auxiliary networks learn late is complete once those before it have.
             done = [i - 1] if self.rule.sends_back and i > self.blocks[0] else []
@@ -122,6 +141,34 @@ class LayerParallel:
             target = batch.targets.pop(self.blocks[0] - 1, None)
             self._back.send(*([] if target is None else [target]))
         return batch.report(h, len(self.rule.blocks))
+
+    def _begin(
+        self, x: Tensor | None, y: Tensor, scale: Scale, stops: bool
+    ) -> tuple[Batch, Tensor]:
+        """The batch to train on, and this stage's input."""
+        if self._before is None or self._replay is None:
+            batch = Batch(y if x is None else x, y, scale)
+            return batch, self._take(
+                self.rule.enter(batch) if self._before is None else None, stops
+            )
+        while not len(self._replay) or self._before.ready():
+            tensors, self._mark = self._before.receive()
+            self._replay.put(tensors)
+        h, y, *x_too = self._replay.take()
+        return Batch(x_too[0] if x_too else y, y, scale), h
+
+    def _give(self, h: Tensor, batch: Batch) -> None:
+        """Pass this stage's output on."""
+        assert self._after is not None
+        if self._replay is None or self._mark == LAST:
+            self._after.send(*self._message(h, batch), mark=self._mark)
+        else:
+            self._after.offer(*self._message(h, batch), mark=self._mark)
+
+    def _message(self, h: Tensor, batch: Batch) -> list[Tensor]:
+        if self._replay is None:
+            return [h]
+        return [h, batch.y, *([batch.x] if self._input_travels else [])]
 
     def _learn_late(self, h: Tensor, batch: Batch) -> None:
         """Let this stage's last block learn what the next stage has found by now: of this batch or
@@ -148,12 +195,28 @@ class LayerParallel:
         """This stage's part of `rule.exits(x)`: None for the blocks of other stages. `rule` may be
         an average of the trained one's weights."""
         scores: list[Tensor | None] = [None] * len(rule.blocks)
+        self._finish_pass()
+        if self._mark == LAST:
+            return scores
         h = self._take(x, stops)
         for i in self.blocks:
             h, scores[i] = rule.exit(i, h)
         if self._after is not None:
             self._after.send(h, mark=self._mark)
         return scores
+
+    def _finish_pass(self) -> None:
+        """In front of what all do in step: take what is left of the pass that is over."""
+        if self._replay is None or not self._passing:
+            return
+        self._passing = False
+        if self._before is not None:
+            mark = MORE
+            while mark not in (PASSED, LAST):
+                _, mark = self._before.receive()
+            self._mark = LAST if mark == LAST else self._mark
+        if self._after is not None:
+            self._after.send(mark=LAST if self._mark == LAST else PASSED)
 
     def stops(self, asked: bool) -> bool:
         """Whether all stop after the batch just done: the first stage decides, for it is ahead."""
@@ -184,6 +247,7 @@ class LayerParallel:
 
     def close(self) -> None:
         """Training is over: wait until the next stage has everything, and its answers are here."""
+        self._finish_pass()
         if self._late is not None:
             self._take_late(wait=True)
         for sender in (self._after, self._back):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections import deque
 
 import torch
 import torch.distributed as dist
@@ -24,14 +23,11 @@ DTYPES = (
 )
 TENSORS, DIMS = 3, 6  # the most of a message, and of a tensor
 EACH = 3 + DIMS  # dtype, whether channels come last in memory, dimensions, sizes
-MORE, LAST, CLOSED = 0, 1, 2  # marks: something follows; nothing of this pass; nothing at all
+MORE, LAST, PASSED, CLOSED = range(4)  # marks: more follows; all stop now; a pass is over; the end
 
 
 class Sender:
-    """The end of a link that gives.
-
-    `send` does not wait for the other side until `depth` messages are under way: then it waits for
-    the first of them, so that a slow stage holds up those before it and memory is bounded.
+    """The end of a link that gives: a thread sends while the stage computes.
 
     Args:
         to: the rank that takes.
@@ -40,17 +36,54 @@ class Sender:
     """
 
     def __init__(self, to: int, group: dist.ProcessGroup, depth: int = 2):
-        self.to, self.group, self.depth = to, group, depth
-        self._under_way: deque[tuple[list[dist.Work], list[Tensor]]] = deque()
+        self.to, self.group = to, group
+        self._given: queue.Queue[tuple[tuple[Tensor, ...], int]] = queue.Queue(depth)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._send_all, daemon=True)
+        self._thread.start()
 
     def send(self, *tensors: Tensor, mark: int = MORE) -> None:
-        """Send tensors as one message, with a mark.
+        """Send tensors as one message, with a mark. It waits only where `depth` messages are under
+        way: a slow stage holds up those before it, so memory is bounded.
 
         Raises:
             LostStage: the other process is gone.
         """
-        while len(self._under_way) >= self.depth:
-            self._wait()
+        while not self.offer(*tensors, mark=mark, patience_s=1.0):
+            pass
+
+    def offer(self, *tensors: Tensor, mark: int = MORE, patience_s: float = 0.0) -> bool:
+        """Send, or give up where there is no room in time; whether it was sent.
+
+        Raises:
+            LostStage: the other process is gone.
+        """
+        if self._error is not None:
+            raise LostStage(f"rank {self.to} is lost: {_why(self._error)}") from self._error
+        try:
+            self._given.put((tensors, mark), block=patience_s > 0, timeout=patience_s or None)
+        except queue.Full:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Say that nothing follows, and wait until the other side has everything."""
+        self.send(mark=CLOSED)
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+        if self._error is not None:
+            raise LostStage(f"rank {self.to} is lost: {_why(self._error)}") from self._error
+
+    def _send_all(self) -> None:
+        mark = MORE
+        try:
+            while mark != CLOSED:
+                tensors, mark = self._given.get()
+                self._send(tensors, mark)
+        except Exception as error:  # the stage learns of it when it sends
+            self._error = error
+
+    def _send(self, tensors: tuple[Tensor, ...], mark: int) -> None:
         header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64)
         header[:2] = torch.tensor([mark, len(tensors)])
         parts = [header]
@@ -60,28 +93,8 @@ class Sender:
             about = [DTYPES.index(plain.dtype), last, plain.dim(), *plain.shape]
             header[2 + k * EACH :][: len(about)] = torch.tensor(about)
             parts.append(plain)
-        device = _device(self.group)
-        parts = [part.to(device) for part in parts]
-        try:
-            works = [dist.isend(part, self.to, group=self.group) for part in parts]
-        except RuntimeError as error:
-            raise LostStage(f"rank {self.to} is lost: {_why(error)}") from error
-        # What is being sent must stay alive until it is.
-        self._under_way.append(([work for work in works if work is not None], parts))
-
-    def close(self) -> None:
-        """Say that nothing follows, and wait until the other side has everything."""
-        self.send(mark=CLOSED)
-        while self._under_way:
-            self._wait()
-
-    def _wait(self) -> None:
-        works, _ = self._under_way.popleft()
-        try:
-            for work in works:
-                work.wait()
-        except RuntimeError as error:
-            raise LostStage(f"rank {self.to} is lost: {_why(error)}") from error
+        for part in parts:
+            dist.send(part.to(_device(self.group)), self.to, group=self.group)
 
 
 class Receiver:

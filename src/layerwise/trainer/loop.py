@@ -167,7 +167,7 @@ class Trainer:
             together = min(settings.accumulate, batches - first)
             stops = self.stop_asked and self.batch + 1 == first + together
             report = self._backward(x, y, together, stops)
-            losses = self.tally.add(report.local_losses, report.local_logits, y)
+            losses = self.tally.add(report.local_losses, report.local_logits, report.y)
             self.watch.note(losses, self.step)
             self.batch += 1
             if self.batch % settings.accumulate and self.batch < batches:

@@ -38,6 +38,8 @@ class Settings:
             processes were started together, as by torchrun.
         stages: into how many processes layer_parallel divides the blocks; null: as many as were
             started together.
+        replay: with stages, that none waits for another: each keeps so many of the newest batches
+            to train on again; 0 to be in step, with the bits of the serial run.
         restarts: how often to start all processes again from the last checkpoint, after one has
             failed; for processes that layerwise starts itself.
         timeout: seconds to wait for another stage before it counts as hung.
@@ -60,6 +62,7 @@ class Settings:
     seed: int = 0
     runtime: Literal["auto", "serial", "layer_parallel"] = "auto"
     stages: int | None = None
+    replay: int = 0
     restarts: int = 0
     timeout: float = 600.0
 
@@ -79,8 +82,9 @@ class Settings:
             raise InputError(f"--pictures {self.pictures}: give 0 or more epochs")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
-        if self.restarts < 0:
-            raise InputError(f"--restarts {self.restarts}: give 0 or more")
+        for name in ("replay", "restarts"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name} {getattr(self, name)}: give 0 or more")
         if not self.timeout > 0:
             raise InputError(f"--timeout {self.timeout}: give a positive number of seconds")
         if self.runtime == "layer_parallel" or self.stages is not None:
