@@ -13,7 +13,7 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
-from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
+from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender, losing
 from layerwise.runtime.replay import Replay
 from layerwise.tally import Tally
 
@@ -226,7 +226,8 @@ class LayerParallel:
         """The states of all processes as one; None but for the leader."""
         leader = dist.get_world_size() - 1
         states: list[Any] | None = [None] * (leader + 1) if self.leader else None
-        dist.gather_object(_on_host(state), states, dst=leader, group=self._control)
+        with losing("a rank"):
+            dist.gather_object(_on_host(state), states, dst=leader, group=self._control)
         if states is None:
             return None
         together = dict(states[leader])
@@ -240,7 +241,8 @@ class LayerParallel:
         flags = torch.tensor([tally.has_loss, tally.has_logits])
         counts = torch.stack([tally.loss_sums, tally.right]).double().cpu()
         together = torch.cat([counts, flags])
-        dist.all_reduce(together, group=self._control)
+        with losing("a rank"):
+            dist.all_reduce(together, group=self._control)
         tally.loss_sums.copy_(together[0])
         tally.right.copy_(together[1])
         tally.has_loss, tally.has_logits = together[2:].bool().tolist()
@@ -253,7 +255,8 @@ class LayerParallel:
         for sender in (self._after, self._back):
             if sender is not None:
                 sender.close()
-        dist.barrier(group=self._control)
+        with losing("a rank"):
+            dist.barrier(group=self._control)
 
     def _take(self, x: Tensor | None, stops: bool) -> Tensor:
         """This stage's input: its own batch, or what the stage before sent."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -163,6 +165,15 @@ class Receiver:
             dist.recv(tensor, self.source, group=self.group)
             tensors.append((tensor.permute(0, 3, 1, 2) if last else tensor).to(self.device))
         return tensors, mark
+
+
+@contextlib.contextmanager
+def losing(who: str) -> Iterator[None]:
+    """Tell the loss of another process from an error of this one."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostStage(f"{who} is lost: {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:

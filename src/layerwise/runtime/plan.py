@@ -28,7 +28,7 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
     """
     count = len(rule.blocks)
     seconds: list[list[float]] = [[] for _ in range(count)]
-    before = [(p, p.grad) for p in rule.parameters()]
+    gradients = [(p, p.grad) for p in rule.parameters()]
     with unchanged(rule):
         rule.train()
         for _ in range(1 + rounds):
@@ -43,7 +43,7 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
                     seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
                 for p in rule.parameters_of(i):
                     p.grad = None
-    for p, grad in before:
+    for p, grad in gradients:
         p.grad = grad
     return [statistics.median(of_block[1:]) for of_block in seconds]
 

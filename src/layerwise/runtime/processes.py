@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from layerwise.errors import InputError, Interrupted, LostStage, reason
+from layerwise.runtime.link import losing
 
 T = TypeVar("T")
 
@@ -141,7 +142,8 @@ def from_leader(make: Callable[[], T]) -> T:
             found = [make()]
         except InputError as error:
             found = [error]
-    dist.broadcast_object_list(found, src=world_size() - 1)
+    with losing("a rank"):
+        dist.broadcast_object_list(found, src=world_size() - 1)
     if isinstance(found[0], InputError):
         raise found[0]
     return found[0]
