@@ -144,6 +144,23 @@ def test_stages_stop_together() -> None:
 
 
 @pytest.mark.slow
+def test_stages_that_do_not_wait() -> None:
+    """With replay every stage makes its steps, whatever comes through; it learns, and stops and
+    goes on like any other run."""
+    train = LONG.replace("--epochs 12", "--epochs 8").replace("--model.dropout 0.2 ", "")
+    process = layerwise(f"train {train} --optimizer.lr 0.05 --name replay --stages 3 --replay 3")
+    until_saved("replay")
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert code == 130, said
+    code, said = ended(layerwise("train --resume experiments/replay"))
+    assert code == 0, said
+    rows = Run.open("experiments/replay").metrics()
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert (rows[-1]["test_accuracy"] or 0) > 0.5
+
+
+@pytest.mark.slow
 def test_a_stage_that_hangs() -> None:
     process = layerwise(f"train {LONG} --name hung --stages 2 --timeout 5")
     until_saved("hung")
@@ -187,6 +204,8 @@ def test_torchrun() -> None:
         ("--stages 2 --rule DirectGlobal", "DirectGlobal needs forward and error information"),
         ("--stages 2 --restarts -1", "--restarts -1: give 0 or more"),
         ("--stages 2 --timeout 0", "--timeout 0"),
+        ("--stages 2 --replay -2", "--replay -2: give 0 or more"),
+        ("--stages 2 --replay 2 --rule DNI", "DNI waits for what the next block finds"),
     ],
 )
 def test_bad_input(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,7 +53,7 @@ class Prepared:
         recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
         experiment = build(config)
         if stages is not None:
-            check_rule(experiment.rule, stages)
+            check_rule(experiment.rule, stages, experiment.settings.replay)
         config["device"] = str(fabric.device)
         config["data"]["name"] = experiment.splits.name
         return cls(config, fabric, recipes, experiment, experiment.loaders(fabric.device))

@@ -62,7 +62,7 @@ class LayerParallel:
         replay: int = 0,
     ):
         rank, world = dist.get_rank(), dist.get_world_size()
-        check_rule(rule, world)
+        check_rule(rule, world, replay)
         assert isinstance(rule, ForwardRule)
         check_starts(starts, len(rule.blocks), world)
         ends = [*starts[1:], len(rule.blocks)]
@@ -75,7 +75,7 @@ class LayerParallel:
             rule.reads_input(range(start, end))
             for start, end in zip(starts[1:], ends[1:], strict=True)
         )
-        self._passing = False  # a training pass is under way
+        self._passing = self._passed = False  # a training pass is under way; it is over before us
         self._mark = MORE  # that came with the last batch: the first stage's word to all
         # For what is small and on the host, whatever carries activations.
         self._control = _group(None, "gloo")
@@ -151,11 +151,20 @@ class LayerParallel:
             return batch, self._take(
                 self.rule.enter(batch) if self._before is None else None, stops
             )
-        while not len(self._replay) or self._before.ready():
-            tensors, self._mark = self._before.receive()
-            self._replay.put(tensors)
+        # The stage before may be through with this pass, and wait for the others.
+        while not self._passed and (not len(self._replay) or self._before.ready()):
+            self._receive_for_replay()
         h, y, *x_too = self._replay.take()
         return Batch(x_too[0] if x_too else y, y, scale), h
+
+    def _receive_for_replay(self) -> None:
+        assert self._before is not None
+        assert self._replay is not None
+        tensors, mark = self._before.receive()
+        if tensors:
+            self._replay.put(tensors)
+        self._passed = mark in (PASSED, LAST)
+        self._mark = LAST if mark == LAST else MORE
 
     def _give(self, h: Tensor, batch: Batch) -> None:
         """Pass this stage's output on."""
@@ -209,12 +218,9 @@ class LayerParallel:
         """In front of what all do in step: take what is left of the pass that is over."""
         if self._replay is None or not self._passing:
             return
-        self._passing = False
-        if self._before is not None:
-            mark = MORE
-            while mark not in (PASSED, LAST):
-                _, mark = self._before.receive()
-            self._mark = LAST if mark == LAST else self._mark
+        while self._before is not None and not self._passed:
+            self._receive_for_replay()
+        self._passing = self._passed = False
         if self._after is not None:
             self._after.send(mark=LAST if self._mark == LAST else PASSED)
 
@@ -284,13 +290,18 @@ def _on_host(value: Any) -> Any:
     return value
 
 
-def check_rule(rule: Rule, stages: int) -> None:
+def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
     """Refuse a rule whose blocks cannot train in as many processes."""
     if not isinstance(rule, ForwardRule):
         needs = " and ".join(need.name or "" for need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "
             "rule that needs no more than forward information trains layers in parallel: DGL"
+        )
+    if rule.sends_back and replay:
+        raise InputError(
+            f"--replay {replay}: {type(rule).__name__} waits for what the next block finds on the "
+            "same batch, and not every batch gets there; leave --replay out"
         )
     if stages > len(rule.blocks):
         raise InputError(

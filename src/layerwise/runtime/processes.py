@@ -109,10 +109,14 @@ def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    timeout = datetime.timedelta(seconds=timeout_s)
     try:
+        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        # A store may outlive its processes, and would tell those started again of the dead.
+        store = dist.PrefixStore(f"start-{restarts()}", store)
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            timeout=datetime.timedelta(seconds=timeout_s),
+            backend, store=store, rank=number, world_size=count, timeout=timeout
         )
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
