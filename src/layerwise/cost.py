@@ -68,7 +68,7 @@ class Costs:
         weight = next(rule.parameters(), torch.zeros(()))
         x = torch.zeros(SAMPLES, *blocks.input_shape, device=weight.device, dtype=weight.dtype)
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
-        with _without_gradients(rule), unchanged(rule), torch.enable_grad():
+        with without_gradients(rule), unchanged(rule), torch.enable_grad():
             rule.train()
             step = count_flops(lambda: rule.backward(x, y), rule)
             backprop = count_flops(lambda: Backprop(blocks).backward(x, y))
@@ -156,7 +156,7 @@ class Costs:
 
 
 @contextlib.contextmanager
-def _without_gradients(rule: Rule) -> Iterator[None]:
+def without_gradients(rule: Rule) -> Iterator[None]:
     """Put gradients back as they were."""
     before = [(p, p.grad) for p in rule.parameters()]
     for p, _ in before:

@@ -32,7 +32,7 @@ from layerwise.run import write_new
 def main(arguments: list[str]) -> None:
     """What the blocks of a network are: shapes, receptive fields, parameters, FLOPs, memory."""
     parser = Parser(prog="layerwise describe MODEL", description=main.__doc__)
-    tokens = _with_model(tokens_of(arguments, positional=True))
+    tokens = with_model(tokens_of(arguments, positional=True), "describe vgg11c")
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
     parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of an image, C, H, W")
     parser.add_argument("--num_classes", type=int, default=10, help="class scores")
@@ -66,15 +66,15 @@ def main(arguments: list[str]) -> None:
     wide.print(Text(CAPTION, style="dim"))
 
 
-def _with_model(tokens: Tokens) -> Tokens:
-    """`MODEL` as `--model=MODEL`."""
+def with_model(tokens: Tokens, example: str) -> Tokens:
+    """`MODEL` as `--model=MODEL`; `example` is a command to quote where there is none."""
     models = [token for token in tokens if not token.startswith("-")]
     options = [token for token in tokens if token.startswith("-")]
     given = models + [token.replace("=", " ") for token in options if token.startswith("--model=")]
     if len(given) != 1 and not {"-h", "--help"} & {*options}:
         got = f"got {' and '.join(given)}" if given else "no model given"
         known = ", ".join(sorted(KINDS["model"]))
-        raise InputError(f"{got}; give one, as in `layerwise describe vgg11c`; there is: {known}")
+        raise InputError(f"{got}; give one, as in `layerwise {example}`; there is: {known}")
     return [*(f"--model={model}" for model in models), *options]
 
 

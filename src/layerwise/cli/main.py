@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import layerwise
-from layerwise.cli import bench, compare, describe, evaluate, listing, train
+from layerwise.cli import bench, compare, describe, evaluate, listing, plan, train
 from layerwise.console import console
 from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
 from layerwise.runtime import processes
@@ -17,6 +17,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate.main,
     "compare": compare.main,
     "describe": describe.main,
+    "plan": plan.main,
     "bench": bench.main,
     "list": listing.main,
 }
@@ -29,6 +30,7 @@ commands:
   train      train a network with a learning rule; makes a run folder
   evaluate   measure a run on its test data, every exit
   compare    a table and curves of several runs
+  plan       how a network would be divided into stages, one per process
   describe   what the blocks of a network are: shapes, receptive fields, costs
   bench      time and memory of a step against backpropagation; speed of the data path
   list       what there is to choose from

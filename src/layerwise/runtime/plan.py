@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
+from layerwise.blocks.chain import dry_run
+from layerwise.blocks.cost import saved_bytes
 from layerwise.blocks.partition import partition
 from layerwise.blocks.unchanged import unchanged
+from layerwise.cost import without_gradients
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule
 
@@ -28,8 +33,7 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
     """
     count = len(rule.blocks)
     seconds: list[list[float]] = [[] for _ in range(count)]
-    gradients = [(p, p.grad) for p in rule.parameters()]
-    with unchanged(rule):
+    with without_gradients(rule), unchanged(rule):
         rule.train()
         for _ in range(1 + rounds):
             batch = Batch(x, y)
@@ -43,8 +47,6 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
                     seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
                 for p in rule.parameters_of(i):
                     p.grad = None
-    for p, grad in gradients:
-        p.grad = grad
     return [statistics.median(of_block[1:]) for of_block in seconds]
 
 
@@ -66,3 +68,123 @@ def _now(device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage of a plan holds and costs.
+
+    Attributes:
+        blocks: numbers of its blocks.
+        seconds: of a step on one batch.
+        parameters: of its blocks and their heads.
+        activation_bytes: saved at once for the backward pass of its largest block, per batch.
+        sends_bytes: of what it sends on, per batch; 0 for the last.
+    """
+
+    blocks: range
+    seconds: float
+    parameters: int
+    activation_bytes: int
+    sends_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages, and what to expect of them.
+
+    Attributes:
+        stages: in order.
+        batch_size: that was measured.
+    """
+
+    stages: tuple[Stage, ...]
+    batch_size: int
+
+    @classmethod
+    def of(cls, rule: ForwardRule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
+        """Measure a rule on a batch and divide its blocks."""
+        seconds = block_seconds(rule, x, y, rounds)
+        starts = stage_starts(seconds, stages)
+        ends = [*starts[1:], len(seconds)]
+        shapes = rule.blocks.shapes
+        assert shapes is not None, "blocks made by `cut` know their shapes"
+        kept = _activation_bytes(rule, x)
+        return cls(
+            tuple(
+                Stage(
+                    range(start, end),
+                    sum(seconds[start:end]),
+                    sum(p.numel() for i in range(start, end) for p in rule.parameters_of(i)),
+                    max(kept[start:end]),
+                    x.element_size() * len(x) * math.prod(shapes[end - 1]) if end < ends[-1] else 0,
+                )
+                for start, end in zip(starts, ends, strict=True)
+            ),
+            len(x),
+        )
+
+    @property
+    def serial_seconds(self) -> float:
+        """A step of all blocks in one process."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def images_per_s(self) -> float:
+        """Once all stages are busy: as fast as the slowest."""
+        return self.batch_size / max(stage.seconds for stage in self.stages)
+
+    @property
+    def speedup(self) -> float:
+        """Over one process; as many as there are stages at best."""
+        return self.serial_seconds / max(stage.seconds for stage in self.stages)
+
+    def seconds_for(self, batches: int, depth: int = 2, bytes_per_s: float = math.inf) -> float:
+        """How long so many batches take from the first one's start, by simulation.
+
+        A stage begins a batch when it is through with the one before and the batch has come; it
+        waits with its output where `depth` are under way and as many lie before the next stage.
+
+        Args:
+            batches: how many.
+            depth: as of `LayerParallel`.
+            bytes_per_s: of a link.
+        """
+        ended = [[0.0] * batches for _ in self.stages]
+        room = 2 * depth + 1  # sent, taken in advance, and in the hands of the receiving thread
+        for t in range(batches):
+            for r, stage in enumerate(self.stages):
+                free = ended[r][t - 1] if t else 0.0
+                if r:
+                    free = max(free, ended[r - 1][t] + self.stages[r - 1].sends_bytes / bytes_per_s)
+                if r + 1 < len(self.stages) and t >= room:
+                    free = max(free, ended[r + 1][t - room])
+                ended[r][t] = free + stage.seconds
+        return ended[-1][-1]
+
+
+def bubbles(stages: int, microbatches: int) -> dict[str, float]:
+    """Share of its time that a stage of backpropagation stands still, by the schedule's formula,
+    stages being equal and forward, input gradient and weight gradient taking as long each.
+
+    GPipe (Huang et al. 2019, arXiv:1811.06965), 1F1B (Narayanan et al. 2019, arXiv:1806.03377),
+    zero bubble H1 (Qi et al. 2024, arXiv:2401.10241); their H2 has none and keeps twice the
+    activations.
+    """
+    waits = stages - 1
+    return {
+        "GPipe": waits / (microbatches + waits),
+        "1F1B": waits / (microbatches + waits),
+        "zero bubble H1": waits / (3 * microbatches + waits),
+        "zero bubble H2": 0.0,
+    }
+
+
+def _activation_bytes(rule: ForwardRule, x: Tensor) -> list[int]:
+    """What each block alone saves for its backward pass on this batch."""
+    kept, h = [], x
+    with dry_run(rule):
+        for block in rule.blocks:
+            kept.append(saved_bytes(block, h))
+            h = block(h)
+    return kept

@@ -1,0 +1,112 @@
+"""`layerwise plan MODEL --stages N`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from layerwise import environment
+from layerwise.cli.describe import with_model
+from layerwise.cli.options import cut_options
+from layerwise.cli.parser import Parser, tokens_of
+from layerwise.console import output
+from layerwise.errors import InputError
+from layerwise.experiment import cut_network
+from layerwise.registry import make
+from layerwise.rule import ForwardRule
+from layerwise.run import write_new
+from layerwise.runtime import check_rule
+from layerwise.runtime.plan import Plan, bubbles
+from layerwise.trainer import fabric_for
+
+BATCHES = 1000  # of a simulated training
+
+
+def main(arguments: list[str]) -> None:
+    """How a network would be divided into stages, one per process, and what to expect of it."""
+    parser = Parser(prog="layerwise plan MODEL", description=main.__doc__)
+    tokens = with_model(tokens_of(arguments, positional=True), "plan vgg11c --stages 2")
+    tokens = parser.component(tokens, "model", "model", "basic_cnn")
+    parser.add_argument("--stages", type=int, default=2, help="processes")
+    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of an image, C, H, W")
+    parser.add_argument("--num_classes", type=int, default=10, help="class scores")
+    cut_options(parser)
+    tokens = parser.component(tokens, "rule", "rule", "DGL")
+    parser.add_argument("--batch_size", type=int, default=128, help="images")
+    parser.add_argument("--microbatches", type=int, default=8, help="of pipelined backpropagation")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements; their median counts")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
+    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    found = parser.read(tokens)
+    for name in ("stages", "num_classes", "microbatches", "rounds", "threads"):
+        if found[name] < 1:
+            raise InputError(f"--{name} {found[name]}: give at least 1")
+    shape, batch = found["shape"], found["batch_size"]
+    if len(shape) != 3 or min(shape) < 1 or batch < 2:
+        raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
+    torch.set_num_threads(found["threads"])
+    device = fabric_for(found["device"]).device
+    network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
+    blocks = cut_network(
+        network, torch.zeros(2, *shape), found["blocks"], found["at"], found["balance"]
+    )
+    rule = make("rule", found["rule"], blocks=blocks).to(device)
+    check_rule(rule, found["stages"])
+    assert isinstance(rule, ForwardRule)
+    x = torch.randn(batch, *shape, device=device)
+    y = torch.randint(found["num_classes"], (batch,), device=device)
+    plan = Plan.of(rule, x, y, found["stages"], found["rounds"])
+    if found["out"] is not None:
+        result = {
+            **environment.describe(),
+            "asked": {key: value for key, value in found.items() if key != "out"},
+            "stages": [{**asdict(s), "blocks": list(s.blocks)} for s in plan.stages],
+            "images_per_s": plan.images_per_s,
+            "speedup": plan.speedup,
+            "bubbles": bubbles(found["stages"], found["microbatches"]),
+        }
+        write_new(Path(found["out"]), (json.dumps(result, indent=1) + "\n").encode(), "--out")
+    output.print(_table(plan, rule.blocks.names, found))
+    for line in _expected(plan, found["microbatches"]):
+        output.print(line, soft_wrap=True)
+
+
+def _table(plan: Plan, names: tuple[str, ...], found: dict[str, Any]) -> Table:
+    title = f"{found['model']['name']}, {found['rule']['name']}, batches of {plan.batch_size}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("stage")
+    table.add_column("blocks", overflow="fold")
+    for column in ("ms", "busy, %", "parameters", "activations, MB", "sends, MB"):
+        table.add_column(column, justify="right")
+    slowest = max(stage.seconds for stage in plan.stages)
+    for r, stage in enumerate(plan.stages):
+        table.add_row(
+            str(r),
+            " ".join(names[i] for i in stage.blocks),
+            f"{1e3 * stage.seconds:,.1f}",
+            f"{100 * stage.seconds / slowest:.0f}",
+            f"{stage.parameters:,}",
+            f"{stage.activation_bytes / 1e6:,.1f}",
+            f"{stage.sends_bytes / 1e6:,.2f}" if stage.sends_bytes else "",
+        )
+    return table
+
+
+def _expected(plan: Plan, microbatches: int) -> list[str]:
+    count = len(plan.stages)
+    simulated = BATCHES * plan.batch_size / plan.seconds_for(BATCHES)
+    still = ", ".join(f"{k} {100 * v:.1f} %" for k, v in bubbles(count, microbatches).items())
+    return [
+        f"one process: {plan.batch_size / plan.serial_seconds:,.0f} images/s; {count} stages: "
+        f"{plan.images_per_s:,.0f} ({plan.speedup:.2f} times), simulated over {BATCHES} batches: "
+        f"{simulated:,.0f}",
+        f"backpropagation in {count} equal stages and {microbatches} microbatches stands still "
+        f"for {still} of the time",
+    ]
