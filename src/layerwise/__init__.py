@@ -4,16 +4,17 @@ A learning rule is what takes the place of `loss.backward()`: it fills `.grad`, 
 stays PyTorch.
 """
 
-from layerwise import heads, models, objectives, rules
+from layerwise import heads, models, objectives, rules, runtime
 from layerwise.batch import Batch, Report
 from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
 from layerwise.errors import InputError
-from layerwise.rule import LocalRule, Needs, Rule
+from layerwise.rule import ForwardRule, LocalRule, Needs, Rule
 from layerwise.version import VERSION as __version__
 
 __all__ = [
     "Batch",
     "Blocks",
+    "ForwardRule",
     "InputError",
     "LocalRule",
     "Needs",
@@ -27,4 +28,5 @@ __all__ = [
     "objectives",
     "receptive_fields",
     "rules",
+    "runtime",
 ]

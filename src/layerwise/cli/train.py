@@ -138,7 +138,7 @@ def _go(folder: Callable[[], Run], prepared: Prepared) -> None:
 def _train(run: Run, prepared: Prepared) -> None:
     config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
     state = run.load("last")
-    if state is not None or run.metrics():
+    if (run.path / "cost.json").exists():  # it was trained before
         where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
         about = describe()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")

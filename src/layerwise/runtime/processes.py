@@ -13,9 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from layerwise.errors import InputError, Interrupted, LostStage, reason
 from layerwise.runtime.link import losing
@@ -165,6 +162,11 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
         LostStage: a process was killed.
         Interrupted: this one was asked to stop, and all have.
     """
+    # Slow to import, and only needed here.
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
     for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     config = LaunchConfig(

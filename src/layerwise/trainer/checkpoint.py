@@ -54,7 +54,16 @@ def load_optimizer_state(
     optimizers: Iterable[torch.optim.Optimizer | None],
     states: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Give optimizers what `optimizer_state` found, each its own parameters' part."""
+    """Give optimizers what `optimizer_state` found, each its own parameters' part.
+
+    Raises:
+        InputError: a checkpoint of before parameters had their names in it.
+    """
+    if not isinstance(states, Mapping):
+        raise InputError(
+            "checkpoint: it was written by an earlier version, which kept the optimizer's state "
+            "without names, so it cannot be continued; `layerwise evaluate` still reads it"
+        )
     names = {id(p): name for name, p in rule.named_parameters()}
     for optimizer in optimizers:
         if optimizer is None:
