@@ -15,6 +15,7 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.run import Run
+from layerwise.trainer import Trainer
 
 pytestmark = pytest.mark.gloo
 TINY = (
@@ -82,15 +83,20 @@ def until_saved(run: str, seconds: float = 120) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_two_stages_are_the_serial_run() -> None:
-    """With dropout and an average of weights; a checkpoint of the stages goes on in serial."""
-    process = layerwise(f"train {TINY} --name two --stages 2")
+def test_two_stages_are_the_serial_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and an average of weights; what began in serial goes on in stages."""
+
+    def crash(trainer: Trainer) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_finish_step", crash)
+        assert main(f"train {TINY} --name two --runtime serial".split()) == 130
+    process = layerwise("train --resume experiments/two --stages 2")
     assert main(f"train {TINY} --name one".split()) == 0
     code, said = ended(process)
     assert code == 0, said
     assert same("one", "two")
-    two = Run.open("experiments/two")
-    assert (two.config["runtime"], two.config["stages"]) == ("layer_parallel", 2)
     first, second = (Run.open(f"experiments/{run}").load("last") for run in ("one", "two"))
     assert first is not None
     assert second is not None

@@ -109,6 +109,8 @@ def _resume(path: str, tokens: list[str]) -> None:
         config |= {key: yaml.safe_load(value) for key, value in given.items() if value is not None}
         if given["runtime"] == "serial":
             config["stages"] = None
+        elif given["stages"] is not None and given["runtime"] is None:
+            config["runtime"] = "auto"
         prepared = Prepared.of(config)
     return _go(lambda: Run.open(path), prepared)
 
