@@ -41,22 +41,26 @@ class Experiment:
     network: nn.Module
     rule: Rule
 
-    def loaders(self, device: torch.device, evaluation: bool = False) -> dict[str, Loader | None]:
-        """A loader for each split there is; under `evaluation` train's is like the others."""
+    def loaders(
+        self, device: torch.device, evaluation: bool = False, part: tuple[int, int] = (0, 1)
+    ) -> dict[str, Loader | None]:
+        """A loader for each split there is; under `evaluation` train's is like the others. `part`
+        as in `Loader`."""
         settings = self.settings
         augment = Augment(**tuples(self.config["augment"]))
 
-        def loader(part: Any, train: bool) -> Loader | None:
-            if part is None:
+        def loader(split: Any, train: bool) -> Loader | None:
+            if split is None:
                 return None
             return Loader(
-                part,
+                split,
                 settings.batch_size if train else settings.eval_batch_size,
                 augment=augment,
                 train=train,
                 device=device,
                 seed=settings.seed,
                 channels_last=settings.channels_last,
+                part=part,
             )
 
         return {

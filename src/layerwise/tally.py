@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,8 +69,10 @@ class Tally:
         shares = (self.right / max(1, self.labels)).tolist()
         return [s if has else None for s, has in zip(shares, self.has_logits, strict=True)]
 
-    def only(self, blocks: Container[int]) -> None:
-        """Forget what was counted of all other blocks."""
+    def only(self, blocks: Sequence[int]) -> None:
+        """Forget what was counted of all other blocks; without blocks, everything."""
+        if not blocks:
+            self.samples = self.labels = 0
         for i in range(len(self.has_loss)):
             if i not in blocks:
                 self.loss_sums[i] = self.right[i] = 0.0

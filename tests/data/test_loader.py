@@ -215,3 +215,32 @@ def test_labels_are_those_of_the_epoch(train):
         got = list(loader.labels(e, start))
         assert len(got) == len(wanted)
         assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_parts_make_the_whole(train):
+    """Images, labels and augmentation of each part are those that it has in the whole batch."""
+    images = Images(torch.randint(256, (26, 6, 6, 3), dtype=torch.uint8), torch.arange(26))
+    augment = Augment(flip=True, crop=2, cutout=2)
+
+    def loader(part):
+        return Loader(images, 12, train=train, augment=augment, seed=1, part=part)
+
+    whole = list(loader((0, 1)).epoch(1))
+    parts = [list(loader((k, 3)).epoch(1)) for k in range(3)]
+    for b, (x, y) in enumerate(whole):
+        mine = [part[b] for part in parts if b < len(part)]
+        assert torch.equal(torch.cat([x for x, _ in mine]), x)
+        assert torch.equal(torch.cat([y for _, y in mine]), y)
+        for k, part in enumerate(parts):
+            if b < len(part):
+                labels = list(loader((k, 3)).labels(1))[b]
+                assert torch.equal(labels, part[b][1])
+    # The last batch, where it is not dropped, holds 2 images: nothing is left for the third part.
+    assert [len(part) for part in parts] == ([2, 2, 2] if train else [3, 3, 2])
+
+
+def test_batches_that_do_not_divide():
+    images = Images(torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.arange(8))
+    with pytest.raises(InputError, match="does not divide into 3 equal parts"):
+        Loader(images, 4, train=True, part=(0, 3))

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from layerwise import rules
-from layerwise.runtime import LayerParallel
+from layerwise.runtime import DataParallel, LayerParallel
 
 pytestmark = pytest.mark.gloo
 STEPS = 4
@@ -129,3 +129,51 @@ def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: P
     for step in range(STEPS):
         together = [loss for stage in losses for loss in stage[step]]
         assert all(torch.equal(a, b) for a, b in zip(together, wanted["losses"][step], strict=True))
+
+
+def _replica(rank: int, folder: str, starts: list[int] | None) -> None:
+    """Each of two replicas takes half of every batch; its gradients go into a file."""
+    world = 2 * len(starts or [0])
+    _join(rank, folder, world)
+    rule, data = _whole()
+    runtime = DataParallel(rule) if starts is None else LayerParallel(rule, starts, replicas=2)
+    order: list[int] = []
+    for k, (x, y) in enumerate(data):
+        half = slice(3 * (rank % 2), 3 * (rank % 2) + 3)
+        last = k == len(data) - 1
+        runtime.backward(
+            x[half],
+            y[half],
+            scale=lambda loss: loss / len(data),
+            on_block=order.append,
+            completes=last,
+        )
+    assert order == list(runtime.blocks) * len(data)
+    runtime.close()
+    torch.save(networks.grads(rule), os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _whole() -> tuple[rules.DGL, list]:
+    torch.manual_seed(0)
+    case = networks.plain_cnn(torch.float64)
+    rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
+    data = [(torch.randn_like(case.x), torch.randint(networks.CLASSES, (6,))) for _ in range(2)]
+    return rule, data
+
+
+@pytest.mark.parametrize("starts", [None, [0, 1]])
+def test_replicas_are_the_whole_batch(starts: list[int] | None, tmp_path: Path) -> None:
+    """The mean over replicas of two accumulated batches; each replica ends with the same."""
+    stages = len(starts or [0])
+    mp.spawn(_replica, (str(tmp_path), starts), nprocs=2 * stages)
+    rule, data = _whole()
+    for x, y in data:
+        rule.backward(x, y, scale=lambda loss: loss / len(data))
+    got: dict[str, torch.Tensor] = {}
+    for stage in range(stages):
+        first, second = (torch.load(tmp_path / f"{2 * stage + k}.pt") for k in (0, 1))
+        networks.assert_same(first, second)
+        got |= first
+    networks.assert_close(got, networks.grads(rule), atol=1e-13)

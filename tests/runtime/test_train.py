@@ -167,6 +167,28 @@ def test_stages_that_do_not_wait() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["--replicas 2 --rule Backprop", "--stages 2 --replicas 2"])
+def test_replicas(kind: str) -> None:
+    """Without dropout and BatchNorm the mean over parts of a batch is the batch's, up to rounding;
+    what replicas have begun goes on in one process."""
+    rule = "--rule Backprop" if "Backprop" in kind else "--rule DGL"
+    train = LONG.replace("--epochs 12", "--epochs 3").replace("--model.dropout 0.2 ", "")
+    process = layerwise(f"train {train} {kind} --name replicas")
+    until_saved("replicas")
+    process.send_signal(signal.SIGINT)
+    code, said = ended(process)
+    assert code == 130, said
+    assert said.count("stopped at step") == 1
+    code, said = ended(layerwise("train --resume experiments/replicas"))
+    assert code == 0, said
+    assert main(f"train {train} {rule} --name whole".split()) == 0
+    runs = [Run.open(f"experiments/{name}").metrics() for name in ("replicas", "whole")]
+    for ours, theirs in zip(*runs, strict=True):
+        for column in ("train_loss", "test_loss", "train_accuracy", "validation_accuracy"):
+            assert ours[column] == pytest.approx(theirs[column], rel=1e-3), column
+
+
+@pytest.mark.slow
 def test_a_stage_that_hangs() -> None:
     process = layerwise(f"train {LONG} --name hung --stages 2 --timeout 5")
     until_saved("hung")
@@ -193,7 +215,7 @@ def test_torchrun() -> None:
 
     code, said = ended(layerwise(f"{train}-3 --stages 3", run))
     assert code != 0
-    assert "--stages 3 contradicts 2 processes started together" in said
+    assert "--stages 3 --replicas 1 contradicts 2 processes started together; start 3" in said
     code, said = ended(layerwise(f"{train}-serial --runtime serial", run))
     assert "--runtime serial contradicts 2 processes started together" in said
 
@@ -204,12 +226,14 @@ def test_torchrun() -> None:
         ("--stages 4", "the network is cut into 3 blocks; give at most 3 stages"),
         ("--stages 0", "--stages 0: give at least 1"),
         ("--runtime layer_parallel", "into how many processes? give --stages N"),
-        ("--runtime serial --stages 2", "--stages 2 contradicts --runtime serial"),
+        ("--runtime serial --stages 2", "--stages 2 --replicas 1 contradicts --runtime serial"),
         ("--stages 2 --clip_norm 1", "contradicts --clip_norm 1"),
         ("--stages 2 --rule Backprop", "Backprop needs backward information"),
         ("--stages 2 --rule DirectGlobal", "DirectGlobal needs forward and error information"),
         ("--stages 2 --restarts -1", "--restarts -1: give 0 or more"),
         ("--stages 2 --timeout 0", "--timeout 0"),
+        ("--replicas 0", "--replicas 0: give at least 1"),
+        ("--replicas 3", "--batch_size 128 --replicas 3: each replica takes an equal part"),
         ("--stages 2 --replay -2", "--replay -2: give 0 or more"),
         ("--stages 2 --replay 2 --rule DNI", "DNI waits for what the next block finds"),
     ],

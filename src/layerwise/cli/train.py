@@ -28,7 +28,14 @@ from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
 from layerwise.rule import ForwardRule, Rule
 from layerwise.run import Run
-from layerwise.runtime import LayerParallel, Serial, check_rule, processes
+from layerwise.runtime import (
+    DataParallel,
+    LayerParallel,
+    Runtime,
+    Serial,
+    check_rule,
+    processes,
+)
 from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
@@ -46,22 +53,26 @@ class Prepared:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Prepared:
-        runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"))
+        replicas = config.get("replicas", 1)
+        runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"), replicas)
         config = {**config, "runtime": runtime, "stages": stages}
         fabric = fabric_for(local_device(config["device"]), config["precision"])
         check_loggers(config["loggers"])
         recipes = make("optimizer", config["optimizer"]), make("schedule", config["schedule"])
         experiment = build(config)
-        if stages is not None:
+        if stages is not None and stages > 1:
             check_rule(experiment.rule, stages, experiment.settings.replay)
         config["device"] = str(fabric.device)
         config["data"]["name"] = experiment.splits.name
-        return cls(config, fabric, recipes, experiment, experiment.loaders(fabric.device))
+        part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)
+        loaders = experiment.loaders(fabric.device, part=part)
+        return cls(config, fabric, recipes, experiment, loaders)
 
     @property
-    def stages(self) -> int | None:
-        """How many processes train it; None for this one alone."""
-        return self.config["stages"]
+    def processes(self) -> int | None:
+        """How many train it; None for this one alone."""
+        stages = self.config["stages"]
+        return None if stages is None else stages * self.experiment.settings.replicas
 
 
 def main(arguments: list[str]) -> None:
@@ -95,21 +106,22 @@ def main(arguments: list[str]) -> None:
 
 
 def _resume(path: str, tokens: list[str]) -> None:
-    known = ("--resume", "--device", "--runtime", "--stages")
+    known = ("--resume", "--device", "--runtime", "--stages", "--replicas")
     others = [t.partition("=")[0] for t in tokens if t.partition("=")[0] not in known]
     if others:
         raise InputError(
             f"--resume contradicts {' '.join(others)}: a run continues with its own config; "
-            "give --resume RUN alone, or with --device, --runtime and --stages"
+            "give --resume RUN alone, or with --device, --runtime, --stages and --replicas"
         )
     run = Run.open(path)
     with run.readable():
         config = dict(run.config)
-        given = {key: last(tokens, key) for key in ("device", "runtime", "stages")}
+        where = ("device", "runtime", "stages", "replicas")
+        given = {key: last(tokens, key) for key in where}
         config |= {key: yaml.safe_load(value) for key, value in given.items() if value is not None}
         if given["runtime"] == "serial":
-            config["stages"] = None
-        elif given["stages"] is not None and given["runtime"] is None:
+            config |= {"stages": None, "replicas": 1}
+        elif (given["stages"] or given["replicas"]) and given["runtime"] is None:
             config["runtime"] = "auto"
         prepared = Prepared.of(config)
     return _go(lambda: Run.open(path), prepared)
@@ -117,19 +129,19 @@ def _resume(path: str, tokens: list[str]) -> None:
 
 def _go(folder: Callable[[], Run], prepared: Prepared) -> None:
     """Train in this process; or start the others, and let them."""
-    stages = prepared.stages
-    if stages is not None and not processes.started_together():
+    settings = prepared.experiment.settings
+    if prepared.processes is not None and not processes.started_together():
         path = folder().path
-        arguments = ["train", "--resume", str(path), "--stages", str(stages)]
+        arguments = ["train", "--resume", str(path), "--stages", str(prepared.config["stages"])]
+        arguments += ["--replicas", str(settings.replicas)]
         try:
-            code = processes.launch(arguments, stages, prepared.experiment.settings.restarts)
+            code = processes.launch(arguments, prepared.processes, settings.restarts)
         except (LostStage, Interrupted) as error:
             message = f"{error}; continue: layerwise train --resume {path}"
             raise type(error)(message) from error
         if code:
             raise SystemExit(code)
         return
-    settings = prepared.experiment.settings
     with processes.together(prepared.fabric.device, settings.timeout) as leads:
         path = processes.from_leader(lambda: str(folder().path))
         run = Run(Path(path), writes=leads)
@@ -162,7 +174,7 @@ def _train(run: Run, prepared: Prepared) -> None:
             progress,
             receivers,
             pictures,
-            functools.partial(_runtime, prepared) if prepared.stages is not None else Serial,
+            functools.partial(_runtime, prepared),
         )
         if state is not None:
             trainer.load_state_dict(state)
@@ -176,24 +188,30 @@ def _train(run: Run, prepared: Prepared) -> None:
     progress.say(f"done: {run.path}")
 
 
-def _runtime(prepared: Prepared, rule: Rule) -> LayerParallel:
-    """The stages, divided by the time that blocks take here."""
+def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
+    """One process; or stages, divided by the time that blocks take here, and replicas."""
     settings, device = prepared.experiment.settings, prepared.fabric.device
+    stages = prepared.config["stages"]
+    if stages is None:
+        return Serial(rule)
+    if stages == 1:
+        return DataParallel(rule)
     assert isinstance(rule, ForwardRule)
-    assert prepared.stages is not None
     assert rule.blocks.input_shape is not None
 
     def starts() -> list[int]:
-        x = torch.zeros(settings.batch_size, *rule.blocks.input_shape, device=device)
-        y = torch.zeros(settings.batch_size, dtype=torch.long, device=device)
+        batch = settings.batch_size // settings.replicas
+        x = torch.zeros(batch, *rule.blocks.input_shape, device=device)
+        y = torch.zeros(batch, dtype=torch.long, device=device)
         with prepared.fabric.autocast():
-            return stage_starts(block_seconds(rule, x, y), prepared.stages)
+            return stage_starts(block_seconds(rule, x, y), stages)
 
     return LayerParallel(
         rule,
         processes.from_leader(starts),
         timeout_s=settings.timeout,
         replay=settings.replay,
+        replicas=settings.replicas,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count
 
 import numpy as np
 import torch
@@ -44,10 +43,12 @@ class Loader:
         seed: of order and augmentation, 0 or more.
         drop_last: leave out a last batch that is not full; by default as `train`.
         channels_last: memory format of x.
+        part: (k, n), give of every batch the k-th of n parts alone, with the draws that its images
+            have in the whole; a part of a small last batch may be empty, and is left out.
 
     Raises:
         InputError: no images, a batch larger than the set with `drop_last`, an augmentation that
-            the images are too small for.
+            the images are too small for; in training, batches that do not divide into n parts.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Loader:
         seed: int = 0,
         drop_last: bool | None = None,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        self.part = part
         self.augment = Augment() if augment is None else augment
         self.batch_size = batch_size
         self.train = train
@@ -73,6 +76,11 @@ class Loader:
             raise InputError(f"Loader(batch_size={batch_size}): give 1 or more")
         if seed < 0:
             raise InputError(f"Loader(seed={seed}): give 0 or more")
+        if train and batch_size % part[1]:
+            raise InputError(
+                f"Loader(batch_size={batch_size}): does not divide into {part[1]} equal parts, one "
+                f"for each replica; give a multiple of {part[1]}"
+            )
         if len(images) == 0:
             raise InputError("Loader(images): the set holds no images")
         if self.drop_last and batch_size > len(images):
@@ -122,9 +130,19 @@ class Loader:
     def labels(self, e: int, start: int = 0) -> Iterator[Tensor]:
         """The labels of `epoch(e, start)` alone: no image is read."""
         order = self._order(e).to(self._images.labels.device)
-        for b in range(start, len(self)):
-            index = order[b * self.batch_size : (b + 1) * self.batch_size]
+        for _, index in self._indices(order, start):
             yield send(self._images.labels.index_select(0, index), self.device)
+
+    def _indices(self, order: Tensor, start: int) -> Iterator[tuple[int, Tensor]]:
+        """Number of each batch from `start` on, and which images are in our part of it."""
+        for b in range(start, len(self)):
+            index = self._mine(order[b * self.batch_size : (b + 1) * self.batch_size])
+            if len(index):
+                yield b, index
+
+    def _mine(self, rows: Tensor) -> Tensor:
+        k, n = self.part
+        return rows if n == 1 else rows.tensor_split(n)[k]
 
     def _order(self, e: int) -> Tensor:
         if self.train:
@@ -139,32 +157,34 @@ class Loader:
         self, images: Images, order: Tensor, e: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         order = send(order, images.images.device)
-        for b in range(start, len(self)):
-            index = order[b * self.batch_size : (b + 1) * self.batch_size]
-            draw = self._draw(e, b, len(index))
+        for b, index in self._indices(order, start):
+            draw = self._draw(e, b)
             y = send(images.labels.index_select(0, index), self.device)
             yield self._apply(images.images, index, draw, self._padded), y
 
     def _streamed(
         self, stream: Stream, order: Tensor, e: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        index = [
-            order[b * self.batch_size : (b + 1) * self.batch_size] for b in range(start, len(self))
-        ]
-        draws = (self._draw(e, b, len(i)) for b, i in zip(count(start), index, strict=False))
+        numbers, index = [], []
+        for b, chosen in self._indices(order, start):
+            numbers.append(b)
+            index.append(chosen)
+        draws = (self._draw(e, b) for b in numbers)
         crops = ((draw.box, self.augment) if draw.box is not None else None for draw in draws)
         batches = stream.batches(index, crops, pin_memory=self.device.type == "cuda")
-        for b, (pixels, y) in enumerate(batches, start):
+        for b, (pixels, y) in zip(numbers, batches, strict=True):
             pixels = send(pixels, self.device)
             every = torch.arange(len(y), device=self.device)
             # The worker has cut and scaled the box already, from the image at its full size.
-            draw = self._draw(e, b, len(y))._replace(box=None)
+            draw = self._draw(e, b)._replace(box=None)
             yield self._apply(pixels, every, draw, padded=False), send(y, self.device)
 
-    def _draw(self, e: int, b: int, batch: int) -> Draw:
+    def _draw(self, e: int, b: int) -> Draw:
         if not self.train:
             return Draw(None, None, None, None)
-        return self.augment.draw(batch, self.shape, self._generator(e, b + 1))
+        batch = min(self.batch_size, self.size - b * self.batch_size)
+        draw = self.augment.draw(batch, self.shape, self._generator(e, b + 1))
+        return Draw(*(None if drawn is None else self._mine(drawn) for drawn in draw))
 
     def _apply(self, images: Tensor, index: Tensor, draw: Draw, padded: bool) -> Tensor:
         """The images at `index` of a uint8 tensor (N, H', W', C), as float32 (B, C, H, W)."""

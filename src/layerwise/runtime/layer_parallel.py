@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
-from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender, losing
+from layerwise.runtime.control import Control, new_group
+from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
+from layerwise.runtime.reducer import Reducer, nothing
 from layerwise.runtime.replay import Replay
 from layerwise.tally import Tally
 
@@ -41,12 +44,18 @@ class LayerParallel:
         depth: batches under way between two stages at most, on either side.
         timeout_s: how long to wait for another stage before it counts as hung.
         replay: how many batches a stage keeps to use again; 0 to be in step.
+        replicas: how many processes hold each stage, each on its own part of every batch
+            (`Loader(part=...)`): rank = stage * replicas + replica. A block's gradients are
+            averaged over them while the next block runs; BatchNorm's statistics are each one's own,
+            and the run keeps the last one's.
 
     Attributes:
         blocks: numbers of this stage's blocks.
         leader: whether this process keeps the run's files: the last stage, where the network's
             own loss is.
         reads_input: whether this stage needs the images, and not the labels alone.
+        replica: its number among those that hold this stage.
+        counts: whether what a run has counted so far is kept here, and not by another replica.
 
     Raises:
         InputError: a rule that needs more than forward information; starts that are no division of
@@ -60,16 +69,19 @@ class LayerParallel:
         depth: int = 2,
         timeout_s: float = 600.0,
         replay: int = 0,
+        replicas: int = 1,
     ):
-        rank, world = dist.get_rank(), dist.get_world_size()
-        check_rule(rule, world, replay)
+        stage, self.replica = divmod(dist.get_rank(), replicas)
+        stages = dist.get_world_size() // replicas
+        check_rule(rule, stages, replay)
         assert isinstance(rule, ForwardRule)
-        check_starts(starts, len(rule.blocks), world)
+        check_starts(starts, len(rule.blocks), stages)
         ends = [*starts[1:], len(rule.blocks)]
         self.rule = rule
-        self.blocks = range(starts[rank], ends[rank])
-        self.leader = rank == world - 1
-        self.reads_input = rank == 0 or rule.reads_input(self.blocks)
+        self.blocks = range(starts[stage], ends[stage])
+        self.counts = self.replica == replicas - 1
+        self.leader = stage == stages - 1 and self.counts
+        self.reads_input = stage == 0 or rule.reads_input(self.blocks)
         self._replay: Replay[list[Tensor]] | None = Replay(replay) if replay else None
         self._input_travels = any(
             rule.reads_input(range(start, end))
@@ -77,8 +89,12 @@ class LayerParallel:
         )
         self._passing = self._passed = False  # a training pass is under way; it is over before us
         self._mark = MORE  # that came with the last batch: the first stage's word to all
-        # For what is small and on the host, whatever carries activations.
-        self._control = _group(None, "gloo")
+        self._control = Control(stages)
+        self._reducer: Reducer | None = None
+        for k in range(stages if replicas > 1 else 0):
+            group = new_group([k * replicas + r for r in range(replicas)])
+            if k == stage:
+                self._reducer = Reducer(group)
         self._before: Receiver | None = None
         self._after: Sender | None = None
         # The way back, for a rule that wants it: what the next stage found of its input's gradient.
@@ -86,15 +102,16 @@ class LayerParallel:
         self._late: Receiver | None = None
         self._waiting: deque[tuple[Tensor, Batch]] = deque()
         device = next(rule.parameters(), torch.zeros(())).device
-        for left in range(world - 1):  # every rank makes every group, in the same order
-            forward, backward = _group([left, left + 1]), None
+        for left in range((stages - 1) * replicas):  # every rank makes every group, in this order
+            right = left + replicas
+            forward, backward = new_group([left, right]), None
             if rule.sends_back:
-                backward = _group([left, left + 1])
-            if rank == left:
-                self._after = Sender(left + 1, forward, depth)
+                backward = new_group([left, right])
+            if dist.get_rank() == left:
+                self._after = Sender(right, forward, depth)
                 if backward is not None:  # as many as the way there lets through
-                    self._late = Receiver(left + 1, backward, 0, device, timeout_s)
-            if rank == left + 1:
+                    self._late = Receiver(right, backward, 0, device, timeout_s)
+            if dist.get_rank() == right:
                 self._before = Receiver(left, forward, depth, device, timeout_s)
                 if backward is not None:
                     self._back = Sender(left, backward, depth)
@@ -106,7 +123,9 @@ class LayerParallel:
         *,
         scale: Scale = identity,
         on_block: OnBlock | None = None,
+        before_block: OnBlock | None = None,
         stops: bool = False,
+        completes: bool = True,
     ) -> Report:
         """This stage's part of `rule.backward(x, y)`.
 
@@ -116,15 +135,22 @@ class LayerParallel:
             y: its labels, (B,) or (B, T).
             scale: as in `Rule.backward`.
             on_block: as in `Rule.backward`; called for this stage's blocks.
+            before_block: called with a block's number before it runs.
             stops: on the first stage, that all are to stop after this batch.
+            completes: whether the gradients are complete after this batch; else more are to come,
+                and replicas do not average them yet.
 
         Returns:
             The report with what this stage's blocks found, None for the others; its logits are the
             network's output on the last stage, and this stage's elsewhere.
         """
         self._passing = True
+        if self._reducer is not None and self._before is None and completes:
+            stops = self._reducer.any(stops)  # the first stages of all replicas stop together
         batch, h = self._begin(x, y, scale, stops)
         for i in self.blocks:
+            if before_block is not None:
+                before_block(i)
             before, h = h, self.rule.local_backward(i, h, batch)
             if i > self.blocks[0]:
                 self.rule.learn(i - 1, before, batch)
@@ -135,8 +161,13 @@ class LayerParallel:
             done = [i - 1] if self.rule.sends_back and i > self.blocks[0] else []
             done += [i] if not self.rule.sends_back or i == self.blocks[-1] else []
             for k in done:
-                if on_block is not None:
-                    on_block(k)
+                then = functools.partial(on_block, k) if on_block is not None else nothing
+                if self._reducer is not None and completes:
+                    self._reducer.add(self.rule.parameters_of(k), then)
+                else:
+                    then()
+        if self._reducer is not None:
+            self._reducer.finish()
         if self._back is not None:
             target = batch.targets.pop(self.blocks[0] - 1, None)
             self._back.send(*([] if target is None else [target]))
@@ -207,7 +238,8 @@ class LayerParallel:
         self._finish_pass()
         if self._mark == LAST:
             return scores
-        h = self._take(x, stops)
+        # Replicas have unlike numbers of batches to evaluate: they stop together after that.
+        h = self._take(x, stops and self._reducer is None)
         for i in self.blocks:
             h, scores[i] = rule.exit(i, h)
         if self._after is not None:
@@ -230,28 +262,11 @@ class LayerParallel:
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """The states of all processes as one; None but for the leader."""
-        leader = dist.get_world_size() - 1
-        states: list[Any] | None = [None] * (leader + 1) if self.leader else None
-        with losing("a rank"):
-            dist.gather_object(_on_host(state), states, dst=leader, group=self._control)
-        if states is None:
-            return None
-        together = dict(states[leader])
-        for key, value in together.items():
-            if key in OF_BLOCKS and value is not None:
-                together[key] = {k: v for state in states for k, v in state[key].items()}
-        return together
+        return self._control.gather(state)
 
     def add_up(self, tally: Tally) -> None:
-        """Make `tally` that of all blocks, everywhere."""
-        flags = torch.tensor([tally.has_loss, tally.has_logits])
-        counts = torch.stack([tally.loss_sums, tally.right]).double().cpu()
-        together = torch.cat([counts, flags])
-        with losing("a rank"):
-            dist.all_reduce(together, group=self._control)
-        tally.loss_sums.copy_(together[0])
-        tally.right.copy_(together[1])
-        tally.has_loss, tally.has_logits = together[2:].bool().tolist()
+        """Make `tally` that of all blocks and all parts of the batches, everywhere."""
+        self._control.add_up(tally)
 
     def close(self) -> None:
         """Training is over: wait until the next stage has everything, and its answers are here."""
@@ -261,8 +276,7 @@ class LayerParallel:
         for sender in (self._after, self._back):
             if sender is not None:
                 sender.close()
-        with losing("a rank"):
-            dist.barrier(group=self._control)
+        self._control.close()
 
     def _take(self, x: Tensor | None, stops: bool) -> Tensor:
         """This stage's input: its own batch, or what the stage before sent."""
@@ -272,22 +286,6 @@ class LayerParallel:
             return x
         (h,), self._mark = self._before.receive()
         return h
-
-
-OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each process has its own share of
-
-
-def _group(ranks: list[int] | None, backend: str | None = None) -> dist.ProcessGroup:
-    # What is no group is so for the ranks outside of it, which do not use it.
-    return dist.new_group(ranks, backend=backend)  # type: ignore[return-value]
-
-
-def _on_host(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, Mapping):
-        return {k: _on_host(v) for k, v in value.items()}
-    return value
 
 
 def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:

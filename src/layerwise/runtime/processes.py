@@ -45,22 +45,24 @@ def restarts() -> int:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
-def resolve(runtime: str, stages: int | None) -> tuple[str, int | None]:
-    """The runtime that `auto` stands for here, and how many processes it takes (None: this one).
+def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int | None]:
+    """The runtime that `auto` stands for here, and how many stages it has (None: no other process).
 
     Raises:
         InputError: they contradict each other, or how many processes were started together.
     """
     together, world = started_together(), world_size()
-    if stages is not None and stages < 1:
-        raise InputError(f"--stages {stages}: give at least 1")
+    for name, value in (("stages", stages), ("replicas", replicas)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} {value}: give at least 1")
+    several = stages is not None or replicas > 1
     if runtime == "auto":
-        runtime = "layer_parallel" if world > 1 or stages is not None else "serial"
+        runtime = "layer_parallel" if world > 1 or several else "serial"
     if runtime == "serial":
-        if stages is not None:
+        if several:
             raise InputError(
-                f"--stages {stages} contradicts --runtime serial: stages are processes; leave one "
-                "out"
+                f"--stages {stages} --replicas {replicas} contradicts --runtime serial: they are "
+                "processes; leave one out"
             )
         if world > 1:
             raise InputError(
@@ -68,14 +70,16 @@ def resolve(runtime: str, stages: int | None) -> tuple[str, int | None]:
                 "train the same; leave one out"
             )
         return runtime, None
-    if stages is None and not together:
+    if not several and not together:
         raise InputError("--runtime layer_parallel: into how many processes? give --stages N")
-    if stages is not None and together and world != stages:
+    if stages is None:
+        stages = max(1, world // replicas) if together else 1
+    if together and world != stages * replicas:
         raise InputError(
-            f"--stages {stages} contradicts {world} processes started together; leave --stages "
-            f"out, or start {stages}"
+            f"--stages {stages} --replicas {replicas} contradicts {world} processes started "
+            f"together; start {stages * replicas}"
         )
-    return runtime, world if stages is None else stages
+    return runtime, stages
 
 
 def local_device(device: str) -> str:

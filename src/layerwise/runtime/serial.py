@@ -21,10 +21,14 @@ class Serial:
         blocks: numbers of the blocks that this process trains.
         leader: whether this process keeps the run's files.
         reads_input: whether this process needs the images, and not the labels alone.
+        replica: which part of every batch this process trains on.
+        counts: whether what a run has counted so far is kept here, and not by another replica.
     """
 
     leader = True
     reads_input = True
+    replica = 0
+    counts = True
 
     def __init__(self, rule: Rule):
         self.rule = rule
@@ -37,11 +41,32 @@ class Serial:
         *,
         scale: Scale = identity,
         on_block: OnBlock | None = None,
+        before_block: OnBlock | None = None,
         stops: bool = False,
+        completes: bool = True,
     ) -> Report:
-        """`rule.backward(x, y)`, or this process's part of it; with `stops` the last for now."""
+        """`rule.backward(x, y)`, or this process's part of it.
+
+        Args:
+            x: a batch, (B, ...); None where this process does without.
+            y: its labels, (B,) or (B, T).
+            scale: as in `Rule.backward`.
+            on_block: as in `Rule.backward`.
+            before_block: called with a block's number before it runs.
+            stops: whether this batch is the last for now.
+            completes: whether the gradients are complete after this batch; else more are to come.
+        """
         assert x is not None
-        return self.rule.backward(x, y, scale=scale, on_block=on_block)
+        if before_block is not None:
+            before_block(0)
+
+        def done(i: int) -> None:
+            if on_block is not None:
+                on_block(i)
+            if before_block is not None:
+                before_block(i + 1)
+
+        return self.rule.backward(x, y, scale=scale, on_block=done)
 
     def exits(
         self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False

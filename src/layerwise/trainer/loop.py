@@ -213,20 +213,23 @@ class Trainer:
 
         self._set_lr()
         number = self.epoch * len(self.train_loader) + self.batch
-        self._seed_block(number, self.runtime.blocks[0])
 
-        def on_block(i: int) -> None:
-            if self.settings.step_per_block:
-                self._step_block(i)
-            self._seed_block(number, i + 1)
+        def before_block(i: int) -> None:
+            # Random numbers of a block on a batch depend on these two and the seed: not on how many
+            # other blocks drew, nor on where those are.
+            torch.manual_seed(hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS)
 
+        completes = (self.batch + 1) % self.settings.accumulate == 0
         with self.fabric.autocast():
-            return self.runtime.backward(x, y, scale=scale, on_block=on_block, stops=stops)
-
-    def _seed_block(self, batch: int, i: int) -> None:
-        """Random numbers of block `i` on a batch depend on these two and the seed: not on how many
-        other blocks drew, nor on where those are."""
-        torch.manual_seed(hash((self.settings.seed, batch, i)) & SEEDS)
+            return self.runtime.backward(
+                x,
+                y,
+                scale=scale,
+                on_block=self._step_block if self.settings.step_per_block else None,
+                before_block=before_block,
+                stops=stops,
+                completes=completes or self.batch + 1 == len(self.train_loader),
+            )
 
     def _step_block(self, i: int) -> None:
         if (optimizer := self.optimizers[i]) is None:
@@ -375,7 +378,7 @@ class Trainer:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.tally.load_state_dict(state["tally"])
-        self.tally.only(self.runtime.blocks)
+        self.tally.only(self.runtime.blocks if self.runtime.counts else ())
         for name in ("epoch", "batch", "step", "seconds", "best"):
             setattr(self, name, state[name])
         torch.set_rng_state(state["rng"]["cpu"])

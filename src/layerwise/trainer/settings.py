@@ -33,11 +33,13 @@ class Settings:
             filters; the first and the last epoch always have them; 0 for none.
         save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
         seed: of weights, data order, augmentation and dropout.
-        runtime: serial, in one process; or layer_parallel, in one per stage, for a rule whose
-            blocks need no more than forward information. auto: layer_parallel where several
-            processes were started together, as by torchrun.
+        runtime: serial, in one process; or layer_parallel, in one per stage and replica; several
+            stages are for a rule whose blocks need no more than forward information. auto:
+            layer_parallel where several processes were started together, as by torchrun.
         stages: into how many processes layer_parallel divides the blocks; null: as many as were
-            started together.
+            started together, less the replicas.
+        replicas: how many processes hold each stage, each on its own part of every batch; with one
+            stage, data parallelism for any rule.
         replay: with stages, that none waits for another: each keeps so many of the newest batches
             to train on again; 0 to be in step, with the bits of the serial run.
         restarts: how often to start all processes again from the last checkpoint, after one has
@@ -62,14 +64,20 @@ class Settings:
     seed: int = 0
     runtime: Literal["auto", "serial", "layer_parallel"] = "auto"
     stages: int | None = None
+    replicas: int = 1
     replay: int = 0
     restarts: int = 0
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "eval_batch_size"):
+        for name in ("replicas", "epochs", "batch_size", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
+        if self.batch_size % self.replicas:
+            raise InputError(
+                f"--batch_size {self.batch_size} --replicas {self.replicas}: each replica takes an "
+                f"equal part of every batch; give a multiple of {self.replicas}"
+            )
         for name, low, high in (("label_smoothing", 0, 1), ("ema", 0, 1)):
             value = getattr(self, name)
             if value is not None and not low <= value < high:

@@ -1,0 +1,67 @@
+"""The mean of gradients over processes that hold the same blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from layerwise.runtime.link import losing
+
+
+def nothing() -> None:
+    """For where nothing is to be done."""
+
+
+class Reducer:
+    """Averages a block's gradients over its replicas while the next block runs.
+
+    Args:
+        group: the processes that hold the same blocks, each on its own part of every batch.
+    """
+
+    def __init__(self, group: dist.ProcessGroup):
+        self.group = group
+        self._last: Callable[[], None] | None = None
+
+    def add(self, parameters: Sequence[nn.Parameter], then: Callable[[], None]) -> None:
+        """Start on a block's gradients, as one message, and be done with those of the block before
+        it; `then` is called when these are done."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        together = torch.cat([g.flatten() for g in gradients]) if gradients else None
+        work: dist.Work | None = None
+        if together is not None:
+            with losing("a replica"):
+                work = dist.all_reduce(together, group=self.group, async_op=True)
+
+        def finish() -> None:
+            if work is not None and together is not None:
+                with losing("a replica"):
+                    work.wait()
+                self._put(together, gradients)
+            then()
+
+        self.finish()
+        self._last = finish
+
+    def finish(self) -> None:
+        """Be done with the last block."""
+        last, self._last = self._last, None
+        if last is not None:
+            last()
+
+    def any(self, flag: bool) -> bool:
+        """Whether a replica says yes."""
+        device = torch.cuda.current_device() if dist.get_backend(self.group) == "nccl" else "cpu"
+        said = torch.tensor(float(flag), device=device)
+        with losing("a replica"):
+            dist.all_reduce(said, group=self.group)
+        return bool(said > 0)
+
+    def _put(self, total: Tensor, gradients: Sequence[Tensor]) -> None:
+        total /= dist.get_world_size(self.group)
+        means = total.split([gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
