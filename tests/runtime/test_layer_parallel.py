@@ -76,10 +76,15 @@ def _accumulate(rule: rules.DNI, data: list, backward: Callable) -> None:
 
 
 def _synthetic(network: str) -> tuple[rules.DNI, list]:
+    """The MLP learns on predicted inputs, too."""
     _, data = _rule(network)
     torch.manual_seed(0)
     case = getattr(networks, network)()
-    return rules.DNI(case.blocks, networks.SmallSynthesizer, context=True), data
+    unlocked = network == "mlp"
+    rule = rules.DNI(
+        case.blocks, networks.SmallSynthesizer, context=True, synthetic_inputs=unlocked
+    )
+    return rule, data
 
 
 def _synthetic_stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
@@ -88,6 +93,8 @@ def _synthetic_stage(rank: int, folder: str, network: str, starts: list[int]) ->
     stage = LayerParallel(rule, starts)
     _accumulate(rule, data, stage.backward)
     stage.close()
+    here = {id(p) for i in stage.blocks for p in rule.parameters_of(i)}
+    assert all(id(p) in here for p in rule.parameters() if p.grad is not None)
     torch.save(networks.grads(rule), os.path.join(folder, f"{rank}.pt"))
     dist.barrier()
     dist.destroy_process_group()

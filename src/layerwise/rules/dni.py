@@ -86,7 +86,9 @@ class DNI(ForwardRule):
             break
 
     def auxiliary(self, i: int) -> list[nn.Module]:
-        return [*super().auxiliary(i), *self.synthesizers[i : i + 1], *self.inputs[i : i + 1]]
+        # Block i trains what predicts its own input.
+        predictor = self.inputs[i - 1 : i] if i else []
+        return [*super().auxiliary(i), *self.synthesizers[i : i + 1], *predictor]
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
         return bool(self.inputs) or super().reads_input(blocks)

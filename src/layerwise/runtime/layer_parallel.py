@@ -71,8 +71,14 @@ class LayerParallel:
         replay: int = 0,
         replicas: int = 1,
     ):
+        world = dist.get_world_size()
+        if replicas < 1 or world % replicas:
+            raise InputError(
+                f"layer_parallel(replicas={replicas}): {world} processes do not divide into as "
+                "many; give a divisor"
+            )
         stage, self.replica = divmod(dist.get_rank(), replicas)
-        stages = dist.get_world_size() // replicas
+        stages = world // replicas
         check_rule(rule, stages, replay)
         assert isinstance(rule, ForwardRule)
         check_starts(starts, len(rule.blocks), stages)
