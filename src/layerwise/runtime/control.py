@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,10 +69,14 @@ class Control:
             dist.barrier(group=self.group)
 
 
-def new_group(ranks: list[int] | None, backend: str | None = None) -> dist.ProcessGroup:
-    """A group of these ranks, or of all; every rank makes it."""
+def new_group(
+    ranks: list[int] | None, backend: str | None = None, patient: bool = False
+) -> dist.ProcessGroup:
+    """A group of these ranks, or of all; every rank makes it. A `patient` one never gives up by
+    itself: its user decides how long a silence may be."""
+    timeout = datetime.timedelta(days=365) if patient else None
     # What is no group is so for the ranks outside of it, which do not use it.
-    return dist.new_group(ranks, backend=backend)  # type: ignore[return-value]
+    return dist.new_group(ranks, timeout, backend)  # type: ignore[return-value]
 
 
 def _on_host(value: Any) -> Any:

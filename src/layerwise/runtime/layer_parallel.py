@@ -110,9 +110,9 @@ class LayerParallel:
         device = next(rule.parameters(), torch.zeros(())).device
         for left in range((stages - 1) * replicas):  # every rank makes every group, in this order
             right = left + replicas
-            forward, backward = new_group([left, right]), None
+            forward, backward = new_group([left, right], patient=True), None
             if rule.sends_back:
-                backward = new_group([left, right])
+                backward = new_group([left, right], patient=True)
             if dist.get_rank() == left:
                 self._after = Sender(right, forward, depth)
                 if backward is not None:  # as many as the way there lets through

@@ -18,6 +18,7 @@ from layerwise.errors import InputError, Interrupted, LostStage, reason
 from layerwise.runtime.link import losing
 
 T = TypeVar("T")
+PATIENCE_S = 300.0
 
 
 def started_together() -> bool:
@@ -110,7 +111,9 @@ def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    timeout = datetime.timedelta(seconds=timeout_s)
+    # Starting up, and what all do together, takes its time however short a silence between two
+    # stages may be.
+    timeout = datetime.timedelta(seconds=max(timeout_s, PATIENCE_S))
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
         # A store may outlive its processes, and would tell those started again of the dead.
