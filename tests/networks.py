@@ -167,3 +167,20 @@ def assert_close(
         torch.testing.assert_close(
             got[name], tensor, atol=atol, rtol=rtol, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+def losses_of_training(rule: Rule, x: Tensor, y: Tensor, way: str) -> list[Tensor]:
+    """Every block's loss, (blocks,), in each of 8 steps on one batch: "plain", under autocast to
+    "bf16", or "channels_last"."""
+    if way == "channels_last":
+        rule = rule.to(memory_format=torch.channels_last)
+        x = x.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(rule.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
+            report = rule.backward(x, y)
+        optimizer.step()
+        losses.append(torch.stack(report.local_losses))
+    return losses

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-View = Callable[
-    [Tensor], Tensor
-]  # the input seen otherwise, sample by sample: (B, ...) -> (B, ...)
+# The input seen otherwise, sample by sample: (B, ...) -> (B, ...).
+View = Callable[[Tensor], Tensor]
 
 
 def identity(loss: Tensor) -> Tensor:

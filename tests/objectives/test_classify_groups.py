@@ -187,17 +187,7 @@ def test_the_loss_falls(way: str) -> None:
     blocks = cut(model, at=["conv3", "conv5", "fc"], example=x)
     groups = [[0] * 5 + [1] * 5, [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]]
     rule = rules.Greedy(blocks, 0.5 * Classify(heads.MLP()) + 0.5 * ClassifyGroups(groups=groups))
-    if way == "channels_last":
-        rule = rule.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(rule.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(8):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
-            report = rule.backward(x, y)
-        optimizer.step()
-        losses.append(torch.stack(report.local_losses))
+    losses = networks.losses_of_training(rule, x, y, way)
     assert (losses[-1] < losses[0]).all()
 
 

@@ -188,17 +188,7 @@ def test_the_loss_falls(decoder: Decoder, way: str) -> None:
     model = models.vgg8c((3, 16, 16), width=0.125, hidden=32)
     blocks = cut(model, at=["conv2", "conv3", "conv4", "conv5"], example=x)
     rule = rules.Greedy(blocks, 0.5 * Classify(heads.MLP()) + 0.5 * Reconstruct(decoder))
-    if way == "channels_last":
-        rule = rule.to(memory_format=torch.channels_last)
-        x = x.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(rule.parameters(), lr=0.05, momentum=0.9)
-    losses = []
-    for _ in range(8):
-        optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=way == "bf16"):
-            report = rule.backward(x, y)
-        optimizer.step()
-        losses.append(torch.stack(report.local_losses))
+    losses = networks.losses_of_training(rule, x, y, way)
     assert all(loss.dtype == torch.float32 for loss in losses)
     assert (losses[-1] < losses[0]).all()
 

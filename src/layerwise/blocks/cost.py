@@ -15,6 +15,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from layerwise.blocks.chain import Blocks, dry_run
 from layerwise.blocks.unchanged import unchanged
 
 
@@ -42,6 +43,16 @@ def saved_bytes(module: nn.Module, *inputs: Any) -> int:
         with saved(module) as kept:
             module(*inputs)
     return kept.bytes
+
+
+def saved_by_each(blocks: Blocks, x: Tensor) -> list[int]:
+    """`saved_bytes` of every block in turn, on a batch for the first."""
+    kept, h = [], x
+    with dry_run(blocks):
+        for block in blocks:
+            kept.append(saved_bytes(block, h))
+            h = block(h)
+    return kept
 
 
 @contextlib.contextmanager

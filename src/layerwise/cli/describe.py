@@ -16,8 +16,7 @@ from rich.text import Text
 
 from layerwise import environment
 from layerwise.blocks import ReceptiveField, receptive_fields
-from layerwise.blocks.chain import dry_run
-from layerwise.blocks.cost import saved_bytes
+from layerwise.blocks.cost import saved_by_each, saved_bytes
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, Tokens, tokens_of
 from layerwise.console import output
@@ -109,16 +108,11 @@ class Description:
         shares BatchNorm's statistics."""
         blocks = rule.blocks
         assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
-        x = h = torch.zeros(batch_size, *blocks.input_shape)
-        kept = []
-        with dry_run(blocks):
-            for block in blocks:
-                kept.append(saved_bytes(block, h) / batch_size)
-                h = block(h)
+        x = torch.zeros(batch_size, *blocks.input_shape)
         return cls(
             Costs.of(rule),
             receptive_fields(blocks),
-            tuple(kept),
+            tuple(kept / batch_size for kept in saved_by_each(blocks, x)),
             saved_bytes(blocks, x) / batch_size,
         )
 

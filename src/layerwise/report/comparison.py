@@ -168,7 +168,7 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
     rows = [
         {
             "experiment": runs[0].run.removesuffix(f"-{runs[0].seed}"),
-            **{k: v for k, v in runs[0].cells().items() if k not in (*differ, "experiment")},
+            **{k: v for k, v in runs[0].cells().items() if k not in differ},
             "test accuracy, best on validation, %": _spread([r.test_selected for r in runs]),
             "test accuracy, last, %": _spread([r.test_last for r in runs]),
             "train accuracy, last, %": _spread([r.train_last for r in runs]),

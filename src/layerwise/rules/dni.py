@@ -80,10 +80,10 @@ class DNI(ForwardRule):
         self.inputs = nn.ModuleList(
             InputSynthesizer()(blocks.input_shape, shape) for shape in between if synthetic_inputs
         )
-        for weight in blocks.parameters():
+        weight = self._weight(0)
+        if weight is not None:
             self.synthesizers.to(weight.device, weight.dtype)
             self.inputs.to(weight.device, weight.dtype)
-            break
 
     def auxiliary(self, i: int) -> list[nn.Module]:
         # Block i trains what predicts its own input.

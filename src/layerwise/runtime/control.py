@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.runtime.link import losing
+from layerwise.runtime.link import device_of, losing
 from layerwise.tally import Tally
 
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each stage has its own share of
@@ -30,10 +30,7 @@ class Control:
 
     def any(self, flag: bool) -> bool:
         """Whether a rank says yes."""
-        said = torch.tensor(float(flag))
-        with losing("a rank"):
-            dist.all_reduce(said, group=self.group)
-        return bool(said > 0)
+        return anyone(flag, self.group)
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """The states of all ranks as one, of replicas the last one's; None but for the leader."""
@@ -67,6 +64,14 @@ class Control:
         """Wait for all."""
         with losing("a rank"):
             dist.barrier(group=self.group)
+
+
+def anyone(flag: bool, group: dist.ProcessGroup) -> bool:
+    """Whether a rank of the group says yes."""
+    said = torch.tensor(float(flag), device=device_of(group))
+    with losing("a rank"):
+        dist.all_reduce(said, group=group)
+    return bool(said > 0)
 
 
 def new_group(

@@ -14,7 +14,7 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
-from layerwise.runtime.control import Control, new_group
+from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.reducer import Reducer, nothing
 from layerwise.runtime.replay import Replay
@@ -152,7 +152,9 @@ class LayerParallel:
         """
         self._passing = True
         if self._reducer is not None and self._before is None and completes:
-            stops = self._reducer.any(stops)  # the first stages of all replicas stop together
+            stops = anyone(
+                stops, self._reducer.group
+            )  # the first stages of all replicas stop together
         batch, h = self._begin(x, y, scale, stops)
         for i in self.blocks:
             if before_block is not None:

@@ -60,8 +60,7 @@ class Sender:
         Raises:
             LostStage: the other process is gone.
         """
-        if self._error is not None:
-            raise LostStage(f"rank {self.to} is lost: {_why(self._error)}") from self._error
+        self._raise()
         try:
             self._given.put((tensors, mark), block=patience_s > 0, timeout=patience_s or None)
         except queue.Full:
@@ -73,6 +72,9 @@ class Sender:
         self.send(mark=CLOSED)
         while self._thread.is_alive():
             self._thread.join(1.0)
+        self._raise()
+
+    def _raise(self) -> None:
         if self._error is not None:
             raise LostStage(f"rank {self.to} is lost: {_why(self._error)}") from self._error
 
@@ -96,7 +98,7 @@ class Sender:
             header[2 + k * EACH :][: len(about)] = torch.tensor(about)
             parts.append(plain)
         for part in parts:
-            dist.send(part.to(_device(self.group)), self.to, group=self.group)
+            dist.send(part.to(device_of(self.group)), self.to, group=self.group)
 
 
 class Receiver:
@@ -154,7 +156,7 @@ class Receiver:
             self._taken.put(error)
 
     def _take(self) -> tuple[list[Tensor], int]:
-        device = _device(self.group)
+        device = device_of(self.group)
         header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64, device=device)
         dist.recv(header, self.source, group=self.group)
         mark, count, *about = header.tolist()
@@ -183,7 +185,7 @@ def _why(error: Exception) -> str:
     return "it closed the connection" if gone else reason(error)
 
 
-def _device(group: dist.ProcessGroup) -> torch.device:
+def device_of(group: dist.ProcessGroup) -> torch.device:
     """Where a group's messages lie: gloo's on the host."""
     if dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

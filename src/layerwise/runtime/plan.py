@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
-from layerwise.blocks.chain import dry_run
-from layerwise.blocks.cost import saved_bytes
+from layerwise.blocks.cost import saved_by_each
 from layerwise.blocks.partition import partition
 from layerwise.blocks.unchanged import unchanged
 from layerwise.cost import without_gradients
@@ -109,7 +108,7 @@ class Plan:
         ends = [*starts[1:], len(seconds)]
         shapes = rule.blocks.shapes
         assert shapes is not None, "blocks made by `cut` know their shapes"
-        kept = _activation_bytes(rule, x)
+        kept = saved_by_each(rule.blocks, x)
         return cls(
             tuple(
                 Stage(
@@ -178,13 +177,3 @@ def bubbles(stages: int, microbatches: int) -> dict[str, float]:
         "zero bubble H1": waits / (3 * microbatches + waits),
         "zero bubble H2": 0.0,
     }
-
-
-def _activation_bytes(rule: ForwardRule, x: Tensor) -> list[int]:
-    """What each block alone saves for its backward pass on this batch."""
-    kept, h = [], x
-    with dry_run(rule):
-        for block in rule.blocks:
-            kept.append(saved_bytes(block, h))
-            h = block(h)
-    return kept

@@ -52,14 +52,6 @@ class Reducer:
         if last is not None:
             last()
 
-    def any(self, flag: bool) -> bool:
-        """Whether a replica says yes."""
-        device = torch.cuda.current_device() if dist.get_backend(self.group) == "nccl" else "cpu"
-        said = torch.tensor(float(flag), device=device)
-        with losing("a replica"):
-            dist.all_reduce(said, group=self.group)
-        return bool(said > 0)
-
     def _put(self, total: Tensor, gradients: Sequence[Tensor]) -> None:
         total /= dist.get_world_size(self.group)
         means = total.split([gradient.numel() for gradient in gradients])

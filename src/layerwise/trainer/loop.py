@@ -165,8 +165,7 @@ class Trainer:
         for x, y in self._batches(loader, self.epoch, self.batch):
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
-            stops = self.stop_asked and self.batch + 1 == first + together
-            report = self._backward(x, y, together, stops)
+            report = self._backward(x, y, together, completes=self.batch + 1 == first + together)
             losses = self.tally.add(report.local_losses, report.local_logits, report.y)
             self.watch.note(losses, self.step)
             self.batch += 1
@@ -203,8 +202,10 @@ class Trainer:
         else:
             yield from ((None, y) for y in loader.labels(epoch, start))
 
-    def _backward(self, x: Tensor | None, y: Tensor, together: int, stops: bool = False) -> Report:
-        """One batch's gradients; `together` batches make a step, after which training `stops`."""
+    def _backward(
+        self, x: Tensor | None, y: Tensor, together: int, completes: bool = True
+    ) -> Report:
+        """One batch's gradients; `together` batches make a step, which this one `completes`."""
 
         def scale(loss: Tensor) -> Tensor:
             if together > 1:
@@ -219,7 +220,6 @@ class Trainer:
             # other blocks drew, nor on where those are.
             torch.manual_seed(hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS)
 
-        completes = (self.batch + 1) % self.settings.accumulate == 0
         with self.fabric.autocast():
             return self.runtime.backward(
                 x,
@@ -227,8 +227,8 @@ class Trainer:
                 scale=scale,
                 on_block=self._step_block if self.settings.step_per_block else None,
                 before_block=before_block,
-                stops=stops,
-                completes=completes or self.batch + 1 == len(self.train_loader),
+                stops=self.stop_asked and completes,
+                completes=completes,
             )
 
     def _step_block(self, i: int) -> None:
