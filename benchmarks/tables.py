@@ -7,6 +7,7 @@ python benchmarks/tables.py --check    fail where it is not what the files give
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ def page() -> str:
         parts.append(_commands(sorted(commands)))
     for path in sorted(RESULTS.glob("accuracy-*.json")):
         parts += [f"## Accuracy: {path.stem.removeprefix('accuracy-')}\n", _accuracy(path)]
+    if paths := sorted(RESULTS.glob("stages-*.json")):
+        parts += ["## Layers in parallel\n", *(_stages(json.loads(p.read_text())) for p in paths)]
     if paths := sorted(RESULTS.glob("data-*.json")):
         parts += ["## The data path\n", _data([json.loads(path.read_text()) for path in paths])]
     return "\n".join(parts)
@@ -83,6 +86,54 @@ def _beside_the_seed(runs: list[dict[str, Any]]) -> list[str]:
             f"| {tested[-1][0]:.2f} |\n"
         )
     return [*lines, "\n"]
+
+
+def _stages(result: dict[str, Any]) -> str:
+    about = (
+        f"{result['cpu']}, torch {result['torch']}, float32; each process has one thread and a "
+        f"core of its own.\n\n{_commands([result['command']])}"
+    )
+    if "networks" in result:
+        lines = [
+            "Over a link between two hosts (network namespaces with a cable):\n",
+            "| network | a batch sends | | free link, /s | 1 Gb/s, /s | kept |",
+            "|---|--:|---|--:|--:|--:|",
+        ]
+        for network, found in result["networks"].items():
+            rates = {row["name"]: row["per_second"] for row in found["contenders"]}
+            for name in dict.fromkeys(n.rpartition(", ")[0] for n in rates):
+                free, slow = rates[f"{name}, free"], rates[f"{name}, slow"]
+                lines.append(
+                    f"| {network} | {found['sends_bytes'] / 1e6:.1f} MB | {name} "
+                    f"| {statistics.median(free):.1f} | {statistics.median(slow):.1f} "
+                    f"| {_ratio(slow, free)} |"
+                )
+        return "\n".join([*lines, "", about])
+    rates = {row["name"]: row["per_second"] for row in result["contenders"]}
+    ours = rates["local rule, 2 stages"]
+    lines = [
+        f"{result['title']}, batch of {result['batch']} in all, local blocks: {result['blocks']}, "
+        f"heads {result['heads']}; pipelines with {result['microbatches']} microbatches:\n",
+        f"| | {result['unit']}/s | two stages are faster by | memory of a process, MB |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['name']} | {statistics.median(row['per_second']):.1f} "
+        f"| {_ratio(ours, row['per_second'])} | {max(row['rss_bytes']) / 1e6:.0f} |"
+        for row in result["contenders"]
+    ]
+    predicted = result["predicted_per_second"]["2"]
+    return (
+        "\n".join(lines)
+        + f"\n\n`layerwise plan` expects {predicted:.1f} {result['unit']}/s of two stages. Ratios "
+        f"are the median of {len(ours)} rounds' (lowest to highest); memory is the largest "
+        f"process's resident set at its peak, Python and torch with it.\n\n{about}"
+    )
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> str:
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
 
 def _data(results: list[dict[str, Any]]) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
+from layerwise.cost import BlockCost, Costs
 from layerwise.report.comparison import Summary, over_seeds
 
 RUN = Summary(
@@ -14,6 +17,7 @@ RUN = Summary(
     blocks=3,
     epochs=2,
     precision="32",
+    runtime="serial",
     seed=0,
     selected_epoch=2,
     test_selected=0.90,
@@ -49,3 +53,21 @@ def test_over_seeds() -> None:
     assert cells[0] == "bp"
     assert "90.00" in cells
     assert cells[-1] == "0"
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({}, "serial"),
+        ({"stages": None, "replicas": 1, "replay": 0}, "serial"),
+        ({"stages": 1, "replicas": 2}, "2 replicas"),
+        ({"stages": 3, "replicas": 2, "replay": 8}, "3 stages, 2 replicas, replay 8"),
+    ],
+)
+def test_where_blocks_were(config: dict, wanted: str) -> None:
+    named = {"model": {"name": "mlp"}, "rule": {"name": "DGL"}, "augment": {}, "seed": 0}
+    rows = [{"epoch": 1, "images_per_s": 1.0}]
+    costs = Costs((BlockCost("a", (1,), 1, 1, 0, 0),))
+    data = {"name": "digits", "validation": 0.1}
+    summary = Summary.of_metrics("run", {**named, "data": data, **config}, rows, costs)
+    assert summary.cells()["runtime"] == wanted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import networks
@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from layerwise import rules
+from layerwise.rule import ForwardRule
 from layerwise.runtime import DataParallel, LayerParallel
 
 pytestmark = pytest.mark.gloo
@@ -70,7 +71,7 @@ def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
     dist.destroy_process_group()
 
 
-def _accumulate(rule: rules.DNI, data: list, backward: Callable) -> None:
+def _accumulate(rule: ForwardRule, data: list, backward: Callable) -> None:
     for x, y in data:
         backward(x, y)
 
@@ -136,6 +137,50 @@ def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: P
     for step in range(STEPS):
         together = [loss for stage in losses for loss in stage[step]]
         assert all(torch.equal(a, b) for a, b in zip(together, wanted["losses"][step], strict=True))
+
+
+EVERY_RULE = {
+    f"{name}-{network}": (make, network)
+    for of_rule in networks.RULES.values()
+    for name, make in of_rule.items()
+    for network in ("cnn", "transformer")
+}
+
+
+def _every_rule() -> Iterator[tuple[str, ForwardRule, list]]:
+    """Each rule whose blocks may live apart, with its batches; anew, and always the same."""
+    for name, (make, network) in EVERY_RULE.items():
+        torch.manual_seed(0)
+        case = getattr(networks, network)()
+        rule = make(case.blocks)
+        if isinstance(rule, ForwardRule):
+            yield name, rule, _rule(network)[1]
+
+
+def _every_stage(rank: int, folder: str) -> None:
+    _join(rank, folder, 2)
+    found = {}
+    for name, rule, data in _every_rule():
+        stage = LayerParallel(rule, [0, 2])
+        _accumulate(rule, data, stage.backward)
+        stage.close()
+        found[name] = networks.grads(rule)
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_every_rule(tmp_path: Path) -> None:
+    """Two stages of every rule that needs no more than forward information: over several batches
+    each gradient is in one of them, and is the serial loop's."""
+    mp.spawn(_every_stage, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first.keys() >= {"dgl-cnn", "greedy-transformer", "last_block-cnn", "cdni-cnn"}
+    for name, rule, data in _every_rule():
+        _accumulate(rule, data, rule.backward)
+        assert not first[name].keys() & second[name].keys()
+        networks.assert_same(first.pop(name) | second.pop(name), networks.grads(rule))
+    assert not first
 
 
 def _replica(rank: int, folder: str, starts: list[int] | None) -> None:

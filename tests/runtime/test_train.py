@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,15 @@ def same(first: str, second: str) -> bool:
     return models[0] == models[1] and rows[0] == rows[1]
 
 
-def until_saved(run: str, seconds: float = 120) -> None:
+def until(happened: Callable[[], bool], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
-    while not Path("experiments", run, "checkpoints", "last.safetensors").exists():
+    while not happened():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def until_saved(run: str) -> None:
+    until(Path("experiments", run, "checkpoints", "last.safetensors").exists)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
@@ -122,6 +127,46 @@ def test_a_stage_is_killed(rank: int) -> None:
     assert code == 0, said
     assert main(f"train {LONG} --name whole".split()) == 0
     assert same("killed", "whole")
+
+
+@pytest.mark.slow
+def test_twenty_kills() -> None:
+    """At any moment, of any rank, in two stages or three: each time the run goes on from what it
+    had kept, and in the end nothing of it shows."""
+    longer = LONG.replace("--epochs 12", "--epochs 80")
+    chance, path, kept = random.Random(0), Path("experiments/killed"), 0
+    for _ in range(20):
+        stages, before = chance.choice([2, 3]), _saved_at(path)
+        begin = f"--resume {path}" if path.exists() else f"{longer} --name killed"
+        process = layerwise(f"train {begin} --stages {stages}")
+        _until_started(process, stages)
+        if chance.random() < 0.7:  # once there is a step to lose; else while it starts
+            _until_it_saves(path, before)
+        time.sleep(chance.uniform(0, 0.2))
+        rank = chance.randrange(stages)
+        os.kill(list(stages_of(process))[rank], signal.SIGKILL)
+        code, said = ended(process)
+        assert code == 1, said
+        assert f"rank {rank} is lost" in said
+        kept += _saved_at(path) != before
+    assert kept >= 10
+    code, said = ended(layerwise(f"train --resume {path} --stages 2"))
+    assert code == 0, said
+    assert main(f"train {longer} --name whole".split()) == 0
+    assert same("killed", "whole")
+
+
+def _until_started(process: subprocess.Popen[str], stages: int) -> None:
+    until(lambda: len(list(stages_of(process))) == stages)
+
+
+def _until_it_saves(path: Path, before: float) -> None:
+    until(lambda: _saved_at(path) != before)
+
+
+def _saved_at(path: Path) -> float:
+    kept = path / "checkpoints" / "last.safetensors"
+    return kept.stat().st_mtime if kept.exists() else 0.0
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from layerwise.runtime import (
     check_rule,
     processes,
 )
+from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
@@ -62,6 +63,8 @@ class Prepared:
         experiment = build(config)
         if stages is not None and stages > 1:
             check_rule(experiment.rule, stages, experiment.settings.replay)
+        if experiment.settings.sync_batchnorm:
+            check_shared_statistics(fabric.device.type, replicas)
         config["device"] = str(fabric.device)
         config["data"]["name"] = experiment.splits.name
         part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)
@@ -195,7 +198,7 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
     if stages is None:
         return Serial(rule)
     if stages == 1:
-        return DataParallel(rule)
+        return DataParallel(rule, settings.sync_batchnorm)
     assert isinstance(rule, ForwardRule)
     assert rule.blocks.input_shape is not None
 
@@ -212,6 +215,7 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
         timeout_s=settings.timeout,
         replay=settings.replay,
         replicas=settings.replicas,
+        sync_batchnorm=settings.sync_batchnorm,
     )
 
 

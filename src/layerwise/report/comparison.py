@@ -26,6 +26,7 @@ class Summary:
         blocks: how many.
         epochs: finished.
         precision: of what autocast computes: 32, bf16 or 16.
+        runtime: where its blocks were: serial, or in how many stages and replicas.
         seed: of the run.
         selected_epoch: the best on validation; never on test. None without a validation split.
         test_selected: test accuracy at that epoch, a share.
@@ -45,6 +46,7 @@ class Summary:
     blocks: int
     epochs: int
     precision: str
+    runtime: str
     seed: int
     selected_epoch: int | None
     test_selected: float | None
@@ -92,6 +94,7 @@ class Summary:
             blocks=len(costs.blocks),
             epochs=len(rows),
             precision=str(config.get("precision", "32")),
+            runtime=_runtime(config),
             seed=config["seed"],
             selected_epoch=None if best is None else int(best["epoch"] or 0),
             test_selected=None if best is None else best.get("test_accuracy"),
@@ -117,6 +120,7 @@ class Summary:
             "blocks": str(self.blocks),
             "epochs": str(self.epochs),
             "precision": self.precision,
+            "runtime": self.runtime,
             "seed": str(self.seed),
             "test accuracy, best on validation, %": selected,
             "test accuracy, last, %": _percent(self.test_last),
@@ -202,6 +206,14 @@ def _data(config: Mapping[str, Any]) -> str:
     ]
     held_out = f"; validation {config['data']['validation']}"
     return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'}{held_out})"
+
+
+def _runtime(config: Mapping[str, Any]) -> str:
+    kinds = ("stages", "replicas", "replay")
+    counts = {kind: config.get(kind) or 0 for kind in kinds}
+    several = [f"{n} {kind}" for kind, n in counts.items() if n > 1 and kind != "replay"]
+    replay = [f"replay {counts['replay']}"] if counts["replay"] else []
+    return ", ".join([*several, *replay]) or "serial"
 
 
 def _named(specification: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from layerwise.batch import Report, identity
 from layerwise.rule import OnBlock, Rule, Scale
+from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, new_group
 from layerwise.runtime.reducer import Reducer, nothing
 from layerwise.tally import Tally
@@ -21,11 +22,12 @@ class DataParallel:
 
     Every rank of the default process group makes one, on its own part of the same batches
     (`Loader(part=...)`), and calls the same methods in the same order. A block's gradients are
-    averaged over the replicas while the next block runs. BatchNorm's statistics are each replica's
-    own; the run keeps the last one's.
+    averaged over the replicas while the next block runs.
 
     Args:
         rule: with all blocks.
+        sync_batchnorm: share BatchNorm's statistics of a batch, on accelerators; else they are each
+            replica's own, and the run keeps the last one's.
 
     Attributes:
         blocks: numbers of the blocks: all.
@@ -36,13 +38,15 @@ class DataParallel:
 
     reads_input = True
 
-    def __init__(self, rule: Rule):
+    def __init__(self, rule: Rule, sync_batchnorm: bool = False):
         self.rule, self.blocks = rule, range(len(rule.blocks))
         self.replica, count = dist.get_rank(), dist.get_world_size()
         self.leader = self.counts = self.replica == count - 1
         self._control = Control(stages=1)
         self._reducer = Reducer(new_group(None))
         self._stops = False
+        if sync_batchnorm:
+            share_statistics(rule, new_group(None))
 
     def backward(
         self,

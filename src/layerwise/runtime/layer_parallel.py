@@ -14,6 +14,7 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
+from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.reducer import Reducer, nothing
@@ -46,8 +47,9 @@ class LayerParallel:
         replay: how many batches a stage keeps to use again; 0 to be in step.
         replicas: how many processes hold each stage, each on its own part of every batch
             (`Loader(part=...)`): rank = stage * replicas + replica. A block's gradients are
-            averaged over them while the next block runs; BatchNorm's statistics are each one's own,
-            and the run keeps the last one's.
+            averaged over them while the next block runs.
+        sync_batchnorm: share BatchNorm's statistics of a batch over replicas, on accelerators; else
+            they are each one's own, and the run keeps the last one's.
 
     Attributes:
         blocks: numbers of this stage's blocks.
@@ -70,6 +72,7 @@ class LayerParallel:
         timeout_s: float = 600.0,
         replay: int = 0,
         replicas: int = 1,
+        sync_batchnorm: bool = False,
     ):
         world = dist.get_world_size()
         if replicas < 1 or world % replicas:
@@ -98,9 +101,12 @@ class LayerParallel:
         self._control = Control(stages)
         self._reducer: Reducer | None = None
         for k in range(stages if replicas > 1 else 0):
-            group = new_group([k * replicas + r for r in range(replicas)])
+            ranks = [k * replicas + r for r in range(replicas)]
+            gradients, statistics = new_group(ranks), new_group(ranks) if sync_batchnorm else None
             if k == stage:
-                self._reducer = Reducer(group)
+                self._reducer = Reducer(gradients)
+            if k == stage and sync_batchnorm:
+                share_statistics(rule, statistics)
         self._before: Receiver | None = None
         self._after: Sender | None = None
         # The way back, for a rule that wants it: what the next stage found of its input's gradient.

@@ -40,6 +40,7 @@ class Settings:
             started together, less the replicas.
         replicas: how many processes hold each stage, each on its own part of every batch; with one
             stage, data parallelism for any rule.
+        sync_batchnorm: that replicas share BatchNorm's statistics of a batch; on accelerators.
         replay: with stages, that none waits for another: each keeps so many of the newest batches
             to train on again; 0 to be in step, with the bits of the serial run.
         restarts: how often to start all processes again from the last checkpoint, after one has
@@ -65,6 +66,7 @@ class Settings:
     runtime: Literal["auto", "serial", "layer_parallel"] = "auto"
     stages: int | None = None
     replicas: int = 1
+    sync_batchnorm: bool = False
     replay: int = 0
     restarts: int = 0
     timeout: float = 600.0
