@@ -39,6 +39,8 @@ def page() -> str:
         parts.append(_commands(sorted(commands)))
     for path in sorted(RESULTS.glob("accuracy-*.json")):
         parts += [f"## Accuracy: {path.stem.removeprefix('accuracy-')}\n", _accuracy(path)]
+    if paths := sorted(RESULTS.glob("ladder-*.json")):
+        parts += ["## The ladder\n", *(_ladder(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("stages-*.json")):
         parts += ["## Layers in parallel\n", *(_stages(json.loads(p.read_text())) for p in paths)]
     if paths := sorted(RESULTS.glob("data-*.json")):
@@ -86,6 +88,50 @@ def _beside_the_seed(runs: list[dict[str, Any]]) -> list[str]:
             f"| {tested[-1][0]:.2f} |\n"
         )
     return [*lines, "\n"]
+
+
+def _ladder(result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    config, first = rows[0]["config"], rows[0]["step"]
+    augment = [k for k in ("flip", "crop", "cutout", "resized_crop") if config["augment"][k]]
+    tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
+    lines = [
+        f"`{result['size']}`: {config['data']['name']} ({', '.join(augment) or 'as they are'}), "
+        f"{config['model']['name']}, {len(rows[0]['costs']['blocks'])} blocks, "
+        f"{config['epochs']} epochs, {config['optimizer']['name']}, precision "
+        f"{config['precision']}; learning rates tried with seed {rows[0]['seeds'][0]} for every "
+        f"rule: {tried}; seeds {seeds}.\n",
+        "| rule | test, best on validation, % | test, last, % | learning rate | FLOPs | heads' "
+        "parameters | step time | memory | largest block's share |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"| *checkpointing* | as backprop | | | | | "
+        f"{_ratio(first['checkpointing_times_s'], first['backprop_times_s'])} "
+        f"| {first['checkpointing_bytes'] / first['backprop_bytes']:.2f} | |",
+    ]
+    for row in rows:
+        costs, step, seconds = row["costs"], row["step"], row["block_seconds"]
+        heads = sum(block["head_parameters"] for block in costs["blocks"])
+        share = f"{max(seconds) / sum(seconds):.2f}" if seconds else "-"
+        lines.append(
+            f"| {row['rule']} | {_spread(row, 'best')} | {_spread(row, 'last')} "
+            f"| {row['rate']:g} | {costs['step_flops'] / costs['backprop_flops']:.2f} | {heads:,} "
+            f"| {_ratio(step['times_s'], step['backprop_times_s'])} "
+            f"| {step['bytes'] / step['backprop_bytes']:.2f} | {share} |"
+        )
+    return (
+        "\n".join(lines)
+        + "\n\nMean ± standard deviation over the seeds. FLOPs, time (median of rounds in turns, "
+        "lowest to highest) and memory of a training step, heads and optimizer with it, are ratios "
+        "to backpropagation's. The largest block's share of a step bounds what blocks in parallel "
+        f"can gain; - where they cannot. {result['cpu']}, torch {result['torch']}.\n\n"
+        + _commands([result["command"], *(f"{row['rule']}: {row['command']}" for row in rows)])
+    )
+
+
+def _spread(row: dict[str, Any], which: str) -> str:
+    found = [100 * accuracy[which] for accuracy in row["test_accuracy"]]
+    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.2f}{spread}"
 
 
 def _stages(result: dict[str, Any]) -> str:

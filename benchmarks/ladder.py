@@ -1,0 +1,213 @@
+"""Every rule on one ladder: the same network, budget, augmentation and search of the learning rate.
+
+    python benchmarks/ladder.py s                        digits, a small CNN: minutes
+    python benchmarks/ladder.py m --data NAME            CIFAR-10 images, the same with 32 channels
+    python benchmarks/ladder.py resnet20 --data NAME     every residual block its own local block
+    python benchmarks/ladder.py s --only dgl man         these alone; `--train` writes no file
+
+Each rule trains with every learning rate of the size's list on seed 0; the one with the highest
+validation accuracy then trains the other seeds, and its test accuracies are reported. Runs that are
+there are left alone, so several of these may share the work by `--only`. Then all rules' steps are
+measured in turns, against backpropagation and activation checkpointing, and everything goes into
+`results/ladder-SIZE.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise import environment
+from layerwise.bench.measure import Contender, measure
+from layerwise.cli import main as layerwise
+from layerwise.cost import Costs
+from layerwise.errors import InputError
+from layerwise.experiment import build
+from layerwise.rule import ForwardRule
+from layerwise.rules import Backprop
+from layerwise.run import Run
+from layerwise.runtime.plan import block_seconds
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all rules of a ladder share.
+
+    Attributes:
+        options: of `layerwise train`.
+        rates: learning rates that are tried.
+        batch: of the measured step.
+    """
+
+    options: str
+    rates: tuple[float, ...]
+    batch: int
+
+
+TRAINING = "--optimizer AdamW --optimizer.weight_decay 0.0 --schedule OneCycle --pictures 0 "
+IMAGES = f"{TRAINING}--augment.flip true --augment.crop 4 --channels_last true --batch_size 128 "
+SIZES = {
+    "s": Size(
+        f"{TRAINING}--data digits --model basic_cnn --model.channels 16 --model.hidden 64 "
+        "--at [conv2,conv3,classifier] --epochs 15 --batch_size 64",
+        (1e-3, 3e-3, 1e-2),
+        256,
+    ),
+    "m": Size(
+        f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 6",
+        (1e-3, 3e-3),
+        128,
+    ),
+    "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 6", (1e-3, 3e-3), 128),
+}
+MLP = "--rule.head MLP --rule.head.width 64"
+PREDICT = "--rule.objectives.Classify.head MLP --rule.objectives.Classify.head.width 64"
+
+
+def _sum(objective: str, weight: str, of_classify: str = "1") -> str:
+    return (
+        f"--rule Greedy --rule.objectives Classify+{objective} {PREDICT} "
+        f"--rule.objectives.Classify.weight {of_classify} "
+        f"--rule.objectives.{objective}.weight {weight}"
+    )
+
+
+RULES = {
+    "backprop": "--rule Backprop",
+    "dgl": f"--rule DGL {MLP}",
+    "direct-global": f"--rule DirectGlobal {MLP}",
+    "dni": "--rule DNI --rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3",
+    "cdni": (
+        "--rule DNI --rule.context true --rule.synthesizer Synthesizer "
+        "--rule.synthesizer.kernel_size 3"
+    ),
+    "dgl-reconstruct": _sum("Reconstruct", "0.5", "0.5"),
+    "reconstruct": "--rule Greedy --rule.objectives Reconstruct",
+    "random-fixed": "--rule LastBlock",
+}
+
+
+def train(size: str, rule: str, rate: float, seed: int, runs: Path, more: list[str]) -> Run:
+    """The run of a rule at a learning rate; trained where it is not there yet."""
+    path = runs / f"{rule}-{rate:g}-{seed}"
+    if not (path / "model.safetensors").exists():
+        if (path / "config.yaml").exists():
+            arguments = ["--resume", str(path)]
+        else:
+            arguments = [*shlex.split(SIZES[size].options), *shlex.split(RULES[rule]), *more]
+            arguments += ["--optimizer.lr", str(rate), "--seed", str(seed)]
+            arguments += ["--runs", str(runs), "--name", path.name]
+        code = layerwise(["train", *arguments])
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:  # such as a loss that is not finite: it counts as the worst
+            print(f"{path.name}: exit code {code}")
+    return Run.open(str(path))
+
+
+def validation(run: Run) -> float:
+    """The highest validation accuracy of an epoch; 0 where none was finished."""
+    return max((row["validation_accuracy"] or 0.0 for row in run.metrics()), default=0.0)
+
+
+def climb(size: str, rule: str, seeds: list[int], runs: Path, more: list[str]) -> dict[str, Any]:
+    """Search, train, and what came out."""
+    tried = {rate: train(size, rule, rate, seeds[0], runs, more) for rate in SIZES[size].rates}
+    rate = max(tried, key=lambda r: validation(tried[r]))
+    chosen = [train(size, rule, rate, seed, runs, more) for seed in seeds]
+    rows = []
+    for run in chosen:
+        found = run.metrics()
+        best = max(found, key=lambda row: row["validation_accuracy"] or 0.0)
+        rows.append({"best": best["test_accuracy"], "last": found[-1]["test_accuracy"]})
+    config = dict(chosen[0].config)
+    config["data"] = {**config["data"], "root": None}
+    return {
+        "rule": rule,
+        "command": shlex.join(shlex.split(RULES[rule])),
+        "config": config,
+        "searched": {f"{r:g}": validation(run) for r, run in tried.items()},
+        "rate": rate,
+        "seeds": seeds,
+        "test_accuracy": rows,
+        "costs": json.loads(Costs.of(build(chosen[0].config).rule).json()),
+    }
+
+
+def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> None:
+    """Add to every row what its step takes, beside backpropagation's and checkpointing's."""
+    built = [
+        build(Run.open(str(runs / f"{row['rule']}-{row['rate']:g}-{row['seeds'][0]}")).config)
+        for row in found
+    ]
+    shape, classes = built[0].splits.shape, built[0].splits.num_classes
+    torch.manual_seed(0)
+    x, y = torch.randn(batch, *shape), torch.randint(classes, (batch,))
+    contenders = [
+        Contender("backprop", Backprop(built[0].rule.blocks)),
+        Contender("checkpointing", Backprop(built[0].rule.blocks, checkpoint=True)),
+        *(
+            Contender(row["rule"], e.rule, "block" if isinstance(e.rule, ForwardRule) else "end")
+            for row, e in zip(found, built, strict=True)
+        ),
+    ]
+    measured = measure(
+        contenders, x, y, lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True), rounds=rounds
+    )
+    backprop, checkpointing = measured[:2]
+    for row, e, own in zip(found, built, measured[2:], strict=True):
+        row["step"] = {
+            "times_s": own.times_s,
+            "backprop_times_s": backprop.times_s,
+            "checkpointing_times_s": checkpointing.times_s,
+            "bytes": own.peak.bytes,
+            "backprop_bytes": backprop.peak.bytes,
+            "checkpointing_bytes": checkpointing.peak.bytes,
+            "batch": batch,
+        }
+        row["block_seconds"] = (
+            block_seconds(e.rule, x, y) if isinstance(e.rule, ForwardRule) else None
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--data")
+    parser.add_argument("--name", help="what the data is called in tables")
+    parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path)
+    parser.add_argument("--rounds", type=int, default=5, help="of timed steps")
+    parser.add_argument("--train", action="store_true", help="train only; write nothing")
+    given, more = parser.parse_known_args()
+    runs = given.runs or Path("experiments") / f"ladder-{given.size}"
+    if given.data:
+        more += ["--data", given.data]
+    found = []
+    for rule in given.only:
+        try:
+            found.append(climb(given.size, rule, given.seeds, runs, more))
+        except InputError as error:
+            raise SystemExit(f"{rule}: {error}") from error
+    if given.train:
+        return
+    steps(found, SIZES[given.size].batch, runs, given.rounds)
+    for row in found:
+        row["config"]["data"]["name"] = given.name or row["config"]["data"]["name"]
+    out = RESULTS / f"ladder-{given.size}.json"
+    about = {"benchmark": "ladder", "size": given.size, **environment.describe()}
+    out.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
