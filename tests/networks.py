@@ -169,13 +169,15 @@ def assert_close(
         )
 
 
-def losses_of_training(rule: Rule, x: Tensor, y: Tensor, way: str) -> list[Tensor]:
+def losses_of_training(
+    rule: Rule, x: Tensor, y: Tensor, way: str, lr: float = 0.05
+) -> list[Tensor]:
     """Every block's loss, (blocks,), in each of 8 steps on one batch: "plain", under autocast to
     "bf16", or "channels_last"."""
     if way == "channels_last":
         rule = rule.to(memory_format=torch.channels_last)
         x = x.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(rule.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(rule.parameters(), lr=lr, momentum=0.9)
     losses = []
     for _ in range(8):
         optimizer.zero_grad()

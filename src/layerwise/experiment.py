@@ -14,8 +14,10 @@ from torch import nn
 from layerwise import data
 from layerwise.blocks import Blocks, cut
 from layerwise.data import Augment, Loader, Splits
+from layerwise.data.loader import pixel_scale
 from layerwise.errors import InputError
 from layerwise.objectives import cross_entropy
+from layerwise.objectives.normalization import Normalization
 from layerwise.registry import make
 from layerwise.rule import Rule
 from layerwise.trainer import Settings
@@ -83,8 +85,21 @@ def build(config: Mapping[str, Any]) -> Experiment:
     example = torch.zeros(2, *splits.shape)
     blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
     criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
-    rule = make("rule", config["rule"], blocks=blocks, criterion=criterion)
+    rule = make(
+        "rule",
+        config["rule"],
+        blocks=blocks,
+        criterion=criterion,
+        normalization=_normalization(config, splits),
+    )
     return Experiment(config, settings, splits, network, rule)
+
+
+def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization:
+    """How a run's images are normalised."""
+    scale = pixel_scale(Augment(**tuples(config["augment"])), splits.train)
+    mean, std = (tuple(value / 255 for value in values) for values in scale)
+    return Normalization(mean, std)
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Splits:

@@ -2,7 +2,8 @@
 
 A specification is a plain mapping, as it stands in a config file: `{name: DGL, head: {name: MLP,
 width: 256}}`. What options there are is read off the class's own signature. Objectives add: `{name:
-A+B, A: {weight: 0.5, head: ...}, B: {weight: 2}}`.
+A+B, A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight
+`[first, last]` goes linearly over the blocks.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
 GIVEN = {
     "model": {"shape", "num_classes"},
     "rule": {"blocks", "num_classes", "criterion"},
-    "objective": {"criterion"},
+    "objective": {"criterion", "normalization"},
 }
 
 
@@ -110,7 +111,8 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
     Args:
         kind: one of KINDS.
         specification: `name`, and options of the thing so named; for a sum of objectives `name:
-            A+B`, and under `A` and `B` each term's options and its `weight` (default 1).
+            A+B`, and under `A` and `B` each term's options and its `weight` (default 1), one
+            number or [first block, last].
         given: arguments that are not options (`GIVEN`); those the thing does not take are left out.
 
     Raises:
@@ -157,7 +159,19 @@ def _sum(
             raise InputError(f"{kind} {name}: {options!r}; give its options, such as {{weight: 1}}")
         options = dict(options)
         weight = options.pop("weight", 1.0)
-        if not isinstance(weight, int | float) or not math.isfinite(weight):
-            raise InputError(f"{kind} {name}: weight {weight!r}; give a finite number")
-        made.append(weight * make(kind, {**options, "name": name}, **given))
+        made.append(
+            _weight(weight, f"{kind} {name}") * make(kind, {**options, "name": name}, **given)
+        )
     return sum(made)
+
+
+def _weight(weight: Any, asked_by: str) -> float | tuple[float, float]:
+    """One finite number, or the first block's and the last's."""
+    pair = isinstance(weight, list | tuple)
+    numbers = weight if pair else [weight]
+    good = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not good or len(numbers) != (2 if pair else 1):
+        raise InputError(
+            f"{asked_by}: weight {weight!r}; give a finite number, or two: [first block, last]"
+        )
+    return (numbers[0], numbers[1]) if pair else weight

@@ -214,6 +214,9 @@ class LocalRule(ForwardRule):
     ):
         super().__init__(blocks)
         found = self._one_per_block(objectives, criterion)
+        for i, objective in enumerate(found):
+            if objective is not None:
+                objective.number(i, len(blocks))
         # A block whose objective reads what comes before its pooling runs in two parts. They are
         # not registered: their modules are the block's own.
         self._parts = {

@@ -122,7 +122,20 @@ def test_the_command_line_and_a_file_say_the_same(trained, cli):
     assert f"Greedy(0.5*{head} + 2*Quiet(power=1.0, shift=[5, 16]))" in table
 
 
+def test_a_weight_over_the_blocks(trained):
+    """As [5, 0.5] or 5,0.5 on the command line, and in a file; not the same as one number."""
+    weight = "--rule.objectives.Quiet.weight"
+    a = trained("a", f"--blocks 3 {WORDS} {weight} [5,0.5]")
+    b = trained("b", f"--blocks 3 {WORDS} {weight} 5,0.5")
+    again = trained("again", f"--config {a}/config.yaml --blocks 3")
+    one = trained("one", f"--blocks 3 {WORDS} {weight} 5")
+    assert objectives(a)["Quiet"]["weight"] == [5.0, 0.5]
+    weights = [(run / "model.safetensors").read_bytes() for run in (a, b, again, one)]
+    assert weights[0] == weights[1] == weights[2] != weights[3]
+
+
 def test_a_sum_is_described_in_short():
+    assert _named({"name": "A+B", "A": {"weight": [5, 0.5]}}) == "[5, 0.5]*A + B"
     assert _named({"name": "Greedy", "objectives": SUM}) == (
         "Greedy(0.5*Classify(MLP(width=7)) + 2*Quiet(shift=[5, 16]))"
     )
@@ -178,6 +191,7 @@ def test_help_shows_each_terms_options(cli, monkeypatch):
         (f"{GREEDY} --rule.objectives.Quiet 3", "--rule.objectives.Quiet: no such option"),
         (f"{GREEDY} --rule.objectives.Quiet.weight x", "Quiet.weight x: give a number"),
         (f"{GREEDY} --rule.objectives.Quiet.weight .nan", "weight nan; give a finite number"),
+        (f"{GREEDY} --rule.objectives.Quiet.weight [1,2,3]", "give a number or 2 values, [a, b]"),
         ("--rule.objectives Quiet --rule.objectives.weight 3", "weight: no such option"),
         ("--rule.objectives Classify+", "objective '': no such objective"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import networks
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, cut, heads, models, rules
 from layerwise.heads import Bilinear, Decoder, Same, Transposed
-from layerwise.objectives import Classify, Reconstruct, Site
+from layerwise.objectives import Classify, Normalization, Reconstruct, Site
 
 
 def pixelwise(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
@@ -217,7 +219,7 @@ REFUSED = {
     ),
     "another distance": (
         lambda: Reconstruct(distance="l3"),  # type: ignore[arg-type]
-        r"Reconstruct\(distance='l3'\): there is: l1, l2",
+        r"Reconstruct\(distance='l3'\): there is: bce, l1, l2",
     ),
     "one shift": (
         lambda: Reconstruct(shift=(5,)),  # type: ignore[arg-type]
@@ -258,3 +260,34 @@ def test_refusals_are_one_line(asked: str) -> None:
         call()  # type: ignore[no-untyped-call]
     assert "\n" not in str(e.value)
     assert len(str(e.value)) < 250
+
+
+def test_bce_by_hand() -> None:
+    """Images normalised by (x - 1/2) / (1/4): pixels -2, -1, 1, 2 were 0, 1/4, 3/4, 1. The decoder
+    gives d a x = x as logits, d = 1.
+
+        loss      mean of log(1 + e^z) - t z
+        d/da      mean of (sigmoid(z) - t) x
+    """
+    x = torch.tensor([[[[-2.0, -1.0], [1.0, 2.0]]]], dtype=torch.float64)
+    parts = [nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))]
+    objective = Reconstruct(pixelwise, "bce", normalization=Normalization((0.5,), (0.25,)))
+    rule = rules.Greedy(Blocks([p.double() for p in parts], example=x), objective)
+    nn.init.ones_(rule.blocks[0].weight)  # type: ignore[arg-type]
+    nn.init.ones_(rule.objectives["0"].decoder.weight)  # type: ignore[union-attr]
+    report = rule.backward(x, torch.tensor([0]))
+    pixels, were = (-2, -1, 1, 2), (0, 0.25, 0.75, 1)
+    loss = sum(math.log(1 + math.exp(z)) - t * z for z, t in zip(pixels, were, strict=True)) / 4
+    block = sum((1 / (1 + math.exp(-z)) - t) * z for z, t in zip(pixels, were, strict=True)) / 4
+    assert report.local_losses[0].item() == pytest.approx(loss, rel=1e-14)
+    assert rule.blocks[0].weight.grad.item() == pytest.approx(block, rel=1e-13)
+    target, shown = rule.illustrate(x, torch.tensor([0]))[0]
+    torch.testing.assert_close(target, x)
+    torch.testing.assert_close(shown, (x.sigmoid() - 0.5) / 0.25)  # on the scale of the images
+
+
+def test_bce_cuts_off_what_no_image_has() -> None:
+    normalization = Normalization((0.5,), (0.5,))
+    assert normalization.undo(torch.tensor([[[[-3.0, -1, 0, 1, 3]]]])).flatten().tolist() == [
+        0, 0, 0.5, 1, 1,
+    ]  # fmt: skip

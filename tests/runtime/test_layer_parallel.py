@@ -13,17 +13,23 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from layerwise import rules
-from layerwise.rule import ForwardRule
+from layerwise.objectives import Inpaint
+from layerwise.rule import ForwardRule, LocalRule
 from layerwise.runtime import DataParallel, LayerParallel
 
 pytestmark = pytest.mark.gloo
 STEPS = 4
 
 
-def _rule(network: str) -> tuple[rules.DGL, list[tuple[torch.Tensor, torch.Tensor]]]:
+def _rule(network: str) -> tuple[LocalRule, list[tuple[torch.Tensor, torch.Tensor]]]:
     torch.manual_seed(0)
-    case = getattr(networks, network)()
-    rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
+    rule: LocalRule
+    if network == "holes":  # a view, whose randomness every stage must find for itself
+        case = networks.cnn()
+        rule = rules.Greedy(case.blocks, Inpaint(region="random"))
+    else:
+        case = getattr(networks, network)()
+        rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
     generator = torch.Generator().manual_seed(1)
     data = []
     for k in range(STEPS):
@@ -33,7 +39,7 @@ def _rule(network: str) -> tuple[rules.DGL, list[tuple[torch.Tensor, torch.Tenso
     return rule, data
 
 
-def _train(rule: rules.DGL, data: list, backward: Callable, blocks: range) -> dict:
+def _train(rule: LocalRule, data: list, backward: Callable, blocks: range) -> dict:
     optimizers = {i: torch.optim.SGD(rule.parameters_of(i), 0.1, 0.9) for i in blocks}
 
     def step(i: int) -> None:
@@ -119,7 +125,8 @@ def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("network", "starts"), [("mlp", [0, 1]), ("cnn", [0, 2]), ("transformer", [0, 1, 3])]
+    ("network", "starts"),
+    [("mlp", [0, 1]), ("cnn", [0, 2]), ("transformer", [0, 1, 3]), ("holes", [0, 2])],
 )
 def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
     mp.spawn(_stage, (str(tmp_path), network, starts), nprocs=len(starts))

@@ -65,7 +65,9 @@ class Parser(ArgumentParser):
         """`--at=layer2,layer3` as `--at=[layer2,layer3]`, where the option takes a list."""
         option, _, value = token.partition("=")
         bare = value and value != "null" and not value.startswith("[")
-        return f"{option}=[{value}]" if bare and _is_list(self._hint(option)) else token
+        hint = self._hint(option)
+        single = "," not in value and float in _alternatives(hint)  # a number, or a list of them
+        return f"{option}=[{value}]" if bare and _is_list(hint) and not single else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
         """Options of one named thing, or of each term of a sum, and of those within it.
@@ -98,7 +100,10 @@ class Parser(ArgumentParser):
             self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
             assert self.groups is not None
             self.groups[f"{key}.{term}"].add_argument(
-                f"--{key}.{term}.weight", type=float, default=1.0, help="its factor in the sum."
+                f"--{key}.{term}.weight",
+                type=float | tuple[float, float],
+                default=1.0,
+                help="its factor in the sum; [a, b] goes linearly over the blocks.",
             )
         return tokens
 

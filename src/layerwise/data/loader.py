@@ -93,7 +93,7 @@ class Loader:
         self.shape = images.shape
         self.augment.check(self.shape)
         side = self.shape[1:]
-        mean, std = _scale(self.augment, images)
+        mean, std = pixel_scale(self.augment, images)
         self._normalize = Normalize(mean, std, side, self.device, channels_last)
 
         margin = self.augment.crop if train else None
@@ -217,10 +217,11 @@ class Loader:
         return torch.Generator().manual_seed(int(mixed[0]))
 
 
-def _scale(
+def pixel_scale(
     augment: Augment, images: Images | Stream
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel on the scale 0..255."""
+    """Mean and standard deviation of each channel on the scale 0..255, by which images are
+    normalised."""
     channels = images.shape[0]
     if augment.normalize == "none":
         return (0.0,) * channels, (255.0,) * channels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -66,6 +68,20 @@ def feature_maps(in_shape: Shape, asked_by: str) -> tuple[list[nn.Module], Shape
     if first == second != third:  # (H, W, C) with square maps
         return [ChannelsFirst()], (third, first, second)
     return [], in_shape
+
+
+def fewer_positions(shape: Shape, features: int) -> Shape:
+    """(C, H, W) averaged down until it has at most `features` numbers: height and width are halved
+    in turn, height first, rounded up (Nøkland & Eidnes 2019); (1, 1) is the least."""
+    channels, height, width = shape
+    rows, columns = height, width
+    for k in itertools.count(1):
+        if channels * rows * columns <= features or (rows, columns) == (1, 1):
+            return channels, rows, columns
+        rows = math.ceil(height / 2**k)
+        if channels * rows * columns > features:
+            columns = math.ceil(width / 2**k)
+    raise AssertionError
 
 
 def feature_vector(

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_vector, positive
+from layerwise.heads.head import (
+    Head,
+    Shape,
+    feature_maps,
+    feature_vector,
+    fewer_positions,
+    positive,
+)
 
 
 @dataclass(frozen=True)
@@ -16,13 +23,24 @@ class Linear(Head):
     Args:
         pool: average feature maps down to pool x pool (tokens down to `pool`) before; null keeps
             every position.
+        features: instead, average feature maps down until at most so many numbers are left; height
+            and width are halved in turn, height first. The local classifier of Nøkland & Eidnes
+            2019 (arXiv:1901.06656), who take 2048 or 4096.
     """
 
     pool: int | None = 2
+    features: int | None = None
 
     def __post_init__(self) -> None:
-        positive("heads.Linear", pool=self.pool)
+        positive("heads.Linear", pool=self.pool, features=self.features)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        if self.features is not None and len(in_shape) == 3 and len(out_shape) == 1:
+            layers, maps = feature_maps(in_shape, "heads.Linear")
+            channels, height, width = fewer_positions(maps, self.features)
+            if (height, width) != maps[1:]:
+                layers.append(nn.AdaptiveAvgPool2d((height, width)))
+            linear = nn.Linear(channels * height * width, out_shape[-1])
+            return nn.Sequential(*layers, nn.Flatten(), linear)
         layers, features = feature_vector(in_shape, out_shape, self.pool, "heads.Linear")
         return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,20 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch, View
 from layerwise.errors import InputError
+
+# A factor in a sum: one for all blocks, or the first block's and the last's, linear in between.
+Weight = float | tuple[float, float]
+
+
+def between(i: int, blocks: int, first: float, last: float) -> float:
+    """What block `i` of `blocks` gets of a number that goes linearly over those that have a block
+    after them: first + (last - first) i / (blocks - 2); `first` where there is one such block. The
+    last block gets `last`."""
+    if i == blocks - 1:
+        return last
+    if blocks == 2:
+        return first
+    return first + (last - first) * i / (blocks - 2)
 
 
 @dataclass(frozen=True)
@@ -37,8 +52,9 @@ class Objective(nn.Module, ABC):
     """A local objective: the output of a block and the batch in, a scalar to minimise out.
 
     It owns its auxiliary network, which `build` makes once its site is known. Objectives add and
-    scale: `0.01 * Classify(head) + 0.99 * other`. It never differentiates, steps, or knows the
-    rule.
+    scale: `0.01 * Classify(head) + 0.99 * other`; a pair of factors goes linearly over the blocks,
+    from the first to the last that has a block after it: `(5, 0.5) * Reconstruct()`. It never
+    differentiates, steps, or knows the rule.
 
     Attributes:
         site: where it stands; None until a rule has it.
@@ -66,6 +82,9 @@ class Objective(nn.Module, ABC):
 
     def build(self, site: Site) -> None:
         """Make the auxiliary network for this place."""
+
+    def number(self, index: int, blocks: int) -> None:
+        """Called by the rule before anything else is asked: this is block `index` of `blocks`."""
 
     @property
     def needs_site(self) -> bool:
@@ -106,10 +125,10 @@ class Objective(nn.Module, ABC):
     def __radd__(self, other: object) -> Objective:
         return self if other == 0 else NotImplemented  # `sum` starts from 0
 
-    def __mul__(self, weight: float) -> Objective:
+    def __mul__(self, weight: Weight) -> Objective:
         if isinstance(weight, Objective):
             return NotImplemented
-        return Sum([(weight * w, term) for w, term in _terms(self)])
+        return Sum([(_product(weight, w), term) for w, term in _terms(self)])
 
     __rmul__ = __mul__
 
@@ -118,13 +137,27 @@ class Sum(Objective):
     """A weighted sum of objectives; a term of weight zero is not computed.
 
     Args:
-        terms: pairs of weight and objective.
+        terms: pairs of weight and objective; a weight is a number, or a pair of them that goes
+            linearly over the blocks (`between`).
+
+    Raises:
+        InputError: a weight that is neither; in a step, a pair where no rule has said which block
+            this is.
     """
 
-    def __init__(self, terms: Sequence[tuple[float, Objective]]):
+    def __init__(self, terms: Sequence[tuple[Weight, Objective]]):
         super().__init__()
-        self.weights = tuple(float(weight) for weight, _ in terms)
+        self.weights = tuple(_checked(weight) for weight, _ in terms)
         self.terms = nn.ModuleList(term for _, term in terms)
+        self._here: tuple[float, ...] | None = None
+
+    def number(self, index: int, blocks: int) -> None:
+        self._here = tuple(
+            between(index, blocks, *weight) if isinstance(weight, tuple) else weight
+            for weight in self.weights
+        )
+        for _, term in _terms(self):
+            term.number(index, blocks)
 
     def build(self, site: Site) -> None:
         for _, term in _terms(self):
@@ -161,13 +194,49 @@ class Sum(Objective):
         return next((p for p in pictures if p is not None), None)
 
     def _computed(self) -> list[tuple[float, Objective]]:
-        return [(weight, term) for weight, term in _terms(self) if weight]
+        """This block's weights that are not zero, each with its objective."""
+        here = []
+        for weight, (given, term) in zip(self._here or self.weights, _terms(self), strict=True):
+            if isinstance(weight, tuple):
+                raise InputError(
+                    f"Sum: the weight {given} goes over the blocks, and no rule has said which "
+                    "block this is; give the sum to a rule, or call number(index, blocks)"
+                )
+            if weight:
+                here.append((weight, term))
+        return here
 
     def extra_repr(self) -> str:
-        return f"weights={self.weights}"
+        return f"weights={self._here or self.weights}"
 
 
-def _terms(objective: Objective) -> list[tuple[float, Objective]]:
+def _terms(objective: Objective) -> list[tuple[Weight, Objective]]:
     if isinstance(objective, Sum):
         return list(zip(objective.weights, objective.terms, strict=True))  # type: ignore[arg-type]
     return [(1.0, objective)]
+
+
+def _checked(weight: Weight) -> Weight:
+    if not isinstance(weight, tuple | list):
+        return float(weight)
+    if len(weight) != 2 or not all(math.isfinite(w) for w in weight):
+        raise InputError(
+            f"Sum(weight={tuple(weight)}): give one number, or the first block's and the last's: "
+            "(5, 0.5)"
+        )
+    return float(weight[0]), float(weight[1])
+
+
+def _product(a: Weight, b: Weight) -> Weight:
+    """Of two factors, one of which may go over the blocks."""
+    a, b = _checked(a), _checked(b)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        raise InputError(
+            f"Sum(weight={a}): multiplies a weight that goes over the blocks already, {b}, which "
+            "is no longer linear; give one pair"
+        )
+    if isinstance(a, tuple):
+        return a[0] * b, a[1] * b  # type: ignore[operator]
+    if isinstance(b, tuple):
+        return a * b[0], a * b[1]
+    return a * b

@@ -14,9 +14,11 @@ from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import refuse_class
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.normalization import SYMMETRIC, Normalization
+from layerwise.objectives.objective import Objective, Site, between
 
-DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss}  # means over all elements
+# Means over all elements; for "bce" the target lies in 0..1 and the decoder gives logits.
+DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "bce": F.binary_cross_entropy_with_logits}
 
 
 class Reconstruct(Objective):
@@ -34,10 +36,14 @@ class Reconstruct(Objective):
 
     Args:
         decoder: the auxiliary network's recipe.
-        distance: of target and prediction, mean over all elements: "l1" absolute, "l2" squared.
+        distance: of target and prediction, mean over all elements: "l1" absolute, "l2" squared,
+            "bce" the binary cross entropy, nats, of the image on the scale 0..1 and the sigmoid of
+            what the decoder gives (InfoPro: Wang et al. 2021, arXiv:2101.10832).
         shift: (first, last), pixels; negative ones roll towards the top left.
         before_pooling: read the block's output before the pooling that ends it, where one does: at
             a higher resolution.
+        normalization: how the images were normalised; "bce" undoes it. From the command line it is
+            that of the data.
 
     Raises:
         InputError: when it is built, the network's input is no image (C, H, W); in a step, the
@@ -47,9 +53,10 @@ class Reconstruct(Objective):
     def __init__(
         self,
         decoder: Decoder = Transposed(),  # noqa: B008 (frozen)
-        distance: Literal["l1", "l2"] = "l2",
+        distance: Literal["l1", "l2", "bce"] = "l2",
         shift: tuple[int, int] | None = None,
         before_pooling: bool = True,
+        normalization: Normalization = SYMMETRIC,
     ):
         super().__init__()
         refuse_class(decoder, "Reconstruct(decoder=...)")
@@ -65,6 +72,7 @@ class Reconstruct(Objective):
         self.distance = distance
         self.shift = shift
         self.before_pooling = before_pooling
+        self.normalization = normalization
         self.pixels = 0
 
     def build(self, site: Site) -> None:
@@ -83,11 +91,18 @@ class Reconstruct(Objective):
         return self.before_pooling
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        target, prediction = self.illustrate(h, batch)
-        return DISTANCES[self.distance](prediction, target)
+        target, output = self._decoded(h, batch)
+        return DISTANCES[self.distance](output, target)
 
     def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target and prediction, (B, C, H, W) in float32 or more, also under autocast."""
+        target, output = self._decoded(h, batch)
+        if self.distance == "bce":
+            return self.normalization(target), self.normalization(output.sigmoid())
+        return target, output
+
+    def _decoded(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target and decoder's output, as the distance takes them."""
         target = batch.x
         if not target.is_floating_point():
             raise InputError(
@@ -97,14 +112,16 @@ class Reconstruct(Objective):
         if self.before_pooling:
             assert batch.unpooled is not None
             h = batch.unpooled
-        prediction = self.decoder(h)
-        dtype = torch.promote_types(prediction.dtype, torch.float32)
-        target, prediction = target.to(dtype), prediction.to(dtype)
+        output = self.decoder(h)
+        dtype = torch.promote_types(output.dtype, torch.float32)
+        target, output = target.to(dtype), output.to(dtype)
+        if self.distance == "bce":
+            target = self.normalization.undo(target)
         if self.pixels:
             target = target.roll((self.pixels, self.pixels), (-2, -1))
-        if prediction.shape[-2:] != target.shape[-2:]:
-            target = F.adaptive_avg_pool2d(target, prediction.shape[-2:])
-        return target, prediction
+        if output.shape[-2:] != target.shape[-2:]:
+            target = F.adaptive_avg_pool2d(target, output.shape[-2:])
+        return target, output
 
     def extra_repr(self) -> str:
         return f"distance={self.distance!r}, pixels={self.pixels}"
@@ -118,8 +135,4 @@ def _two_pixels(shift: object) -> bool:
 
 def shift_at(i: int, blocks: int, first: int, last: int) -> int:
     """By how many pixels block `i` of `blocks` has its target rolled."""
-    if i == blocks - 1:
-        return last
-    if blocks == 2:
-        return first
-    return math.floor(first + (last - first) * i / (blocks - 2) + 0.5)
+    return math.floor(between(i, blocks, first, last) + 0.5)

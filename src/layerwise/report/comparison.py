@@ -234,4 +234,8 @@ def _named(specification: Mapping[str, Any]) -> str:
 def _term(name: str, specification: Mapping[str, Any]) -> str:
     options = {key: value for key, value in specification.items() if key != "weight"}
     weight = specification.get("weight", 1.0)
-    return ("" if weight == 1 else f"{weight:g}*") + _named({**options, "name": name})
+    if isinstance(weight, list | tuple):  # over the blocks
+        factor = "[{:g}, {:g}]*".format(*weight)
+    else:
+        factor = "" if weight == 1 else f"{weight:g}*"
+    return factor + _named({**options, "name": name})

@@ -1,0 +1,24 @@
+"""How alike the samples of a batch are, two by two."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8  # beside a length: a vector of zeros is like none
+
+
+def cosine(h: Tensor, centred: bool = False) -> Tensor:
+    """Cosines of all pairs of samples, (B, ...) -> (B, B), in float32 or more.
+
+    Args:
+        h: one vector a sample; further dimensions are flattened.
+        centred: subtract from each vector the mean of its components first, which gives their
+            correlation ("adjusted cosine similarity").
+    """
+    h = h.to(torch.promote_types(h.dtype, torch.float32)).flatten(1)
+    if centred:
+        h = h - h.mean(1, keepdim=True)
+    h = h / (torch.linalg.vector_norm(h, dim=1, keepdim=True) + EPSILON)
+    with torch.autocast(h.device.type, enabled=False):  # which would round the products to 8 bits
+        return h @ h.T

@@ -1,0 +1,147 @@
+"""Bring samples of one class together and those of different classes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError, choices
+from layerwise.objectives.cosine import cosine
+from layerwise.objectives.objective import Objective, Site
+
+# Of kernel values, ideal values, and which pairs count (1 or 0), all (B, B): a scalar to minimise.
+Proxy = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def alignment(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
+    """-<K, K*> / (||K|| ||K*||), the cosine of the two as vectors of pairs."""
+    k, ideal = (k * counted).flatten(), (ideal * counted).flatten()
+    return -torch.nn.functional.cosine_similarity(k, ideal, dim=0)
+
+
+def l1(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
+    """mean |K - K*|."""
+    return _mean((k - ideal).abs(), counted)
+
+
+def l2(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
+    """mean (K - K*)^2."""
+    return _mean((k - ideal).square(), counted)
+
+
+def contrastive(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
+    """-log(sum of exp K over pairs of one class / sum of exp K over all pairs)."""
+    weight = k.exp() * counted
+    together = (weight * (ideal == 1)).sum()
+    return _log(weight.sum()) - _log(together)
+
+
+def _contrastive_negative(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
+    """log mean exp K."""
+    return _log(_mean(k.exp(), counted))
+
+
+def _log(value: Tensor) -> Tensor:
+    """0 where there is no such pair in the batch."""
+    return value.where(value > 0, 1).log()
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return (values * counted).sum() / counted.sum().clamp_min(1)
+
+
+PROXIES: dict[str, Proxy] = {
+    "alignment": alignment,
+    "l1": l1,
+    "l2": l2,
+    "contrastive": contrastive,
+}
+
+
+class KernelSeparation(Objective):
+    """Make the kernel of two samples of one class large and of two classes small: no head.
+
+    The proxy hidden objectives of Duan, Yu & Principe 2020 (arXiv:2005.05541) and Duan & Principe
+    2021 (arXiv:2101.03419). The kernel is the one that a layer's nonlinearity induces, the inner
+    product of its outputs brought to length one: k(a, b) = <h_a, h_b> / (|h_a| |h_b|), which lies
+    between `least` and 1. Ideal is K* = 1 for pairs of one class, `least` for pairs of two. A
+    sample's pair with itself does not count. Over all others, to be minimised,
+
+        alignment     -<K, K*> / (||K|| ||K*||)
+        l1            mean |K - K*|
+        l2            mean (K - K*)^2
+        contrastive   -log(sum over pairs of one class of exp K / sum over all of exp K)
+
+    With `negative_only` pairs of different classes alone count: labels only tell what differs.
+    Contrastive is then log mean exp K.
+
+    Readings: alignment is over pairs of different samples, their "upper triangle" form, which
+    their scripts use; l1 is, for kernels within the bounds, their difference of sums, and l2 their
+    negative mean squared error without the pairs of a sample with itself. Deviations: their module
+    ends before its nonlinearity, which the next begins with; here the block's output is taken as it
+    is. Blocks train together, not one after another.
+
+    Args:
+        kind: the proxy.
+        least: the kernel's least value: 0 after a ReLU, -1 where outputs have both signs.
+        negative_only: see above; not with alignment, where `least` is 0.
+
+    Raises:
+        InputError: another kind or least value; when it is built, a network that gives no class
+            scores for a whole sample.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["alignment", "l1", "l2", "contrastive"] = "alignment",
+        least: float = 0.0,
+        negative_only: bool = False,
+    ):
+        super().__init__()
+        if kind not in PROXIES:
+            raise InputError(f"KernelSeparation(kind={kind!r}): {choices(str(kind), PROXIES)}")
+        if not -1 <= least < 1:
+            raise InputError(
+                f"KernelSeparation(least={least}): give the kernel's least value, 0 after a ReLU, "
+                "else -1"
+            )
+        if negative_only and kind == "alignment" and least == 0:
+            raise InputError(
+                "KernelSeparation(kind='alignment', negative_only=True): all ideal values would be "
+                "0, which nothing is aligned with; give another kind, or least=-1"
+            )
+        self.kind = kind
+        self.least = least
+        self.negative_only = negative_only
+
+    def build(self, site: Site) -> None:
+        if len(site.output_shape) != 1:
+            raise InputError(
+                f"KernelSeparation: the network gives {site.output_shape} for each sample; it "
+                "compares whole samples by one label each, (classes,)"
+            )
+
+    @property
+    def needs_site(self) -> bool:
+        return False
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        k_BB = cosine(h)
+        same_BB = batch.y[:, None] == batch.y[None, :]
+        ideal_BB = torch.where(same_BB, 1.0, self.least).to(k_BB.dtype)
+        if self.negative_only:
+            proxy = _contrastive_negative if self.kind == "contrastive" else PROXIES[self.kind]
+            return proxy(k_BB, ideal_BB, (~same_BB).to(k_BB.dtype))
+        others_BB = 1 - torch.eye(len(h), dtype=k_BB.dtype, device=h.device)
+        return PROXIES[self.kind](k_BB, ideal_BB, others_BB)
+
+    def extra_repr(self) -> str:
+        return f"kind={self.kind!r}, least={self.least}, negative_only={self.negative_only}"

@@ -1,0 +1,99 @@
+"""Predict a random binary code of the label, without weight transport."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError
+from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.objectives.objective import Objective, Site
+
+
+class PredictProjection(Objective):
+    """Predict a fixed random binary code of the label by a linear layer whose error goes back
+    through other, fixed random weights.
+
+    Nøkland & Eidnes 2019 (arXiv:1901.06656), their "pred-bpf": the code of class c is
+    [R e_c > 0] for a random matrix R; z = W h + b are its logits, the loss is the binary cross
+    entropy, nats, mean over samples and bits; and feedback alignment (Lillicrap et al. 2016) sends
+    the error to the block: dL/dh = B^T dL/dz, not W^T dL/dz. Feature maps are first averaged down
+    to at most `features` numbers. With `feedback_alignment=False` it is backpropagation through
+    the same layer.
+
+    The class scores are log-likelihoods of the classes' codes, up to a constant: z . code_c.
+
+    Deviation: W starts as PyTorch's linear layer, theirs as zero.
+
+    Args:
+        projection: bits of the code.
+        features: the most numbers that the linear layer reads of feature maps, as in
+            `heads.Linear`.
+        feedback_alignment: whether the error goes back through fixed random weights.
+
+    Raises:
+        InputError: sizes below one; when it is built, a network that gives no class scores for a
+            whole sample.
+    """
+
+    codes: Tensor  # (classes, projection), 0 or 1
+    feedback: Tensor  # (projection, numbers read)
+
+    def __init__(
+        self, projection: int = 128, features: int = 4096, feedback_alignment: bool = True
+    ):
+        super().__init__()
+        positive("PredictProjection", projection=projection, features=features)
+        self.projection = projection
+        self.features = features
+        self.feedback_alignment = feedback_alignment
+        self.pool: nn.Module = nn.Identity()
+        self.linear: nn.Module = nn.Identity()
+
+    def build(self, site: Site) -> None:
+        if len(site.output_shape) != 1:
+            raise InputError(
+                f"PredictProjection: the network gives {site.output_shape} for each sample; it "
+                "predicts one label per sample, (classes,)"
+            )
+        shape, layers = site.shape, []
+        if len(shape) == 3:
+            layers, maps = feature_maps(shape, "PredictProjection")
+            shape = fewer_positions(maps, self.features)
+            layers += [nn.AdaptiveAvgPool2d(shape[1:])] if shape != maps else []
+        self.pool = nn.Sequential(*layers, nn.Flatten())
+        self.linear = nn.Linear(math.prod(shape), self.projection)
+        random = nn.Linear(*site.output_shape, self.projection, bias=False).weight.detach()
+        self.register_buffer("codes", (random.T > 0).float())
+        other = nn.Linear(math.prod(shape), self.projection, bias=False).weight.detach()
+        self.register_buffer("feedback", other.clone() if self.feedback_alignment else None)
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def predict(self, h: Tensor) -> Tensor:
+        """Class scores, (B, C)."""
+        z_BP = self.linear(self.pool(h))
+        return z_BP @ self.codes.T.to(z_BP.dtype)
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        h = self.pool(h)
+        if self.feedback_alignment:
+            z_BP = self.linear(h.detach())
+            sent = F.linear(h, self.feedback)
+            z_BP = z_BP + (sent - sent.detach())  # adds nothing but B's gradient
+        else:
+            z_BP = self.linear(h)
+        with torch.no_grad():
+            batch.predicted(z_BP @ self.codes.T.to(z_BP.dtype))
+        z_BP = z_BP.to(torch.promote_types(z_BP.dtype, torch.float32))
+        code_BP = self.codes[batch.y].to(z_BP.dtype)
+        return F.binary_cross_entropy_with_logits(z_BP, code_BP)
+
+    def extra_repr(self) -> str:
+        return f"projection={self.projection}, feedback_alignment={self.feedback_alignment}"
