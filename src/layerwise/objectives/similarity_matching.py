@@ -40,7 +40,7 @@ class SimilarityMatching(Objective):
         projection: compare with the labels' projection to so many random numbers; null compares
             with the labels.
         before_pooling: read the block's output before the pooling that ends it. False is a
-            deviation, and a quarter of the loss's time.
+            deviation; where a block pools 2x2, the convolution has a quarter of the work.
 
     Raises:
         InputError: sizes below one; when it is built, a network that gives no class scores for a
