@@ -47,9 +47,12 @@ class Batch:
             output where none does.
         views: of the block under way, its output for each view that an objective asked for,
             (B, ...).
-        synthetic: under a block's number, the gradient of its output that was predicted, with the
-            graph of what predicted it.
-        targets: under a block's number, the gradient of its output that the next block found.
+        synthetic: under a block's number, what its auxiliary network predicted of its target, with
+            the graph of that prediction.
+        targets: under a block's number, what the next block found that its auxiliary networks are
+            to learn, such as the gradient of its output.
+        along: what travels with an activation from block to block: tensors that the block before
+            left for the block under way, which leaves its own for the next.
     """
 
     x: Tensor
@@ -61,6 +64,7 @@ class Batch:
     views: dict[View, Tensor] = field(default_factory=dict)
     synthetic: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
+    along: tuple[Tensor, ...] = ()
     _predicted: Tensor | None = None
 
     def predicted(self, logits: Tensor) -> None:

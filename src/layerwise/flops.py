@@ -54,15 +54,26 @@ def _counting_heads(
 ) -> Iterator[dict[tuple[int, str], list[int]]]:
     # The backward of an auxiliary network begins with the gradient of what it gave and has ended
     # when that of what it read is there, or of all its weights where it read a detached tensor:
-    # autograd runs what was recorded last first.
+    # autograd runs what was recorded last first. Where neither is asked for, all has ended with it.
     flops: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     under_way: list[nn.Module] = []
+    open_backward: set[int] = set()
 
     def begin(i: int, direction: str) -> None:
         flops[i, direction].append(-so_far())
 
     def end(i: int, direction: str) -> None:
         flops[i, direction].append(so_far())
+
+    def begin_backward(i: int) -> None:
+        begin(i, "backward")
+        open_backward.add(i)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: end_backward(i))
+
+    def end_backward(i: int) -> None:
+        if i in open_backward:
+            open_backward.remove(i)
+            end(i, "backward")
 
     def before(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         under_way.append(module)
@@ -79,11 +90,11 @@ def _counting_heads(
         unpooled = isinstance(module, Objective) and module.reads_unpooled
         read = args[1].unpooled if unpooled else args[0]
         if read.requires_grad:
-            out.register_hook(lambda _: begin(i, "backward"))
-            read.register_hook(lambda _: end(i, "backward"))
+            out.register_hook(lambda _: begin_backward(i))
+            read.register_hook(lambda _: end_backward(i))
         elif weights := [p for p in module.parameters() if p.requires_grad]:
-            out.register_hook(lambda _: begin(i, "backward"))
-            torch.autograd.graph.register_multi_grad_hook(weights, lambda _: end(i, "backward"))
+            out.register_hook(lambda _: begin_backward(i))
+            torch.autograd.graph.register_multi_grad_hook(weights, lambda _: end_backward(i))
 
     hooks = [
         hook

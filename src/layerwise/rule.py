@@ -30,6 +30,7 @@ class Needs(enum.Flag):
     FORWARD = enum.auto()  # its input, and the labels
     ERROR = enum.auto()  # the network's output error
     BACKWARD = enum.auto()  # a signal through the blocks after it
+    WEIGHTS = enum.auto()  # the weights of the block after it, of the step before
 
 
 class Rule(nn.Module, ABC):
@@ -162,8 +163,8 @@ class ForwardRule(Rule):
     different processes.
 
     Attributes:
-        sends_back: whether what a block finds of its input's gradient (`Batch.targets`) is wanted
-            by the block before it, sooner or later: by `learn`.
+        sends_back: whether what a block finds (`Batch.targets`) is wanted by the block before it,
+            sooner or later: by `learn`.
     """
 
     needs = Needs.FORWARD
@@ -172,7 +173,7 @@ class ForwardRule(Rule):
     @abstractmethod
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, its detached output out; its gradients are in
-        `.grad` when this returns."""
+        `.grad` when this returns. What else the next block needs goes into `batch.along`."""
 
     def enter(self, batch: Batch) -> Tensor:
         """The first block's input, detached."""
@@ -184,8 +185,25 @@ class ForwardRule(Rule):
         return any(o.reads_input for o in objectives if o is not None)
 
     def learn(self, i: int, h: Tensor, batch: Batch) -> None:
-        """What block i's auxiliary networks learn from `batch.targets[i]`, the gradient that block
-        i+1 found of its input h."""
+        """What block i's auxiliary networks learn from `batch.targets[i]`, which block i+1 found on
+        its input h."""
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = Batch(x, y, scale)
+        last = len(self.blocks) - 1
+        before = h = self.enter(batch)
+        for k in range(len(self.blocks)):
+            h = self.local_backward(k, before, batch)
+            if k and self.sends_back:
+                self.learn(k - 1, before, batch)
+                if on_block is not None:
+                    on_block(k - 1)  # its auxiliary networks had to wait for block k
+            if on_block is not None and (k == last or not self.sends_back):
+                on_block(k)
+            before = h
+        return batch.report(h, len(self.blocks))
 
 
 class LocalRule(ForwardRule):
@@ -252,17 +270,6 @@ class LocalRule(ForwardRule):
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
         return h.detach()
-
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = Batch(x, y, scale)
-        h = self.enter(batch)
-        for i in range(len(self.blocks)):
-            h = self.local_backward(i, h, batch)
-            if on_block is not None:
-                on_block(i)
-        return batch.report(h, len(self.blocks))
 
     def enter(self, batch: Batch) -> Tensor:
         """The first block's input, detached: the batch, and below it every view of it that an
@@ -343,7 +350,12 @@ class LocalRule(ForwardRule):
         return given
 
 
-def differentiate(loss: Tensor, scale: Scale = identity, gradient: Tensor | None = None) -> None:
+def differentiate(
+    loss: Tensor,
+    scale: Scale = identity,
+    gradient: Tensor | None = None,
+    inputs: Sequence[Tensor] | None = None,
+) -> None:
     """`scale(loss).backward()` as PyTorch asks for it: outside autocast, and only where some
     parameter wants it.
 
@@ -351,18 +363,19 @@ def differentiate(loss: Tensor, scale: Scale = identity, gradient: Tensor | None
         loss: (), or any tensor whose `gradient` is given.
         scale: of the loss, or of its gradient.
         gradient: of what is minimised with respect to `loss`, its shape.
+        inputs: the leaves whose `.grad` is wanted; by default all there are.
     """
     if not torch.is_grad_enabled():
         raise InputError(
             "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
             "torch.inference_mode()"
         )
-    if loss.requires_grad:
+    if loss.requires_grad and (inputs is None or inputs):
         with torch.autocast(loss.device.type, enabled=False):
             if gradient is None:
-                scale(loss).backward()
+                scale(loss).backward(inputs=inputs)
             else:
-                loss.backward(scale(gradient).to(loss.dtype))
+                loss.backward(scale(gradient).to(loss.dtype), inputs=inputs)
     if torch.is_autocast_enabled(loss.device.type):
         # Autocast keeps the weights it cast until its context ends, and would go on using them
         # after a step inside the context.

@@ -27,7 +27,7 @@ def before_pooling(block: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | No
     Only a chain is divided (`nn.Sequential`, also nested); dropout and flattening may follow the
     pooling. The modules are the block's own. None where the block ends otherwise.
     """
-    layers = _layers(block)
+    layers = layers_of(block)
     last = len(layers) - 1
     while last > 0 and isinstance(layers[last], AFTER):
         last -= 1
@@ -36,8 +36,8 @@ def before_pooling(block: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | No
     return nn.Sequential(*layers[:last]), nn.Sequential(*layers[last:])
 
 
-def _layers(block: nn.Module) -> list[nn.Module]:
-    """The chain, without its nesting; a container with hooks or code of its own stays whole."""
+def layers_of(block: nn.Module) -> list[nn.Module]:
+    """A block as a chain without its nesting; what has hooks or code of its own stays whole."""
     if type(block) is not nn.Sequential or block._forward_hooks or block._forward_pre_hooks:
         return [block]
-    return [layer for child in block for layer in _layers(child)]
+    return [layer for child in block for layer in layers_of(child)]

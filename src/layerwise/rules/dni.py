@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -16,7 +16,7 @@ from layerwise.heads import Synthesizer
 from layerwise.heads.synthesizer import InputSynthesizer
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import ForwardRule, OnBlock, Scale, differentiate
+from layerwise.rule import ForwardRule, differentiate
 
 
 class DNI(ForwardRule):
@@ -92,23 +92,6 @@ class DNI(ForwardRule):
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
         return bool(self.inputs) or super().reads_input(blocks)
-
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = Batch(x, y, scale)
-        last = len(self.blocks) - 1
-        before = h = self.enter(batch)
-        for k in range(len(self.blocks)):
-            h = self.local_backward(k, before, batch)
-            if k:
-                self.learn(k - 1, before, batch)
-                if on_block is not None:
-                    on_block(k - 1)  # its synthesizer had to wait for block k
-            before = h
-        if on_block is not None:
-            on_block(last)
-        return batch.report(h, len(self.blocks))
 
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, its detached output out.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
-from layerwise.rule import ForwardRule, OnBlock, Rule, Scale
+from layerwise.rule import ForwardRule, Needs, OnBlock, Rule, Scale
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
@@ -28,8 +28,8 @@ class LayerParallel:
     Every rank of the default process group makes one, with the same rule and the same `starts`, and
     then calls the same methods in the same order. Rank r owns blocks starts[r] to starts[r+1] - 1:
     it receives their input, calls the rule's own `local_backward`, and sends the detached output
-    on, without waiting for the stages behind it. Labels do not travel: every rank reads them from
-    the same data.
+    on, with what the rule has left in `Batch.along`, without waiting for the stages behind it.
+    Labels do not travel: every rank reads them from the same data.
 
     In step with each other, every block gets the gradient of the serial loop for the same batches
     in the same order, bit for bit: no block needs anything from the blocks after it, and each has
@@ -193,14 +193,15 @@ class LayerParallel:
         """The batch to train on, and this stage's input."""
         if self._before is None or self._replay is None:
             batch = Batch(y if x is None else x, y, scale)
-            return batch, self._take(
-                self.rule.enter(batch) if self._before is None else None, stops
-            )
+            h, *along = self._take(self.rule.enter(batch) if self._before is None else None, stops)
+            batch.along = tuple(along)
+            return batch, h
         # The stage before may be through with this pass, and wait for the others.
         while not self._passed and (not len(self._replay) or self._before.ready()):
             self._receive_for_replay()
-        h, y, *x_too = self._replay.take()
-        return Batch(x_too[0] if x_too else y, y, scale), h
+        h, y, *along = self._replay.take()
+        x = along.pop(0) if self._input_travels else y
+        return Batch(x, y, scale, along=tuple(along)), h
 
     def _receive_for_replay(self) -> None:
         assert self._before is not None
@@ -221,8 +222,8 @@ class LayerParallel:
 
     def _message(self, h: Tensor, batch: Batch) -> list[Tensor]:
         if self._replay is None:
-            return [h]
-        return [h, batch.y, *([batch.x] if self._input_travels else [])]
+            return [h, *batch.along]
+        return [h, batch.y, *([batch.x] if self._input_travels else []), *batch.along]
 
     def _learn_late(self, h: Tensor, batch: Batch) -> None:
         """Let this stage's last block learn what the next stage has found by now: of this batch or
@@ -253,7 +254,7 @@ class LayerParallel:
         if self._mark == LAST:
             return scores
         # Replicas have unlike numbers of batches to evaluate: they stop together after that.
-        h = self._take(x, stops and self._reducer is None)
+        (h,) = self._take(x, stops and self._reducer is None)
         for i in self.blocks:
             h, scores[i] = rule.exit(i, h)
         if self._after is not None:
@@ -292,19 +293,19 @@ class LayerParallel:
                 sender.close()
         self._control.close()
 
-    def _take(self, x: Tensor | None, stops: bool) -> Tensor:
-        """This stage's input: its own batch, or what the stage before sent."""
+    def _take(self, x: Tensor | None, stops: bool) -> list[Tensor]:
+        """This stage's input and what came along: its own batch, or what the stage before sent."""
         if self._before is None:
             assert x is not None
             self._mark = LAST if stops else MORE
-            return x
-        (h,), self._mark = self._before.receive()
-        return h
+            return [x]
+        tensors, self._mark = self._before.receive()
+        return tensors
 
 
 def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
     """Refuse a rule whose blocks cannot train in as many processes."""
-    if not isinstance(rule, ForwardRule):
+    if not isinstance(rule, ForwardRule) or rule.needs != Needs.FORWARD:
         needs = " and ".join(need.name or "" for need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "

@@ -23,7 +23,7 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-TENSORS, DIMS = 3, 6  # the most of a message, and of a tensor
+TENSORS, DIMS = 4, 6  # the most of a message, and of a tensor
 EACH = 3 + DIMS  # dtype, whether channels come last in memory, dimensions, sizes
 MORE, LAST, PASSED, CLOSED = range(4)  # marks: more follows; all stop now; a pass is over; the end
 
