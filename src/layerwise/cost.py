@@ -112,6 +112,16 @@ class Costs:
     def head_flops(self) -> int:
         return sum(block.head_flops for block in self.blocks)
 
+    def up_to(self, i: int) -> tuple[int, int]:
+        """Of the network that ends with block `i` and its auxiliary networks: its parameters, and
+        FLOPs of one sample's forward pass."""
+        before, here = (
+            self.blocks[: i + 1],
+            self.blocks[i : i + 1] if i + 1 < len(self.blocks) else (),
+        )
+        parameters = sum(b.parameters for b in before) + sum(b.head_parameters for b in here)
+        return parameters, sum(b.flops for b in before) + sum(b.head_flops for b in here)
+
     def json(self) -> str:
         """As text that `from_json` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)

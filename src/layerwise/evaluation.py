@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +70,21 @@ def evaluate(
         found = {key: value.item() for key, value in metrics[i].compute().items()}
         results.append({"loss": losses[i].compute().item(), "top5": None, **found})
     return results, None if confusion is None else confusion.compute().tolist()
+
+
+def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) -> int:
+    """The number of the exit that costs least of those that are good enough: a network of its own,
+    the blocks up to there with that block's head.
+
+    Args:
+        exits: what `layerwise evaluate` writes under `exits`, for each block None or `accuracy`
+            and `flops`; of the validation split, where a choice is made by it.
+        within: how much less accurate than the best exit it may be, a share.
+    """
+    there = {i: exit for i, exit in enumerate(exits) if exit is not None}
+    best = max(exit["accuracy"] for exit in there.values())
+    enough = [i for i, exit in there.items() if exit["accuracy"] >= best - within]
+    return min(enough, key=lambda i: there[i]["flops"])
 
 
 def _metrics(num_classes: int) -> MetricCollection:

@@ -76,6 +76,28 @@ def test_values(split, checkpoint, options, trained, cli):
         assert found["exits"][0]["loss"] == pytest.approx(row[f"{split}_loss_block0"], rel=1e-5)
 
 
+def test_each_exit_is_a_network_of_its_own(trained, cli):
+    """64 to 12 to 10 scores, and a head of 12 to 10 after the first layer."""
+    run = trained("run", "--model.layers 2 --rule.head Linear --epochs 1")
+    assert cli(f"evaluate {run}").code == 0
+    first, second = json.loads((run / "evaluation-test-last.json").read_text())["exits"][:2]
+    weights = 64 * 12 + 12
+    assert first["parameters"] == weights + 12 * 10 + 10
+    assert first["flops"] == 2 * (64 * 12 + 12 * 10)
+    assert second["parameters"] > first["parameters"]
+
+
+def test_the_cheapest_exit_that_is_good_enough():
+    exits = [
+        None,
+        {"accuracy": 0.80, "flops": 10},
+        {"accuracy": 0.905, "flops": 40},
+        {"accuracy": 0.91, "flops": 30},
+        {"accuracy": 0.90, "flops": 50},
+    ]
+    assert [evaluation.cheapest(exits, w) for w in (0.0, 0.01, 0.2)] == [3, 3, 1]
+
+
 def test_a_rule_without_heads_has_one_exit(trained, cli):
     run = trained("run", "--rule Backprop --epochs 1")
     assert cli(f"evaluate --split test {run}").code == 0  # the run may come last, too

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.console import output
+from layerwise.cost import Costs
 from layerwise.errors import InputError
 from layerwise.evaluation import evaluate
 from layerwise.experiment import build
@@ -48,6 +49,11 @@ def main(arguments: list[str]) -> None:
             "test, train, or validation where the run has one"
         )
     exits, confusion = evaluate(experiment.rule, loader, experiment.splits.num_classes, fabric)
+    if (run.path / "cost.json").exists():
+        costs = Costs.from_json((run.path / "cost.json").read_text())
+        for i, exit in enumerate(exits):
+            if exit is not None:
+                exit["parameters"], exit["flops"] = costs.up_to(i)
     result: dict[str, Any] = {
         "checkpoint": found["checkpoint"],
         "epoch": state["epoch"],
@@ -75,7 +81,8 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
         f"{result['data']}, {result['split']}, {result['images']} images, epoch {result['epoch']}"
     )
     table = Table(title=title)
-    for column in ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"):
+    columns = ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %")
+    for column in (*columns, "parameters to here", "MFLOPs to here"):
         table.add_column(column, justify="left" if column == "block" else "right")
     for i, exit in enumerate(result["exits"]):
         if exit is not None:
@@ -85,5 +92,7 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
                 f"{100 * exit['accuracy']:.2f}",
                 "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",
                 f"{100 * exit['calibration_error']:.2f}",
+                f"{exit['parameters']:,}" if "parameters" in exit else "",
+                f"{exit['flops'] / 1e6:,.2f}" if "flops" in exit else "",
             )
     return table
