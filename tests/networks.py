@@ -126,9 +126,13 @@ def _greedy(blocks: Blocks) -> Rule:
 
 # Under every name of layerwise.rules, the ways of making it that the contract is checked for.
 RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
+    "AugLocal": {"aug_local": lambda blocks: rules.AugLocal(blocks, depth=2)},
     "Backprop": {
         "backprop": rules.Backprop,
         "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
+    },
+    "DeepSupervision": {
+        "deep_supervision": lambda blocks: rules.DeepSupervision(blocks, 0.5, SMALL_HEAD),
     },
     "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
     "DirectGlobal": {
@@ -140,9 +144,15 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "Greedy": {"greedy": _greedy},
     "LastBlock": {"last_block": rules.LastBlock},
+    "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
+    "MAN": {
+        "man": lambda blocks: rules.MAN(blocks, SMALL_HEAD),
+        "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
+    },
+    "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
 }
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
-LOCAL_RULES = {name: ALL_RULES[name] for name in ("dgl", "greedy")}
+LOCAL_RULES = {name: ALL_RULES[name] for name in ("aug_local", "dgl", "greedy", "man")}
 # Rules that train every block.
 WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name != "last_block"}
 

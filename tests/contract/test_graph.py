@@ -9,7 +9,7 @@ from typing import Any
 import networks
 import pytest
 import torch
-from networks import LOCAL_RULES, NETWORKS
+from networks import ALL_RULES, LOCAL_RULES, NETWORKS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -114,10 +114,10 @@ def _alive_at_each_block(rule: Rule, case: networks.Case) -> list[int]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", LOCAL_RULES)
+@pytest.mark.parametrize("name", [*LOCAL_RULES, "sgr"])
 def test_a_blocks_graph_is_gone_before_the_next_runs(network: str, name: str) -> None:
     case = NETWORKS[network](dropout=0.2)
-    counts = _alive_at_each_block(LOCAL_RULES[name](case.blocks), case)
+    counts = _alive_at_each_block(ALL_RULES[name](case.blocks), case)
     assert counts == [0] * (len(case.blocks) + 1)
 
 

@@ -21,8 +21,13 @@ ONE_BLOCK = {
     "greedy_given": lambda blocks: rules.Greedy(blocks, [objectives.Classify()]),
     "dni": rules.DNI,
     "cdni_unlocked": lambda blocks: rules.DNI(blocks, context=True, synthetic_inputs=True),
+    "deep_supervision": rules.DeepSupervision,
     "direct_global": rules.DirectGlobal,
+    "aug_local": rules.AugLocal,
     "last_block": rules.LastBlock,
+    "local_critic": rules.LocalCritic,
+    "man": rules.MAN,
+    "sgr": rules.SGR,
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
 }

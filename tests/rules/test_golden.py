@@ -231,3 +231,118 @@ def test_last_block() -> None:
     _is(rule.blocks[1].weight.grad, DW2)
     _is(report.loss, (LN3 + LN2) / 2)
     assert report.local_losses[0] is None
+
+
+def test_deep_supervision() -> None:
+    """With weight 1/2: dh1 is backpropagation's and half of the head's, in the first sample
+
+        (1/3) (-3, ln 2 + 3) + (1/2) (3/8) (ln 3 - 1, 1)
+
+    The head's gradient is half of what it is alone, and the last block's that of backpropagation.
+    """
+    rule = rules.DeepSupervision(_blocks(), weight=0.5, head=heads.Linear(pool=None))
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    a, b = -1 + 3 / 16 * (LN3 - 1), LN2 / 3 + 1 + 3 / 16
+    _is(rule.blocks[0].weight.grad, [[a, -a], [b, -b]])
+    _is(head.weight.grad, [[3 / 16, 3 / 16], [-3 / 16, -3 / 16]])
+    _is(head.bias.grad, [1 / 16, -1 / 16])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_sgr() -> None:
+    """With weight 1/4. Gradients of a sample's own loss with respect to h1, for the two samples:
+
+        the head asks   g = A^T d  = (3/4) (ln 3 - 1, 1),         ((1 - ln 3) / 2, -1/2)
+        block 2 asks    W2^T d     = (-2, (2/3) ln 2 + 2),        (3/2, -(1/2) ln 2 - 3/2)
+
+    Their differences e1, e2; the distance is R = (|e1|^2 + |e2|^2) / 2. With d = softmax(W2 h) - y
+    and J = diag(p) - p p^T its slope, p = (2/3, 1/3) in the first sample,
+
+        dR/dW2 = sum over samples of d e^T + J W2 e h^T
+        J = (2/9) [[1, -1], [-1, 1]],   W2 e1 = (ln 2 e1_2, 3 (e1_1 - e1_2)),   h = (1, 1), (0, 0)
+
+    so with u = ln 2 e1_2 - 3 (e1_1 - e1_2) its first row is (2/3) e1 - (1/2) e2 + (2/9) (u, u), and
+    the second row its opposite. The first block and its head learn as in DGL.
+    """
+    rule = rules.SGR(_blocks(), weight=0.25, head=heads.Linear(pool=None))
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    g = 3 / 8 * (LN3 - 1)
+    _is(rule.blocks[0].weight.grad, [[g, -g], [3 / 8, -3 / 8]])
+    _is(head.weight.grad, [[3 / 8, 3 / 8], [-3 / 8, -3 / 8]])
+    e1 = (-2 - 3 / 4 * (LN3 - 1), 2 / 3 * LN2 + 2 - 3 / 4)
+    e2 = (1 + LN3 / 2, -LN2 / 2 - 1)
+    u = LN2 * e1[1] - 3 * (e1[0] - e1[1])
+    row = [1 / 3 + (2 / 3 * e1[k] - e2[k] / 2 + 2 / 9 * u) / 4 for k in (0, 1)]
+    _is(rule.blocks[1].weight.grad, [row, [-row[0], -row[1]]])
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_local_critic() -> None:
+    """The critic's losses are ln 4 and ln 2, the network's ln 3 and ln 2. The first is too large,
+    the second right (slope 0), so the critic has the first sample's gradient alone:
+
+        dA = (1/2) (3/4, -3/4)^T (1, 1),   da = (1/2) (3/4, -3/4)
+
+    Block 1 learns from the critic as from a head, the last block as in backpropagation.
+    """
+    rule = rules.LocalCritic(_blocks(), head=heads.Linear(pool=None))
+    head = _head(rule)
+    report = rule.backward(X, Y)
+    g = 3 / 8 * (LN3 - 1)
+    _is(rule.blocks[0].weight.grad, [[g, -g], [3 / 8, -3 / 8]])
+    _is(head.weight.grad, [[3 / 8, 3 / 8], [-3 / 8, -3 / 8]])
+    _is(head.bias.grad, [3 / 8, -3 / 8])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.local_losses[0], 1.5 * LN2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def _man(scaled: bool) -> tuple[rules.MAN, nn.Module]:
+    """Three linear blocks of weights 2, 3/8 and a classifier, and x = 1: h1 = 2."""
+    parts = [nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2)]
+    for part, weight in zip(parts, (2.0, 0.375), strict=False):
+        part.weight.data.fill_(weight)
+    blocks = Blocks([p.double() for p in parts], example=torch.ones(1, 1, dtype=torch.float64))
+    rule = rules.MAN(blocks, heads.Linear(), momentum=0.9, scaled=scaled)
+    made = rule.objectives["0"].head
+    made.bias[0].weight.data.fill_(0.125)
+    made.head[0].weight.data = torch.tensor([[LN3], [0.0]], dtype=torch.float64)
+    made.head[0].bias.data.zero_()
+    return rule, made
+
+
+def test_man() -> None:
+    """The average is the next block's 3/8 and the bias 1/8, so y = (3/8 + 1/8) 2 = 1, the scores
+    are (ln 3, 0), p = (3/4, 1/4), the label 1: loss = ln 4, dy = (3/4) ln 3,
+
+        dW1 = dy (3/8 + 1/8) 1,    dbias = dy 2,    ds = dy (1/8 - 3/8) 2   at s = 1
+    """
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.tensor([1])
+    for scaled in (False, True):
+        rule, made = _man(scaled)
+        report = rule.backward(x, y)
+        dy = 0.75 * LN3
+        _is(rule.blocks[0].weight.grad, [[0.5 * dy]])
+        _is(made.bias[0].weight.grad, [[2 * dy]])
+        _is(made.head[0].weight.grad, [[0.75], [-0.75]])
+        if scaled:
+            _is(made.scale.grad, -0.5 * dy)
+        _is(report.local_losses[0], 2 * LN2)
+
+
+def test_the_average_of_man() -> None:
+    """Momentum 0.9. Steps take the next block's weight from 0.375 to 1.375 to 2.375. The average
+    takes in 0.375 (itself), then 1.375: 0.9 0.375 + 0.1 1.375 = 0.475, then 2.375:
+    0.9 0.475 + 0.1 2.375 = 0.665; more batches before the next step do not move it."""
+    rule, made = _man(False)
+    x, y = torch.ones(1, 1, dtype=torch.float64), torch.tensor([1])
+    for wanted in (0.375, 0.375, 0.475, 0.665):
+        for _ in range(3):  # accumulated
+            rule.backward(x, y)
+            _is(made.average[0].weight, [[wanted]])
+        rule.blocks[1].weight.data += 1.0

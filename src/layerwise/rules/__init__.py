@@ -1,10 +1,27 @@
 """Learning rules. One rule per file; no rule imports another."""
 
+from layerwise.rules.aug_local import AugLocal
 from layerwise.rules.backprop import Backprop
+from layerwise.rules.deep_supervision import DeepSupervision
 from layerwise.rules.dgl import DGL
 from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.dni import DNI
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.last_block import LastBlock
+from layerwise.rules.local_critic import LocalCritic
+from layerwise.rules.man import MAN
+from layerwise.rules.sgr import SGR
 
-__all__ = ["DGL", "DNI", "Backprop", "DirectGlobal", "Greedy", "LastBlock"]
+__all__ = [
+    "DGL",
+    "DNI",
+    "MAN",
+    "SGR",
+    "AugLocal",
+    "Backprop",
+    "DeepSupervision",
+    "DirectGlobal",
+    "Greedy",
+    "LastBlock",
+    "LocalCritic",
+]

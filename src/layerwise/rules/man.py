@@ -1,0 +1,142 @@
+"""Heads that read through a moving average of the next block's first layer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.batch import Batch
+from layerwise.blocks import Blocks
+from layerwise.blocks.chain import Shape, dry_run
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.layers import fresh, layers
+from layerwise.errors import InputError
+from layerwise.heads import MLP, Head
+from layerwise.heads.head import refuse_class
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import LocalRule, Needs
+
+
+class MAN(LocalRule):
+    """Momentum auxiliary network: every head reads its block through the next block's first layer,
+    averaged over the steps, and through a copy of it that learns.
+
+    Su et al. 2024 (arXiv:2407.05623); with `scaled` MAN++ (Su et al. 2025, arXiv:2507.16279).
+    With theta the weights of the next block's first layer (`layerwise.blocks.layers`):
+
+        y      = average(h_k) + bias(h_k);       scaled: (2 - s) average(h_k) + s bias(h_k)
+        grad_k = d CE(head(y), labels) / d (f_k, head, bias [, s])
+        average <- momentum average + (1 - momentum) theta
+
+    The gradient passes through the average, which takes none itself. It takes in the weights that
+    the next block had on a batch once both blocks have stepped on it, at the start of block k's
+    next turn: each of the weights once, so accumulated batches move it once, and what the next
+    block learns reaches block k a step later. With the averaged weights 0 it is `DGL` with the
+    head (bias, head); with one block it is backpropagation. A block before the classifier alone
+    has the head alone.
+
+    Deviations: the average starts as the next block's first layer itself (the authors': from other
+    random weights, which it forgets in some hundred steps). Its BatchNorms' running statistics are
+    its own.
+
+    Args:
+        blocks: the network, made with an example.
+        head: what reads y. The authors' is `MLPSR`.
+        momentum: share of the average that is kept in a step.
+        scaled: learn s, from 1, as MAN++ does.
+        criterion: of class scores and labels, a scalar; every block's.
+
+    Raises:
+        InputError: a momentum outside [0, 1].
+    """
+
+    needs = Needs.FORWARD | Needs.WEIGHTS
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        head: Head = MLP(),  # noqa: B008 (frozen)
+        momentum: float = 0.995,
+        scaled: bool = False,
+        criterion: Criterion = cross_entropy,
+    ):
+        refuse_class(head, "MAN(head=...)")
+        if not 0 <= momentum <= 1:
+            raise InputError(f"MAN(momentum={momentum}): give a share in [0, 1], such as 0.995")
+        following = [layers(block) for block in list(blocks)[1:]]
+        # Not registered: they are the next blocks' own.
+        firsts = [of_block[0] for of_block in following]
+        recipes: list[Head] = [_Recipe(first, head, scaled) for first in firsts]
+        if following and len(following[-1]) == 1:  # the classifier
+            recipes[-1] = head
+        super().__init__(blocks, [Classify(recipe, criterion) for recipe in recipes], criterion)
+        self.momentum, self._firsts = momentum, firsts
+
+    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        objective = self._objective(i)
+        if isinstance(objective, Classify) and isinstance(objective.head, _Momentum):
+            objective.head.follow(self._firsts[i], self.momentum)
+        return super().local_backward(i, h, batch)
+
+
+class _Recipe(Head):
+    """The recipe of a head that reads through copies of `layer`."""
+
+    def __init__(self, layer: nn.Sequential, head: Head, scaled: bool):
+        self.layer, self.head, self.scaled = layer, head, scaled
+
+    def __deepcopy__(self, memo: object) -> _Recipe:
+        return self  # the layer is the network's
+
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
+        like = next(self.layer.parameters(), torch.zeros(()))
+        with dry_run(self.layer):
+            shape = tuple(self.layer(like.new_zeros(1, *in_shape)).shape[1:])
+        return _Momentum(self.layer, self.head(shape, out_shape), self.scaled)
+
+
+class _Momentum(nn.Module):
+    def __init__(self, layer: nn.Sequential, head: nn.Module, scaled: bool):
+        super().__init__()
+        self.bias = fresh(layer)
+        self.average = _of_buffers(layer)
+        self.seen = _of_buffers(layer)  # the weights as they were in the turn before
+        self.scale = nn.Parameter(torch.ones(())) if scaled else None
+        self.head = head
+
+    def forward(self, h: Tensor) -> Tensor:
+        if starts_in_place(self.bias):
+            average, bias = self.average(h.clone()), self.bias(h.clone())
+        else:
+            average, bias = self.average(h), self.bias(h)
+        if self.scale is not None:
+            average, bias = (2 - self.scale) * average, self.scale * bias
+        return self.head(average + bias)
+
+    @torch.no_grad()
+    def follow(self, layer: nn.Module, momentum: float) -> None:
+        """Take in the weights of the turn before, where they have moved since."""
+        now = dict(layer.named_parameters())
+        before = {name: self.seen.get_buffer(name) for name in now}
+        if not now:
+            return
+        # On the device: nothing waits for the answer.
+        moved = torch.stack([(p != before[name]).any() for name, p in now.items()]).any()
+        for name, p in now.items():
+            share = moved.to(p.dtype) * (1 - momentum)
+            self.average.get_buffer(name).lerp_(before[name], share)
+            before[name].copy_(p)
+
+
+def _of_buffers(layer: nn.Module) -> nn.Module:
+    """A copy whose weights are buffers: part of the state, and never trained."""
+    made = copy.deepcopy(layer)
+    for module in made.modules():
+        for name, p in list(module._parameters.items()):
+            if p is not None:
+                del module._parameters[name]
+                module.register_buffer(name, p.detach().clone())
+    return made
