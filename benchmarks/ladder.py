@@ -82,7 +82,13 @@ def _sum(objective: str, weight: str, of_classify: str = "1") -> str:
 
 RULES = {
     "backprop": "--rule Backprop",
+    "deep-supervision": f"--rule DeepSupervision {MLP}",
     "dgl": f"--rule DGL {MLP}",
+    "auglocal": "--rule AugLocal",
+    "man": f"--rule MAN {MLP}",
+    "man++": f"--rule MAN --rule.scaled true {MLP}",
+    "sgr": f"--rule SGR {MLP}",
+    "local-critic": f"--rule LocalCritic {MLP}",
     "direct-global": f"--rule DirectGlobal {MLP}",
     "dni": "--rule DNI --rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3",
     "cdni": (

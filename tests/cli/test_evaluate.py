@@ -79,7 +79,9 @@ def test_values(split, checkpoint, options, trained, cli):
 def test_each_exit_is_a_network_of_its_own(trained, cli):
     """64 to 12 to 10 scores, and a head of 12 to 10 after the first layer."""
     run = trained("run", "--model.layers 2 --rule.head Linear --epochs 1")
-    assert cli(f"evaluate {run}").code == 0
+    result = cli(f"evaluate {run}")
+    assert result.code == 0, result.err
+    assert f"{64 * 12 + 12 + 12 * 10 + 10:,}" in result.out
     first, second = json.loads((run / "evaluation-test-last.json").read_text())["exits"][:2]
     weights = 64 * 12 + 12
     assert first["parameters"] == weights + 12 * 10 + 10

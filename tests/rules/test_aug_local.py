@@ -92,6 +92,37 @@ def test_residual_blocks_are_made_to_fit() -> None:
     assert [type(m).__name__ for m in rule.objectives["9"].head] == ["Flatten", "Linear"]
 
 
+def test_channels_that_come_last() -> None:
+    """(H, W, C): 8x8 of 4, then 4x4 of 6 in the network; halved once, 4 brought to 6."""
+
+    class Position(nn.Module):
+        def __init__(self, channels: int):
+            super().__init__()
+            self.mix = nn.Linear(channels, channels)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return h + self.mix(h)
+
+    class Merge(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reduce = nn.Linear(16, 6)
+
+        def forward(self, h: Tensor) -> Tensor:
+            return self.reduce(torch.cat([h[:, a::2, b::2] for a in (0, 1) for b in (0, 1)], -1))
+
+    class Mean(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            return h.mean((1, 2))
+
+    parts = [Position(4), Merge(), Position(6), nn.Sequential(Mean(), nn.Linear(6, 2))]
+    rule = rules.AugLocal(Blocks(parts, example=torch.zeros(2, 8, 8, 4)), depth=1)
+    layer = rule.objectives["0"].head[0]
+    shapes = [(4, 8, 8), (4, 4, 4), (6, 4, 4), (6, 4, 4), (4, 4, 6), (4, 4, 6)]
+    assert _shapes(layer, (8, 8, 4)) == shapes
+    assert rule.exits(torch.zeros(2, 8, 8, 4))[0].shape == (2, 2)
+
+
 def test_transformer_layers_fit() -> None:
     case = networks.transformer()
     rule = rules.AugLocal(case.blocks, depth=2, decay=0)

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from layerwise import rules
 from layerwise.objectives import Inpaint
-from layerwise.rule import ForwardRule, LocalRule
+from layerwise.rule import ForwardRule, LocalRule, Needs
 from layerwise.runtime import DataParallel, LayerParallel
 
 pytestmark = pytest.mark.gloo
@@ -27,6 +27,9 @@ def _rule(network: str) -> tuple[LocalRule, list[tuple[torch.Tensor, torch.Tenso
     if network == "holes":  # a view, whose randomness every stage must find for itself
         case = networks.cnn()
         rule = rules.Greedy(case.blocks, Inpaint(region="random"))
+    elif network == "reconciled":  # something travels with the activation
+        case = networks.transformer()
+        rule = rules.SGR(case.blocks, 0.3, networks.SMALL_HEAD)
     else:
         case = getattr(networks, network)()
         rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
@@ -126,7 +129,13 @@ def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("network", "starts"),
-    [("mlp", [0, 1]), ("cnn", [0, 2]), ("transformer", [0, 1, 3]), ("holes", [0, 2])],
+    [
+        ("mlp", [0, 1]),
+        ("cnn", [0, 2]),
+        ("transformer", [0, 1, 3]),
+        ("holes", [0, 2]),
+        ("reconciled", [0, 1, 3]),
+    ],
 )
 def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
     mp.spawn(_stage, (str(tmp_path), network, starts), nprocs=len(starts))
@@ -160,7 +169,7 @@ def _every_rule() -> Iterator[tuple[str, ForwardRule, list]]:
         torch.manual_seed(0)
         case = getattr(networks, network)()
         rule = make(case.blocks)
-        if isinstance(rule, ForwardRule):
+        if isinstance(rule, ForwardRule) and rule.needs == Needs.FORWARD:
             yield name, rule, _rule(network)[1]
 
 
@@ -182,7 +191,7 @@ def test_every_rule(tmp_path: Path) -> None:
     each gradient is in one of them, and is the serial loop's."""
     mp.spawn(_every_stage, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first.keys() >= {"dgl-cnn", "greedy-transformer", "last_block-cnn", "cdni-cnn"}
+    assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
     for name, rule, data in _every_rule():
         _accumulate(rule, data, rule.backward)
         assert not first[name].keys() & second[name].keys()

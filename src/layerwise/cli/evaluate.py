@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> None:
     name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
     run.write(name, _json(result, confusion).encode())
     output.print(_table(result, experiment.rule.blocks.names))
+    if sum(exit is not None and "flops" in exit for exit in exits) > 1:
+        output.print(_costs(result, experiment.rule.blocks.names))
     output.print(f"{run.path / name}", soft_wrap=True)
 
 
@@ -81,8 +83,7 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
         f"{result['data']}, {result['split']}, {result['images']} images, epoch {result['epoch']}"
     )
     table = Table(title=title)
-    columns = ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %")
-    for column in (*columns, "parameters to here", "MFLOPs to here"):
+    for column in ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"):
         table.add_column(column, justify="left" if column == "block" else "right")
     for i, exit in enumerate(result["exits"]):
         if exit is not None:
@@ -92,7 +93,16 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
                 f"{100 * exit['accuracy']:.2f}",
                 "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",
                 f"{100 * exit['calibration_error']:.2f}",
-                f"{exit['parameters']:,}" if "parameters" in exit else "",
-                f"{exit['flops'] / 1e6:,.2f}" if "flops" in exit else "",
             )
+    return table
+
+
+def _costs(result: dict[str, Any], names: tuple[str, ...]) -> Table:
+    table = Table(title="the network up to each exit, with its head")
+    for column in ("block", "parameters", "MFLOPs"):
+        table.add_column(column, justify="left" if column == "block" else "right")
+    for i, exit in enumerate(result["exits"]):
+        if exit is not None:
+            flops = f"{exit['flops'] / 1e6:,.2f}"
+            table.add_row(f"{i} {names[i]}", f"{exit['parameters']:,}", flops)
     return table

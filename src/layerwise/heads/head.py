@@ -37,6 +37,13 @@ class ChannelsFirst(nn.Module):
         return h.permute(0, 3, 1, 2)
 
 
+class ChannelsLast(nn.Module):
+    """(B, C, H, W) -> (B, H, W, C)."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.permute(0, 2, 3, 1)
+
+
 class PoolTokens(nn.Module):
     """Average neighbouring tokens: (B, T, D) -> (B, D, tokens), for any T."""
 

@@ -13,7 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.layers import fresh, has_weight, layers, shapes_of_layers
 from layerwise.errors import InputError
-from layerwise.heads.head import Head, feature_vector
+from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, feature_vector
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import LocalRule
@@ -125,27 +125,31 @@ def _fitted(layer: nn.Module, shape: Shape, own: Shape) -> nn.Sequential:
     """A layer that takes `shape` where in the network it takes `own`."""
     assert isinstance(layer, nn.Sequential)
     before: list[nn.Module] = []
+    last = len(own) == 3 and own[0] == own[1] != own[2]  # (H, W, C)
     reading = next((k for k, module in enumerate(layer) if has_weight(module)), 0)
     flattens = reading > 0 and all(isinstance(m, nn.Flatten) for m in layer[:reading])
+    first = layer[reading]
     if len(own) == 1 and len(shape) > 1:
         before, features = feature_vector(shape, own, 1, "AugLocal")
         shape = (features,)
+    if last and len(shape) == 3:
+        shape, own = (shape[2], *shape[:2]), (own[2], *own[:2])
     if len(own) == len(shape) == 3:
         size = own[1:] if flattens else tuple(map(_halved, shape[1:], own[1:]))
         if size != shape[1:]:
             before.append(nn.AdaptiveAvgPool2d(size))
             shape = (shape[0], *size)
-    if shape != own:
-        first = layer[reading]
-        if isinstance(first, nn.Conv2d) and first.groups == 1 and reading == 0:
-            layer[reading] = _conv(first, shape[0])
-        elif isinstance(first, nn.Linear) and (flattens or reading == 0):
-            taken = math.prod(shape) if flattens else shape[-1]
-            layer[reading] = nn.Linear(taken, first.out_features, first.bias is not None)
-        elif len(shape) == 3 and shape[0] != own[0]:
-            before += [nn.Conv2d(shape[0], own[0], 1, bias=False), nn.BatchNorm2d(own[0])]
-        elif len(shape) < 3 and shape[-1] != own[-1]:
-            before.append(nn.Linear(shape[-1], own[-1]))
+    if shape != own and isinstance(first, nn.Conv2d) and first.groups == 1 and reading == 0:
+        layer[reading] = _conv(first, shape[0])
+    elif shape != own and isinstance(first, nn.Linear) and (flattens or reading == 0):
+        taken = math.prod(shape) if flattens else shape[0 if last else -1]
+        layer[reading] = nn.Linear(taken, first.out_features, first.bias is not None)
+    elif len(shape) == 3 and shape[0] != own[0]:
+        before += [nn.Conv2d(shape[0], own[0], 1, bias=False), nn.BatchNorm2d(own[0])]
+    elif len(shape) < 3 and shape[-1] != own[-1]:
+        before.append(nn.Linear(shape[-1], own[-1]))
+    if last and before:
+        before = [ChannelsFirst(), *before, ChannelsLast()]
     like = next(layer.parameters(), torch.zeros(()))
     return nn.Sequential(*before, *layer).to(like.device, like.dtype)
 
