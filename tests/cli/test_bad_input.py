@@ -13,7 +13,7 @@ VIT = "train --model vit --model.width 8 --model.heads 2 --model.layers 2"
 TRAIN = [
     # what is typed, what the line says
     (f"{MLP} --rule DGK", "did you mean 'DGL'"),
-    (f"{MLP} --rule nothing_like_it", "there is: Backprop, DGL"),
+    (f"{MLP} --rule nothing_like_it", "there is: AugLocal, Backprop, DGL"),
     (f"{MLP} --rule.head MPL", "did you mean 'MLP'"),
     ("train --model basic_cn", "did you mean 'basic_cnn'"),
     ("train --data digit", "did you mean 'digits'"),
