@@ -39,7 +39,8 @@ class Batch:
     """One step's input and labels, shared by all blocks; blocks leave their results here.
 
     Attributes:
-        x: the network's input, (B, ...).
+        x: the network's input, (B, ...). More rows are further augmented views of the same
+            samples, view after view: they are taken into `drawn`, and here is the first view.
         y: labels, (B,) or (B, T).
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches); what is reported stays unscaled.
@@ -47,6 +48,9 @@ class Batch:
             output where none does.
         views: of the block under way, its output for each view that an objective asked for,
             (B, ...).
+        augmented: of the block under way, where an objective compares augmented views, its output
+            for each, (V, B, ...); the first is the block's output that every objective is given.
+        drawn: the network's input in all augmented views, (V B, ...).
         synthetic: under a block's number, what its auxiliary network predicted of its target, with
             the graph of that prediction.
         targets: under a block's number, what the next block found that its auxiliary networks are
@@ -62,10 +66,17 @@ class Batch:
     logits: dict[int, Tensor] = field(default_factory=dict)
     unpooled: Tensor | None = None
     views: dict[View, Tensor] = field(default_factory=dict)
+    augmented: Tensor | None = None
+    drawn: Tensor = field(init=False)
     synthetic: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
     along: tuple[Tensor, ...] = ()
     _predicted: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self.drawn = self.x
+        if len(self.x) > len(self.y):
+            self.x = self.x[: len(self.y)]
 
     def predicted(self, logits: Tensor) -> None:
         """Called by an objective with the class scores it computed on its way to the loss."""
@@ -79,9 +90,10 @@ class Batch:
             self.logits[i], self._predicted = self._predicted, None
 
     def report(self, logits: Tensor, blocks: int) -> Report:
-        """The step's report, once all of `blocks` are done; `logits` is the network's output."""
+        """The step's report, once all of `blocks` are done; `logits` is the network's output, of
+        which the rows of further views are left out."""
         return Report(
-            logits=logits.detach(),
+            logits=logits.detach()[: len(self.y)],
             loss=self.losses.get(blocks - 1),
             local_losses=tuple(self.losses.get(i) for i in range(blocks)),
             local_logits=tuple(self.logits.get(i) for i in range(blocks)),

@@ -60,18 +60,22 @@ class Costs:
     backprop_flops: int | None = None
 
     @classmethod
-    def of(cls, rule: Rule) -> Costs:
-        """Measure a rule whose blocks were made with an example; it is left unchanged."""
+    def of(cls, rule: Rule, views: int | None = None) -> Costs:
+        """Measure a rule whose blocks were made with an example; it is left unchanged.
+
+        A sample's share is that of all its augmented `views`; by default as many as the rule needs.
+        """
         blocks = rule.blocks
         assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
         assert blocks.shapes is not None
         weight = next(rule.parameters(), torch.zeros(()))
-        x = torch.zeros(SAMPLES, *blocks.input_shape, device=weight.device, dtype=weight.dtype)
+        rows = SAMPLES * (views or max(1, rule.needs_views))
+        x = torch.zeros(rows, *blocks.input_shape, device=weight.device, dtype=weight.dtype)
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
         with without_gradients(rule), unchanged(rule), torch.enable_grad():
             rule.train()
             step = count_flops(lambda: rule.backward(x, y), rule)
-            backprop = count_flops(lambda: Backprop(blocks).backward(x, y))
+            backprop = count_flops(lambda: Backprop(blocks).backward(x[:SAMPLES], y))
         costs = []
         with dry_run(rule):
             h = x[:1]

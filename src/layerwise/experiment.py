@@ -63,6 +63,7 @@ class Experiment:
                 seed=settings.seed,
                 channels_last=settings.channels_last,
                 part=part,
+                views=settings.views,
             )
 
         return {
@@ -92,6 +93,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
         criterion=criterion,
         normalization=_normalization(config, splits),
     )
+    rule.check_views(settings.views)
+    if settings.views > 1 and not Augment(**tuples(config["augment"])).random:
+        raise InputError(
+            f"--views {settings.views}: nothing is drawn, so all views of an image are the same; "
+            "turn on an augmentation, such as --augment.resized_crop true"
+        )
     return Experiment(config, settings, splits, network, rule)
 
 

@@ -57,6 +57,12 @@ class Rule(nn.Module, ABC):
         self.blocks = blocks
         self.objectives = nn.ModuleDict()
 
+    @property
+    def needs_views(self) -> int:
+        """How many augmented views of every sample the rule compares at least; 0 where it cannot
+        use more than one."""
+        return 0
+
     @abstractmethod
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
@@ -64,7 +70,8 @@ class Rule(nn.Module, ABC):
         """Accumulate the rule's gradient into `.grad`, as autograd does.
 
         Args:
-            x: a batch, (B, ...).
+            x: a batch, (B, ...); for a rule that compares augmented views (V B, ...), view after
+                view, as `data.Loader(views=V)` gives it.
             y: its labels, (B,), or (B, T) for one label per token.
             scale: applied to every loss before it is differentiated: `scaler.scale` for a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
@@ -97,6 +104,29 @@ class Rule(nn.Module, ABC):
         objective = self._objective(i)
         return h, None if objective is None else objective.predict(h)
 
+    def check_views(self, views: int) -> None:
+        """Refuse batches of as many augmented views.
+
+        Raises:
+            InputError: more than one, and nothing compares them; fewer than what does needs.
+        """
+        if views > 1 and not self.needs_views:
+            raise InputError(
+                f"{type(self).__name__}: got {views} views of every sample, and nothing here "
+                "compares them; give one (--views 1), or an objective that does: NTXent"
+            )
+        if views < self.needs_views:
+            compares = [
+                type(o).__name__
+                for o in self.objectives.modules()
+                if isinstance(o, Objective) and o.needs_views == self.needs_views
+            ]
+            raise InputError(
+                f"{compares[-1] if compares else type(self).__name__}: got {views} view of every "
+                f"sample, and it compares {self.needs_views}; give --views {self.needs_views}, in "
+                f"Python data.Loader(views={self.needs_views})"
+            )
+
     def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         """Images of what blocks should have given and of what they gave, (B, C, H, W) on the scale
         of `x`, under the number of each block whose objective makes images."""
@@ -111,6 +141,25 @@ class Rule(nn.Module, ABC):
         """The parameters of block `i` and of its auxiliary networks."""
         parts = [self.blocks[i], *self.auxiliary(i)]
         return [parameter for part in parts for parameter in part.parameters()]
+
+    def _batch(self, x: Tensor, y: Tensor, scale: Scale) -> Batch:
+        """The step's batch.
+
+        Raises:
+            InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels.
+        """
+        batch = Batch(x, y, scale)
+        self._check_drawn(batch)
+        return batch
+
+    def _check_drawn(self, batch: Batch) -> None:
+        views, rest = divmod(len(batch.drawn), max(1, len(batch.y)))
+        if rest or not views:
+            raise InputError(
+                f"{type(self).__name__}: got {len(batch.drawn)} inputs for {len(batch.y)} labels; "
+                "give one label for each input, or for its views, view after view"
+            )
+        self.check_views(views)
 
     def _attach(
         self, i: int, objective: Objective, unpooled_shape: tuple[int, ...] | None = None
@@ -176,7 +225,12 @@ class ForwardRule(Rule):
         `.grad` when this returns. What else the next block needs goes into `batch.along`."""
 
     def enter(self, batch: Batch) -> Tensor:
-        """The first block's input, detached."""
+        """The first block's input, detached.
+
+        Raises:
+            InputError: augmented views that the rule cannot use, or too few for it.
+        """
+        self._check_drawn(batch)
         return batch.x.detach()
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
@@ -249,9 +303,18 @@ class LocalRule(ForwardRule):
         until = {view: i for i, o in enumerate(found) if o is not None for view in o.views}
         views = sorted(until, key=lambda view: -until[view])
         self._views = [tuple(v for v in views if until[v] >= i) for i in range(len(blocks))]
+        # Augmented views, too, pass up to the last block that compares them.
+        self._compared = [
+            any(o is not None and o.needs_views for o in found[i:]) for i in range(len(blocks))
+        ]
         for i, objective in enumerate(found):
             if objective is not None:
                 self._attach(i, objective, self._unpooled_shape(i))
+
+    @property
+    def needs_views(self) -> int:
+        objectives = map(self._objective, range(len(self.blocks)))
+        return max((o.needs_views for o in objectives if o is not None), default=0)
 
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, the detached input of block i+1 out.
@@ -265,24 +328,28 @@ class LocalRule(ForwardRule):
                 return self._run(i, h, batch)
         h = self._run(i, h, batch)
         with self._kept(i, h):
-            loss = objective(h[: len(batch.y)] if self._views[i] else h, batch)
-        batch.unpooled, batch.views = None, {}
+            loss = objective(h[: len(batch.y)] if len(h) > len(batch.y) else h, batch)
+        batch.unpooled, batch.augmented, batch.views = None, None, {}
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
         return h.detach()
 
     def enter(self, batch: Batch) -> Tensor:
-        """The first block's input, detached: the batch, and below it every view of it that an
-        objective asks for, ((1 + views) B, ...)."""
-        x = batch.x.detach()  # sg[h_0]
+        """The first block's input, detached: the batch in its V augmented views, and below it every
+        view of the first that an objective asks for, ((V + views) B, ...)."""
+        self._check_drawn(batch)
+        return self._stacked(batch)
+
+    def _stacked(self, batch: Batch) -> Tensor:
+        x, first = batch.drawn.detach(), batch.x.detach()  # sg[h_0]
         views = self._views[0]
-        return torch.cat([x, *(view(x) for view in views)]) if views else x
+        return torch.cat([x, *(view(first) for view in views)]) if views else x
 
     def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         batch = Batch(x, y)
         pictures = {}
         with torch.no_grad():
-            h = self.enter(batch)
+            h = self._stacked(batch)
             for i in range(len(self.blocks)):
                 h = self._run(i, h, batch)
                 objective = self._objective(i)
@@ -294,16 +361,22 @@ class LocalRule(ForwardRule):
     def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's output; what its objective reads beside goes into `batch`."""
         views, count = self._views[i], len(batch.y)
-        if i and len(views) < len(self._views[i - 1]):
-            h = h[: count * (1 + len(views))]
+        augmented = len(h) // count - len(self._views[i - 1] if i else views)
+        if self._compared[i] or augmented == 1:
+            h = h[: count * (augmented + len(views))]
+        else:  # the further augmented views have come to their end
+            others = h[count * augmented :][: count * len(views)]
+            h, augmented = torch.cat([h[:count], others]) if views else h[:count], 1
         if i in self._parts:
             body, pooling = self._parts[i]
             unpooled = body(h)
             h = pooling(unpooled)
         else:
             h = unpooled = self.blocks[i](h)
-        batch.unpooled = unpooled[:count] if views else unpooled
-        batch.views = dict(zip(views, h.split(count)[1:], strict=True)) if views else {}
+        batch.unpooled = unpooled[:count] if len(h) > count else unpooled
+        batch.views = dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {}
+        if self._compared[i]:
+            batch.augmented = h[: count * augmented].unflatten(0, (augmented, count))
         return h
 
     def _unpooled_shape(self, i: int) -> tuple[int, ...] | None:

@@ -6,15 +6,17 @@ from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from layerwise.data import Augment
+from layerwise.data import Augment, Loader
 from layerwise.data.augment import (
     ATTEMPTS,
     Normalize,
     boxes,
     crop_flip,
     cutout,
+    jitter,
     pad,
     resized_crop,
+    turn_hue,
 )
 from layerwise.errors import InputError
 
@@ -216,3 +218,100 @@ def test_options_that_cannot_be_are_refused(options, said):
 def test_what_the_images_are_too_small_for_is_refused(augment, said):
     with pytest.raises(InputError, match=said):
         augment.check((3, 8, 10))
+
+
+JITTER = (0.8, 0.8, 0.8, 0.2)
+
+
+def test_jitter_is_torchvisions_one_image_at_a_time(noise):
+    x = noise(16).images.permute(0, 3, 1, 2).float()
+    draw = Augment(jitter=JITTER, jitter_probability=1.0).draw(16, (3, 8, 8), generator(2))
+    got = jitter(x, draw.jitter, hue=True)
+    for b in range(16):
+        brightness, contrast, saturation, hue = draw.jitter[b].tolist()
+        one = tv.adjust_brightness(x[b] / 255, brightness)
+        one = tv.adjust_contrast(one, contrast)
+        one = tv.adjust_saturation(one, saturation)
+        one = tv.adjust_hue(one, hue)
+        torch.testing.assert_close(got[b] / 255, one, atol=2e-4, rtol=0)
+
+
+def test_hue_goes_around_the_circle():
+    """A third of a turn takes red to green and green to blue; greys have no hue."""
+    red, green, blue = ([255.0 * (c == k) for c in range(3)] for k in range(3))
+    x = torch.tensor([red, green, [90.0, 90.0, 90.0], [255.0, 255.0, 0.0]])[:, :, None, None]
+    third = torch.full((4, 1, 1), 1 / 3)
+    wanted = [green, blue, [90.0] * 3, [0.0, 255.0, 255.0]]
+    got = turn_hue(x, third)[:, :, 0, 0]
+    torch.testing.assert_close(got, torch.tensor(wanted), atol=1e-3, rtol=0)
+    assert torch.equal(turn_hue(x, torch.zeros(4, 1, 1)), x)
+
+
+def test_jitter_draws():
+    augment = Augment(jitter=(0.8, 0.4, 2.0, 0.2), jitter_probability=0.8, grey=0.2)
+    draw = augment.draw(20_000, (3, 4, 4), generator(0))
+    same = (draw.jitter == torch.tensor([1.0, 1.0, 1.0, 0.0])).all(1)
+    # Shares of 20,000: standard deviation 0.0028
+    assert abs(same.float().mean().item() - 0.2) < 0.015
+    assert abs(draw.grey.float().mean().item() - 0.2) < 0.015
+    changed = draw.jitter[~same]
+    low, high = changed.amin(0), changed.amax(0)
+    torch.testing.assert_close(low, torch.tensor([0.2, 0.6, 0.0, -0.2]), atol=2e-3, rtol=0)
+    torch.testing.assert_close(high, torch.tensor([1.8, 1.4, 3.0, 0.2]), atol=2e-3, rtol=0)
+    mean = changed[:, [0, 1, 3]].mean(0)
+    torch.testing.assert_close(mean, torch.tensor([1.0, 1.0, 0.0]), atol=0.02, rtol=0)
+
+
+def test_colours_are_changed_before_normalisation_and_after_the_crop(noise):
+    images = noise(8)
+    augment = Augment(flip=True, jitter=JITTER, jitter_probability=1.0, grey=0.5)
+    loader = Loader(images, 8, train=True, augment=augment, seed=2)
+    order = torch.randperm(8, generator=loader._generator(0, 0))
+    draw = augment.draw(8, (3, 8, 8), loader._generator(0, 1))
+    ((x, _),) = loader.epoch(0)
+    plain = images.images[order].permute(0, 3, 1, 2).float()
+    plain = torch.where(draw.flip[:, None, None, None], plain.flip(-1), plain)
+    coloured = jitter(plain, draw.jitter, hue=True)
+    for b in range(8):
+        one = tv.rgb_to_grayscale(coloured[b], 3) if draw.grey[b] else coloured[b]
+        torch.testing.assert_close(x[b], (one - 127.5) / 127.5, atol=1e-5, rtol=0)
+    assert 0 < draw.grey.sum() < 8
+
+
+def test_what_there_was_before_is_drawn_as_before(noise):
+    """Further augmentations come after the others' random numbers."""
+    before = Augment(flip=True, crop=2, cutout=3)
+    after = Augment(flip=True, crop=2, cutout=3, jitter=JITTER, grey=0.5)
+    a, b = (augment.draw(6, (3, 8, 8), generator(1)) for augment in (before, after))
+    assert all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True) if x is not None)
+
+
+def test_grey_images_can_be_brighter(noise):
+    images = noise(6, 8, 8, 1)
+    augment = Augment(jitter=(0.5, 0.5, 0.0, 0.0), jitter_probability=1.0, normalize="none")
+    ((x, _),) = Loader(images, 6, train=True, augment=augment).epoch(0)
+    assert x.shape == (6, 1, 8, 8)
+    assert x.min() >= 0
+    assert x.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"jitter": (0.1, 0.1, 0.1)}, "give brightness, contrast, saturation and hue"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "a hue of at most 0.5"),
+        ({"jitter": (-0.1, 0.1, 0.1, 0.1)}, "0 or more"),
+        ({"grey": 1.5}, "give a probability"),
+        ({"jitter_probability": -1.0}, "give a probability"),
+    ],
+)
+def test_colours_that_cannot_be_changed_so(options, said):
+    with pytest.raises(InputError, match=said) as error:
+        Augment(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"grey": 0.2}, {"jitter": (0.1, 0.1, 0.1, 0.0)}])
+def test_grey_images_have_no_colours(noise, options):
+    with pytest.raises(InputError, match="images of 1 channels have no colours"):
+        Loader(noise(6, 8, 8, 1), 2, train=True, augment=Augment(**options))

@@ -14,6 +14,7 @@ KINDS = {
     "all": FULL,
     "reflect": Augment(crop=2, flip=True, pad_mode="reflect", normalize="none"),
     "resized": Augment(resized_crop=True, flip=True, cutout=2),
+    "colours": Augment(crop=1, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2),
 }
 
 
@@ -244,3 +245,67 @@ def test_batches_that_do_not_divide():
     images = Images(torch.zeros(8, 2, 2, 1, dtype=torch.uint8), torch.arange(8))
     with pytest.raises(InputError, match="does not divide into 3 equal parts"):
         Loader(images, 4, train=True, part=(0, 3))
+
+
+@pytest.mark.parametrize("augment", KINDS.values(), ids=KINDS)
+def test_the_first_view_is_the_only_one_there_was(noise, augment):
+    one = Loader(noise(21), 8, augment=augment, train=True, seed=4, drop_last=False)
+    three = Loader(noise(21), 8, augment=augment, train=True, seed=4, drop_last=False, views=3)
+    assert len(one) == len(three) == 3
+    for start in (0, 1):  # also resumed in the middle
+        for (x, y), (xs, ys) in zip(one.epoch(2, start), three.epoch(2, start), strict=True):
+            assert torch.equal(y, ys)
+            assert len(xs) == 3 * len(y)
+            assert torch.equal(xs[: len(y)], x)
+            first, second, third = xs.split(len(y))
+            drawn = augment.random
+            assert torch.equal(first, second) != drawn
+            assert torch.equal(second, third) != drawn
+
+
+def test_views_are_of_the_same_images(noise):
+    """Each view holds the batch's images in its order, with draws of its own."""
+    images = Images(noise(16).images, torch.arange(16))
+    loader = Loader(
+        images, 8, augment=Augment(flip=True, normalize="none"), train=True, seed=1, views=2
+    )
+    flipped = []
+    for x, y in loader.epoch(0):
+        for view in x.split(8):
+            plain = images.images[y].permute(0, 3, 1, 2).float() / 255
+            as_is = (view == plain).flatten(1).all(1)
+            mirrored = (view == plain.flip(-1)).flatten(1).all(1)
+            assert (as_is ^ mirrored).all()
+            flipped.append(mirrored)
+    first, second, third, fourth = flipped
+    assert not torch.equal(first, second)
+    assert not torch.equal(third, fourth)
+
+
+def test_parts_of_views_make_the_whole():
+    images = Images(torch.randint(256, (24, 6, 6, 3), dtype=torch.uint8), torch.arange(24))
+    augment = Augment(flip=True, crop=2, cutout=2)
+
+    def loader(part):
+        return Loader(images, 12, train=True, augment=augment, seed=1, part=part, views=2)
+
+    parts = [list(loader((k, 3)).epoch(1)) for k in range(3)]
+    for b, (x, y) in enumerate(loader((0, 1)).epoch(1)):
+        for view, whole in enumerate(x.split(len(y))):
+            mine = [part[b][0].split(len(part[b][1]))[view] for part in parts]
+            assert torch.equal(torch.cat(mine), whole)
+
+
+def test_evaluation_gives_one_view(noise):
+    loader = Loader(noise(9), 4, augment=FULL, train=False, views=2)
+    assert [len(x) for x, _ in loader] == [len(y) for _, y in loader] == [4, 4, 1]
+
+
+def test_channels_last_holds_for_views(noise):
+    loader = Loader(noise(9), 4, augment=FULL, train=True, views=2, channels_last=True)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x, _ in loader)
+
+
+def test_no_views_are_refused(noise):
+    with pytest.raises(InputError, match=r"Loader\(views=0\): give 1 or more"):
+        Loader(noise(9), 4, train=True, views=0)

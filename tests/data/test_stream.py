@@ -112,3 +112,38 @@ def test_a_subset_of_a_subset(splits):
 def test_a_stream_can_be_sent_to_a_worker(splits):
     sent = pickle.loads(pickle.dumps(splits[0].train))
     assert same(Loader(sent, 4, train=False), Loader(splits[0].train, 4, train=False))
+
+
+@pytest.mark.parametrize("resized_crop", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_streamed_views(splits, resized_crop, workers):
+    """The first view is that of a loader that gives one; without a resized crop all are those of
+    the set in memory."""
+    from dataclasses import replace
+
+    augment = Augment(resized_crop=True, flip=True) if resized_crop else FULL
+    streamed = replace(splits[0].train, workers=workers)
+    two = Loader(streamed, 4, augment=augment, train=True, seed=2, views=2)
+    one = Loader(streamed, 4, augment=augment, train=True, seed=2)
+    for (x, y), (first, labels) in zip(two.epoch(1), one.epoch(1), strict=True):
+        assert torch.equal(y, labels)
+        assert x.shape == (8, 3, 12, 12)
+        assert torch.equal(x[:4], first)
+        assert not torch.equal(x[:4], x[4:])
+    assert same(two.epoch(1, 1), list(two.epoch(1))[1:])
+    if not resized_crop:
+        memory = Loader(splits[1].train, 4, augment=augment, train=True, seed=2, views=2)
+        assert same(two.epoch(1), memory.epoch(1))
+
+
+def test_streamed_views_in_parts(splits):
+    augment = Augment(resized_crop=True, flip=True)
+
+    def loader(part):
+        return Loader(splits[0].train, 4, augment=augment, train=True, views=2, part=part)
+
+    halves = [list(loader((k, 2)).epoch(0)) for k in (0, 1)]
+    for b, (x, _) in enumerate(loader((0, 1)).epoch(0)):
+        for view in (0, 1):
+            mine = [half[b][0][2 * view : 2 * view + 2] for half in halves]
+            assert torch.equal(torch.cat(mine), x[4 * view : 4 * view + 4])

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from layerwise import rules
+from layerwise import objectives, rules
+from layerwise.batch import Batch
 from layerwise.objectives import Inpaint
 from layerwise.rule import ForwardRule, LocalRule, Needs
 from layerwise.runtime import DataParallel, LayerParallel
@@ -197,6 +198,51 @@ def test_every_rule(tmp_path: Path) -> None:
         assert not first[name].keys() & second[name].keys()
         networks.assert_same(first.pop(name) | second.pop(name), networks.grads(rule))
     assert not first
+
+
+class _Spread(objectives.Objective):
+    """Mean square distance of every augmented view's output to the first view's; and mean(x^2)."""
+
+    needs_views = 2  # type: ignore[assignment]
+
+    def forward(self, h: torch.Tensor, batch: Batch) -> torch.Tensor:
+        assert batch.augmented is not None
+        assert len(batch.x) == len(batch.y) == len(h)
+        return (batch.augmented - batch.augmented[:1]).square().mean() + batch.x.square().mean()
+
+
+def _views() -> tuple[rules.Greedy, list]:
+    """Block 1 compares three views, block 2 does not; blocks read the input, wherever they are."""
+    _, data = _rule("plain_cnn")
+    torch.manual_seed(0)
+    case = networks.plain_cnn()
+    head = objectives.Classify(networks.SMALL_HEAD)
+    rule = rules.Greedy(case.blocks, [_Spread() + head, _Spread(), objectives.Classify()])
+    return rule, [(torch.cat([x, x.flip(-1), 2 * x]), y) for x, y in data]
+
+
+def _views_stage(rank: int, folder: str, starts: list[int]) -> None:
+    _join(rank, folder, len(starts))
+    rule, data = _views()
+    stage = LayerParallel(rule, starts)
+    reports = [stage.backward(x if stage.reads_input else None, y) for x, y in data]
+    stage.close()
+    found = {"grads": networks.grads(rule), "logits": [r.logits for r in reports]}
+    torch.save(found, os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("starts", [[0, 1], [0, 2]])
+def test_augmented_views_travel(starts: list[int], tmp_path: Path) -> None:
+    mp.spawn(_views_stage, (str(tmp_path), starts), nprocs=2)
+    rule, data = _views()
+    logits = [rule.backward(x, y).logits for x, y in data]
+    first, last = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    networks.assert_same(first["grads"] | last["grads"], networks.grads(rule))
+    for a, b in zip(last["logits"], logits, strict=True):
+        assert torch.equal(a, b)
+        assert len(a) in (3, 6)
 
 
 def _replica(rank: int, folder: str, starts: list[int] | None) -> None:

@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
     rule = make("rule", found["rule"], blocks=blocks).to(device)
     check_rule(rule, found["stages"])
     assert isinstance(rule, ForwardRule)
-    x = torch.randn(batch, *shape, device=device)
+    x = torch.randn(batch * max(1, rule.needs_views), *shape, device=device)
     y = torch.randint(found["num_classes"], (batch,), device=device)
     plan = Plan.of(rule, x, y, found["stages"], found["rounds"])
     if found["out"] is not None:

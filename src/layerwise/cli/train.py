@@ -160,7 +160,7 @@ def _train(run: Run, prepared: Prepared) -> None:
         about = describe()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
     if run.writes:
-        costs = Costs.of(experiment.rule)
+        costs = Costs.of(experiment.rule, experiment.settings.views)
         run.write("cost.json", costs.json().encode())
         console.print(costs.table())
     receiving = config["loggers"] if run.writes else []
@@ -204,7 +204,7 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
 
     def starts() -> list[int]:
         batch = settings.batch_size // settings.replicas
-        x = torch.zeros(batch, *rule.blocks.input_shape, device=device)
+        x = torch.zeros(batch * settings.views, *rule.blocks.input_shape, device=device)
         y = torch.zeros(batch, dtype=torch.long, device=device)
         with prepared.fabric.autocast():
             return stage_starts(block_seconds(rule, x, y), stages)

@@ -24,13 +24,17 @@ class Draw(NamedTuple):
     """The random numbers of one batch; None where the augmentation is off.
 
     flip (B,) bool; corner (B, 2) top and left in the padded image; box (B, 2 * ATTEMPTS + 2)
-    uniform in [0, 1), read by `boxes`; centre (B, 2) row and column of the middle of the cutout.
+    uniform in [0, 1), read by `boxes`; centre (B, 2) row and column of the middle of the cutout;
+    jitter (B, 4) factors of brightness, contrast and saturation and the shift of the hue; grey (B,)
+    bool.
     """
 
-    flip: Tensor | None
-    corner: Tensor | None
-    box: Tensor | None
-    centre: Tensor | None
+    flip: Tensor | None = None
+    corner: Tensor | None = None
+    box: Tensor | None = None
+    centre: Tensor | None = None
+    jitter: Tensor | None = None
+    grey: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,12 @@ class Augment:
         scale: least and greatest area of that box, as a share of the image.
         ratio: least and greatest width / height of that box.
         flip: left-right with probability 1/2.
+        jitter: brightness, contrast, saturation, hue: change the colours by factors uniform in
+            [1 - s, 1 + s] for the first three, not below 0, and turn the hue by up to the fourth,
+            in turns, at most 1/2. SimCLR (Chen et al. 2020, arXiv:2002.05709, appendix A) has
+            (0.8, 0.8, 0.8, 0.2), half of that for CIFAR-10. Deviation: always in this order.
+        jitter_probability: of an image to have its colours changed.
+        grey: probability of an image to lose its colours; SimCLR has 0.2.
         normalize: "symmetric" to [-1, 1]; "standard" to mean 0 and standard deviation 1 over the
             training split; "none" to [0, 1]. The only part that holds outside training too.
         mean: per channel, on the scale 0..1, instead of the training split's; with "standard".
@@ -60,6 +70,9 @@ class Augment:
     resized_crop: bool = False
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] | None = None
+    jitter_probability: float = 0.8
+    grey: float = 0.0
     cutout: int | None = None
     normalize: Literal["symmetric", "standard", "none"] = "symmetric"
     mean: tuple[float, ...] | None = None
@@ -87,6 +100,16 @@ class Augment:
                     f"Augment({name}={(low, high)}): give 0 < least <= greatest"
                     + (" <= 1" if name == "scale" else "")
                 )
+        for name in ("jitter_probability", "grey"):
+            if not 0 <= (got := getattr(self, name)) <= 1:
+                raise InputError(f"Augment({name}={got}): give a probability, 0 to 1")
+        if self.jitter is not None and not (
+            len(self.jitter) == 4 and min(self.jitter) >= 0 and self.jitter[3] <= 0.5
+        ):
+            raise InputError(
+                f"Augment(jitter={self.jitter}): give brightness, contrast, saturation and hue, 0 "
+                "or more, and a hue of at most 0.5, such as (0.4, 0.4, 0.4, 0.1)"
+            )
         if (self.mean is None) != (self.std is None):
             raise InputError("Augment(mean, std): give both or neither")
         if self.mean is not None and self.normalize != "standard":
@@ -96,6 +119,13 @@ class Augment:
             )
         if self.std is not None and min(self.std) <= 0:
             raise InputError(f"Augment(std={self.std}): every value must be above 0")
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws anything: an image drawn twice then differs."""
+        jitters = self.jitter is not None and any(self.jitter) and self.jitter_probability
+        drawn = (self.flip, self.crop, self.resized_crop, self.cutout, jitters, self.grey)
+        return any(drawn)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise InputError where an image of `shape` (C, H, W) is too small for this."""
@@ -109,6 +139,12 @@ class Augment:
                     f"Augment({name}={got}): larger than the {height}x{width} images; "
                     f"give at most {limit}"
                 )
+        colours = self.grey > 0 or (self.jitter is not None and any(self.jitter[2:]))
+        if colours and channels != 3:
+            raise InputError(
+                f"Augment(jitter={self.jitter}, grey={self.grey}): images of {channels} channels "
+                "have no colours; leave out saturation, hue and grey: jitter=(0.4, 0.4, 0, 0)"
+            )
         for name in ("mean", "std"):
             got = getattr(self, name)
             if got is not None and len(got) != channels:
@@ -120,7 +156,7 @@ class Augment:
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draw:
         """The random numbers of one batch of images of `shape` (C, H, W)."""
         _, height, width = shape
-        flip = corner = box = centre = None
+        flip = corner = box = centre = jitter = grey = None
         if self.flip:
             flip = torch.rand(batch, generator=generator) < 0.5
         if self.crop is not None:
@@ -131,7 +167,15 @@ class Augment:
             row = torch.randint(height, (batch,), generator=generator)
             column = torch.randint(width, (batch,), generator=generator)
             centre = torch.stack([row, column], 1)
-        return Draw(flip, corner, box, centre)
+        if self.jitter is not None:
+            strength = torch.tensor(self.jitter)
+            changed = torch.rand(batch, 1, generator=generator) < self.jitter_probability
+            uniform = (2 * torch.rand(batch, 4, generator=generator) - 1) * strength * changed
+            jitter = uniform + torch.tensor([1.0, 1.0, 1.0, 0.0])
+            jitter[:, :3].clamp_(min=0)
+        if self.grey:
+            grey = torch.rand(batch, generator=generator) < self.grey
+        return Draw(flip, corner, box, centre, jitter, grey)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -264,6 +308,62 @@ def _interpolation(start: Tensor, length: Tensor, side: int, flip: Tensor | None
     place = place.clamp_min(0).minimum(length[:, None] - 1.0) + start[:, None]  # stays in the box
     pixel = torch.arange(side, device=start.device, dtype=torch.float32)
     return (1 - (place[:, :, None] - pixel).abs()).clamp_min_(0)
+
+
+LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue; ITU-R BT.601
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, 1, H, W): the weighted mean of red, green and blue; of one channel it is
+    that channel."""
+    if x.shape[1] != 3:
+        return x
+    red, green, blue = x.split(1, 1)
+    return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+
+
+def jitter(x: Tensor, factors: Tensor, hue: bool) -> Tensor:
+    """Change brightness, contrast, saturation and hue of each image, one after the other, as
+    torchvision's ColorJitter does.
+
+    Args:
+        x: float 0..255, (B, C, H, W).
+        factors: (B, 4), as in `Draw`.
+        hue: whether any image's hue is to be turned.
+    """
+    brightness, contrast, saturation, turns = factors.to(x.dtype)[:, :, None, None, None].unbind(1)
+    x = (x * brightness).clamp_(0, 255)
+    middle = luminance(x).mean((2, 3), keepdim=True)
+    x = (middle + contrast * (x - middle)).clamp_(0, 255)
+    middle = luminance(x)
+    x = (middle + saturation * (x - middle)).clamp_(0, 255)
+    return turn_hue(x, turns[:, :, :, 0]) if hue else x
+
+
+def turn_hue(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the hue around the colour circle.
+
+    With the hue on the scale 0..6, value V = max(R, G, B), chroma C = V - min(R, G, B):
+
+        k_n = (n + hue) mod 6,    V - C max(0, min(k_n, 4 - k_n, 1))    for n = 5, 3, 1
+
+    are red, green and blue.
+
+    Args:
+        x: (B, 3, H, W), not negative.
+        turns: (B, 1, 1).
+    """
+    value, largest = x.max(1)
+    chroma = value - x.amin(1)
+    red, green, blue = x.unbind(1)
+    by = chroma.where(chroma > 0, 1)
+    after_red, after_green, after_blue = (green - blue) / by, (blue - red) / by, (red - green) / by
+    hue = torch.where(largest == 1, 2 + after_green, 4 + after_blue)
+    hue = torch.where(largest == 0, after_red, hue) + 6 * turns
+    n = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype)[:, None, None]
+    k = (n + hue[:, None]).remainder_(6)
+    out = value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp_(0, 1)
+    return torch.where(turns[:, None] != 0, out, x)
 
 
 class Normalize:

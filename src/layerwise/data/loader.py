@@ -15,6 +15,8 @@ from layerwise.data.augment import (
     boxes,
     crop_flip,
     cutout,
+    jitter,
+    luminance,
     pad,
     resized_crop,
     send,
@@ -34,6 +36,10 @@ class Loader:
     The order of epoch e and the augmentation of its batch b depend on (seed, e, b) alone and not on
     any global generator, so a run that is resumed in the middle of an epoch sees the same bits.
 
+    With `views` every image of a batch is drawn several times, each time augmented anew: x is then
+    (V B, C, H, W), view after view, and y stays (B,). The first view has the bits of a loader that
+    gives one.
+
     Args:
         images: the set, in memory or streamed.
         batch_size: images a batch.
@@ -45,6 +51,7 @@ class Loader:
         channels_last: memory format of x.
         part: (k, n), give of every batch the k-th of n parts alone, with the draws that its images
             have in the whole; a part of a small last batch may be empty, and is left out.
+        views: V, how often each image is drawn in training; else it is once.
 
     Raises:
         InputError: no images, a batch larger than the set with `drop_last`, an augmentation that
@@ -63,8 +70,11 @@ class Loader:
         drop_last: bool | None = None,
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        views: int = 1,
     ) -> None:
-        self.part = part
+        if views < 1:
+            raise InputError(f"Loader(views={views}): give 1 or more")
+        self.part, self.views = part, views if train else 1
         self.augment = Augment() if augment is None else augment
         self.batch_size = batch_size
         self.train = train
@@ -158,9 +168,11 @@ class Loader:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         order = send(order, images.images.device)
         for b, index in self._indices(order, start):
-            draw = self._draw(e, b)
+            views = [
+                self._apply(images.images, index, draw, self._padded) for draw in self._draws(e, b)
+            ]
             y = send(images.labels.index_select(0, index), self.device)
-            yield self._apply(images.images, index, draw, self._padded), y
+            yield _stacked(views), y
 
     def _streamed(
         self, stream: Stream, order: Tensor, e: int, start: int
@@ -169,22 +181,33 @@ class Loader:
         for b, chosen in self._indices(order, start):
             numbers.append(b)
             index.append(chosen)
-        draws = (self._draw(e, b) for b in numbers)
-        crops = ((draw.box, self.augment) if draw.box is not None else None for draw in draws)
+        crops = (self._crops(e, b) for b in numbers)
         batches = stream.batches(index, crops, pin_memory=self.device.type == "cuda")
         for b, (pixels, y) in zip(numbers, batches, strict=True):
             pixels = send(pixels, self.device)
             every = torch.arange(len(y), device=self.device)
-            # The worker has cut and scaled the box already, from the image at its full size.
-            draw = self._draw(e, b)._replace(box=None)
-            yield self._apply(pixels, every, draw, padded=False), send(y, self.device)
+            # The worker has cut and scaled the box already, from the image at its full size: it
+            # gives every view by itself, and else the image once.
+            of_view = pixels.split(len(y)) if len(pixels) > len(y) else [pixels] * self.views
+            views = [
+                self._apply(image, every, draw._replace(box=None), padded=False)
+                for image, draw in zip(of_view, self._draws(e, b), strict=True)
+            ]
+            yield _stacked(views), send(y, self.device)
 
-    def _draw(self, e: int, b: int) -> Draw:
+    def _crops(self, e: int, b: int) -> tuple[Tensor, Augment] | None:
+        """The boxes' random numbers in every view, (V, B, ...)."""
+        boxes = [draw.box for draw in self._draws(e, b) if draw.box is not None]
+        return (torch.stack(boxes), self.augment) if boxes else None
+
+    def _draws(self, e: int, b: int) -> list[Draw]:
+        """The random numbers of every view of a batch."""
         if not self.train:
-            return Draw(None, None, None, None)
+            return [Draw()]
         batch = min(self.batch_size, self.size - b * self.batch_size)
-        draw = self.augment.draw(batch, self.shape, self._generator(e, b + 1))
-        return Draw(*(None if drawn is None else self._mine(drawn) for drawn in draw))
+        generators = [self._generator(e, b + 1, view) for view in range(self.views)]
+        draws = [self.augment.draw(batch, self.shape, generator) for generator in generators]
+        return [Draw(*(None if d is None else self._mine(d) for d in draw)) for draw in draws]
 
     def _apply(self, images: Tensor, index: Tensor, draw: Draw, padded: bool) -> Tensor:
         """The images at `index` of a uint8 tensor (N, H', W', C), as float32 (B, C, H, W)."""
@@ -198,22 +221,39 @@ class Loader:
         if draw.box is not None:
             box = send(boxes(draw.box, *side, augment.scale, augment.ratio), device)
             pixels = send(images.index_select(0, index), device)
-            x = self._normalize.floats(resized_crop(pixels, box, _sent(draw.flip, device)))
+            x = resized_crop(pixels, box, _sent(draw.flip, device))
+            x = self._normalize.floats(self._recolour(x, draw))
         else:
             if draw.corner is None and draw.flip is None:
                 pixels = images.index_select(0, index)
             else:
                 corner, flip = _sent(draw.corner, home), _sent(draw.flip, home)
                 pixels = crop_flip(images, index, corner, flip, side)
-            x = self._normalize.bytes(send(pixels, device))
+            pixels = send(pixels, device)
+            if draw.jitter is None and draw.grey is None:
+                x = self._normalize.bytes(pixels)
+            else:
+                x = self._recolour(pixels.permute(0, 3, 1, 2).float(), draw)
+                x = self._normalize.floats(x.contiguous())
         if draw.centre is not None:
             assert augment.cutout is not None
             x = cutout(x, send(draw.centre, device), augment.cutout)
         return x
 
-    def _generator(self, e: int, stream: int) -> torch.Generator:
-        """The generator of (seed, epoch, stream): 0 is the order, b + 1 is batch b."""
-        mixed = np.random.SeedSequence((self.seed, e, stream)).generate_state(1, np.uint64)
+    def _recolour(self, x: Tensor, draw: Draw) -> Tensor:
+        """float32 0..255 (B, C, H, W) -> the same, not in place."""
+        if draw.jitter is not None:
+            assert self.augment.jitter is not None
+            x = jitter(x, send(draw.jitter, self.device), hue=self.augment.jitter[3] > 0)
+        if draw.grey is not None:
+            grey = send(draw.grey, self.device)[:, None, None, None]
+            x = torch.where(grey, luminance(x), x)
+        return x
+
+    def _generator(self, e: int, stream: int, view: int = 0) -> torch.Generator:
+        """The generator of (seed, epoch, stream, view): 0 is the order, b + 1 is batch b."""
+        entropy = (self.seed, e, stream, view) if view else (self.seed, e, stream)
+        mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(mixed[0]))
 
 
@@ -232,6 +272,10 @@ def pixel_scale(
     else:
         mean, std = images.statistics
     return tuple(255 * m for m in mean), tuple(255 * s for s in std)
+
+
+def _stacked(views: list[Tensor]) -> Tensor:
+    return torch.cat(views) if len(views) > 1 else views[0]
 
 
 def _sent(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -21,7 +21,9 @@ from layerwise.errors import InputError
 IN_MEMORY_BYTES = 4 << 30  # decoded; a larger set is streamed
 SAMPLE = 2048  # images that the mean and standard deviation of a stream are taken from
 
-Crop = tuple[Tensor, Augment]  # uniform numbers (B, ...) of `Draw.box`, and what reads them
+# Uniform numbers of `Draw.box` in every view, (V, B, ...), and what reads them; of one image (V,
+# ...).
+Crop = tuple[Tensor, Augment]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +102,8 @@ class Stream:
             crops: the random resized crop of every batch; None for the central square.
 
         Yields:
-            uint8 (B, size, size, 3) and int64 (B,), on the CPU.
+            uint8 (B, size, size, 3), with crops (V B, size, size, 3), view after view, and int64
+            (B,); on the CPU.
         """
         loader = DataLoader(
             _Decoded(self),
@@ -129,7 +132,11 @@ class _Jobs:
 
     def __iter__(self) -> Iterator[list[tuple[int, Crop | None]]]:
         for index, crop in zip(self.index, self.crops, strict=False):
-            rows = [None] * len(index) if crop is None else [(row, crop[1]) for row in crop[0]]
+            rows = (
+                [None] * len(index)
+                if crop is None
+                else [(row, crop[1]) for row in crop[0].unbind(1)]
+            )
             yield list(zip(index.tolist(), rows, strict=True))
 
 
@@ -148,23 +155,24 @@ class _Decoded(Dataset[Any]):
         except InputError as error:
             return error  # raised in a worker it would arrive wrapped in the worker's traceback
         if crop is None:
-            image = fit(image, stream.size, stream.margin)
-        else:
-            uniform, augment = crop
-            width, height = image.size
-            box = boxes(uniform[None], height, width, augment.scale, augment.ratio)
-            top, left, tall, wide = box[0].tolist()
-            image = image.crop((left, top, left + wide, top + tall)).resize(
-                (stream.size, stream.size), Image.Resampling.BILINEAR
-            )
-        return np.asarray(colour(image))
+            return np.asarray(colour(fit(image, stream.size, stream.margin)))[None]
+        uniform, augment = crop
+        width, height = image.size
+        views = []
+        for box in boxes(uniform, height, width, augment.scale, augment.ratio):
+            top, left, tall, wide = box.tolist()
+            view = image.crop((left, top, left + wide, top + tall))
+            view = view.resize((stream.size, stream.size), Image.Resampling.BILINEAR)
+            views.append(np.asarray(colour(view)))
+        return np.stack(views)
 
 
 def _stack(images: list[np.ndarray | InputError]) -> Tensor | InputError:
     for image in images:
         if isinstance(image, InputError):
             return image
-    return torch.from_numpy(np.stack(images))  # pyrefly: ignore  # no errors are left
+    # Every image is (V, H, W, C); no errors are left.
+    return torch.from_numpy(np.concatenate(np.stack(images, 1)))  # pyrefly: ignore
 
 
 def gather(source: Encoded, labels: Tensor, size: int | None) -> Images | Stream:

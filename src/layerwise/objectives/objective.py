@@ -98,6 +98,12 @@ class Objective(nn.Module, ABC):
         return ()
 
     @property
+    def needs_views(self) -> int:
+        """How many augmented views of every sample it compares at least, in `batch.augmented`; 0
+        where it does not read them. There may be more (`data.Loader(views=...)`)."""
+        return 0
+
+    @property
     def reads_unpooled(self) -> bool:
         """Whether it reads `batch.unpooled`."""
         return False
@@ -170,6 +176,10 @@ class Sum(Objective):
     @property
     def views(self) -> tuple[View, ...]:
         return tuple(dict.fromkeys(view for _, term in self._computed() for view in term.views))
+
+    @property
+    def needs_views(self) -> int:
+        return max((term.needs_views for _, term in self._computed()), default=0)
 
     @property
     def reads_unpooled(self) -> bool:

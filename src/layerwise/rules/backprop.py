@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Classify
@@ -43,7 +43,7 @@ class Backprop(Rule):
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
-        batch = Batch(x, y, scale)
+        batch = self._batch(x, y, scale)
         last = len(self.blocks) - 1
         h = x
         for name, block in zip(self.blocks.names, self.blocks, strict=True):

@@ -60,7 +60,7 @@ class DirectGlobal(Rule):
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
-        batch = Batch(x, y, scale)
+        batch = self._batch(x, y, scale)
         w, last = self.last_gradient_weight, len(self.blocks) - 1
         graphs: list[tuple[Tensor, Tensor]] = []  # z_k and dL(z_k)/dz_k
         h = x

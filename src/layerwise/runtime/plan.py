@@ -26,7 +26,7 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
 
     Args:
         rule: on its device.
-        x: a batch, (B, ...).
+        x: a batch, (B, ...), or its augmented views, (V B, ...).
         y: its labels, (B,) or (B, T).
         rounds: how many to measure.
     """
@@ -120,7 +120,7 @@ class Plan:
                 )
                 for start, end in zip(starts, ends, strict=True)
             ),
-            len(x),
+            len(y),
         )
 
     @property

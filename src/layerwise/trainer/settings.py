@@ -17,6 +17,8 @@ class Settings:
     Args:
         epochs: passes over the training split.
         batch_size: images whose gradients are computed at once.
+        views: how often each image is drawn in a batch, each time augmented anew: for objectives
+            that compare views of an image.
         accumulate: batches whose gradients are averaged before a step.
         clip_norm: largest norm of the whole gradient; null does not clip.
         label_smoothing: share of each label spread over all classes.
@@ -50,6 +52,7 @@ class Settings:
 
     epochs: int = 10
     batch_size: int = 128
+    views: int = 1
     accumulate: int = 1
     clip_norm: float | None = None
     label_smoothing: float = 0.0
@@ -72,7 +75,7 @@ class Settings:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "epochs", "batch_size", "accumulate", "eval_batch_size"):
+        for name in ("replicas", "epochs", "batch_size", "views", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
         if self.batch_size % self.replicas:
