@@ -4,7 +4,7 @@ A learning rule is what takes the place of `loss.backward()`: it fills `.grad`, 
 stays PyTorch.
 """
 
-from layerwise import heads, models, objectives, rules, runtime
+from layerwise import analysis, heads, models, objectives, rules, runtime
 from layerwise.batch import Batch, Report
 from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
 from layerwise.errors import InputError
@@ -22,6 +22,7 @@ __all__ = [
     "Report",
     "Rule",
     "__version__",
+    "analysis",
     "cut",
     "heads",
     "models",

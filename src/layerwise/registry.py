@@ -17,7 +17,7 @@ from typing import Any
 
 from layerwise import heads, models, objectives, optim, rules
 from layerwise.errors import InputError, choices
-from layerwise.heads import Decoder, Head, Synthesizer
+from layerwise.heads import Decoder, Head, Projector, Synthesizer
 from layerwise.objectives import Objective, Sum
 
 
@@ -39,6 +39,7 @@ NESTED: dict[type, str] = {
     Head: "head",
     Decoder: "decoder",
     Synthesizer: "synthesizer",
+    Projector: "projector",
     Objective: "objective",
 }
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
@@ -47,6 +48,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "head": _concrete(heads, Head),
     "decoder": _concrete(heads, Decoder),
     "synthesizer": _concrete(heads, Synthesizer),
+    "projector": _concrete(heads, Projector),
     "objective": {k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
     "optimizer": {"SGD": optim.SGD, "AdamW": optim.AdamW},
     "schedule": {

@@ -328,3 +328,41 @@ def test_some_convolution_must_stay() -> None:
         models.vgg11c(skip=8)
     with pytest.raises(InputError, match=r"basic_cnn\(skip=3\)"):
         models.basic_cnn(skip=3)
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "grid"), [(8, None, (5, 7)), (16, 8, (2, 3)), (8, 8, (3, 4))]
+)
+def test_patches_are_encoded_by_themselves(patch, stride, grid):
+    """Against the same layers on one patch at a time; and no patch changes another's output."""
+    network = models.basic_cnn(
+        (3, 24, 32), 5, channels=4, kernel_size=3, patch=patch, stride=stride
+    )
+    network.eval()
+    x = torch.randn(2, 3, 24, 32)
+    convolutions = network[:4]
+    h = convolutions(x)
+    side, step = patch // 8, stride or patch // 2
+    assert h.shape == (2, 4, grid[0] * side, grid[1] * side)
+    layers = torch.nn.Sequential(*(part.layer for part in network[1:4]))
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            one = x[:, :, r * step : r * step + patch, c * step : c * step + patch]
+            got = h[:, :, r * side : (r + 1) * side, c * side : (c + 1) * side]
+            torch.testing.assert_close(got, layers(one), rtol=1e-5, atol=1e-6)
+    assert network(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"patch": 12}, "give a multiple of 8"),
+        ({"patch": 40}, "a patch of at most the image's 32x32"),
+        ({"patch": 8, "stride": 9}, "a stride from 1 to the patch's 8"),
+        ({"stride": 4}, "there are no patches"),
+    ],
+)
+def test_patches_that_cannot_be(options, said):
+    with pytest.raises(InputError, match=said) as error:
+        models.basic_cnn(**options)
+    assert "\n" not in str(error.value)

@@ -6,6 +6,7 @@ from layerwise.heads.head import Head
 from layerwise.heads.linear import Linear
 from layerwise.heads.mlp import MLP
 from layerwise.heads.mlp_sr import MLPSR
+from layerwise.heads.projector import Projector
 from layerwise.heads.synthesizer import Synthesizer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Decoder",
     "Head",
     "Linear",
+    "Projector",
     "Same",
     "Synthesizer",
     "Transposed",

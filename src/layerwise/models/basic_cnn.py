@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from layerwise.errors import InputError
 from layerwise.models.layers import (
     Shape,
     chain,
@@ -12,6 +13,7 @@ from layerwise.models.layers import (
     halved,
     pooled_image,
 )
+from layerwise.models.patches import CutPatches, PatchWise, grid_of
 
 
 def basic_cnn(
@@ -21,6 +23,8 @@ def basic_cnn(
     kernel_size: int = 5,
     hidden: int = 256,
     skip: int = 0,
+    patch: int | None = None,
+    stride: int | None = None,
 ) -> nn.Sequential:
     """3 x (convolution, BatchNorm, ReLU, 2x2 max pooling), then an MLP with one hidden layer.
 
@@ -32,10 +36,27 @@ def basic_cnn(
         hidden: units of the MLP's hidden layer.
         skip: leave out this many of the first convolutions, but not their pooling: what the last
             layers can do without those before them.
+        patch: encode overlapping patches of so many pixels a side, each by itself, as Greedy
+            InfoMax does (Löwe et al. 2019, arXiv:1905.11786); only the MLP sees them together.
+        stride: from one patch to the next; null for half a patch.
 
     Raises:
-        InputError: images too small for 3 poolings; no convolution left.
+        InputError: images, or patches, too small for 3 poolings; no convolution left; a patch
+            larger than the image, or with a side that 3 poolings do not divide.
     """
+    rows = columns = 1
+    cut: list[tuple[str, nn.Module]] = []
+    if patch is not None:
+        if patch % 8:
+            raise InputError(
+                f"basic_cnn(patch={patch}): 3 poolings halve a patch's side; give a multiple of 8"
+            )
+        stride = stride or patch // 2
+        rows, columns = grid_of(shape, patch, stride, "basic_cnn")
+        cut.append(("patches", CutPatches(patch, stride)))
+        shape = (shape[0], rows * patch, columns * patch)
+    elif stride is not None:
+        raise InputError(f"basic_cnn(stride={stride}): there are no patches; give patch, too")
     height, width = halved(shape, 3, "basic_cnn")
     named = pooled_image(checked_skip(skip, 3, "basic_cnn"))
     for number in range(skip + 1, 4):
@@ -47,4 +68,6 @@ def basic_cnn(
         nn.ReLU(inplace=True),
         nn.Linear(hidden, num_classes),
     )
-    return chain([*named, ("classifier", classifier)])
+    if patch is not None:
+        named = [(name, PatchWise(layer, rows, columns)) for name, layer in named]
+    return chain([*cut, *named, ("classifier", classifier)])

@@ -3,21 +3,26 @@
 from layerwise.objectives.classify import Classify, cross_entropy
 from layerwise.objectives.classify_groups import ClassifyGroups
 from layerwise.objectives.colorize import Colorize
+from layerwise.objectives.info_nce import InfoNCE
 from layerwise.objectives.inpaint import Inpaint
 from layerwise.objectives.kernel_separation import KernelSeparation
 from layerwise.objectives.normalization import Normalization
+from layerwise.objectives.nt_xent import NTXent
 from layerwise.objectives.objective import Objective, Site, Sum
 from layerwise.objectives.predict_projection import PredictProjection
 from layerwise.objectives.reconstruct import Reconstruct
 from layerwise.objectives.rotation import Rotation
 from layerwise.objectives.similarity_matching import SimilarityMatching
+from layerwise.objectives.supervised_contrastive import SupervisedContrastive
 
 __all__ = [
     "Classify",
     "ClassifyGroups",
     "Colorize",
+    "InfoNCE",
     "Inpaint",
     "KernelSeparation",
+    "NTXent",
     "Normalization",
     "Objective",
     "PredictProjection",
@@ -26,5 +31,6 @@ __all__ = [
     "SimilarityMatching",
     "Site",
     "Sum",
+    "SupervisedContrastive",
     "cross_entropy",
 ]

@@ -1,0 +1,157 @@
+"""Self-supervised local objectives, measured by linear probes: `results/probe-NAME.json`.
+
+    python benchmarks/selfsupervised.py NAME --data digits --size 16 --epochs 20 --seeds 0 1 2
+
+Trains a small CNN block by block without labels: Greedy InfoMax (InfoNCE on overlapping patches,
+each encoded by itself) and NT-Xent on whole images. Beside each stands the same network untrained,
+and with its blocks fixed as they were initialised (`LastBlock`: the statistics of BatchNorm move,
+only the classifier learns). The file holds the linear probe's test accuracy after each
+convolutional block.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from layerwise import Rule, cut, data, models, rules
+from layerwise.analysis import linear_probe
+from layerwise.blocks import Blocks
+from layerwise.data import Augment, Loader
+from layerwise.environment import describe
+from layerwise.objectives import InfoNCE, NTXent
+from layerwise.trainer import fabric_for
+
+RESULTS = Path(__file__).parent / "results"
+AT = ["conv2", "conv3", "classifier"]
+# SimCLR's, for views to differ in; and Greedy InfoMax's, which leaves the colours as they are: what
+# is drawn once for an image tells its patches from others', and nothing else need be learned.
+VIEWS = {
+    3: Augment(
+        resized_crop=True, scale=(0.2, 1.0), flip=True, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2
+    ),
+    1: Augment(resized_crop=True, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.0, 0.0)),
+}
+PLAIN = {3: Augment(crop=4, flip=True), 1: Augment(crop=2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name")
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--called", help="what the data is called in tables")
+    parser.add_argument("--size", type=int, help="scale images to so many pixels a side")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--probe_epochs", type=int, default=10)
+    parser.add_argument("--pool", type=int, default=1, help="probes see so many positions a side")
+    parser.add_argument("--only", nargs="+", help="contenders whose name has one of these in it")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--channels", type=int, default=32)
+    parser.add_argument("--patch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--precision", default="32")
+    given = parser.parse_args()
+    splits = data.load(given.data, size=given.size)
+    shape = splits.shape
+    rows = (shape[1] - given.patch) // (given.patch // 2) + 1
+
+    def patches() -> torch.nn.Module:
+        return models.basic_cnn(shape, splits.num_classes, given.channels, 3, patch=given.patch)
+
+    def whole() -> torch.nn.Module:
+        return models.basic_cnn(shape, splits.num_classes, given.channels, 3)
+
+    def infomax(blocks: Blocks) -> Rule:
+        return rules.Greedy(blocks, InfoNCE(rows, given.steps, given.skip))
+
+    def nt_xent(blocks: Blocks) -> Rule:
+        return rules.Greedy(blocks, NTXent())
+
+    contenders: dict[str, tuple[Callable, Callable | None]] = {
+        "Greedy InfoMax (InfoNCE), patches": (patches, infomax),
+        "random fixed blocks, patches": (patches, rules.LastBlock),
+        "untrained, patches": (patches, None),
+        "NT-Xent": (whole, nt_xent),
+        "random fixed blocks": (whole, rules.LastBlock),
+        "untrained": (whole, None),
+    }
+    results = []
+    for seed in given.seeds:
+        for name, (network, rule) in contenders.items():
+            if given.only and not any(part in name for part in given.only):
+                continue
+            results.append(
+                {"contender": name, "seed": seed, **_measure(network, rule, splits, given, seed)}
+            )
+            print(json.dumps(results[-1]), flush=True)
+    content = {
+        "benchmark": "selfsupervised",
+        **describe(),
+        "data": given.called or splits.name,
+        "given": {k: v for k, v in vars(given).items() if k not in ("data", "called", "name")},
+        "augment": {"NT-Xent": repr(VIEWS[shape[0]]), "others": repr(PLAIN[shape[0]])},
+        "blocks": ["conv1", "conv2", "conv3"],
+        "results": results,
+    }
+    out = RESULTS / f"probe-{given.name}.json"
+    out.write_text(json.dumps(content, indent=1) + "\n")
+    print(out)
+
+
+def _measure(
+    network: Callable,
+    rule: Callable | None,
+    splits: data.Splits,
+    given: argparse.Namespace,
+    seed: int,
+) -> dict[str, object]:
+    torch.manual_seed(seed)
+    blocks = cut(network(), at=AT, example=torch.zeros(2, *splits.shape))
+    fabric = fabric_for("cpu", given.precision)
+    started = time.perf_counter()
+    if rule is not None:
+        made = rule(blocks)
+        loader = Loader(
+            splits.train,
+            given.batch_size,
+            augment=(VIEWS if made.needs_views else PLAIN)[splits.shape[0]],
+            train=True,
+            seed=seed,
+            channels_last=True,
+            views=max(1, made.needs_views),
+        )
+        made.to(memory_format=torch.channels_last).train()
+        steps = given.epochs * len(loader)
+        optimizer = torch.optim.AdamW(made.parameters(), given.lr)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, given.lr, steps)
+        for _ in range(given.epochs):
+            for x, y in loader:
+                optimizer.zero_grad()
+                with fabric.autocast():
+                    report = made.backward(x, y)
+                optimizer.step()
+                schedule.step()
+    seconds = time.perf_counter() - started
+    plain = Augment()
+    train = Loader(
+        splits.train, given.batch_size, augment=plain, train=True, seed=seed, channels_last=True
+    )
+    test = Loader(splits.test, 500, augment=plain, train=False, channels_last=True)
+    with fabric.autocast():
+        accuracy = linear_probe(
+            blocks, train, test, pool=given.pool, epochs=given.probe_epochs, seed=seed
+        )
+    losses = [] if rule is None else [None if v is None else v.item() for v in report.local_losses]
+    return {"accuracy": accuracy[:-1], "losses": losses[:-1], "train_s": round(seconds, 1)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Tell which views are of the same image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.batch import Batch
+from layerwise.heads.head import refuse_class
+from layerwise.heads.projector import Projector
+from layerwise.objectives.contrast import check_temperature, contrast
+from layerwise.objectives.objective import Objective, Site
+
+
+class NTXent(Objective):
+    """The normalised temperature-scaled cross entropy of SimCLR: no labels are read.
+
+    Chen et al. 2020 (arXiv:2002.05709), eq. 1: every view is to find the other view of its image
+    among all views of the batch; the mean over views, nats. With more than two views the mean over
+    the other views of the image: eq. 2 of Khosla et al. 2020 (arXiv:2004.11362) with a class for
+    each image. Deviation: the paper trains one network end to end, here each block has this task of
+    its own.
+
+    Args:
+        projector: the auxiliary network's recipe.
+        temperature: by which similarities are divided.
+
+    Raises:
+        InputError: a temperature that is not above 0; in a step, fewer than two augmented views.
+    """
+
+    def __init__(
+        self,
+        projector: Projector = Projector(),  # noqa: B008 (frozen)
+        temperature: float = 0.5,
+    ):
+        super().__init__()
+        refuse_class(projector, "NTXent(projector=...)")
+        check_temperature("NTXent", temperature)
+        self.projector: nn.Module = nn.Identity()
+        self.recipe, self.temperature = projector, temperature
+
+    def build(self, site: Site) -> None:
+        self.projector = self.recipe(site.shape)
+
+    @property
+    def needs_views(self) -> int:
+        return 2
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        assert batch.augmented is not None
+        views, count = batch.augmented.shape[:2]
+        z = self.projector(batch.augmented.flatten(0, 1))
+        image = torch.arange(count, device=z.device).repeat(views)
+        return contrast(z, image, self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"

@@ -1,0 +1,76 @@
+"""Linear probes: what they find, and that the network does not notice."""
+
+from __future__ import annotations
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerwise import Blocks, InputError, rules
+from layerwise.analysis import linear_probe
+from layerwise.data import Augment, Images, Loader
+
+
+def _loaders(shape=(8, 8, 2), count=120, batch=20) -> tuple[Loader, Loader]:
+    """Three classes: which third of the images' rows is bright, in the first channel."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(100, (count, *shape), dtype=torch.uint8, generator=generator)
+    labels = torch.arange(count) % 3
+    for image, y in zip(images, labels, strict=True):
+        image[2 * y : 2 * y + 2, :, 0] += 120
+    both = Images(images, labels)
+    train = Loader(both, batch, train=True, views=2, augment=Augment())
+    return train, Loader(both, 50, train=False)
+
+
+class Erase(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h * 0
+
+
+def test_what_a_block_has_lost_is_not_found() -> None:
+    """The image tells the class, a constant does not: a third, by chance."""
+    train, test = _loaders()
+    blocks = Blocks([nn.Identity(), nn.AvgPool2d(2), Erase()])
+    first, second, third = linear_probe(blocks, train, test, pool=None, epochs=5)
+    assert first == second == 1.0
+    assert third == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_the_network_does_not_notice() -> None:
+    case = networks.cnn(dropout=0.3)
+    rule = rules.DGL(case.blocks, head=networks.SMALL_HEAD)
+    rule.backward(case.x, case.y)
+    rule.blocks[1].eval()
+    modes = [m.training for m in rule.modules()]
+    state = {k: v.clone() for k, v in rule.state_dict().items()}
+    gradients = networks.grads(rule)
+    random = torch.get_rng_state()
+    found = linear_probe(rule, *_loaders(), epochs=1)
+    assert len(found) == len(rule.blocks)
+    networks.assert_same(dict(rule.state_dict()), state)
+    networks.assert_same(networks.grads(rule), gradients)
+    assert [m.training for m in rule.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_it_repeats_and_depends_on_its_seed_alone() -> None:
+    case = networks.cnn()
+    a, b = (linear_probe(case.blocks, *_loaders(), epochs=2, seed=1) for _ in range(2))
+    torch.manual_seed(7)
+    assert a == b == linear_probe(case.blocks, *_loaders(), epochs=2, seed=1)
+
+
+def test_tokens_vectors_and_bf16() -> None:
+    train, test = _loaders((4, 4, 2))
+    case = networks.transformer()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_probe(case.blocks, train, test, epochs=1)
+    assert len(found) == 4
+    assert all(0 <= share <= 1 for share in found)
+
+
+def test_no_epoch() -> None:
+    with pytest.raises(InputError, match=r"linear_probe\(epochs=0\): give 1 or more"):
+        linear_probe(networks.mlp().blocks, *_loaders(), epochs=0)
