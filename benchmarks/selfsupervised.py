@@ -12,6 +12,7 @@ convolutional block.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -45,6 +46,7 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--called", help="what the data is called in tables")
+    parser.add_argument("--images", type=int, help="train on so many of the training split alone")
     parser.add_argument("--size", type=int, help="scale images to so many pixels a side")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--probe_epochs", type=int, default=10)
@@ -60,6 +62,9 @@ def main() -> None:
     parser.add_argument("--precision", default="32")
     given = parser.parse_args()
     splits = data.load(given.data, size=given.size)
+    if given.images is not None:
+        few = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
+        splits = dataclasses.replace(splits, train=splits.train.subset(few[: given.images]))
     shape = splits.shape
     rows = (shape[1] - given.patch) // (given.patch // 2) + 1
 

@@ -43,6 +43,8 @@ def page() -> str:
         parts += ["## The ladder\n", *(_ladder(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("stages-*.json")):
         parts += ["## Layers in parallel\n", *(_stages(json.loads(p.read_text())) for p in paths)]
+    if paths := sorted(RESULTS.glob("probe-*.json")):
+        parts += ["## Without labels\n", *(_probes(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("data-*.json")):
         parts += ["## The data path\n", _data([json.loads(path.read_text()) for path in paths])]
     return "\n".join(parts)
@@ -180,6 +182,33 @@ def _stages(result: dict[str, Any]) -> str:
 def _ratio(ours: list[float], theirs: list[float]) -> str:
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def _probes(found: dict[str, Any]) -> str:
+    """Linear probes' test accuracy in %, mean and standard deviation over seeds."""
+    of: dict[str, list[list[float]]] = {}
+    for result in found["results"]:
+        of.setdefault(result["contender"], []).append([100 * a for a in result["accuracy"]])
+    lines = [
+        f"| {found['data']}, linear probe after | {' | '.join(found['blocks'])} |",
+        "|---|" + "--:|" * len(found["blocks"]),
+    ]
+    for name, seeds in of.items():
+        cells = [
+            f"{statistics.mean(block):.1f}"
+            + (f" ± {statistics.stdev(block):.1f}" if len(block) > 1 else "")
+            for block in zip(*seeds, strict=True)
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    given = found["given"]
+    images = f", {given['images']} training images" if given["images"] else ""
+    return (
+        "\n".join(lines)
+        + f"\n\nTest accuracy in %, {len(given['seeds'])} seed(s), {given['epochs']} epochs"
+        f"{images}; blocks learn without labels, probes on the frozen output averaged down to "
+        f"{given['pool']}x{given['pool']}. {found['cpu']}, torch {found['torch']}.\n\n"
+        f"{_commands([found['command']])}"
+    )
 
 
 def _data(results: list[dict[str, Any]]) -> str:

@@ -238,8 +238,8 @@ def test_negatives_are_drawn_from_the_trainers_numbers() -> None:
 # ---------------------------------------------------------------- all of them
 
 ALL = {
-    "SupervisedContrastive": (lambda: SupervisedContrastive(PROJECTOR), 1),
-    "SupervisedContrastive, two views": (lambda: SupervisedContrastive(PROJECTOR), 2),
+    "SupervisedContrastive": (lambda: SupervisedContrastive(PROJECTOR, 0.5), 1),
+    "SupervisedContrastive, two views": (lambda: SupervisedContrastive(PROJECTOR, 0.5), 2),
     "NTXent": (lambda: NTXent(PROJECTOR), 2),
     "InfoNCE": (lambda: InfoNCE(grid=4, steps=2), 1),
     "InfoNCE, drawn": (lambda: InfoNCE(grid=4, steps=2, negatives=5), 1),
@@ -292,7 +292,7 @@ def test_the_loss_falls(name: str, way: str) -> None:
     objective = make()
     if hasattr(objective, "recipe"):
         objective.recipe = heads.Projector()  # so small a one as the others' soon gives one point
-    rule = rules.Greedy(blocks, [objective, SupervisedContrastive()])
+    rule = rules.Greedy(blocks, [objective, SupervisedContrastive(temperature=0.5)])
     losses = networks.losses_of_training(rule, x, y, way)
     assert (losses[-1] < losses[0]).all()
     assert all(loss.dtype == torch.float32 for loss in losses)

@@ -2,6 +2,7 @@
 
 from layerwise.objectives.classify import Classify, cross_entropy
 from layerwise.objectives.classify_groups import ClassifyGroups
+from layerwise.objectives.cmc import CMC
 from layerwise.objectives.colorize import Colorize
 from layerwise.objectives.info_nce import InfoNCE
 from layerwise.objectives.inpaint import Inpaint
@@ -16,6 +17,7 @@ from layerwise.objectives.similarity_matching import SimilarityMatching
 from layerwise.objectives.supervised_contrastive import SupervisedContrastive
 
 __all__ = [
+    "CMC",
     "Classify",
     "ClassifyGroups",
     "Colorize",
