@@ -49,7 +49,11 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "decoder": _concrete(heads, Decoder),
     "synthesizer": _concrete(heads, Synthesizer),
     "projector": _concrete(heads, Projector),
-    "objective": {k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
+    # The first is what is meant where none is named.
+    "objective": {
+        "Classify": objectives.Classify,
+        **{k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
+    },
     "optimizer": {"SGD": optim.SGD, "AdamW": optim.AdamW},
     "schedule": {
         "Constant": optim.Constant,

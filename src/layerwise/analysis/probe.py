@@ -68,7 +68,7 @@ def linear_probe(
             for x, y in train.epoch(epoch):
                 outputs = _outputs(blocks, x[: len(y)])
                 optimizer.zero_grad()
-                with torch.enable_grad():
+                with torch.enable_grad(), _plain(x):
                     # Each probe's gradient is its own: the sum only saves passes.
                     losses = [
                         cross_entropy(probe(h), y) for probe, h in zip(probes, outputs, strict=True)
@@ -81,10 +81,16 @@ def linear_probe(
         count = 0
         for x, y in test.epoch(0):
             outputs = _outputs(blocks, x[: len(y)])
-            scores = [probe(h) for probe, h in zip(probes, outputs, strict=True)]
+            with _plain(x):
+                scores = [probe(h) for probe, h in zip(probes, outputs, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])
             count += len(y)
     return tuple((right.double() / count).tolist())
+
+
+def _plain(x: Tensor) -> torch.autocast:
+    """Without autocast, which would keep using the probes' first weights while it lasts."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _outputs(blocks: Blocks, h: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -59,7 +59,7 @@ class DeepSupervision(Rule):
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
-        batch = Batch(x, y, scale)
+        batch = self._batch(x, y, scale)
         last = len(self.blocks) - 1
         heads: list[Tensor] = []
         h = x
