@@ -167,7 +167,7 @@ def _stages(result: dict[str, Any]) -> str:
     ]
     lines += [
         f"| {row['name']} | {statistics.median(row['per_second']):.1f} "
-        f"| {_ratio(ours, row['per_second'])} | {max(row['rss_bytes']) / 1e6:.0f} |"
+        f"| {_ratio(ours, row['per_second'])} | {_megabytes(row['rss_bytes'])} |"
         for row in result["contenders"]
     ]
     predicted = result["predicted_per_second"]["2"]
@@ -177,6 +177,10 @@ def _stages(result: dict[str, Any]) -> str:
         f"are the median of {len(ours)} rounds' (lowest to highest); memory is the largest "
         f"process's resident set at its peak, Python and torch with it.\n\n{about}"
     )
+
+
+def _megabytes(processes: list[int]) -> str:
+    return f"{max(processes) / 1e6:.0f}" if processes else "-"
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> str:
