@@ -69,34 +69,49 @@ SIZES = {
     "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 6", (1e-3, 3e-3), 128),
 }
 MLP = "--rule.head MLP --rule.head.width 64"
-PREDICT = "--rule.objectives.Classify.head MLP --rule.objectives.Classify.head.width 64"
+CLASSIFY = "--rule.objectives Classify --rule.objectives.head MLP --rule.objectives.head.width 64"
+BESIDE = "--rule.objectives.Classify.head MLP --rule.objectives.Classify.head.width 64"
+SYNTHESIZER = "--rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3"
 
 
-def _sum(objective: str, weight: str, of_classify: str = "1") -> str:
+def _beside(objective: str, weight: str, classify: str, more: str = "") -> str:
+    """Class scores and another objective on every block."""
+    options = f"--rule.objectives.{objective}.{more} " if more else ""
     return (
-        f"--rule Greedy --rule.objectives Classify+{objective} {PREDICT} "
-        f"--rule.objectives.Classify.weight {of_classify} "
+        f"--rule Greedy --rule.objectives Classify+{objective} {BESIDE} {options}"
+        f"--rule.objectives.Classify.weight {classify} "
         f"--rule.objectives.{objective}.weight {weight}"
     )
 
 
+# The same head for all that have one. The last block always learns from the labels.
 RULES = {
     "backprop": "--rule Backprop",
     "deep-supervision": f"--rule DeepSupervision {MLP}",
     "dgl": f"--rule DGL {MLP}",
+    "dgl-mlpsr": "--rule DGL --rule.head MLPSR",
+    "direct-global": f"--rule DirectGlobal {MLP}",
     "auglocal": "--rule AugLocal",
     "man": f"--rule MAN {MLP}",
     "man++": f"--rule MAN --rule.scaled true {MLP}",
     "sgr": f"--rule SGR {MLP}",
     "local-critic": f"--rule LocalCritic {MLP}",
-    "direct-global": f"--rule DirectGlobal {MLP}",
-    "dni": "--rule DNI --rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3",
-    "cdni": (
-        "--rule DNI --rule.context true --rule.synthesizer Synthesizer "
-        "--rule.synthesizer.kernel_size 3"
-    ),
-    "dgl-reconstruct": _sum("Reconstruct", "0.5", "0.5"),
+    "overlap": f"--rule Overlap --rule.overlap 1 {CLASSIFY}",
+    "hpff": f"--rule Overlap --rule.overlap 1 --rule.independent 0.001 {CLASSIFY}",
+    "sequential": f"--rule Sequential {CLASSIFY}",
+    "mono-forward": "--rule MonoForward",
+    "shared-readout": "--rule SharedReadout",
+    "dni": f"--rule DNI {SYNTHESIZER}",
+    "cdni": f"--rule DNI --rule.context true {SYNTHESIZER}",
+    "predsim": _beside("SimilarityMatching", "0.99", "0.01"),
+    "infopro": _beside("Reconstruct", "[2,0.2]", "[0.5,1]", "distance bce"),
+    "dgl-reconstruct": _beside("Reconstruct", "0.5", "0.5"),
+    "dgl-contrast": _beside("SupervisedContrastive", "1.0", "1.0"),
+    "contrast": "--rule Greedy --rule.objectives SupervisedContrastive",
+    "kernel": "--rule Greedy --rule.objectives KernelSeparation",
     "reconstruct": "--rule Greedy --rule.objectives Reconstruct",
+    "inpaint": "--rule Greedy --rule.objectives Inpaint",
+    "rotation": "--rule Greedy --rule.objectives Rotation",
     "random-fixed": "--rule LastBlock",
 }
 
