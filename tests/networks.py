@@ -150,11 +150,31 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
     },
     "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
+    "Overlap": {
+        "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
+        "overlap_independent": lambda blocks: rules.Overlap(
+            blocks, objectives.Classify(SMALL_HEAD), independent=0.25
+        ),
+    },
+    "MonoForward": {"mono_forward": rules.MonoForward},
+    # Its last phase, in which the network's output is trained; tests/rules has the others.
+    "Sequential": {
+        "sequential": lambda blocks: rules.Sequential(blocks, [None] * (len(blocks) - 1)),
+    },
+    "SharedReadout": {
+        "shared_readout": rules.SharedReadout,
+        "last_readout": lambda blocks: rules.SharedReadout(
+            blocks, normalize=False, shared_gradient=False
+        ),
+    },
 }
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
-LOCAL_RULES = {name: ALL_RULES[name] for name in ("aug_local", "dgl", "greedy", "man")}
-# Rules that train every block.
-WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name != "last_block"}
+LOCAL_RULES = {
+    name: ALL_RULES[name] for name in ("aug_local", "dgl", "greedy", "man", "mono_forward")
+}
+# Rules that train every block in a step.
+PARTLY = ("last_block", "sequential")
+WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name not in PARTLY}
 
 
 def grads(module: nn.Module) -> dict[str, Tensor]:

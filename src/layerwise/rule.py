@@ -31,6 +31,7 @@ class Needs(enum.Flag):
     ERROR = enum.auto()  # the network's output error
     BACKWARD = enum.auto()  # a signal through the blocks after it
     WEIGHTS = enum.auto()  # the weights of the block after it, of the step before
+    READOUT = enum.auto()  # the weights of the network's classifier
 
 
 class Rule(nn.Module, ABC):
@@ -49,12 +50,7 @@ class Rule(nn.Module, ABC):
 
     def __init__(self, blocks: Blocks):
         super().__init__()
-        if not isinstance(blocks, Blocks):
-            raise InputError(
-                f"{type(self).__name__}(blocks): got {type(blocks).__name__}; a rule takes Blocks: "
-                "layerwise.cut(model, blocks=4, example=x), or Blocks([...]) by hand"
-            )
-        self.blocks = blocks
+        self.blocks = _blocks(type(self).__name__, blocks)
         self.objectives = nn.ModuleDict()
 
     @property
@@ -81,6 +77,15 @@ class Rule(nn.Module, ABC):
                 as a block is done, so that a whole network's gradients never exist at once;
                 backpropagation after all are.
         """
+
+    def phases(self, epochs: int) -> Sequence[int]:
+        """How many of `epochs` each phase of training takes; by default there is one. A trainer
+        runs the learning-rate schedule anew in each, and calls `begin` at its start."""
+        return (epochs,)
+
+    def begin(self, phase: int) -> None:
+        """Training stands in this phase, from 0; also called when it is continued there. By
+        default nothing follows from that."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output, as at inference."""
@@ -162,9 +167,13 @@ class Rule(nn.Module, ABC):
         self.check_views(views)
 
     def _attach(
-        self, i: int, objective: Objective, unpooled_shape: tuple[int, ...] | None = None
+        self,
+        i: int,
+        objective: Objective,
+        unpooled_shape: tuple[int, ...] | None = None,
+        among: nn.ModuleDict | None = None,
     ) -> None:
-        """Give block `i` its objective, built for its place."""
+        """Give block `i` its objective, built for its place; `among` others than `objectives`."""
         blocks = self.blocks
         if blocks.shapes is not None and blocks.input_shape is not None:
             shape, classes = blocks.shapes[i], blocks.shapes[-1]
@@ -178,7 +187,7 @@ class Rule(nn.Module, ABC):
         weight = self._weight(i)
         if weight is not None:
             objective.to(weight.device, weight.dtype)
-        self.objectives[str(i)] = objective
+        (self.objectives if among is None else among)[str(i)] = objective
 
     def _weight(self, i: int) -> nn.Parameter | None:
         """A parameter that lies where block `i` works: of its own, else of the nearest before it,
@@ -260,21 +269,14 @@ class ForwardRule(Rule):
         return batch.report(h, len(self.blocks))
 
 
-class LocalRule(ForwardRule):
-    """A rule under which a block needs nothing from the blocks after it.
-
-    Every block k minimises its own objective; sg[] stops the gradient between blocks:
-
-        h_k = f_k(sg[h_{k-1}]),    grad_k = d objective_k(h_k) / d (f_k, head_k)
-
-    A block's input does not require grad, so its gradient is never computed. A block that has no
-    objective is not trained.
+class ObjectiveRule(Rule):
+    """A rule under which blocks minimise objectives of their own.
 
     Args:
         blocks: the network; made with an example where an objective has a head.
         objectives: one, of which every block but the last gets its own copy; or one per block,
-            None for a block that is not to be trained; or one per block but the last. Where the
-            last is left out it predicts the labels from the network's own output.
+            None for a block that has none; or one per block but the last. Where the last is left
+            out it predicts the labels from the network's own output.
         criterion: the last block's loss where its objective is left out.
     """
 
@@ -285,7 +287,7 @@ class LocalRule(ForwardRule):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks)
-        found = self._one_per_block(objectives, criterion)
+        found = one_per_block(type(self).__name__, blocks, objectives, criterion)
         for i, objective in enumerate(found):
             if objective is not None:
                 objective.number(i, len(blocks))
@@ -315,24 +317,6 @@ class LocalRule(ForwardRule):
     def needs_views(self) -> int:
         objectives = map(self._objective, range(len(self.blocks)))
         return max((o.needs_views for o in objectives if o is not None), default=0)
-
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step: its detached input in, the detached input of block i+1 out.
-
-        Its gradients are in `.grad` and its graph is gone when this returns. `enter` gives the
-        first block's input.
-        """
-        objective = self._objective(i)
-        if objective is None:
-            with torch.no_grad():
-                return self._run(i, h, batch)
-        h = self._run(i, h, batch)
-        with self._kept(i, h):
-            loss = objective(h[: len(batch.y)] if len(h) > len(batch.y) else h, batch)
-        batch.unpooled, batch.augmented, batch.views = None, None, {}
-        differentiate(loss, batch.scale)
-        batch.finish(i, loss)
-        return h.detach()
 
     def enter(self, batch: Batch) -> Tensor:
         """The first block's input, detached: the batch in its V augmented views, and below it every
@@ -389,38 +373,90 @@ class LocalRule(ForwardRule):
         with dry_run(body):
             return tuple(body(like.new_zeros(1, *(before or ()))).shape[1:])
 
-    def _one_per_block(
-        self, objectives: Objective | Sequence[Objective | None], criterion: Criterion
-    ) -> list[Objective | None]:
-        blocks, call = self.blocks, type(self).__name__
-        given: list[Objective | None]
-        if isinstance(objectives, Objective):
-            given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
-        else:
-            given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
-        wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
-        if wrong:
-            raise InputError(
-                f"{call}(objectives): got {wrong[0]}; give an objective such as "
-                "objectives.Classify(heads.Linear()), or a list of them"
-            )
-        if len(given) == len(blocks) - 1:
-            given.append(Classify(criterion=criterion))
-        if len(given) != len(blocks):
-            raise InputError(
-                f"{call}(objectives): got {len(given)} for {len(blocks)} "
-                f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
-                "network's own classifier"
-            )
-        if given[-1] is None:
-            raise InputError(
-                f"{call}(objectives): got None for the last block, so nothing would learn to "
-                "predict; leave it out, and it predicts the labels from the network's output"
-            )
-        modules = [module for o in given if o is not None for module in o.modules()]
-        if len(set(modules)) < len(modules):  # a head, too, belongs to one block
-            given = [copy.deepcopy(o) for o in given]
-        return given
+
+class LocalRule(ObjectiveRule, ForwardRule):
+    """A rule under which a block needs nothing from the blocks after it.
+
+    Every block k minimises its own objective; sg[] stops the gradient between blocks:
+
+        h_k = f_k(sg[h_{k-1}]),    grad_k = d objective_k(h_k) / d (f_k, head_k)
+
+    A block's input does not require grad, so its gradient is never computed. A block that has no
+    objective is not trained.
+
+    Args:
+        blocks: the network; made with an example where an objective has a head.
+        objectives: one, of which every block but the last gets its own copy; or one per block,
+            None for a block that is not to be trained; or one per block but the last. Where the
+            last is left out it predicts the labels from the network's own output.
+        criterion: the last block's loss where its objective is left out.
+    """
+
+    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        """Block i's step: its detached input in, the detached input of block i+1 out.
+
+        Its gradients are in `.grad` and its graph is gone when this returns. `enter` gives the
+        first block's input.
+        """
+        objective = self._objective(i)
+        if objective is None:
+            with torch.no_grad():
+                return self._run(i, h, batch)
+        h = self._run(i, h, batch)
+        with self._kept(i, h):
+            loss = objective(h[: len(batch.y)] if len(h) > len(batch.y) else h, batch)
+        batch.unpooled, batch.augmented, batch.views = None, None, {}
+        differentiate(loss, batch.scale)
+        batch.finish(i, loss)
+        return h.detach()
+
+
+def one_per_block(
+    call: str,
+    blocks: Blocks,
+    objectives: Objective | Sequence[Objective | None],
+    criterion: Criterion,
+) -> list[Objective | None]:
+    """The objective of each block, from what a rule named `call` was given, as in
+    `ObjectiveRule`."""
+    _blocks(call, blocks)
+    given: list[Objective | None]
+    if isinstance(objectives, Objective):
+        given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+    else:
+        given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
+    wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
+    if wrong:
+        raise InputError(
+            f"{call}(objectives): got {wrong[0]}; give an objective such as "
+            "objectives.Classify(heads.Linear()), or a list of them"
+        )
+    if len(given) == len(blocks) - 1:
+        given.append(Classify(criterion=criterion))
+    if len(given) != len(blocks):
+        raise InputError(
+            f"{call}(objectives): got {len(given)} for {len(blocks)} "
+            f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
+            "network's own classifier"
+        )
+    if given[-1] is None:
+        raise InputError(
+            f"{call}(objectives): got None for the last block, so nothing would learn to "
+            "predict; leave it out, and it predicts the labels from the network's output"
+        )
+    modules = [module for o in given if o is not None for module in o.modules()]
+    if len(set(modules)) < len(modules):  # a head, too, belongs to one block
+        given = [copy.deepcopy(o) for o in given]
+    return given
+
+
+def _blocks(call: str, blocks: Blocks) -> Blocks:
+    if not isinstance(blocks, Blocks):
+        raise InputError(
+            f"{call}(blocks): got {type(blocks).__name__}; a rule takes Blocks: "
+            "layerwise.cut(model, blocks=4, example=x), or Blocks([...]) by hand"
+        )
+    return blocks
 
 
 def differentiate(
@@ -428,6 +464,8 @@ def differentiate(
     scale: Scale = identity,
     gradient: Tensor | None = None,
     inputs: Sequence[Tensor] | None = None,
+    retain: bool = False,
+    also: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> None:
     """`scale(loss).backward()` as PyTorch asks for it: outside autocast, and only where some
     parameter wants it.
@@ -437,18 +475,28 @@ def differentiate(
         scale: of the loss, or of its gradient.
         gradient: of what is minimised with respect to `loss`, its shape.
         inputs: the leaves whose `.grad` is wanted; by default all there are.
+        retain: keep the graph, to be differentiated again.
+        also: further tensors and their gradients, in the same pass; they are not scaled.
     """
     if not torch.is_grad_enabled():
         raise InputError(
             "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
             "torch.inference_mode()"
         )
-    if loss.requires_grad and (inputs is None or inputs):
+    wanted = None if inputs is None else [tensor for tensor in inputs if tensor.requires_grad]
+    if loss.requires_grad and wanted != []:
         with torch.autocast(loss.device.type, enabled=False):
             if gradient is None:
-                scale(loss).backward(inputs=inputs)
+                loss = scale(loss)
             else:
-                loss.backward(scale(gradient).to(loss.dtype), inputs=inputs)
+                gradient = scale(gradient).to(loss.dtype)
+            more = list(also)
+            torch.autograd.backward(
+                [loss, *(tensor for tensor, _ in more)],
+                [gradient, *(g for _, g in more)],  # type: ignore[arg-type]
+                retain_graph=retain,
+                inputs=wanted,
+            )
     if torch.is_autocast_enabled(loss.device.type):
         # Autocast keeps the weights it cast until its context ends, and would go on using them
         # after a step inside the context.

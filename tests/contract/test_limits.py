@@ -28,6 +28,11 @@ ONE_BLOCK = {
     "local_critic": rules.LocalCritic,
     "man": rules.MAN,
     "sgr": rules.SGR,
+    "mono_forward": rules.MonoForward,
+    "shared_readout": rules.SharedReadout,
+    "sequential": lambda blocks: rules.Sequential(blocks, []),
+    "overlap": lambda blocks: rules.Overlap(blocks, []),
+    "overlap_independent": lambda blocks: rules.Overlap(blocks, [], independent=0.25),
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
 }

@@ -128,6 +128,42 @@ def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) ->
     networks.assert_same(got, networks.grads(rule))
 
 
+def _in_phases() -> tuple[rules.Sequential, list]:
+    _, data = _rule("cnn")
+    torch.manual_seed(0)
+    case = networks.cnn()
+    return rules.Sequential(case.blocks, objectives.Classify(networks.SMALL_HEAD)), data
+
+
+def _train_in_phases(rule: rules.Sequential, data: list, backward: Callable) -> None:
+    for phase in range(len(rule.blocks)):
+        rule.begin(phase)
+        rule.train()
+        for x, y in data:
+            backward(x, y)
+
+
+def _stage_in_phases(rank: int, folder: str) -> None:
+    _join(rank, folder, 2)
+    rule, data = _in_phases()
+    stage = LayerParallel(rule, [0, 2])
+    _train_in_phases(rule, data, stage.backward)
+    stage.close()
+    torch.save(networks.grads(rule), os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_one_block_after_the_other(tmp_path: Path) -> None:
+    """A stage before the active block's sends outputs on; one after it takes them and rests."""
+    mp.spawn(_stage_in_phases, (str(tmp_path),), nprocs=2)
+    rule, data = _in_phases()
+    _train_in_phases(rule, data, rule.backward)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert not first.keys() & second.keys()
+    networks.assert_same(first | second, networks.grads(rule))
+
+
 @pytest.mark.parametrize(
     ("network", "starts"),
     [

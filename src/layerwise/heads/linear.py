@@ -26,10 +26,12 @@ class Linear(Head):
         features: instead, average feature maps down until at most so many numbers are left; height
             and width are halved in turn, height first. The local classifier of Nøkland & Eidnes
             2019 (arXiv:1901.06656), who take 2048 or 4096.
+        bias: of the classifier.
     """
 
     pool: int | None = 2
     features: int | None = None
+    bias: bool = True
 
     def __post_init__(self) -> None:
         positive("heads.Linear", pool=self.pool, features=self.features)
@@ -40,7 +42,7 @@ class Linear(Head):
             channels, height, width = fewer_positions(maps, self.features)
             if (height, width) != maps[1:]:
                 layers.append(nn.AdaptiveAvgPool2d((height, width)))
-            linear = nn.Linear(channels * height * width, out_shape[-1])
+            linear = nn.Linear(channels * height * width, out_shape[-1], bias=self.bias)
             return nn.Sequential(*layers, nn.Flatten(), linear)
         layers, features = feature_vector(in_shape, out_shape, self.pool, "heads.Linear")
-        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1], bias=self.bias))

@@ -10,7 +10,11 @@ from layerwise.rules.greedy import Greedy
 from layerwise.rules.last_block import LastBlock
 from layerwise.rules.local_critic import LocalCritic
 from layerwise.rules.man import MAN
+from layerwise.rules.mono_forward import MonoForward
+from layerwise.rules.overlap import Overlap
+from layerwise.rules.sequential import Sequential
 from layerwise.rules.sgr import SGR
+from layerwise.rules.shared_readout import SharedReadout
 
 __all__ = [
     "DGL",
@@ -24,4 +28,8 @@ __all__ = [
     "Greedy",
     "LastBlock",
     "LocalCritic",
+    "MonoForward",
+    "Overlap",
+    "Sequential",
+    "SharedReadout",
 ]

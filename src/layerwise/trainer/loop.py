@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
+import itertools
 import math
 import signal
 import time
@@ -116,7 +118,11 @@ class Trainer:
             fabric.strategy.precision, "scaler", None
         )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / settings.accumulate)
-        self.factor = schedule.factor(settings.epochs * self.steps_per_epoch, self.steps_per_epoch)
+        self.phases = rule.phases(settings.epochs)
+        self.schedules = [
+            schedule.factor(epochs * self.steps_per_epoch, self.steps_per_epoch)
+            for epochs in self.phases
+        ]
         self.lr = optimizer.lr  # type: ignore[attr-defined]
         self.ema = (
             AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
@@ -156,6 +162,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         settings, loader = self.settings, self.train_loader
         batches = len(loader)
+        self.rule.begin(self._phase(self.epoch)[0])
         self.rule.train()
         images = batches * settings.batch_size
         self.progress.start(
@@ -175,8 +182,8 @@ class Trainer:
             now = time.perf_counter()
             if now - shown > 0.5:
                 self._guard()
-                loss, accuracy = self.tally.losses()[-1], self.tally.accuracies()[-1]
-                self.progress.update(self.batch * settings.batch_size, loss, accuracy)
+                done = self.batch * settings.batch_size
+                self.progress.update(done, *_last_trained(self.tally))
                 shown = now
             due = settings.save_every and self.step % settings.save_every == 0
             stops = self.runtime.stops(self.stop_asked)
@@ -191,7 +198,7 @@ class Trainer:
         self._guard(saving=True)
         self._wait()
         self.seconds += time.perf_counter() - started
-        self.progress.update(images, self.tally.losses()[-1], self.tally.accuracies()[-1])
+        self.progress.update(images, *_last_trained(self.tally))
 
     def _batches(
         self, loader: Loader, epoch: int, start: int = 0
@@ -253,6 +260,17 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.rule)
 
+    def factor(self, step: int) -> float:
+        """Of the learning rate, at a step."""
+        phase, start = self._phase(step // self.steps_per_epoch)
+        return self.schedules[phase](step - start * self.steps_per_epoch)
+
+    def _phase(self, epoch: int) -> tuple[int, int]:
+        """Number and first epoch of the rule's phase that an epoch is in."""
+        ends = list(itertools.accumulate(self.phases))
+        phase = min(bisect.bisect_right(ends, epoch), len(ends) - 1)
+        return phase, ends[phase] - self.phases[phase]
+
     def _set_lr(self) -> None:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
@@ -282,7 +300,8 @@ class Trainer:
         self.run.add_metrics(row)
         line = _summary(row, self.settings.epochs)
         accuracy = row.get("validation_accuracy")
-        improved = accuracy is not None and (self.best is None or accuracy > self.best)
+        trained = row["train_loss"] is not None  # the network's output is
+        improved = accuracy is not None and trained and (self.best is None or accuracy > self.best)
         if improved:
             self.best = accuracy
             line += "  (best)"
@@ -451,10 +470,24 @@ class Trainer:
             torch.accelerator.synchronize(self.fabric.device)
 
 
+def _last_trained(tally: Tally) -> tuple[float | None, float | None]:
+    """Loss and accuracy of the last block that had a loss."""
+    found = zip(reversed(tally.losses()), reversed(tally.accuracies()), strict=True)
+    return next((pair for pair in found if pair[0] is not None), (None, None))
+
+
 def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}"]
+    losses = itertools.takewhile(
+        lambda k: k in row, (f"train_loss_block{i}" for i in itertools.count())
+    )
+    trained = [i for i, key in enumerate(losses) if row[key] is not None]
+    block = ""
+    if row.get("train_loss") is None and trained:  # the network's output is not trained yet
+        block = f"_block{trained[-1]}"
+        parts.append(f"block {trained[-1]}")
     for name in ("train", "validation", "test"):
-        loss, accuracy = row.get(f"{name}_loss"), row.get(f"{name}_accuracy")
+        loss, accuracy = row.get(f"{name}_loss{block}"), row.get(f"{name}_accuracy{block}")
         if loss is not None:
             parts.append(f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%")
     parts.append(f"{row['images_per_s']} images/s")

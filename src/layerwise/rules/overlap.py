@@ -1,0 +1,180 @@
+"""Local units that overlap: a loss reaches a window of blocks."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError
+from layerwise.objectives import Objective
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, ObjectiveRule, OnBlock, Scale, differentiate, one_per_block
+
+
+class Overlap(ObjectiveRule):
+    """Greedy learning in units of `overlap + 1` blocks, which share `overlap` with the next.
+
+    With m the overlap, unit k ends at block k and its loss reaches the m blocks before it:
+
+        L_k    = objective_k(h_k),   k = m ... K-1,   h_k = f_k(h_{k-1})
+        grad_j = sum over k = j ... j+m of d L_k / d f_j
+
+    A block that units share gets the sum of their gradients, those of the sum of all losses; each
+    unit has a head of its own. Xiong, Ren & Urtasun 2020 (LoCo, arXiv:2008.01342), with any loss in
+    the place of the contrastive one: a unit there is two stages of a ResNet, so the blocks before
+    the first unit's end have no loss of their own. Laskin et al. 2020 (arXiv:2012.03837) call it
+    overlapping local updates. With m = 0 it is `Greedy`, with m >= K-1 backpropagation.
+
+    With `independent` = w every block but the last has a second objective, with a head of its own,
+    that reaches nothing but the block. It weighs w, the unit's 1 - w; so does the last block's loss
+    as far as it reaches back. With m = 1 and w = 0.001 this is the hierarchical part of HPFF (Su et
+    al. 2024, arXiv:2407.05638) and of MLAAN: a gradient window of two blocks, not isolated ones.
+    With w = 1 it is `Greedy`.
+
+    Deviations from HPFF's code: one forward pass for both losses, where theirs runs each block
+    twice (and moves BatchNorm's statistics twice); the first block has an independent loss, too;
+    features are not averaged over patches.
+
+    The graphs of m + 1 blocks and of their heads are alive at a time. Each block runs forward once,
+    and backward once for its weights and up to m times for its input.
+
+    Args:
+        blocks: the network, made with an example where an objective has a head.
+        objectives: one, of which every block but the last gets its own copy; or one per block; or
+            one per block but the last. Where the last is left out it predicts the labels from the
+            network's own output. Those of the first m blocks are used by `independent` alone.
+        overlap: m, how many blocks a loss reaches before its own; 0 or more.
+        independent: w, in [0, 1].
+        criterion: the last block's loss where its objective is left out.
+
+    Raises:
+        InputError: a negative overlap; a weight outside [0, 1].
+    """
+
+    needs = Needs.FORWARD | Needs.BACKWARD
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        objectives: Objective | Sequence[Objective | None],
+        overlap: int = 1,
+        independent: float = 0.0,
+        criterion: Criterion = cross_entropy,
+    ):
+        if overlap < 0:
+            raise InputError(f"Overlap(overlap={overlap}): give 0 or more blocks; with 0: Greedy")
+        if not 0 <= independent <= 1:
+            raise InputError(f"Overlap(independent={independent}): give a weight in [0, 1]")
+        if independent == 1:  # units would weigh nothing: windows of one block are left
+            overlap, independent = 0, 0.0
+        first = min(overlap, len(blocks) - 1)  # the block that ends the first unit
+        found = one_per_block("Overlap", blocks, objectives, criterion)
+        second = copy.deepcopy(found[first:-1]) if independent else []
+        super().__init__(blocks, found if independent else [None] * first + found[first:])
+        self.overlap, self.independent = first, independent
+        self.independents = nn.ModuleDict()
+        for k, objective in enumerate(second, start=first):
+            if objective is not None:
+                objective.number(k, len(blocks))
+                self._attach(k, objective, self._unpooled_shape(k), self.independents)
+
+    def auxiliary(self, i: int) -> list[nn.Module]:
+        second = [self.independents[str(i)]] if str(i) in self.independents else []
+        return [*super().auxiliary(i), *second]
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = Batch(x, y, scale)
+        window: deque[_Open] = deque()  # the blocks that a loss still to come reaches
+        h = self.enter(batch)
+        for k, block in enumerate(self.blocks):
+            leaf = h.detach().requires_grad_(bool(window))
+            # The block before still needs its output, which is this one's input.
+            copies = bool(window) and starts_in_place(block)
+            h = self._run(k, leaf.clone() if copies else leaf, batch)
+            window.append(_Open(k, leaf, h, list(block.parameters())))
+            self._spread(self._learn(window[-1], batch), window)
+            if len(window) > self.overlap:
+                self._close(window.popleft(), scale, on_block)
+        while window:
+            self._close(window.popleft(), scale, on_block)
+        return batch.report(h, len(self.blocks))
+
+    def _learn(self, block: _Open, batch: Batch) -> Tensor | None:
+        """Block k's own losses; what they give of its input's gradient, for the blocks before."""
+        k, h, w = block.number, block.output, self.independent
+        last = k == len(self.blocks) - 1
+        first = h[: len(batch.y)] if len(h) > len(batch.y) else h  # views lie below
+        unit, second = self._objective(k), None
+        if k < self.overlap:
+            unit, second = None, unit
+        elif str(k) in self.independents:
+            second = self._second(k)
+        for objective, weight in ((unit, 1.0 if last else 1 - w), (second, w)):
+            if objective is None:
+                continue
+            with self._kept(k, h):
+                loss = weight * objective(first, batch)
+            if objective is unit and block.input.requires_grad:
+                differentiate(loss, batch.scale, inputs=[block.input], retain=True)
+            block.loss = loss if block.loss is None else block.loss + loss
+            block.weights += objective.parameters()
+        batch.unpooled, batch.augmented, batch.views = None, None, {}
+        if block.loss is not None:
+            batch.finish(k, block.loss)
+        reach, block.input.grad = block.input.grad, None
+        return (1 - w) * reach if reach is not None and last and w else reach
+
+    def _spread(self, reach: Tensor | None, window: deque[_Open]) -> None:
+        """Give the blocks before the last in the window what its loss gives of their outputs."""
+        for block in list(window)[-2::-1]:
+            if reach is None:
+                return
+            block.gradient = reach if block.gradient is None else block.gradient + reach
+            if block is not window[0]:
+                differentiate(block.output, gradient=reach, inputs=[block.input], retain=True)
+                reach, block.input.grad = block.input.grad, None
+
+    def _close(self, block: _Open, scale: Scale, on_block: OnBlock | None) -> None:
+        """No later loss reaches this block: its weights' gradient, and its graph goes."""
+        others = [] if block.gradient is None else [(block.output, block.gradient)]
+        if block.loss is not None:
+            differentiate(block.loss, scale, inputs=block.weights, also=others)
+        elif block.gradient is not None:
+            differentiate(block.output, gradient=block.gradient, inputs=block.weights)
+        if on_block is not None:
+            on_block(block.number)
+
+    def _second(self, k: int) -> Objective:
+        objective = self.independents[str(k)]
+        assert isinstance(objective, Objective)
+        return objective
+
+
+@dataclass(eq=False)
+class _Open:
+    """A block whose graph is alive.
+
+    Attributes:
+        number: of the block.
+        input: a leaf.
+        output: what the block made of it.
+        weights: those of the block and of its heads.
+        loss: the block's own, ().
+        gradient: of the output, the sum of what later losses gave so far.
+    """
+
+    number: int
+    input: Tensor
+    output: Tensor
+    weights: list[nn.Parameter]
+    loss: Tensor | None = None
+    gradient: Tensor | None = None

@@ -1,0 +1,136 @@
+"""Every block predicts through the network's own classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.heads.head import feature_vector
+from layerwise.objectives import Classify, Objective, Site
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class SharedReadout(Rule):
+    """Greedy learning in which all blocks share one readout: the network's last linear layer.
+
+    With (W, b) the readout, n a normalisation of the features and sg[] a stopped gradient:
+
+        z_k = W n(h_k) + b,   h_k = f_k(sg[h_{k-1}]),   k < K;     z_K the network's own output
+        grad_k = d CE(z_k, y) / d f_k,   grad_(W, b) = sum over k of d CE(z_k, y) / d (W, b)
+
+    After SOLO (arXiv:2609.35440), which trains language models so: the readout is the unembedding,
+    and blocks need no heads. n is a layer normalisation without parameters, over features. A block
+    whose features are not as many as the readout's has a linear map of its own in front; where a
+    whole sample has one label, features are averaged over tokens or positions. With one block it is
+    backpropagation.
+
+    No signal passes from block to block, but every block needs the readout's weights as they are
+    and adds to their gradient, so blocks do not train in several processes.
+
+    Args:
+        blocks: the network, made with an example; its last `nn.Linear` gives the class scores.
+        normalize: whether features are normalised before the readout.
+        shared_gradient: whether the readout learns from every block's loss; else from the last's
+            alone, and those before it use it as it is.
+        criterion: of class scores and labels, a scalar; every block's.
+
+    Raises:
+        InputError: shapes are not known; the last block has no linear layer that gives the scores.
+    """
+
+    needs = Needs.FORWARD | Needs.READOUT
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        normalize: bool = True,
+        shared_gradient: bool = True,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        self.shared_gradient, self.criterion = shared_gradient, criterion
+        last = len(blocks) - 1
+        # Not registered: it is the last block's.
+        self._readout = (_classifier(blocks),)
+        for k in range(last):
+            self._attach(k, _Read(self._readout[0], normalize, criterion))
+        self.objectives[str(last)] = Classify(criterion=criterion)
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = self._batch(x, y, scale)
+        last = len(self.blocks) - 1
+        weights = [p for p in self._readout[0].parameters() if p.requires_grad]
+        # What blocks before the last give of the readout's gradient is added up here, so that it
+        # reaches `.grad` in one piece.
+        theirs: dict[Tensor, Tensor] = {
+            p: p.detach().requires_grad_(self.shared_gradient) for p in weights
+        }
+        h = x
+        for k, block in enumerate(self.blocks):
+            h = block(h.detach())
+            objective = self._objective(k)
+            with self._kept(k, h):
+                if isinstance(objective, _Read):
+                    z = objective.scores(h, theirs)
+                    batch.predicted(z)
+                    loss = self.criterion(z, batch.y)
+                else:
+                    assert objective is not None
+                    loss = objective(h, batch)
+            sums = [(p, own.grad) for p, own in theirs.items() if own.grad is not None]
+            differentiate(loss, scale, also=sums if k == last else ())
+            batch.finish(k, loss)
+            if on_block is not None:
+                on_block(k)
+        return batch.report(h, len(self.blocks))
+
+
+class _Read(Objective):
+    """Predict the labels through another block's linear layer."""
+
+    def __init__(self, readout: nn.Linear, normalize: bool, criterion: Criterion):
+        super().__init__()
+        self.readout = (readout,)  # not registered
+        self.normalize, self.criterion = normalize, criterion
+
+    def build(self, site: Site) -> None:
+        wanted = self.readout[0].in_features
+        layers, features = feature_vector(site.shape, site.output_shape, 1, "SharedReadout")
+        if features != wanted:
+            layers.append(nn.Linear(features, wanted))
+        self.features = nn.Sequential(*layers)
+
+    def scores(self, h: Tensor, weights: Mapping[Tensor, Tensor]) -> Tensor:
+        """Class scores by the readout, whose weights may be replaced."""
+        v = self.features(h)
+        if self.normalize:
+            v = F.layer_norm(v, v.shape[-1:])
+        weight, bias = self.readout[0].weight, self.readout[0].bias
+        if bias is not None:
+            bias = weights.get(bias, bias.detach())
+        return F.linear(v, weights.get(weight, weight.detach()), bias)
+
+    def predict(self, h: Tensor) -> Tensor:
+        return self.scores(h, {})
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        return self.criterion(self.predict(h), batch.y)
+
+
+def _classifier(blocks: Blocks) -> nn.Linear:
+    linear = [m for m in blocks[len(blocks) - 1].modules() if isinstance(m, nn.Linear)]
+    classes = blocks.shapes[-1][-1] if blocks.shapes else None
+    if not linear or classes not in (None, linear[-1].out_features):
+        raise InputError(
+            "SharedReadout(blocks): the last block has no nn.Linear that gives the class scores; "
+            "cut so that the network's classifier is in it, or take rules.DGL"
+        )
+    return linear[-1]
