@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import (
@@ -22,10 +24,44 @@ from layerwise.rule import Rule
 CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
 
 
+# Sums of the exits' class scores: how much more each weighs than the one before. `sum` is that of
+# Gong et al. 2025 (arXiv:2501.09238), `doubling` of Belilovsky et al. 2019 (arXiv:1812.11446).
+ENSEMBLES = {"sum": 1.0, "doubling": 2.0}
+
+
+def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
+    """The weighted mean of the class scores that there are: the k-th weighs growth^k.
+
+    Args:
+        scores: of every exit, (B, C) or (B, T, C), or None.
+        growth: of the weight from exit to exit.
+    """
+    there = [z for z in scores if z is not None]
+    weights = [growth**k for k in range(len(there))]
+    total = torch.zeros_like(there[0])
+    for weight, z in zip(weights, there, strict=True):
+        total = total + weight / sum(weights) * z
+    return total
+
+
+@torch.no_grad()
+def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
+    """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU; of
+    tokens the mean."""
+    rule = rule.to(fabric.device).eval()
+    found = []
+    with fabric.autocast():
+        for x, y in loader.epoch(0):
+            scores = rule(x).float()
+            losses = F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none")
+            found.append(losses.view(len(y), -1).mean(1))
+    return torch.cat(found).cpu()
+
+
 @torch.no_grad()
 def evaluate(
     rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
-) -> tuple[list[dict[str, Any] | None], list[list[int]] | None]:
+) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
     """Loss, accuracy and calibration of each block's predictions; which classes the last confuses.
 
     Args:
@@ -37,13 +73,13 @@ def evaluate(
     Returns:
         For each block None where it does not predict, else `loss` (mean nats), `accuracy` and
         `top5` (shares; top5 is None with five classes or fewer) and `calibration_error` (expected
-        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599). And how often each
-        class (a row) was taken for each (a column) by the last block, C x C; None beyond 1000
-        classes.
+        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599). The same of each of
+        `ENSEMBLES`, where more than one block predicts. And how often each class (a row) was taken
+        for each (a column) by the last block, C x C; None beyond 1000 classes.
     """
     rule = rule.to(fabric.device).eval()
-    metrics: dict[int, MetricCollection] = {}
-    losses: dict[int, MeanMetric] = {}
+    metrics: dict[int | str, MetricCollection] = {}
+    losses: dict[int | str, MeanMetric] = {}
     confusion = (
         MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
         if num_classes <= CONFUSION_CLASSES
@@ -51,9 +87,12 @@ def evaluate(
     )
     with fabric.autocast():
         for x, y in loader.epoch(0):
-            for i, logits in enumerate(rule.exits(x)):
-                if logits is None:
-                    continue
+            exits = rule.exits(x)
+            predicting = {i: z for i, z in enumerate(exits) if z is not None}
+            several: dict[int | str, Tensor] = {**predicting}
+            if len(predicting) > 1:
+                several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
+            for i, logits in several.items():
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
                     losses[i] = MeanMetric().to(fabric.device)
@@ -62,14 +101,19 @@ def evaluate(
                 metrics[i].update(predicted, y.flatten())
                 if confusion is not None and i == len(rule.blocks) - 1:
                     confusion.update(predicted, y.flatten())
-    results: list[dict[str, Any] | None] = []
-    for i in range(len(rule.blocks)):
-        if i not in metrics:
-            results.append(None)
-            continue
-        found = {key: value.item() for key, value in metrics[i].compute().items()}
-        results.append({"loss": losses[i].compute().item(), "top5": None, **found})
-    return results, None if confusion is None else confusion.compute().tolist()
+    results = {
+        i: {
+            "loss": losses[i].compute().item(),
+            "top5": None,
+            **{key: value.item() for key, value in found.compute().items()},
+        }
+        for i, found in metrics.items()
+    }
+    return (
+        [results.get(i) for i in range(len(rule.blocks))],
+        {name: results[name] for name in ENSEMBLES if name in results},
+        None if confusion is None else confusion.compute().tolist(),
+    )
 
 
 def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) -> int:

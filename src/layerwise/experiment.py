@@ -13,7 +13,7 @@ from torch import nn
 
 from layerwise import data
 from layerwise.blocks import Blocks, cut
-from layerwise.data import Augment, Loader, Splits
+from layerwise.data import Augment, Curriculum, Loader, Splits, read_scores
 from layerwise.data.loader import pixel_scale
 from layerwise.errors import InputError
 from layerwise.objectives import cross_entropy
@@ -50,6 +50,7 @@ class Experiment:
         as in `Loader`."""
         settings = self.settings
         augment = Augment(**tuples(self.config["augment"]))
+        curriculum = _curriculum(self.config) if not evaluation else None
 
         def loader(split: Any, train: bool) -> Loader | None:
             if split is None:
@@ -64,6 +65,7 @@ class Experiment:
                 channels_last=settings.channels_last,
                 part=part,
                 views=settings.views,
+                curriculum=curriculum if train else None,
             )
 
         return {
@@ -107,6 +109,12 @@ def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization:
     scale = pixel_scale(Augment(**tuples(config["augment"])), splits.train)
     mean, std = (tuple(value / 255 for value in values) for values in scale)
     return Normalization(mean, std)
+
+
+def _curriculum(config: Mapping[str, Any]) -> Curriculum | None:
+    options = dict(config.get("curriculum") or {})
+    path = options.pop("scores", None)
+    return None if path is None else Curriculum(read_scores(path), **options)
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Splits:

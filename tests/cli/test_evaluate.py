@@ -9,10 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from layerwise import data, evaluation, models, rules
+from layerwise import data, evaluation, models, objectives, rules
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.run import Run
@@ -127,9 +128,53 @@ def test_confusion(most, monkeypatch):
     x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
     loader = SimpleNamespace(epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
     rule = rules.Backprop(Blocks([nn.Identity(), Fixed()], example=x))
-    exits, confusion = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
+    exits, ensembles, confusion = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
     assert exits[1]["accuracy"] == 3 / 6
+    assert ensembles == {}  # of one exit
     assert confusion == ([[2, 1, 0], [0, 1, 1], [1, 0, 0]] if most == 1000 else None)
+
+
+class Two(nn.Module):
+    """The same scores, and twice their opposite but for the first class."""
+
+    def forward(self, x):
+        return -2 * x * torch.tensor([0.0, 1.0, 1.0])
+
+
+def test_sums_of_exits():
+    """Exit 1 gives x, exit 2 gives (0, -2 x_1, -2 x_2). For x = (1, 4, 0) with label 0:
+
+    sum: (1, -4, 0) / 2, predicted 0; doubling: (1, -12, 0) / 3; the first exit alone predicts 1.
+    """
+    scores = [torch.tensor([[1.0, 4.0, 0.0]]), None, torch.tensor([[0.0, -8.0, 0.0]])]
+    assert evaluation.ensemble(scores).tolist() == [[0.5, -2.0, 0.0]]
+    torch.testing.assert_close(evaluation.ensemble(scores, 2.0), torch.tensor([[1 / 3, -4.0, 0.0]]))
+    x, y = torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([0])
+    loader = SimpleNamespace(epoch=lambda e: [(x, y)])
+    rule = rules.Greedy(Blocks([nn.Identity(), Two()], example=x), objectives.Classify())
+    exits, ensembles, _ = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
+    assert [exit["accuracy"] for exit in exits] == [0.0, 1.0]
+    assert ensembles["sum"]["accuracy"] == 1.0
+    wanted = F.cross_entropy(torch.tensor([[0.5, -2.0, 0.0]]), y).item()
+    assert ensembles["sum"]["loss"] == pytest.approx(wanted)
+    assert ensembles["doubling"]["accuracy"] == 1.0
+
+
+def test_losses_of_samples(trained, cli):
+    run = trained("run", "--epochs 1")
+    result = cli(f"evaluate {run} --split train --losses true")
+    assert result.code == 0, result.err
+    found = load_file(run / "losses-train-last.safetensors")["losses"]
+    logits, y = outputs(Run(run).load("last"), data.load("digits").train)
+    torch.testing.assert_close(found, F.cross_entropy(logits, y, reduction="none"))
+    told = json.loads((run / "evaluation-train-last.json").read_text())
+    assert told["exits"][1]["loss"] == pytest.approx(found.mean().item(), rel=1e-4)
+    assert 0 <= told["ensembles"]["sum"]["accuracy"] <= 1
+    again = trained("easy", f"--epochs 1 --curriculum.scores {run}/losses-train-last.safetensors")
+    assert Run(again).config["curriculum"]["start"] == 0.04
+    other = cli(f"train --curriculum.scores {run}/config.yaml --epochs 1")
+    assert (other.code, other.err.count("\n")) == (2, 1)
+    assert "cannot be read" in other.err
 
 
 def test_what_is_not_there(trained, cli):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import safetensors.torch
 from rich.table import Table
 
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.console import output
 from layerwise.cost import Costs
 from layerwise.errors import InputError
-from layerwise.evaluation import evaluate
+from layerwise.evaluation import evaluate, sample_losses
 from layerwise.experiment import build
 from layerwise.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
@@ -28,6 +29,12 @@ def main(arguments: list[str]) -> None:
         help="last, or best (the best epoch on the validation split)",
     )
     parser.add_argument("--split", type=str, default="test", help="test, validation or train")
+    parser.add_argument(
+        "--losses",
+        type=bool,
+        default=False,
+        help="also write the loss on every sample, by which a curriculum may order them",
+    )
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
     run = Run.open(found["run"])
@@ -48,7 +55,8 @@ def main(arguments: list[str]) -> None:
             f"--split {found['split']}: {experiment.splits.name} has no such split here; give "
             "test, train, or validation where the run has one"
         )
-    exits, confusion = evaluate(experiment.rule, loader, experiment.splits.num_classes, fabric)
+    classes = experiment.splits.num_classes
+    exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric)
     if (run.path / "cost.json").exists():
         costs = Costs.from_json((run.path / "cost.json").read_text())
         for i, exit in enumerate(exits):
@@ -61,6 +69,7 @@ def main(arguments: list[str]) -> None:
         "data": experiment.splits.name,
         "images": loader.size,
         "exits": exits,
+        "ensembles": ensembles,
     }
     name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
     run.write(name, _json(result, confusion).encode())
@@ -68,6 +77,11 @@ def main(arguments: list[str]) -> None:
     if sum(exit is not None and "flops" in exit for exit in exits) > 1:
         output.print(_costs(result, experiment.rule.blocks.names))
     output.print(f"{run.path / name}", soft_wrap=True)
+    if found["losses"]:
+        losses = {"losses": sample_losses(experiment.rule, loader, fabric)}
+        name = f"losses-{found['split']}-{found['checkpoint']}.safetensors"
+        run.write(name, safetensors.torch.save(losses))
+        output.print(f"{run.path / name}", soft_wrap=True)
 
 
 def _json(result: dict[str, Any], confusion: list[list[int]] | None) -> str:
@@ -85,10 +99,11 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
     table = Table(title=title)
     for column in ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"):
         table.add_column(column, justify="left" if column == "block" else "right")
-    for i, exit in enumerate(result["exits"]):
+    rows = [(f"{i} {names[i]}", exit) for i, exit in enumerate(result["exits"])]
+    for name, exit in [*rows, *result["ensembles"].items()]:
         if exit is not None:
             table.add_row(
-                f"{i} {names[i]}",
+                name,
                 f"{exit['loss']:.4f}",
                 f"{100 * exit['accuracy']:.2f}",
                 "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
-from layerwise.data import Augment
+from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
 from layerwise.optim import SGD, OneCycle
 from layerwise.trainer import Settings
@@ -56,6 +56,14 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     )
     tokens = data_options(parser, tokens)
     parser.add_class_arguments(Augment, "augment")
+    parser.add_class_arguments(Curriculum, "curriculum", skip={"scores"})
+    parser.add_argument(
+        "--curriculum.scores",
+        type=str | None,
+        default=None,
+        help="of every training image, as `layerwise evaluate RUN --split train --losses true` "
+        "writes them; null: no curriculum",
+    )
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", "DGL")

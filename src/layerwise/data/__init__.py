@@ -1,6 +1,7 @@
 """Image sets, and batches of them: `load` a set by name, `Loader` makes batches of a part."""
 
 from layerwise.data.augment import Augment
+from layerwise.data.curriculum import Curriculum, read_scores
 from layerwise.data.images import Images
 from layerwise.data.load import NAMES, load
 from layerwise.data.loader import Loader
@@ -8,4 +9,15 @@ from layerwise.data.splits import Splits
 from layerwise.data.stream import Stream
 from layerwise.data.throughput import throughput
 
-__all__ = ["NAMES", "Augment", "Images", "Loader", "Splits", "Stream", "load", "throughput"]
+__all__ = [
+    "NAMES",
+    "Augment",
+    "Curriculum",
+    "Images",
+    "Loader",
+    "Splits",
+    "Stream",
+    "load",
+    "read_scores",
+    "throughput",
+]

@@ -21,6 +21,7 @@ from layerwise.data.augment import (
     resized_crop,
     send,
 )
+from layerwise.data.curriculum import Curriculum
 from layerwise.data.images import Images
 from layerwise.data.stream import Stream
 from layerwise.errors import InputError
@@ -52,10 +53,12 @@ class Loader:
         part: (k, n), give of every batch the k-th of n parts alone, with the draws that its images
             have in the whole; a part of a small last batch may be empty, and is left out.
         views: V, how often each image is drawn in training; else it is once.
+        curriculum: which of the images batches are drawn from, in training.
 
     Raises:
         InputError: no images, a batch larger than the set with `drop_last`, an augmentation that
-            the images are too small for; in training, batches that do not divide into n parts.
+            the images are too small for, a curriculum for another number of images; in training,
+            batches that do not divide into n parts.
     """
 
     def __init__(
@@ -71,10 +74,12 @@ class Loader:
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
         views: int = 1,
+        curriculum: Curriculum | None = None,
     ) -> None:
         if views < 1:
             raise InputError(f"Loader(views={views}): give 1 or more")
         self.part, self.views = part, views if train else 1
+        self.curriculum = curriculum
         self.augment = Augment() if augment is None else augment
         self.batch_size = batch_size
         self.train = train
@@ -97,6 +102,11 @@ class Loader:
             raise InputError(
                 f"Loader(batch_size={batch_size}, drop_last=True): the set holds {len(images)} "
                 f"images, so no batch is full; give a batch of at most {len(images)}"
+            )
+        if curriculum is not None and len(curriculum) != len(images):
+            raise InputError(
+                f"Loader(curriculum): it has {len(curriculum)} scores and the set "
+                f"{len(images)} images; give those of the same split of the same data"
             )
         self.size = len(images)
         self._passes = 0
@@ -139,14 +149,20 @@ class Loader:
 
     def labels(self, e: int, start: int = 0) -> Iterator[Tensor]:
         """The labels of `epoch(e, start)` alone: no image is read."""
-        order = self._order(e).to(self._images.labels.device)
-        for _, index in self._indices(order, start):
+        order = self._order(e)
+        for _, index in self._indices(order, e, start):
+            index = send(index, self._images.labels.device)
             yield send(self._images.labels.index_select(0, index), self.device)
 
-    def _indices(self, order: Tensor, start: int) -> Iterator[tuple[int, Tensor]]:
+    def _indices(self, order: Tensor, e: int, start: int) -> Iterator[tuple[int, Tensor]]:
         """Number of each batch from `start` on, and which images are in our part of it."""
         for b in range(start, len(self)):
-            index = self._mine(order[b * self.batch_size : (b + 1) * self.batch_size])
+            first = b * self.batch_size
+            index = order[first : first + self.batch_size]
+            if self.train and self.curriculum is not None:
+                number = e * len(self) + b
+                index = self.curriculum.batch(order, number, first, len(index))
+            index = self._mine(index)
             if len(index):
                 yield b, index
 
@@ -166,8 +182,10 @@ class Loader:
     def _in_memory(
         self, images: Images, order: Tensor, e: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        order = send(order, images.images.device)
-        for b, index in self._indices(order, start):
+        if self.curriculum is None:
+            order = send(order, images.images.device)
+        for b, index in self._indices(order, e, start):
+            index = send(index, images.images.device)
             views = [
                 self._apply(images.images, index, draw, self._padded) for draw in self._draws(e, b)
             ]
@@ -178,7 +196,7 @@ class Loader:
         self, stream: Stream, order: Tensor, e: int, start: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         numbers, index = [], []
-        for b, chosen in self._indices(order, start):
+        for b, chosen in self._indices(order, e, start):
             numbers.append(b)
             index.append(chosen)
         crops = (self._crops(e, b) for b in numbers)
