@@ -7,13 +7,14 @@ from pathlib import Path
 
 from layerwise.data.digits import digits
 from layerwise.data.folder import folder
+from layerwise.data.hierarchical import hierarchical
 from layerwise.data.hub import hub
 from layerwise.data.images import Images
 from layerwise.data.splits import Parts, Source, Splits, complete
 from layerwise.data.torchvision_sets import SETS, imagenet
 from layerwise.errors import InputError, choices
 
-NAMES = ("digits", *SETS, "imagenet", "folder:PATH", "hf:NAME_OR_DIRECTORY")
+NAMES = ("digits", "hierarchical", *SETS, "imagenet", "folder:PATH", "hf:NAME_OR_DIRECTORY")
 
 
 def load(
@@ -33,9 +34,9 @@ def load(
     (ImageNet) is tested on it.
 
     Args:
-        name: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet, `folder:PATH`
-            or a path (class folders, with or without train/val/test above them), `hf:NAME` or
-            `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`).
+        name: digits, hierarchical, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
+            `folder:PATH` or a path (class folders, with or without train/val/test above them),
+            `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`).
         root: where downloads and decoded images are kept.
         size: scale every image to `size` x `size` pixels: the shorter side, then the central
             square. None leaves them as they are (imagenet: 224).
@@ -67,6 +68,7 @@ def load(
 def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
     fixed: dict[str, Callable[[], Parts]] = {
         "digits": digits,
+        "hierarchical": hierarchical,
         "imagenet": lambda: imagenet(root, size or 224),
         **{known: lambda get=get: get(root, download) for known, get in SETS.items()},
     }
