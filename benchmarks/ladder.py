@@ -58,7 +58,7 @@ SIZES = {
     "s": Size(
         f"{TRAINING}--data digits --model basic_cnn --model.channels 16 --model.hidden 64 "
         "--at [conv2,conv3,classifier] --epochs 10 --batch_size 64",
-        (1e-3, 3e-3, 1e-2),
+        (1e-3, 3e-3, 1e-2, 3e-2),
         256,
     ),
     "m": Size(
