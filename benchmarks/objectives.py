@@ -5,17 +5,11 @@ python benchmarks/objectives.py    writes results/step-vgg8b-objectives.json
 
 from __future__ import annotations
 
-import copy
-from pathlib import Path
+import functools
 
-import torch
-from torch import nn
+from in_turns import measure_vgg8b
 
-from layerwise import heads, models, rules
-from layerwise.bench import Contender, StepTable, measure
-from layerwise.blocks import Blocks
-from layerwise.console import console
-from layerwise.environment import describe
+from layerwise import heads, rules
 from layerwise.objectives import (
     Classify,
     KernelSeparation,
@@ -24,8 +18,6 @@ from layerwise.objectives import (
     Reconstruct,
     SimilarityMatching,
 )
-
-BATCH, ROUNDS = 32, 3
 
 
 def predsim(**options: object) -> Objective:
@@ -46,36 +38,12 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)
-
-
 def main() -> None:
-    torch.set_num_threads(1)  # as in step.py
-    torch.manual_seed(0)
-    x, y = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
-    network = models.vgg8b()
-
-    def blocks() -> Blocks:
-        return Blocks(copy.deepcopy(network), example=x)
-
-    contenders = [Contender("backprop", rules.Backprop(blocks()))]
-    for name, objective in OBJECTIVES.items():
-        contenders.append(Contender(name, rules.Greedy(blocks(), objective), "block"))
-    table = StepTable(
-        title="VGG8b, 8 blocks",
-        batch=tuple(x.shape),
-        setting={
-            "dtype": "float32",
-            "memory_format": "contiguous",
-            "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
-            "heads": "",
-        },
-        provenance=describe() | {"command": "python benchmarks/objectives.py"},
-        contenders=measure(contenders, x, y, sgd, rounds=ROUNDS),
-    )
-    console.print(table)
-    table.save(Path(__file__).parent / "results" / "step-vgg8b-objectives.json")
+    makers = {
+        name: functools.partial(rules.Greedy, objectives=objective)
+        for name, objective in OBJECTIVES.items()
+    }
+    measure_vgg8b("VGG8b, 8 blocks", "vgg8b-objectives", makers, batch=32, rounds=3)
 
 
 if __name__ == "__main__":

@@ -352,6 +352,10 @@ REFUSED = {
         lambda: InfoNCE().place(Site(0, 2, (7,), (7,), (3, 8, 8), (3,))),
         r"InfoNCE: a block gives \(7,\) .* not feature maps",
     ),
+    "tokens": (
+        lambda: SupervisedContrastive().place(Site(0, 2, (4, 7), (4, 7), (4,), (4, 3))),
+        r"SupervisedContrastive: the network gives class scores for every token, \(4, 3\)",
+    ),
     "few rows": (
         lambda: InfoNCE(steps=4).place(Site(1, 3, (5, 8, 8), (5, 8, 8), (3, 8, 8), (3,))),
         r"InfoNCE\(grid=4, steps=4\): block 1 gives 8 rows, a grid of 4, .* at most 3 steps",

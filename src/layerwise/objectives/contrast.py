@@ -1,11 +1,56 @@
-"""Which of many points belong together: the loss that contrastive objectives share."""
+"""Which of many points belong together: what contrastive objectives share."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from abc import abstractmethod
 
+import torch
+from torch import Tensor, nn
+
+from layerwise.batch import Batch
 from layerwise.errors import InputError
+from layerwise.heads.head import refuse_class
+from layerwise.heads.projector import Projector
+from layerwise.objectives.objective import Objective, Site
+
+
+class Contrastive(Objective):
+    """Base: the projected outputs of all augmented views of a batch, in groups.
+
+    Args:
+        projector: the auxiliary network's recipe.
+        temperature: by which similarities are divided.
+
+    Raises:
+        InputError: a temperature that is not above 0.
+    """
+
+    def __init__(self, projector: Projector, temperature: float):
+        super().__init__()
+        refuse_class(projector, f"{type(self).__name__}(projector=...)")
+        check_temperature(type(self).__name__, temperature)
+        self.projector: nn.Module = nn.Identity()
+        self.recipe, self.temperature = projector, temperature
+
+    @abstractmethod
+    def group(self, batch: Batch, views: int) -> Tensor:
+        """Which samples are to be near each other have the same number, (views B,), view after
+        view."""
+
+    def build(self, site: Site) -> None:
+        self.projector = self.recipe(site.shape)
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        assert batch.augmented is not None
+        z = self.projector(batch.augmented.flatten(0, 1))
+        return contrast(z, self.group(batch, len(batch.augmented)), self.temperature)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}"
 
 
 def contrast(z: Tensor, group: Tensor, temperature: float) -> Tensor:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.batch import Batch
-from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
-from layerwise.objectives.contrast import check_temperature, contrast
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.contrast import Contrastive
 
 
-class NTXent(Objective):
+class NTXent(Contrastive):
     """The normalised temperature-scaled cross entropy of SimCLR: no labels are read.
 
     Chen et al. 2020 (arXiv:2002.05709), eq. 1: every view is to find the other view of its image
@@ -34,29 +32,11 @@ class NTXent(Objective):
         projector: Projector = Projector(),  # noqa: B008 (frozen)
         temperature: float = 0.5,
     ):
-        super().__init__()
-        refuse_class(projector, "NTXent(projector=...)")
-        check_temperature("NTXent", temperature)
-        self.projector: nn.Module = nn.Identity()
-        self.recipe, self.temperature = projector, temperature
-
-    def build(self, site: Site) -> None:
-        self.projector = self.recipe(site.shape)
+        super().__init__(projector, temperature)
 
     @property
     def needs_views(self) -> int:
         return 2
 
-    @property
-    def reads_input(self) -> bool:
-        return False
-
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert batch.augmented is not None
-        views, count = batch.augmented.shape[:2]
-        z = self.projector(batch.augmented.flatten(0, 1))
-        image = torch.arange(count, device=z.device).repeat(views)
-        return contrast(z, image, self.temperature)
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+    def group(self, batch: Batch, views: int) -> Tensor:
+        return torch.arange(len(batch.y), device=batch.y.device).repeat(views)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.batch import Batch
-from layerwise.heads.head import refuse_class
+from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
-from layerwise.objectives.contrast import check_temperature, contrast
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.contrast import Contrastive
+from layerwise.objectives.objective import Site
 
 
-class SupervisedContrastive(Objective):
+class SupervisedContrastive(Contrastive):
     """Samples of one class near each other, and far from those of others.
 
     Khosla et al. 2020 (arXiv:2004.11362), eq. 2 (L_out), on the projected outputs of all views of
@@ -24,7 +24,8 @@ class SupervisedContrastive(Objective):
         temperature: by which similarities are divided.
 
     Raises:
-        InputError: a temperature that is not above 0.
+        InputError: a temperature that is not above 0; when it is built, a network with a label for
+            every token.
     """
 
     def __init__(
@@ -32,27 +33,20 @@ class SupervisedContrastive(Objective):
         projector: Projector = Projector(),  # noqa: B008 (frozen)
         temperature: float = 0.1,
     ):
-        super().__init__()
-        refuse_class(projector, "SupervisedContrastive(projector=...)")
-        check_temperature("SupervisedContrastive", temperature)
-        self.projector: nn.Module = nn.Identity()
-        self.recipe, self.temperature = projector, temperature
+        super().__init__(projector, temperature)
 
     def build(self, site: Site) -> None:
-        self.projector = self.recipe(site.shape)
+        if len(site.output_shape) != 1:
+            raise InputError(
+                "SupervisedContrastive: the network gives class scores for every token, "
+                f"{site.output_shape}, and this brings whole samples of one class together; give "
+                "a network with one label for each sample"
+            )
+        super().build(site)
 
     @property
     def needs_views(self) -> int:
         return 1
 
-    @property
-    def reads_input(self) -> bool:
-        return False
-
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert batch.augmented is not None
-        z = self.projector(batch.augmented.flatten(0, 1))
-        return contrast(z, batch.y.repeat(len(batch.augmented)), self.temperature)
-
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
+    def group(self, batch: Batch, views: int) -> Tensor:
+        return batch.y.repeat(views)
