@@ -125,7 +125,8 @@ def _ladder(result: dict[str, Any]) -> str:
         + "\n\nMean ± standard deviation over the seeds. FLOPs, time (median of rounds in turns, "
         "lowest to highest) and memory of a training step, heads and optimizer with it, are ratios "
         "to backpropagation's. The largest block's share of a step bounds what blocks in parallel "
-        f"can gain; - where they cannot. {result['cpu']}, torch {result['torch']}.\n\n"
+        "can gain; - where they cannot. `Sequential`'s are of its first phase. "
+        f"{result['cpu']}, torch {result['torch']}.\n\n"
         + _commands([result["command"], *(f"{row['rule']}: {row['command']}" for row in rows)])
     )
 
