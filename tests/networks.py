@@ -135,13 +135,23 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "deep_supervision": lambda blocks: rules.DeepSupervision(blocks, 0.5, SMALL_HEAD),
     },
     "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
+    "DirectFeedbackAlignment": {
+        "direct_feedback_alignment": rules.DirectFeedbackAlignment,
+        "direct_feedback_alignment_shared": lambda blocks: rules.DirectFeedbackAlignment(
+            blocks, shared=True
+        ),
+    },
     "DirectGlobal": {
         "direct_global": lambda blocks: rules.DirectGlobal(blocks, 0.25, head=SMALL_HEAD),
+    },
+    "DirectRandomTargetProjection": {
+        "direct_random_target_projection": rules.DirectRandomTargetProjection,
     },
     "DNI": {
         "dni": lambda blocks: rules.DNI(blocks, SmallSynthesizer),
         "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
     },
+    "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "Greedy": {"greedy": _greedy},
     "LastBlock": {"last_block": rules.LastBlock},
     "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
@@ -150,6 +160,7 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
     },
     "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
+    "SignSymmetry": {"sign_symmetry": rules.SignSymmetry},
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
         "overlap_independent": lambda blocks: rules.Overlap(

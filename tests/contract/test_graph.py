@@ -46,10 +46,12 @@ def _mask(rule: Rule, case: networks.Case) -> list[list[bool]]:
 
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
-@pytest.mark.parametrize("name", LOCAL_RULES)
+@pytest.mark.parametrize(
+    "name", [*LOCAL_RULES, "direct_feedback_alignment", "direct_random_target_projection"]
+)
 def test_no_gradient_of_a_blocks_input(network: str, name: str) -> None:
     case = NETWORKS[network]()
-    masks = _mask(LOCAL_RULES[name](case.blocks), case)
+    masks = _mask(ALL_RULES[name](case.blocks), case)
     assert sum(map(len, masks)) == len(_convs(case.model))
     for of_block in masks:
         if of_block:
@@ -114,7 +116,7 @@ def _alive_at_each_block(rule: Rule, case: networks.Case) -> list[int]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", [*LOCAL_RULES, "sgr"])
+@pytest.mark.parametrize("name", [*LOCAL_RULES, "sgr", "direct_random_target_projection"])
 def test_a_blocks_graph_is_gone_before_the_next_runs(network: str, name: str) -> None:
     case = NETWORKS[network](dropout=0.2)
     counts = _alive_at_each_block(ALL_RULES[name](case.blocks), case)

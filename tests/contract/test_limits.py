@@ -22,6 +22,8 @@ ONE_BLOCK = {
     "dni": rules.DNI,
     "cdni_unlocked": lambda blocks: rules.DNI(blocks, context=True, synthetic_inputs=True),
     "deep_supervision": rules.DeepSupervision,
+    "direct_feedback_alignment": rules.DirectFeedbackAlignment,
+    "direct_random_target_projection": rules.DirectRandomTargetProjection,
     "direct_global": rules.DirectGlobal,
     "aug_local": rules.AugLocal,
     "last_block": rules.LastBlock,

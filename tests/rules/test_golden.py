@@ -282,6 +282,47 @@ def test_sgr() -> None:
     _is(report.loss, (LN3 + LN2) / 2)
 
 
+def test_feedback_alignment() -> None:
+    """With B = [[1, -1], [2, 0]] for W2: dh1 = (1/3) B^T (1, -1) = (1/3) (-1, -1) in the first
+    sample, where x = (1, -1). Block 2 learns as in backpropagation."""
+    rule = rules.FeedbackAlignment(_blocks())
+    rule.matrices()[rule.blocks[1].weight].copy_(torch.tensor([[1.0, -1.0], [2.0, 0.0]]))
+    report = rule.backward(X, Y)
+    _is(rule.blocks[0].weight.grad, [[-1 / 3, 1 / 3], [-1 / 3, 1 / 3]])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.loss, (LN3 + LN2) / 2)
+    assert report.local_losses[0] is None
+
+
+def test_sign_symmetry() -> None:
+    """sign(W2) = [[0, 1], [1, -1]], s = sqrt(2 / (2 + 2)): dh1 = (s/3) (0 - 1, 1 + 1)."""
+    rule = rules.SignSymmetry(_blocks())
+    rule.backward(X, Y)
+    s = math.sqrt(0.5)
+    _is(rule.blocks[0].weight.grad, [[-s / 3, s / 3], [2 * s / 3, -2 * s / 3]])
+    _is(rule.blocks[1].weight.grad, DW2)
+
+
+def test_direct_feedback_alignment() -> None:
+    """With B_1 = [[1, 2], [4, -1]]: dh1 = (1/3) (1, -1) B_1 = (1/3) (1 - 4, 2 + 1)."""
+    rule = rules.DirectFeedbackAlignment(_blocks())
+    rule.feedback.get_buffer("0").copy_(torch.tensor([[1.0, 2.0], [4.0, -1.0]]))
+    report = rule.backward(X, Y)
+    _is(rule.blocks[0].weight.grad, [[-1.0, 1.0], [1.0, -1.0]])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
+def test_direct_random_target_projection() -> None:
+    """With the same B_1, and label 1 of the first of two samples: dh1 = (1/2) (4, -1)."""
+    rule = rules.DirectRandomTargetProjection(_blocks())
+    rule.feedback.get_buffer("0").copy_(torch.tensor([[1.0, 2.0], [4.0, -1.0]]))
+    report = rule.backward(X, Y)
+    _is(rule.blocks[0].weight.grad, [[2.0, -2.0], [-0.5, 0.5]])
+    _is(rule.blocks[1].weight.grad, DW2)
+    _is(report.loss, (LN3 + LN2) / 2)
+
+
 def test_local_critic() -> None:
     """The critic's losses are ln 4 and ln 2, the network's ln 3 and ln 2. The first is too large,
     the second right (slope 0), so the critic has the first sample's gradient alone:

@@ -229,6 +229,7 @@ def test_every_rule(tmp_path: Path) -> None:
     mp.spawn(_every_stage, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
+    assert "direct_random_target_projection-transformer" in first
     for name, rule, data in _every_rule():
         _accumulate(rule, data, rule.backward)
         assert not first[name].keys() & second[name].keys()

@@ -4,8 +4,11 @@ from layerwise.rules.aug_local import AugLocal
 from layerwise.rules.backprop import Backprop
 from layerwise.rules.deep_supervision import DeepSupervision
 from layerwise.rules.dgl import DGL
+from layerwise.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from layerwise.rules.direct_global import DirectGlobal
+from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
 from layerwise.rules.dni import DNI
+from layerwise.rules.feedback_alignment import FeedbackAlignment
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.last_block import LastBlock
 from layerwise.rules.local_critic import LocalCritic
@@ -15,6 +18,7 @@ from layerwise.rules.overlap import Overlap
 from layerwise.rules.sequential import Sequential
 from layerwise.rules.sgr import SGR
 from layerwise.rules.shared_readout import SharedReadout
+from layerwise.rules.sign_symmetry import SignSymmetry
 
 __all__ = [
     "DGL",
@@ -24,7 +28,10 @@ __all__ = [
     "AugLocal",
     "Backprop",
     "DeepSupervision",
+    "DirectFeedbackAlignment",
     "DirectGlobal",
+    "DirectRandomTargetProjection",
+    "FeedbackAlignment",
     "Greedy",
     "LastBlock",
     "LocalCritic",
@@ -32,4 +39,5 @@ __all__ = [
     "Overlap",
     "Sequential",
     "SharedReadout",
+    "SignSymmetry",
 ]

@@ -1,0 +1,63 @@
+"""Direct random target projection: every block learns from the label through a random matrix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from layerwise.batch import Batch
+from layerwise.blocks import Blocks
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.projection import Projections
+from layerwise.rule import ForwardRule, differentiate
+
+
+class DirectRandomTargetProjection(ForwardRule):
+    """Direct random target projection (DRTP): the gradient of every block's output is the one-hot
+    label through a fixed random matrix of the block's own.
+
+    Frenkel et al. 2021 (arXiv:1909.01311). Per sample, and mean over the batch:
+
+        grad_k = (onehot(y) B_k) dh_k / d f_k,    h_k = f_k(sg[h_{k-1}]),    k < K
+
+    The last block learns as in backpropagation. What `DirectFeedbackAlignment` asks of the output's
+    error the label alone gives, so that a block waits for nothing but its input; its graph is gone
+    before the next block runs. Within a block the gradient is the true one, so the paper's rule is
+    that of blocks of one layer. With one block it is backpropagation. Hidden blocks have no loss.
+
+    Deviations: the mean over the batch, as the last block's (the authors': the sum); B_k is
+    uniform as in `DirectFeedbackAlignment` (the authors': He's).
+
+    Args:
+        blocks: the network, made with an example.
+        scale: B_k ~ U(-scale / sqrt(d_k), scale / sqrt(d_k)) with d_k units in the block's output.
+        shared: keep one matrix for all blocks, whose first d_k columns are B_k.
+        criterion: of class scores and labels, a scalar; the last block's.
+
+    Raises:
+        InputError: as `Projections`.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        scale: float = 1.0,
+        shared: bool = False,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+        self.feedback = Projections(blocks, scale, shared, "DirectRandomTargetProjection")
+
+    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        h = self.blocks[i](h.detach())
+        if i == len(self.blocks) - 1:
+            loss = self.objectives[str(i)](h, batch)
+            differentiate(loss, batch.scale)
+            batch.finish(i, loss)
+        else:
+            with torch.no_grad():
+                target = self.feedback.rows(i, batch.y, h.shape) / batch.y.numel()
+            differentiate(h, batch.scale, target)
+        return h.detach()
