@@ -1,7 +1,8 @@
 """Blocks in two processes against everything else that two cores can do with the same network.
 
     python benchmarks/stages.py vgg8b           images/s: stages, serial, pipelines, DDP, threads
-    python benchmarks/stages.py transformer     sequences/s, the same
+    python benchmarks/stages.py transformer     sequences/s, the same; transformer-16: of a batch
+                                                of 16, where fixed costs weigh more
     python benchmarks/stages.py link            what is lost over a link of 1 Gb/s (root, Linux)
 
 All contenders are alive at once, each process pinned to its core, and take turns: only ratios
@@ -108,6 +109,9 @@ NETWORKS = {
     "vgg8b": Network(models.vgg8b, lambda n: torch.randn(n, 3, 32, 32), 128, "all", "images"),
     "transformer": Network(
         transformer, lambda n: torch.randint(1000, (n, 128)), 64, 2, "sequences"
+    ),
+    "transformer-16": Network(
+        transformer, lambda n: torch.randint(1000, (n, 128)), 16, 2, "sequences"
     ),
 }
 HEAD = lw.heads.Linear(pool=2)
@@ -469,7 +473,7 @@ def over_link(rounds: int, steps: int) -> dict[str, Any]:
     with ExitStack() as stack:
         stack.enter_context(hosts("free", None))
         stack.enter_context(hosts("slow", "1gbit"))
-        for network in NETWORKS:
+        for network in ("vgg8b", "transformer"):
             contenders = [
                 Contender(f"{name}, {over}", kind, 2, options=options, over=over)
                 for (name, kind, options), over in itertools.product(
