@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
 from layerwise.objectives import Classify
@@ -68,7 +69,7 @@ class FeedbackRule(Rule):
         batch = self._batch(x, y, scale)
         last = len(self.blocks) - 1
         # The way back is within, too: what is checkpointed runs again there.
-        with through(self.matrices(), type(self).__name__), _as_written(self.blocks):
+        with through(self.matrices(), type(self).__name__), as_written(self.blocks):
             h = self.blocks(x)
             loss = self.objectives[str(last)](h, batch)
             differentiate(loss, scale)
@@ -150,7 +151,7 @@ def _weights(rule: Rule) -> list[list[str]]:
         return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with unchanged(blocks), torch.enable_grad(), _replaced(layer), _as_written(blocks):
+    with unchanged(blocks), torch.enable_grad(), _replaced(layer), as_written(blocks):
         blocks.train()  # in eval mode attention may be one kernel
         x = torch.zeros(2, *blocks.input_shape, device=like.device, dtype=like.dtype)
         try:
@@ -323,9 +324,3 @@ def _each(value: int | Sequence[int], n: int) -> list[int]:
     """One number for each of n dimensions."""
     values = [value] if isinstance(value, int) else list(value)
     return values * n if len(values) == 1 else values
-
-
-def _as_written(blocks: Blocks) -> contextlib.AbstractContextManager[None]:
-    """Compiled code knows nothing of what is replaced."""
-    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in blocks.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import deque
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.objectives import Objective
@@ -43,7 +45,8 @@ class Overlap(ObjectiveRule):
     features are not averaged over patches.
 
     The graphs of m + 1 blocks and of their heads are alive at a time. Each block runs forward once,
-    and backward once for its weights and up to m times for its input.
+    and backward once for its weights and up to m times for its input. Compiled blocks run as they
+    are written, unless m = 0.
 
     Args:
         blocks: the network, made with an example where an objective has a head.
@@ -99,7 +102,8 @@ class Overlap(ObjectiveRule):
             leaf = h.detach().requires_grad_(bool(window))
             # The block before still needs its output, which is this one's input.
             copies = bool(window) and starts_in_place(block)
-            h = self._run(k, leaf.clone() if copies else leaf, batch)
+            with as_written(block) if self.overlap else contextlib.nullcontext():
+                h = self._run(k, leaf.clone() if copies else leaf, batch)
             window.append(_Open(k, leaf, h, list(block.parameters())))
             self._spread(self._learn(window[-1], batch), window)
             if len(window) > self.overlap:

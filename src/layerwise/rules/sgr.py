@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
 from layerwise.blocks.attention import twice_differentiable
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -109,8 +110,5 @@ class SGR(LocalRule):
 
 @contextlib.contextmanager
 def _twice_differentiable(block: nn.Module) -> Iterator[None]:
-    compiled = getattr(block, "_compiled_call_impl", None) is not None
-    # What is compiled has no second derivatives.
-    eager = torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()
-    with twice_differentiable(), eager:
+    with twice_differentiable(), as_written(block):
         yield
