@@ -14,7 +14,7 @@ from layerwise.bench import Contender, StepTable, measure
 from layerwise.blocks import Blocks
 from layerwise.console import console
 from layerwise.environment import describe
-from layerwise.rule import ForwardRule, Rule
+from layerwise.rule import Needs, Rule
 
 
 def measure_vgg8b(
@@ -22,7 +22,8 @@ def measure_vgg8b(
 ) -> None:
     """Measure backpropagation and a rule of each maker, and write `results/step-NAME.json`.
 
-    One thread, as in step.py. A local rule steps each block as soon as it is done.
+    One thread, as in step.py. Where nothing passes back through the blocks, each is stepped as
+    soon as it is done.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -31,8 +32,7 @@ def measure_vgg8b(
     contenders = []
     for of, make in {"backprop": rules.Backprop, **makers}.items():
         rule = make(Blocks(copy.deepcopy(network), example=x))
-        contenders.append(Contender(of, rule, "block" if isinstance(rule, ForwardRule) else "end"))
-    about = describe()
+        contenders.append(Contender(of, rule, "end" if Needs.BACKWARD in rule.needs else "block"))
     table = StepTable(
         title=title,
         batch=tuple(x.shape),
@@ -42,7 +42,7 @@ def measure_vgg8b(
             "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
             "heads": "",
         },
-        provenance=about,
+        provenance=describe(),
         contenders=measure(contenders, x, y, _sgd, rounds=rounds),
     )
     console.print(table)

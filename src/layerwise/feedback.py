@@ -87,10 +87,7 @@ def key(name: str) -> str:
 
 @contextlib.contextmanager
 def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
-    """Within, layers send gradients back through `matrices`.
-
-    A matrix that requires grad gets the gradient of its weight.
-    """
+    """Within, layers send gradients back through `matrices`."""
 
     def matrix_of(name: str, weight: Tensor) -> Tensor | None:
         if weight in matrices:
@@ -116,8 +113,6 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
         matrix = matrix_of(name, weight)
         if matrix is None:
             return op(x, weight)
-        if matrix.requires_grad:
-            weight, matrix = _Both.apply(weight, matrix), matrix.detach()
         if not (x.requires_grad and torch.is_grad_enabled()):
             return op(x, weight)
         return _Through.apply(op(x.detach(), weight), x, matrix, back)
@@ -177,19 +172,6 @@ class _Through(torch.autograd.Function):
         x, matrix = ctx.saved_tensors
         dx = ctx.back(dy, x.to(dy.dtype), matrix.to(dy.dtype))
         return dy, dx.to(x.dtype), None, None
-
-
-class _Both(torch.autograd.Function):
-    """The weight, whose gradient is its matrix's too."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, matrix: Tensor) -> Tensor:
-        return weight.view_as(weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return gradient, gradient
 
 
 # (name, the operation but for x and the weight, its way back, x, the weight) -> y
