@@ -26,6 +26,9 @@ class DirectRandomTargetProjection(ForwardRule):
     before the next block runs. Within a block the gradient is the true one, so the paper's rule is
     that of blocks of one layer. With one block it is backpropagation. Hidden blocks have no loss.
 
+    A label asks the same of a hidden unit in every step, however far that has gone: outputs must be
+    bounded, as by the paper's tanh or by BatchNorm. A network with ReLU alone diverges.
+
     Deviations: the mean over the batch, as the last block's (the authors': the sum); B_k is
     uniform as in `DirectFeedbackAlignment` (the authors': He's).
 
