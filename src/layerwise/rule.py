@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,11 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
-from layerwise.blocks.chain import dry_run
-from layerwise.blocks.pooling import before_pooling
 from layerwise.errors import InputError
-from layerwise.objectives import Classify, Objective, Site
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives import Objective, Site
 
 OnBlock = Callable[[int], None]
 Scale = Callable[[Tensor], Tensor]
@@ -50,7 +46,7 @@ class Rule(nn.Module, ABC):
 
     def __init__(self, blocks: Blocks):
         super().__init__()
-        self.blocks = _blocks(type(self).__name__, blocks)
+        self.blocks = checked(type(self).__name__, blocks)
         self.objectives = nn.ModuleDict()
 
     @property
@@ -269,188 +265,12 @@ class ForwardRule(Rule):
         return batch.report(h, len(self.blocks))
 
 
-class ObjectiveRule(Rule):
-    """A rule under which blocks minimise objectives of their own.
+def checked(call: str, blocks: Blocks) -> Blocks:
+    """`blocks`, where they are Blocks.
 
-    Args:
-        blocks: the network; made with an example where an objective has a head.
-        objectives: one, of which every block but the last gets its own copy; or one per block,
-            None for a block that has none; or one per block but the last. Where the last is left
-            out it predicts the labels from the network's own output.
-        criterion: the last block's loss where its objective is left out.
+    Raises:
+        InputError: they are not.
     """
-
-    def __init__(
-        self,
-        blocks: Blocks,
-        objectives: Objective | Sequence[Objective | None],
-        criterion: Criterion = cross_entropy,
-    ):
-        super().__init__(blocks)
-        found = one_per_block(type(self).__name__, blocks, objectives, criterion)
-        for i, objective in enumerate(found):
-            if objective is not None:
-                objective.number(i, len(blocks))
-        # A block whose objective reads what comes before its pooling runs in two parts. They are
-        # not registered: their modules are the block's own.
-        self._parts = {
-            i: parts
-            for i, objective in enumerate(found)
-            if objective is not None
-            and objective.reads_unpooled
-            and (parts := before_pooling(blocks[i])) is not None
-        }
-        # A view passes through the blocks up to the last that wants it: those that go on come
-        # first.
-        until = {view: i for i, o in enumerate(found) if o is not None for view in o.views}
-        views = sorted(until, key=lambda view: -until[view])
-        self._views = [tuple(v for v in views if until[v] >= i) for i in range(len(blocks))]
-        # Augmented views, too, pass up to the last block that compares them.
-        self._compared = [
-            any(o is not None and o.needs_views for o in found[i:]) for i in range(len(blocks))
-        ]
-        for i, objective in enumerate(found):
-            if objective is not None:
-                self._attach(i, objective, self._unpooled_shape(i))
-
-    @property
-    def needs_views(self) -> int:
-        objectives = map(self._objective, range(len(self.blocks)))
-        return max((o.needs_views for o in objectives if o is not None), default=0)
-
-    def enter(self, batch: Batch) -> Tensor:
-        """The first block's input, detached: the batch in its V augmented views, and below it every
-        view of the first that an objective asks for, ((V + views) B, ...)."""
-        self._check_drawn(batch)
-        return self._stacked(batch)
-
-    def _stacked(self, batch: Batch) -> Tensor:
-        x, first = batch.drawn.detach(), batch.x.detach()  # sg[h_0]
-        views = self._views[0]
-        return torch.cat([x, *(view(first) for view in views)]) if views else x
-
-    def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        batch = Batch(x, y)
-        pictures = {}
-        with torch.no_grad():
-            h = self._stacked(batch)
-            for i in range(len(self.blocks)):
-                h = self._run(i, h, batch)
-                objective = self._objective(i)
-                found = None if objective is None else objective.illustrate(h[: len(x)], batch)
-                if found is not None:
-                    pictures[i] = found
-        return pictures
-
-    def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's output; what its objective reads beside goes into `batch`."""
-        views, count = self._views[i], len(batch.y)
-        augmented = len(h) // count - len(self._views[i - 1] if i else views)
-        if self._compared[i] or augmented == 1:
-            h = h[: count * (augmented + len(views))]
-        else:  # the further augmented views have come to their end
-            others = h[count * augmented :][: count * len(views)]
-            h, augmented = torch.cat([h[:count], others]) if views else h[:count], 1
-        if i in self._parts:
-            body, pooling = self._parts[i]
-            unpooled = body(h)
-            h = pooling(unpooled)
-        else:
-            h = unpooled = self.blocks[i](h)
-        batch.unpooled = unpooled[:count] if len(h) > count else unpooled
-        batch.views = dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {}
-        if self._compared[i]:
-            batch.augmented = h[: count * augmented].unflatten(0, (augmented, count))
-        return h
-
-    def _unpooled_shape(self, i: int) -> tuple[int, ...] | None:
-        if i not in self._parts or self.blocks.shapes is None:
-            return None
-        body, _ = self._parts[i]
-        before = self.blocks.shapes[i - 1] if i else self.blocks.input_shape
-        weight = self._weight(i)
-        like = torch.zeros(()) if weight is None else weight
-        with dry_run(body):
-            return tuple(body(like.new_zeros(1, *(before or ()))).shape[1:])
-
-
-class LocalRule(ObjectiveRule, ForwardRule):
-    """A rule under which a block needs nothing from the blocks after it.
-
-    Every block k minimises its own objective; sg[] stops the gradient between blocks:
-
-        h_k = f_k(sg[h_{k-1}]),    grad_k = d objective_k(h_k) / d (f_k, head_k)
-
-    A block's input does not require grad, so its gradient is never computed. A block that has no
-    objective is not trained.
-
-    Args:
-        blocks: the network; made with an example where an objective has a head.
-        objectives: one, of which every block but the last gets its own copy; or one per block,
-            None for a block that is not to be trained; or one per block but the last. Where the
-            last is left out it predicts the labels from the network's own output.
-        criterion: the last block's loss where its objective is left out.
-    """
-
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step: its detached input in, the detached input of block i+1 out.
-
-        Its gradients are in `.grad` and its graph is gone when this returns. `enter` gives the
-        first block's input.
-        """
-        objective = self._objective(i)
-        if objective is None:
-            with torch.no_grad():
-                return self._run(i, h, batch)
-        h = self._run(i, h, batch)
-        with self._kept(i, h):
-            loss = objective(h[: len(batch.y)] if len(h) > len(batch.y) else h, batch)
-        batch.unpooled, batch.augmented, batch.views = None, None, {}
-        differentiate(loss, batch.scale)
-        batch.finish(i, loss)
-        return h.detach()
-
-
-def one_per_block(
-    call: str,
-    blocks: Blocks,
-    objectives: Objective | Sequence[Objective | None],
-    criterion: Criterion,
-) -> list[Objective | None]:
-    """The objective of each block, from what a rule named `call` was given, as in
-    `ObjectiveRule`."""
-    _blocks(call, blocks)
-    given: list[Objective | None]
-    if isinstance(objectives, Objective):
-        given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
-    else:
-        given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
-    wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
-    if wrong:
-        raise InputError(
-            f"{call}(objectives): got {wrong[0]}; give an objective such as "
-            "objectives.Classify(heads.Linear()), or a list of them"
-        )
-    if len(given) == len(blocks) - 1:
-        given.append(Classify(criterion=criterion))
-    if len(given) != len(blocks):
-        raise InputError(
-            f"{call}(objectives): got {len(given)} for {len(blocks)} "
-            f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
-            "network's own classifier"
-        )
-    if given[-1] is None:
-        raise InputError(
-            f"{call}(objectives): got None for the last block, so nothing would learn to "
-            "predict; leave it out, and it predicts the labels from the network's output"
-        )
-    modules = [module for o in given if o is not None for module in o.modules()]
-    if len(set(modules)) < len(modules):  # a head, too, belongs to one block
-        given = [copy.deepcopy(o) for o in given]
-    return given
-
-
-def _blocks(call: str, blocks: Blocks) -> Blocks:
     if not isinstance(blocks, Blocks):
         raise InputError(
             f"{call}(blocks): got {type(blocks).__name__}; a rule takes Blocks: "

@@ -14,8 +14,9 @@ import torch.multiprocessing as mp
 
 from layerwise import objectives, rules
 from layerwise.batch import Batch
+from layerwise.local import LocalRule
 from layerwise.objectives import Inpaint
-from layerwise.rule import ForwardRule, LocalRule, Needs
+from layerwise.rule import ForwardRule, Needs
 from layerwise.runtime import DataParallel, LayerParallel
 
 pytestmark = pytest.mark.gloo

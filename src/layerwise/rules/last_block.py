@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from layerwise.blocks import Blocks
+from layerwise.local import LocalRule
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import LocalRule
 
 
 class LastBlock(LocalRule):

@@ -15,9 +15,10 @@ from layerwise.blocks.layers import fresh, layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
+from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import LocalRule, Needs
+from layerwise.rule import Needs
 
 
 class MAN(LocalRule):

@@ -15,9 +15,10 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
+from layerwise.local import ObjectiveRule, one_per_block
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, ObjectiveRule, OnBlock, Scale, differentiate, one_per_block
+from layerwise.rule import Needs, OnBlock, Scale, differentiate
 
 
 class Overlap(ObjectiveRule):

@@ -11,9 +11,10 @@ from torch import Tensor
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
+from layerwise.local import LocalRule
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import LocalRule, OnBlock, Scale
+from layerwise.rule import OnBlock, Scale
 
 
 class Sequential(LocalRule):

@@ -15,9 +15,10 @@ from layerwise.blocks.attention import twice_differentiable
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
+from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import LocalRule, differentiate
+from layerwise.rule import differentiate
 
 
 class SGR(LocalRule):
