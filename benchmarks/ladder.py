@@ -7,9 +7,10 @@
 
 Each rule trains with every learning rate of the size's list on seed 0; the one with the highest
 validation accuracy then trains the other seeds, and its test accuracies are reported. Runs that are
-there are left alone, so several of these may share the work by `--only`. Then all rules' steps are
-measured in turns, against backpropagation and activation checkpointing, and everything goes into
-`results/ladder-SIZE.json`.
+there are left alone, so several of these may share the work by `--only`. Then these rules' steps
+are measured in turns, against backpropagation and activation checkpointing, and their rows go into
+`results/ladder-SIZE.json`, in the place of those that were there, each with the command and machine
+that made it.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ SIZES = {
         256,
     ),
     "m": Size(
-        f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 6",
-        (1e-3, 3e-3),
+        f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 5",
+        (1e-3, 3e-3, 1e-2),
         128,
     ),
     "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 6", (1e-3, 3e-3), 128),
@@ -90,6 +91,7 @@ RULES = {
     "deep-supervision": f"--rule DeepSupervision {MLP}",
     "dgl": f"--rule DGL {MLP}",
     "dgl-mlpsr": "--rule DGL --rule.head MLPSR",
+    "dgl-conv": "--rule DGL --rule.head Conv --rule.head.pool 4 --rule.head.hidden 64",
     "direct-global": f"--rule DirectGlobal {MLP}",
     "auglocal": "--rule AugLocal",
     "man": f"--rule MAN {MLP}",
@@ -224,9 +226,12 @@ def main() -> None:
     steps(found, SIZES[given.size].batch, runs, given.rounds)
     for row in found:
         row["config"]["data"]["name"] = given.name or row["config"]["data"]["name"]
+        row["environment"] = environment.describe()
     out = RESULTS / f"ladder-{given.size}.json"
-    about = {"benchmark": "ladder", "size": given.size, **environment.describe()}
-    out.write_text(json.dumps({**about, "rows": found}, indent=1) + "\n")
+    kept = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = {row["rule"]: row for row in kept + found}
+    rows = {"rows": [rows[rule] for rule in RULES if rule in rows]}
+    out.write_text(json.dumps({"benchmark": "ladder", "size": given.size, **rows}, indent=1) + "\n")
     print(out)
 
 

@@ -97,6 +97,9 @@ def _ladder(result: dict[str, Any]) -> str:
     config, first = rows[0]["config"], rows[0]["step"]
     augment = [k for k in ("flip", "crop", "cutout", "resized_crop") if config["augment"][k]]
     tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
+    measured = [row["environment"] for row in rows]
+    machines = dict.fromkeys(f"{m['cpu']}, torch {m['torch']}" for m in measured)
+    commands = dict.fromkeys(m["command"] for m in measured)
     lines = [
         f"`{result['size']}`: {config['data']['name']} ({', '.join(augment) or 'as they are'}), "
         f"{config['model']['name']}, {len(rows[0]['costs']['blocks'])} blocks, "
@@ -126,8 +129,8 @@ def _ladder(result: dict[str, Any]) -> str:
         "lowest to highest) and memory of a training step, heads and optimizer with it, are ratios "
         "to backpropagation's. The largest block's share of a step bounds what blocks in parallel "
         "can gain; - where they cannot. `Sequential`'s are of its first phase. "
-        f"{result['cpu']}, torch {result['torch']}.\n\n"
-        + _commands([result["command"], *(f"{row['rule']}: {row['command']}" for row in rows)])
+        f"{'; '.join(machines)}.\n\n"
+        + _commands([*commands, *(f"{row['rule']}: {row['command']}" for row in rows)])
     )
 
 
