@@ -82,6 +82,7 @@ class CausalMask(nn.Module):
             "input_embeds": h,
             "attention_mask": None,
             "past_key_values": None,
+            "cache": None,
             "position_ids": position_ids,
             "cache_position": position_ids[0],
         }
