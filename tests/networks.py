@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerwise import Blocks, Rule, heads, models, objectives, rules
+from layerwise import Blocks, Rule, heads, models, objectives, rules, targets
 from layerwise.heads import Head
 
 CLASSES = 3
@@ -120,6 +120,18 @@ class SmallSynthesizer(nn.Module):
         return out.tanh()
 
 
+def waves(h: Tensor) -> Tensor:
+    """In the place of noise: the same for the same sample, wherever it stands in a batch."""
+    return (37 * h).cos()
+
+
+def _targets(make: Callable[..., targets.TargetRule], blocks: Blocks) -> Rule:
+    """Learning from noise that is no chance, so that a step can be repeated."""
+    rule = make(blocks, heads.Inverse(layers=1, width=4), noise=1.0)
+    rule.draw = waves
+    return rule
+
+
 def _greedy(blocks: Blocks) -> Rule:
     return rules.Greedy(blocks, 0.25 * objectives.Classify(heads.Linear()) + 0.75 * MeanSquare())
 
@@ -135,6 +147,11 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "deep_supervision": lambda blocks: rules.DeepSupervision(blocks, 0.5, SMALL_HEAD),
     },
     "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
+    "DifferenceTargetPropagation": {
+        "difference_target_propagation": lambda blocks: _targets(
+            rules.DifferenceTargetPropagation, blocks
+        ),
+    },
     "DirectFeedbackAlignment": {
         "direct_feedback_alignment": rules.DirectFeedbackAlignment,
         "direct_feedback_alignment_shared": lambda blocks: rules.DirectFeedbackAlignment(
@@ -154,6 +171,7 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "Greedy": {"greedy": _greedy},
     "LastBlock": {"last_block": rules.LastBlock},
+    "LDRL": {"ldrl": lambda blocks: _targets(rules.LDRL, blocks)},
     "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
     "MAN": {
         "man": lambda blocks: rules.MAN(blocks, SMALL_HEAD),

@@ -17,7 +17,7 @@ from typing import Any
 
 from layerwise import heads, models, objectives, optim, rules
 from layerwise.errors import InputError, choices
-from layerwise.heads import Decoder, Head, Projector, Synthesizer
+from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
 from layerwise.objectives import Objective, Sum
 
 
@@ -39,6 +39,7 @@ NESTED: dict[type, str] = {
     Head: "head",
     Decoder: "decoder",
     Synthesizer: "synthesizer",
+    Inverse: "inverse",
     Projector: "projector",
     Objective: "objective",
 }
@@ -48,6 +49,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "head": _concrete(heads, Head),
     "decoder": _concrete(heads, Decoder),
     "synthesizer": _concrete(heads, Synthesizer),
+    "inverse": _concrete(heads, Inverse),
     "projector": _concrete(heads, Projector),
     # The first is what is meant where none is named.
     "objective": {

@@ -22,6 +22,8 @@ ONE_BLOCK = {
     "dni": rules.DNI,
     "cdni_unlocked": lambda blocks: rules.DNI(blocks, context=True, synthetic_inputs=True),
     "deep_supervision": rules.DeepSupervision,
+    "difference_target_propagation": rules.DifferenceTargetPropagation,
+    "ldrl": rules.LDRL,
     "direct_feedback_alignment": rules.DirectFeedbackAlignment,
     "direct_random_target_projection": rules.DirectRandomTargetProjection,
     "direct_global": rules.DirectGlobal,

@@ -3,6 +3,7 @@
 from layerwise.heads.conv import Conv
 from layerwise.heads.decoder import Bilinear, Decoder, Same, Transposed
 from layerwise.heads.head import Head
+from layerwise.heads.inverse import Inverse
 from layerwise.heads.linear import Linear
 from layerwise.heads.mlp import MLP
 from layerwise.heads.mlp_sr import MLPSR
@@ -16,6 +17,7 @@ __all__ = [
     "Conv",
     "Decoder",
     "Head",
+    "Inverse",
     "Linear",
     "Projector",
     "Same",

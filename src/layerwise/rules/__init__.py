@@ -4,6 +4,7 @@ from layerwise.rules.aug_local import AugLocal
 from layerwise.rules.backprop import Backprop
 from layerwise.rules.deep_supervision import DeepSupervision
 from layerwise.rules.dgl import DGL
+from layerwise.rules.difference_target_propagation import DifferenceTargetPropagation
 from layerwise.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
@@ -11,6 +12,7 @@ from layerwise.rules.dni import DNI
 from layerwise.rules.feedback_alignment import FeedbackAlignment
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.last_block import LastBlock
+from layerwise.rules.ldrl import LDRL
 from layerwise.rules.local_critic import LocalCritic
 from layerwise.rules.man import MAN
 from layerwise.rules.mono_forward import MonoForward
@@ -23,11 +25,13 @@ from layerwise.rules.sign_symmetry import SignSymmetry
 __all__ = [
     "DGL",
     "DNI",
+    "LDRL",
     "MAN",
     "SGR",
     "AugLocal",
     "Backprop",
     "DeepSupervision",
+    "DifferenceTargetPropagation",
     "DirectFeedbackAlignment",
     "DirectGlobal",
     "DirectRandomTargetProjection",

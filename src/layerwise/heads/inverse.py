@@ -1,0 +1,103 @@
+"""The auxiliary network of target propagation: from a block's output back to its input."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import InputError
+from layerwise.heads.head import ChannelsLast, Shape, feature_maps, positive
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """The recipe of an approximate inverse: `layers` times (convolution, ReLU) at the resolution of
+    the block's output, transposed convolution to its input's; on vectors, and token by token, the
+    same with linear layers.
+
+    Where the input has s times the output's height and width the transposed convolution has stride
+    s and kernel `kernel_size` + s - 1: it can be the transpose of a convolution with `kernel_size`
+    followed by average pooling over s x s. What pooling left out at the border gets nought. Between
+    other shapes, such as from a vector to feature maps, linear layers read and give everything at
+    once. There is no normalization: it would treat a target unlike the activation that the target
+    is compared with.
+
+    Calling it with the shapes of the block's output and input, without batch dimension, makes the
+    network: (B, *out_shape) -> (B, *in_shape). Any function of the same two arguments serves as an
+    inverse.
+
+    Args:
+        layers: how many before the last; with 0 the inverse is linear.
+        width: their channels or units; null for those of the block's output.
+        kernel_size: of the convolutions, odd.
+    """
+
+    layers: int = 0
+    width: int | None = None
+    kernel_size: int = 3
+
+    def __post_init__(self) -> None:
+        positive("heads.Inverse", layers=self.layers or None)
+        positive("heads.Inverse", width=self.width, kernel_size=self.kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise InputError(
+                f"heads.Inverse(kernel_size={self.kernel_size}): an even kernel has no centre, so "
+                "what is given back would be shifted; give an odd one"
+            )
+
+    def __call__(self, out_shape: Shape, in_shape: Shape) -> nn.Sequential:
+        if len(out_shape) == len(in_shape) == 3:
+            return self._of_maps(out_shape, in_shape)
+        if len(out_shape) == len(in_shape) == 2 and out_shape[0] == in_shape[0]:  # token by token
+            return nn.Sequential(*self._linear(out_shape[-1], in_shape[-1]))
+        layers = self._linear(math.prod(out_shape), math.prod(in_shape))
+        if len(out_shape) > 1:
+            layers.insert(0, nn.Flatten())
+        if len(in_shape) > 1:
+            layers.append(nn.Unflatten(1, in_shape))
+        return nn.Sequential(*layers)
+
+    def _linear(self, features: int, out: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        for _ in range(self.layers):
+            units = self.width or features
+            layers += [nn.Linear(features, units), nn.ReLU()]
+            features = units
+        return [*layers, nn.Linear(features, out)]
+
+    def _of_maps(self, out_shape: Shape, in_shape: Shape) -> nn.Sequential:
+        layers, (features, h, w) = feature_maps(out_shape, "heads.Inverse")
+        last, (channels, height, width) = feature_maps(in_shape, "heads.Inverse")
+        for _ in range(self.layers):
+            units = self.width or features
+            layers += [nn.Conv2d(features, units, self.kernel_size, padding="same"), nn.ReLU()]
+            features = units
+        if h > height or w > width:  # the block interpolates
+            h, w = min(h, height), min(w, width)
+            layers.append(nn.AdaptiveAvgPool2d((h, w)))
+        strides = max(1, round(height / h)), max(1, round(width / w))
+        kernels = [self.kernel_size + s - 1 for s in strides]
+        # Padding such that the result is s times as large.
+        layers += [
+            nn.ConvTranspose2d(features, channels, kernels, strides, self.kernel_size // 2),
+            _Fit(height, width),
+            *([ChannelsLast()] if last else []),
+        ]
+        return nn.Sequential(*layers)
+
+
+class _Fit(nn.Module):
+    """(B, C, h, w) -> (B, C, height, width): what is too much is cut off, what lacks is nought."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, h: Tensor) -> Tensor:
+        return F.pad(h, (0, self.width - h.shape[-1], 0, self.height - h.shape[-2]))
+
+    def extra_repr(self) -> str:
+        return f"{self.height}, {self.width}"

@@ -1,0 +1,182 @@
+"""Target propagation: blocks learn to give targets, which go back through learned inverses."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError
+from layerwise.heads import Inverse
+from layerwise.heads.head import refuse_class
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class TargetRule(Rule):
+    """Difference target propagation. With L_b the loss of sample b, g_k the inverse of block k,
+    from its output h_k back to its input, and t_k the target of h_k, K the last block:
+
+        t_j     = h_j - beta dL_b/dh_j                 j = K where targets start from the class
+                                                       scores, else K-1
+        t_{k-1} = h_{k-1} + g_k(t_k) - g_k(h_k)        k = j ... 2
+        grad_k  = mean_b d |f_k(sg[h_{k-1}]) - sg[t_k]|^2 / (2 beta) / d f_k,    k < K
+        grad_K  = mean_b dL_b / d f_K
+
+    Divided by 2 beta, gradients have backpropagation's size: with dg_k/dh_k the transpose of
+    df_k/dh_{k-1} and beta -> 0 they are backpropagation's.
+
+    What an inverse learns is a rule's own. It trains with its block; the reported loss of a block
+    but the last is its inverse's, over the draws of noise. Inverses, and the targets, are computed
+    in full precision under autocast too.
+
+    Args:
+        blocks: the network, made with an example.
+        inverse: of every block but the first, and but the last where targets do not start from
+            the class scores.
+        beta: step from the activation to the first target, of a sample's own gradient.
+        noise: standard deviation of the noise that inverses learn from.
+        samples: how many draws of noise they learn from in a step.
+        criterion: of class scores and labels, a scalar, mean over the batch.
+
+    Attributes:
+        from_scores: whether the first target is that of the class scores, and the last block has
+            an inverse; else it is that of the last block's input.
+        inverses: under a block's number.
+        draw: noise of standard deviation 1 in the shape of what it is given.
+
+    Raises:
+        InputError: shapes between the blocks are not known; numbers that are not positive.
+    """
+
+    needs = Needs.FORWARD | Needs.BACKWARD
+    from_scores: ClassVar[bool]
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        inverse: Inverse = Inverse(),  # noqa: B008 (frozen)
+        beta: float = 0.1,
+        noise: float = 0.1,
+        samples: int = 1,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        call = type(self).__name__
+        refuse_class(inverse, f"{call}(inverse=...)")
+        for name, value in {"beta": beta, "noise": noise, "samples": samples}.items():
+            if not value > 0:
+                raise InputError(f"{call}({name}={value}): give a positive number")
+        if blocks.shapes is None:
+            raise InputError(
+                f"{call}(blocks): the shapes between these blocks are not known, so no inverse can "
+                "be made; give an example: Blocks([...], example=x)"
+            )
+        self.beta, self.noise, self.samples = beta, noise, samples
+        self.draw: Callable[[Tensor], Tensor] = torch.randn_like
+        last = len(blocks) - 1
+        self.objectives[str(last)] = Classify(criterion=criterion)
+        shapes = blocks.shapes
+        self.inverses = nn.ModuleDict(
+            {
+                str(k): inverse(shapes[k], shapes[k - 1])
+                for k in range(1, last + 1 if self.from_scores else last)
+            }
+        )
+        weight = self._weight(0)
+        if weight is not None:
+            self.inverses.to(weight.device, weight.dtype)
+
+    def auxiliary(self, i: int) -> list[nn.Module]:
+        own = [self.inverses[str(i)]] if str(i) in self.inverses else []
+        return [*super().auxiliary(i), *own]
+
+    @abstractmethod
+    def inverse_loss(self, k: int, before: Tensor, h: Tensor) -> Tensor:
+        """What inverse k minimises for one draw of noise, a scalar.
+
+        Args:
+            k: the block's number.
+            before: its input h_{k-1}, (B, ...).
+            h: its output h_k, (B, ...).
+        """
+
+    def invert(self, k: int, h: Tensor) -> Tensor:
+        """g_k(h), (B, ...), in the precision of its weights."""
+        inverse = self.inverses[str(k)]
+        weight = next(inverse.parameters(), h)
+        with torch.autocast(h.device.type, enabled=False):
+            return inverse(h.to(weight.dtype))
+
+    @torch.no_grad()
+    def again(self, k: int, x: Tensor) -> Tensor:
+        """f_k(x), (B, ...), without a graph, and without a trace in the block's buffers."""
+        block = self.blocks[k]
+        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
+        with as_written(block):
+            return functional_call(block, buffers, (x,))
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = self._batch(x, y, scale)
+        last = len(self.blocks) - 1
+        h = x
+        before: list[Tensor] = []  # h_{k-1}
+        outputs: list[Tensor] = []  # h_k, with block k's graph
+        for k, block in enumerate(self.blocks):
+            h = h.detach().requires_grad_(0 < k == last and not self.from_scores)
+            before.append(h)
+            h = block(h.clone() if starts_in_place(block) else h)
+            outputs.append(h)
+        scores = h.detach().requires_grad_()
+        loss = self.objectives[str(last)](scores, batch)
+        differentiate(loss, scale, inputs=(scores,))
+        batch.finish(last, loss)
+        differentiate(h, gradient=scores.grad)
+        first = scores if self.from_scores or last == 0 else before[last]
+        assert first.grad is not None
+        changes = self._changes(first.grad, outputs, batch)
+        for k in range(len(self.blocks)):
+            if k < last:
+                gradient = -changes[k] / (self.beta * len(x))
+                differentiate(outputs[k], scale, gradient)
+            h = outputs[k] = outputs[k].detach()  # without block k's graph
+            if str(k) in self.inverses:
+                self._learn(k, before[k].detach(), h, batch)
+            if on_block is not None:
+                on_block(k)
+        return batch.report(scores, len(self.blocks))
+
+    @torch.no_grad()
+    def _changes(self, gradient: Tensor, outputs: list[Tensor], batch: Batch) -> dict[int, Tensor]:
+        """t_k - h_k of every block but the last, from the scaled dL/dh of the first target."""
+        gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        change = -self.beta * len(gradient) * gradient / batch.scale(gradient.new_ones(()))
+        changes = {}
+        for k in reversed(range(1, len(self.blocks))):
+            if str(k) in self.inverses:
+                h = outputs[k].to(change.dtype)
+                change = self.invert(k, h + change) - self.invert(k, h)
+            changes[k - 1] = change
+        return changes
+
+    def _learn(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> None:
+        """Inverse k's step."""
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        losses = []
+        for _ in range(self.samples):
+            loss = self.inverse_loss(k, before.to(dtype), h.to(dtype)) / self.samples
+            differentiate(loss, batch.scale)
+            losses.append(loss.detach())
+        if k < len(self.blocks) - 1:  # the last block's loss is the network's
+            batch.finish(k, torch.stack(losses).sum())
