@@ -105,6 +105,8 @@ RULES = {
     "shared-readout": "--rule SharedReadout",
     "dni": f"--rule DNI {SYNTHESIZER}",
     "cdni": f"--rule DNI --rule.context true {SYNTHESIZER}",
+    "dtp": "--rule DifferenceTargetPropagation",
+    "ldrl": "--rule LDRL",
     "predsim": _beside("SimilarityMatching", "0.99", "0.01"),
     "infopro": _beside("Reconstruct", "[2,0.2]", "[0.5,1]", "distance bce"),
     "dgl-reconstruct": _beside("Reconstruct", "0.5", "0.5"),

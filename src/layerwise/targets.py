@@ -58,7 +58,7 @@ class TargetRule(Rule):
         InputError: shapes between the blocks are not known; numbers that are not positive.
     """
 
-    needs = Needs.FORWARD | Needs.BACKWARD
+    needs = Needs.BACKWARD
     from_scores: ClassVar[bool]
 
     def __init__(
@@ -123,7 +123,7 @@ class TargetRule(Rule):
         block = self.blocks[k]
         buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
         with as_written(block):
-            return functional_call(block, buffers, (x,))
+            return functional_call(block, buffers, (x.clone() if starts_in_place(block) else x,))
 
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
@@ -147,12 +147,12 @@ class TargetRule(Rule):
         assert first.grad is not None
         changes = self._changes(first.grad, outputs, batch)
         for k in range(len(self.blocks)):
+            h = outputs.pop(0)
             if k < last:
-                gradient = -changes[k] / (self.beta * len(x))
-                differentiate(outputs[k], scale, gradient)
-            h = outputs[k] = outputs[k].detach()  # without block k's graph
+                differentiate(h, scale, -changes.pop(k) / (self.beta * len(x)))
+            h, given = h.detach(), before.pop(0).detach()  # without block k's graph
             if str(k) in self.inverses:
-                self._learn(k, before[k].detach(), h, batch)
+                self._learn(k, given, h, batch)
             if on_block is not None:
                 on_block(k)
         return batch.report(scores, len(self.blocks))

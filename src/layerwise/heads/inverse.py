@@ -20,7 +20,7 @@ class Inverse:
 
     Where the input has s times the output's height and width the transposed convolution has stride
     s and kernel `kernel_size` + s - 1: it can be the transpose of a convolution with `kernel_size`
-    followed by average pooling over s x s. What pooling left out at the border gets nought. Between
+    followed by average pooling over s x s, with what pooling leaves out at the border. Between
     other shapes, such as from a vector to feature maps, linear layers read and give everything at
     once. There is no normalization: it would treat a target unlike the activation that the target
     is compared with.
@@ -78,26 +78,28 @@ class Inverse:
         if h > height or w > width:  # the block interpolates
             h, w = min(h, height), min(w, width)
             layers.append(nn.AdaptiveAvgPool2d((h, w)))
-        strides = max(1, round(height / h)), max(1, round(width / w))
-        kernels = [self.kernel_size + s - 1 for s in strides]
-        # Padding such that the result is s times as large.
+        strides = round(height / h), round(width / w)
+        kernel = self.kernel_size + strides[0] - 1, self.kernel_size + strides[1] - 1
         layers += [
-            nn.ConvTranspose2d(features, channels, kernels, strides, self.kernel_size // 2),
-            _Fit(height, width),
+            nn.ConvTranspose2d(features, channels, kernel, strides),
+            _Fit(self.kernel_size // 2, height, width),
             *([ChannelsLast()] if last else []),
         ]
         return nn.Sequential(*layers)
 
 
 class _Fit(nn.Module):
-    """(B, C, h, w) -> (B, C, height, width): what is too much is cut off, what lacks is nought."""
+    """(B, C, h, w) -> (B, C, height, width): without the first `border` rows and columns, and
+    without what is too much at the end; what lacks there is nought."""
 
-    def __init__(self, height: int, width: int):
+    def __init__(self, border: int, height: int, width: int):
         super().__init__()
-        self.height, self.width = height, width
+        self.border, self.height, self.width = border, height, width
 
     def forward(self, h: Tensor) -> Tensor:
-        return F.pad(h, (0, self.width - h.shape[-1], 0, self.height - h.shape[-2]))
+        more = [side + self.border for side in (self.width, self.height)]
+        right, bottom = more[0] - h.shape[-1], more[1] - h.shape[-2]
+        return F.pad(h, (-self.border, right, -self.border, bottom))
 
     def extra_repr(self) -> str:
-        return f"{self.height}, {self.width}"
+        return f"{self.border}, {self.height}, {self.width}"
