@@ -12,6 +12,8 @@ from layerwise.heads import Inverse
 SHAPES = [  # of a block's output, of its input
     ((5,), (7,)),
     ((5,), (3, 8, 8)),
+    ((5,), (2, 1, 5)),
+    ((5,), (8, 8, 3)),
     ((5,), (9, 6)),
     ((9, 6), (9, 4)),
     ((4, 6), (9, 4)),
@@ -29,7 +31,7 @@ SHAPES = [  # of a block's output, of its input
 ]
 
 
-@pytest.mark.parametrize("recipe", [Inverse(), Inverse(layers=2, width=9, kernel_size=5)])
+@pytest.mark.parametrize("recipe", [Inverse(), Inverse(layers=2, width=9, kernel_size=5, pool=2)])
 @pytest.mark.parametrize(("out_shape", "in_shape"), SHAPES)
 def test_shapes(out_shape: tuple[int, ...], in_shape: tuple[int, ...], recipe: Inverse) -> None:
     inverse = recipe(out_shape, in_shape)
@@ -71,10 +73,25 @@ def test_it_can_be_the_transpose(kernel_size: int, pool: int, size: int) -> None
     torch.testing.assert_close(inverse(u), wanted)
 
 
+def test_pooled_it_can_be_the_transpose_of_an_average() -> None:
+    """And of a linear layer after it."""
+    block = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)).double()
+    x = torch.randn(2, 3, 4, 6).double().requires_grad_()
+    y = block(x)
+    inverse = Inverse(pool=1)((5,), (3, 4, 6)).double()
+    assert sum(p.numel() for p in inverse.parameters()) == 5 * 3 + 3
+    nn.init.zeros_(inverse[0].bias)
+    inverse[0].weight.data = block[2].weight.detach().T / 24
+    u = torch.randn_like(y)
+    torch.testing.assert_close(inverse(u), torch.autograd.grad(y, x, u)[0])
+
+
 def test_bad_sizes() -> None:
     with pytest.raises(InputError, match=r"heads.Inverse\(kernel_size=4\): an even kernel") as e:
         Inverse(kernel_size=4)
     assert "\n" not in str(e.value)
-    for options in ({"layers": -1}, {"width": 0}, {"kernel_size": 0}):
+    with pytest.raises(InputError, match=r"heads.Inverse\(layers=-1\): give 0 or more"):
+        Inverse(layers=-1)
+    for options in ({"width": 0}, {"kernel_size": 0}, {"pool": 0}):
         with pytest.raises(InputError, match="give at least 1"):
             Inverse(**options)

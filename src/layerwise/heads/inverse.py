@@ -14,16 +14,17 @@ from layerwise.heads.head import ChannelsLast, Shape, feature_maps, positive
 
 @dataclass(frozen=True)
 class Inverse:
-    """The recipe of an approximate inverse: `layers` times (convolution, ReLU) at the resolution of
-    the block's output, transposed convolution to its input's; on vectors, and token by token, the
-    same with linear layers.
+    """The recipe of an approximate inverse, from a block's output back to its input.
+
+    `layers` times (convolution, ReLU) at the resolution of the block's output, transposed
+    convolution to its input's; on vectors, and token by token, the same with linear layers.
 
     Where the input has s times the output's height and width the transposed convolution has stride
     s and kernel `kernel_size` + s - 1: it can be the transpose of a convolution with `kernel_size`
     followed by average pooling over s x s, with what pooling leaves out at the border. Between
-    other shapes, such as from a vector to feature maps, linear layers read and give everything at
-    once. There is no normalization: it would treat a target unlike the activation that the target
-    is compared with.
+    other shapes, such as from class scores to feature maps, linear layers read and give everything
+    at once, which from many classes to large maps is many weights: see `pool`. There is no
+    normalization: it would treat a target unlike the activation that it is compared with.
 
     Calling it with the shapes of the block's output and input, without batch dimension, makes the
     network: (B, *out_shape) -> (B, *in_shape). Any function of the same two arguments serves as an
@@ -33,15 +34,19 @@ class Inverse:
         layers: how many before the last; with 0 the inverse is linear.
         width: their channels or units; null for those of the block's output.
         kernel_size: of the convolutions, odd.
+        pool: from a vector to feature maps, give pool x pool positions, each for its part of the
+            map, as suits a block that averages over positions; null gives every position.
     """
 
     layers: int = 0
     width: int | None = None
     kernel_size: int = 3
+    pool: int | None = None
 
     def __post_init__(self) -> None:
-        positive("heads.Inverse", layers=self.layers or None)
-        positive("heads.Inverse", width=self.width, kernel_size=self.kernel_size)
+        if self.layers < 0:
+            raise InputError(f"heads.Inverse(layers={self.layers}): give 0 or more")
+        positive("heads.Inverse", width=self.width, kernel_size=self.kernel_size, pool=self.pool)
         if self.kernel_size % 2 == 0:
             raise InputError(
                 f"heads.Inverse(kernel_size={self.kernel_size}): an even kernel has no centre, so "
@@ -53,6 +58,8 @@ class Inverse:
             return self._of_maps(out_shape, in_shape)
         if len(out_shape) == len(in_shape) == 2 and out_shape[0] == in_shape[0]:  # token by token
             return nn.Sequential(*self._linear(out_shape[-1], in_shape[-1]))
+        if len(out_shape) == 1 and len(in_shape) == 3 and self.pool is not None:
+            return self._to_maps(out_shape[0], in_shape, self.pool)
         layers = self._linear(math.prod(out_shape), math.prod(in_shape))
         if len(out_shape) > 1:
             layers.insert(0, nn.Flatten())
@@ -67,6 +74,16 @@ class Inverse:
             layers += [nn.Linear(features, units), nn.ReLU()]
             features = units
         return [*layers, nn.Linear(features, out)]
+
+    def _to_maps(self, features: int, in_shape: Shape, pool: int) -> nn.Sequential:
+        last, (channels, height, width) = feature_maps(in_shape, "heads.Inverse")
+        rows, columns = min(pool, height), min(pool, width)
+        return nn.Sequential(
+            *self._linear(features, channels * rows * columns),
+            nn.Unflatten(1, (channels, rows, columns)),
+            nn.Upsample((height, width)),
+            *([ChannelsLast()] if last else []),
+        )
 
     def _of_maps(self, out_shape: Shape, in_shape: Shape) -> nn.Sequential:
         layers, (features, h, w) = feature_maps(out_shape, "heads.Inverse")

@@ -35,7 +35,8 @@ class DifferenceTargetPropagation(TargetRule):
     Args:
         blocks: the network, made with an example.
         inverse: the inverse of every block but the first and the last.
-        beta: step from an activation to the first target, of a sample's own gradient.
+        beta: step from an activation to the first target, of a sample's own gradient; linear
+            inverses give the same whatever it is.
         noise: standard deviation of what is added to a block's input for its inverse to learn.
         samples: how many draws of noise an inverse learns from in a step.
         criterion: of class scores and labels, a scalar, mean over the batch.

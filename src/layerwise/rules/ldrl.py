@@ -21,9 +21,9 @@ class LDRL(TargetRule):
         g_k     : mean (|g_k(h_k + n) - g_k(h_k)|^2
                         - 2 e . (g_k(f_k(h_{k-1} + e)) - g_k(h_k))) / noise^2
 
-    For small noise the last is |J_g - J_f^T|^2 - |J_f|^2 in expectation, with the Jacobians of g_k
-    and f_k: least where they are each other's transpose. There, with beta -> 0, it is
-    backpropagation, and so it is with one block. No weight is carried from block to inverse.
+    For small noise the last is, in expectation and but for a factor, |J_g - J_f^T|^2 - |J_f|^2 with
+    the Jacobians of g_k and f_k: least where they are each other's transpose. There, with beta ->
+    0, it is backpropagation, and so it is with one block. No weight is carried over.
 
     The reported loss of a block but the last is its inverse's, which falls below nought.
 
@@ -37,7 +37,8 @@ class LDRL(TargetRule):
     Args:
         blocks: the network, made with an example.
         inverse: the inverse of every block but the first.
-        beta: step from the class scores to their target, of a sample's own gradient.
+        beta: step from the class scores to their target, of a sample's own gradient; linear
+            inverses give the same whatever it is.
         noise: standard deviation of what is added to a block's input, and to its output, for its
             inverse to learn.
         samples: how many draws of noise an inverse learns from in a step.
@@ -52,6 +53,6 @@ class LDRL(TargetRule):
     def inverse_loss(self, k: int, before: Tensor, h: Tensor) -> Tensor:
         e, n = self.noise * self.draw(before), self.noise * self.draw(h)
         moved = self.again(k, before + e).to(h.dtype)
-        # One call of the inverse.
+        # In one call: its weights get one gradient, and its cost is counted once.
         g, g_e, g_n = self.invert(k, torch.cat([h, moved, h + n])).chunk(3)
         return ((g_n - g).square() - 2 * e * (g_e - g)).mean() / self.noise**2
