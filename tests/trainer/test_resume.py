@@ -35,6 +35,7 @@ VARIANTS = {
         "channels_last": True,
         "save_every": 1,
     },
+    "matrices that are no block's": {"rule": {"name": "FeedbackAlignment"}, "save_every": 2},
     "bf16": {"precision": "bf16", "save_every": 4, "ema": 0.5, "seed": 3},
 }
 

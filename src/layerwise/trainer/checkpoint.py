@@ -79,10 +79,12 @@ def load_optimizer_state(
 
 
 def names_of_blocks(rule: Rule, blocks: Iterable[int]) -> set[str]:
-    """The entries of the rule's state that belong to these blocks."""
-    parts = [part for i in blocks for part in (rule.blocks[i], *rule.auxiliary(i))]
-    theirs = {id(t) for part in parts for t in part.state_dict(keep_vars=True).values()}
-    return {n for n, t in rule.state_dict(keep_vars=True).items() if id(t) in theirs}
+    """The entries of the rule's state that belong to these blocks, or to none in particular, as
+    fixed matrices of a rule."""
+    others = set(range(len(rule.blocks))) - set(blocks)
+    parts = [part for i in others for part in (rule.blocks[i], *rule.auxiliary(i))]
+    elsewhere = {id(t) for part in parts for t in part.state_dict(keep_vars=True).values()}
+    return {n for n, t in rule.state_dict(keep_vars=True).items() if id(t) not in elsewhere}
 
 
 def block_keys(network: nn.Module, rule: Rule) -> dict[str, str]:
