@@ -44,18 +44,25 @@ def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
     return total
 
 
-@torch.no_grad()
 def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
     """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU; of
     tokens the mean."""
+    return sample_outcomes(rule, loader, fabric)[0]
+
+
+@torch.no_grad()
+def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
+    """The network's loss on every sample of `loader`, in its order, and whether it predicts it
+    right: (N,) nats and (N,) bool, on the CPU; of tokens the mean, and whether all are right."""
     rule = rule.to(fabric.device).eval()
-    found = []
+    losses, right = [], []
     with fabric.autocast():
         for x, y in loader.epoch(0):
             scores = rule(x).float()
-            losses = F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none")
-            found.append(losses.view(len(y), -1).mean(1))
-    return torch.cat(found).cpu()
+            loss = F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none")
+            losses.append(loss.view(len(y), -1).mean(1))
+            right.append((scores.argmax(-1) == y).view(len(y), -1).all(1))
+    return torch.cat(losses).cpu(), torch.cat(right).cpu()
 
 
 @torch.no_grad()

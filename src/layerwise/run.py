@@ -5,6 +5,8 @@ another run, and a file is either the old one or the new one, whole.
     environment.json    command, versions, machine
     log.txt             what was said, with times
     metrics.csv         one row per epoch
+    alignment.jsonl     angles to backpropagation's gradient, where they were asked for
+    outcomes/           which training images were right after each epoch, the same
     checkpoints/        last.safetensors, best.safetensors (selected on validation)
     curves/             loss and accuracy
     pictures/           reconstructions and first-layer filters
@@ -33,6 +35,7 @@ from torch import Tensor
 from layerwise.errors import InputError, reason
 
 FORMAT = "layerwise-checkpoint-1"
+ALIGNMENT, OUTCOMES = "alignment.jsonl", "outcomes"
 TEMPORARY = ".part"  # what the name of a file that is being written ends in
 
 
@@ -140,8 +143,8 @@ class Run:
 
     def _sweep(self) -> None:
         """Remove what a process that was killed was writing."""
-        pictures = (self.path / "curves", self.path / "pictures")
-        for folder in (self.path, self.checkpoints, *pictures):
+        others = (self.path / "curves", self.path / "pictures", self.path / OUTCOMES)
+        for folder in (self.path, self.checkpoints, *others):
             for temporary in folder.glob(f".*{TEMPORARY}"):
                 with contextlib.suppress(OSError):
                     temporary.unlink()
@@ -215,6 +218,36 @@ class Run:
             if len(kept) < len(lines):
                 self.write("metrics.csv", b"".join(kept))
 
+    def add_line(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append a row to a file of one JSON object per line."""
+        if not self.writes:
+            return
+        path = self.path / name
+        with _disk(path), open(path, "ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                _write_all(file, (json.dumps(row) + "\n").encode())
+            except OSError:
+                file.truncate(before)  # not half a row
+                raise
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The rows that `add_line` wrote under this name, none where it wrote none."""
+        path = self.path / name
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise InputError(f"run {self.path}: {name} cannot be read: {reason(error)}") from error
+
+    def keep_lines(self, name: str, step: int) -> None:
+        """Drop the rows of `step` and later ones, which will be written again."""
+        rows = self.lines(name)
+        kept = [row for row in rows if row["step"] < step]
+        if len(kept) < len(rows):
+            self.write(name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
     def save(self, name: str, state: Mapping[str, Any]) -> None:
         """Write checkpoints/`name`.safetensors atomically.
 
@@ -228,6 +261,21 @@ class Run:
         """What `save` wrote under this name, or None where nothing was saved."""
         path = self.checkpoints / f"{name}.safetensors"
         return read_checkpoint(path) if path.exists() else None
+
+    def checkpoint(self, name: str) -> dict[str, Any]:
+        """As `load`, of one that must be there.
+
+        Raises:
+            InputError: it is not.
+        """
+        state = self.load(name)
+        if state is None:
+            there = sorted(p.stem for p in self.checkpoints.glob("*.safetensors"))
+            raise InputError(
+                f"--checkpoint {name}: {self.path} has none; there is: "
+                f"{', '.join(there) or 'no checkpoint yet'}"
+            )
+        return state
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,5 +1,23 @@
 """Reading a network: one question per file; nothing here trains it."""
 
+from layerwise.analysis.alignment import Alignment, gradient_alignment
+from layerwise.analysis.cka import cka, linear_cka
+from layerwise.analysis.difficulty import Difficulty, difficulty
+from layerwise.analysis.information import Information, information
+from layerwise.analysis.memorization import memorization
 from layerwise.analysis.probe import linear_probe
+from layerwise.analysis.separability import linear_separability
 
-__all__ = ["linear_probe"]
+__all__ = [
+    "Alignment",
+    "Difficulty",
+    "Information",
+    "cka",
+    "difficulty",
+    "gradient_alignment",
+    "information",
+    "linear_cka",
+    "linear_probe",
+    "linear_separability",
+    "memorization",
+]

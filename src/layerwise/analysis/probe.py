@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layerwise.analysis.frozen import chain, classes_of, fit, outputs, plain, reading
 from layerwise.blocks import Blocks
-from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
-from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
 from layerwise.objectives import cross_entropy
 from layerwise.rule import Rule
@@ -47,59 +46,30 @@ def linear_probe(
     Raises:
         InputError: fewer than one epoch; labels that are not one for each sample.
     """
-    if epochs < 1:
-        raise InputError(f"linear_probe(epochs={epochs}): give 1 or more")
-    blocks = network.blocks if isinstance(network, Rule) else network
-    classes = 1 + max(int(y.max()) for loader in (train, test) for y in loader.labels(0))
-    steps = epochs * len(train)
-    with dry_run(blocks), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x, y = next(train.epoch(0))
-        if y.dim() != 1:
-            raise InputError(
-                f"linear_probe(train): got labels {tuple(y.shape)}; give one for each sample, (B,)"
-            )
-        probes = nn.ModuleList(
-            _probe(tuple(h.shape[1:]), classes, pool) for h in _outputs(blocks, x[: len(y)])
-        ).to(x.device)
-        optimizer = torch.optim.Adam(probes.parameters(), lr)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
-        for epoch in range(epochs):
-            for x, y in train.epoch(epoch):
-                outputs = _outputs(blocks, x[: len(y)])
-                optimizer.zero_grad()
-                with torch.enable_grad(), _plain(x):
-                    # Each probe's gradient is its own: the sum only saves passes.
-                    losses = [
-                        cross_entropy(probe(h), y) for probe, h in zip(probes, outputs, strict=True)
-                    ]
-                    torch.stack(losses).sum().backward()
-                optimizer.step()
-                schedule.step()
-        probes.eval()
-        right = torch.zeros(len(blocks), dtype=torch.long, device=x.device)
-        count = 0
+    blocks = chain(network)
+    classes = classes_of("linear_probe", train, test)
+
+    def loss(probe: nn.Module, h: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        return cross_entropy(probe(h), y)
+
+    with reading(blocks, seed):
+        probes = fit(
+            blocks,
+            train,
+            lambda shape: _probe(shape, classes, pool),
+            loss,
+            epochs=epochs,
+            lr=lr,
+            call="linear_probe",
+        )
+        right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
-            outputs = _outputs(blocks, x[: len(y)])
-            with _plain(x):
-                scores = [probe(h) for probe, h in zip(probes, outputs, strict=True)]
+            given = outputs(blocks, x[: len(y)])
+            with plain(x):
+                scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])
             count += len(y)
     return tuple((right.double() / count).tolist())
-
-
-def _plain(x: Tensor) -> torch.autocast:
-    """Without autocast, which would keep using the probes' first weights while it lasts."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def _outputs(blocks: Blocks, h: Tensor) -> list[Tensor]:
-    """Every block's output, in float32 or more."""
-    outputs = []
-    for block in blocks:
-        h = block(h)
-        outputs.append(h.to(torch.promote_types(h.dtype, torch.float32)))
-    return outputs
 
 
 def _probe(shape: Shape, classes: int, pool: int | None) -> nn.Sequential:

@@ -38,13 +38,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
     run = Run.open(found["run"])
-    state = run.load(found["checkpoint"])
-    if state is None:
-        there = sorted(p.stem for p in run.checkpoints.glob("*.safetensors"))
-        raise InputError(
-            f"--checkpoint {found['checkpoint']}: {run.path} has none; there is: "
-            f"{', '.join(there) or 'no checkpoint yet'}"
-        )
+    state = run.checkpoint(found["checkpoint"])
     with run.readable():
         experiment = build(run.config)
     fabric = fabric_for(found["device"], experiment.settings.precision)

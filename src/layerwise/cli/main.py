@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import layerwise
-from layerwise.cli import bench, compare, describe, evaluate, listing, plan, train
+from layerwise.cli import analyze, bench, compare, describe, evaluate, listing, plan, train
 from layerwise.console import console
 from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
 from layerwise.runtime import processes
@@ -16,6 +16,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train.main,
     "evaluate": evaluate.main,
     "compare": compare.main,
+    "analyze": analyze.main,
     "describe": describe.main,
     "plan": plan.main,
     "bench": bench.main,
@@ -30,6 +31,7 @@ commands:
   train      train a network with a learning rule; makes a run folder
   evaluate   measure a run on its test data, every exit
   compare    a table and curves of several runs
+  analyze    what networks have learned, block by block: probes, CKA, information, alignment
   plan       how a network would be divided into stages, one per process
   describe   what the blocks of a network are: shapes, receptive fields, costs
   bench      time and memory of a step against backpropagation; speed of the data path

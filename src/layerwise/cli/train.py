@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import yaml
 from lightning_fabric import Fabric
 
+from layerwise.analysis import gradient_alignment
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
@@ -20,14 +22,16 @@ from layerwise.cost import Costs
 from layerwise.data import Augment, Loader
 from layerwise.environment import describe
 from layerwise.errors import InputError, Interrupted, LostStage
+from layerwise.evaluation import sample_outcomes
 from layerwise.experiment import Experiment, build, tuples
 from layerwise.loggers import check_loggers, loggers
 from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
+from layerwise.report.analysis import draw_alignment
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
-from layerwise.rule import ForwardRule, Rule
-from layerwise.run import Run
+from layerwise.rule import ForwardRule, Rule, Scale
+from layerwise.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.runtime import (
     DataParallel,
     LayerParallel,
@@ -178,16 +182,20 @@ def _train(run: Run, prepared: Prepared) -> None:
             receivers,
             pictures,
             functools.partial(_runtime, prepared),
+            functools.partial(_keep_alignment, run),
+            _outcomes(prepared, run) if run.writes and experiment.settings.outcomes else None,
         )
         if state is not None:
             trainer.load_state_dict(state)
         run.keep_metrics(trainer.epoch)
+        run.keep_lines(ALIGNMENT, trainer.step)
         progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
         try:
             trainer.fit()
         finally:
             if run.writes and run.metrics():
                 draw_run(run)
+                _draw_alignment(run, experiment.rule)
     progress.say(f"done: {run.path}")
 
 
@@ -217,6 +225,39 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
         replicas=settings.replicas,
         sync_batchnorm=settings.sync_batchnorm,
     )
+
+
+def _keep_alignment(
+    run: Run, step: int, rule: Rule, x: torch.Tensor, y: torch.Tensor, scale: Scale
+) -> None:
+    """Add a row with every block's angle, degrees, and ratio of norms to alignment.jsonl."""
+    found = gradient_alignment(rule, x, y, scale=scale)
+    row = {
+        "step": step,
+        "angle": [None if a is None else a.angle for a in found],
+        "ratio": [None if a is None else a.ratio for a in found],
+    }
+    run.add_line(ALIGNMENT, row)
+
+
+def _draw_alignment(run: Run, rule: Rule) -> None:
+    rows = run.lines(ALIGNMENT)
+    if picture := draw_alignment({run.path.name: rows}, rule.blocks.names):
+        run.write("curves/alignment.png", picture)
+
+
+def _outcomes(prepared: Prepared, run: Run) -> Callable[[int, Rule], None]:
+    """Writes the loss on every training image, and whether it was right, after an epoch."""
+    fabric = prepared.fabric
+    loader = prepared.experiment.loaders(fabric.device, evaluation=True)["train"]
+    assert loader is not None
+
+    def keep(epoch: int, rule: Rule) -> None:
+        losses, right = sample_outcomes(rule, loader, fabric)
+        content = safetensors.torch.save({"losses": losses, "right": right})
+        run.write(f"{OUTCOMES}/epoch-{epoch:03d}.safetensors", content)
+
+    return keep
 
 
 def _pictures(

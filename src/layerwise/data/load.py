@@ -10,7 +10,7 @@ from layerwise.data.folder import folder
 from layerwise.data.hierarchical import hierarchical
 from layerwise.data.hub import hub
 from layerwise.data.images import Images
-from layerwise.data.splits import Parts, Source, Splits, complete
+from layerwise.data.splits import Parts, Source, Splits, complete, relabel
 from layerwise.data.torchvision_sets import SETS, imagenet
 from layerwise.errors import InputError, choices
 
@@ -23,6 +23,7 @@ def load(
     root: str | Path = "~/.cache/layerwise",
     size: int | None = None,
     validation: float = 0.1,
+    random_labels: float = 0.0,
     seed: int = 0,
     download: bool = True,
 ) -> Splits:
@@ -41,7 +42,9 @@ def load(
         size: scale every image to `size` x `size` pixels: the shorter side, then the central
             square. None leaves them as they are (imagenet: 224).
         validation: share of the training part that is held out, in [0, 1); 0 for none.
-        seed: of the validation part.
+        random_labels: share of the training images whose label is drawn anew, every class with the
+            same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test keep theirs.
+        seed: of the validation part and of the random labels.
         download: whether what is missing may be fetched.
 
     Returns:
@@ -55,6 +58,10 @@ def load(
             f"load(validation={validation}): give a share of the training images, "
             "0 <= validation < 1"
         )
+    if not 0 <= random_labels <= 1:
+        raise InputError(
+            f"load(random_labels={random_labels}): give a share of the training images, 0 to 1"
+        )
     if size is not None and size < 1:
         raise InputError(f"load(size={size}): give 1 pixel or more, or None for as they are")
     if seed < 0:
@@ -62,7 +69,8 @@ def load(
     parts = _parts(name, Path(root).expanduser(), size, download)
     if size is not None:
         parts = _resized(parts, size)
-    return complete(parts, name=name, validation=validation, seed=seed)
+    splits = complete(parts, name=name, validation=validation, seed=seed)
+    return relabel(splits, random_labels, seed) if random_labels else splits
 
 
 def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:

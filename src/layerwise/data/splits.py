@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -31,6 +31,8 @@ class Splits:
         test: what is reported; never part of the other two.
         classes: the name of each label.
         name: as given to `load`.
+        relabelled: which training images have a random label, (N,) bool; None where none was asked
+            for.
     """
 
     train: Source
@@ -38,6 +40,7 @@ class Splits:
     test: Source
     classes: tuple[str, ...]
     name: str
+    relabelled: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
@@ -96,6 +99,19 @@ def _normalized(part: Source, train: Source) -> Source:
     # A set may be in memory and its training part streamed, or the other way round: both have
     # `statistics`, which is all that is read.
     return part.normalized_by(train)
+
+
+def relabel(splits: Splits, share: float, seed: int) -> Splits:
+    """Give `share` of the training images, to the nearest whole number, a label drawn at random
+    from all classes."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(splits.train)
+    chosen = torch.randperm(count, generator=generator)[: round(share * count)]
+    labels = splits.train.labels.clone()
+    labels[chosen] = torch.randint(splits.num_classes, (len(chosen),), generator=generator)
+    relabelled = torch.zeros(count, dtype=torch.bool)
+    relabelled[chosen] = True
+    return replace(splits, train=replace(splits.train, labels=labels), relabelled=relabelled)
 
 
 def stratify(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:

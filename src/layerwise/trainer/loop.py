@@ -18,12 +18,12 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from layerwise.batch import Report
+from layerwise.batch import Report, identity
 from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives import cross_entropy
 from layerwise.optim import Optimizer, Schedule
-from layerwise.rule import Rule
+from layerwise.rule import Rule, Scale
 from layerwise.run import Run
 from layerwise.runtime import Runtime, Serial
 from layerwise.tally import Tally
@@ -73,6 +73,9 @@ class Trainer:
         pictures: called with an epoch and the rule as it is evaluated, where `settings.pictures`
             asks for it; training goes on as if it had not been called.
         runtime: makes what runs the rule, once that is on its device.
+        alignment: called before a step with its number, the rule, the batch (x, y) and the scale of
+            losses, where `settings.alignment_every` asks for it; it leaves the rule as it was.
+        outcomes: called after every epoch with its number and the rule as it is evaluated.
     """
 
     def __init__(
@@ -89,8 +92,11 @@ class Trainer:
         loggers: Sequence[Logger] = (),
         pictures: Callable[[int, Rule], None] | None = None,
         runtime: Callable[[Rule], Runtime] = Serial,
+        alignment: Callable[[int, Rule, Tensor, Tensor, Scale], None] | None = None,
+        outcomes: Callable[[int, Rule], None] | None = None,
     ):
         self.settings, self.run, self.fabric = settings, run, fabric
+        self.alignment, self.outcomes = alignment, outcomes
         self.progress, self.loggers, self.pictures = progress, list(loggers), pictures
         self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
         self.eval_loaders = {
@@ -172,6 +178,8 @@ class Trainer:
         for x, y in self._batches(loader, self.epoch, self.batch):
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
+            if self.batch == first:
+                started += self._align(x, y)
             report = self._backward(x, y, together, completes=self.batch + 1 == first + together)
             losses = self.tally.add(report.local_losses, report.local_logits, report.y)
             self.watch.note(losses, self.step)
@@ -237,6 +245,21 @@ class Trainer:
                 stops=self.stop_asked and completes,
                 completes=completes,
             )
+
+    def _align(self, x: Tensor | None, y: Tensor) -> float:
+        """Measure the rule's gradient on a step's first batch, where that is due; the seconds it
+        took, which are no training."""
+        every = self.settings.alignment_every
+        if self.alignment is None or not every or self.step % every:
+            return 0.0
+        assert x is not None
+        self._wait()
+        started = time.perf_counter()
+        with self.fabric.autocast():
+            scale = identity if self.scaler is None else self.scaler.scale
+            self.alignment(self.step, self.rule, x, y, scale)
+        self._wait()
+        return time.perf_counter() - started
 
     def _step_block(self, i: int) -> None:
         if (optimizer := self.optimizers[i]) is None:
@@ -307,24 +330,38 @@ class Trainer:
             line += "  (best)"
         self.run.log(line)
         self.progress.say(line)
-        self._save(*(["best"] if improved else []), "last")
+        state = self._gathered()
+        if state is not None:
+            # First: an epoch whose checkpoint is there is not trained again after a crash.
+            self._note_outcomes()
+            for name in (*(["best"] if improved else []), "last"):
+                self.run.save(name, state)
         # Last: an epoch that is trained again after a crash must not be logged twice.
         for logger in self.loggers:
             logger.log(row)
         self._illustrate()
 
-    @torch.no_grad()
     def _illustrate(self) -> None:
         """Pictures of the epoch that has ended, where they are due."""
-        every, device = self.settings.pictures, self.fabric.device
+        every = self.settings.pictures
         due = every and (self.epoch % every == 0 or self.epoch in (1, self.settings.epochs))
-        if self.pictures is None or not due:
-            return
+        if self.pictures is not None and due:
+            self._show(self.pictures)
+
+    def _note_outcomes(self) -> None:
+        """What became of every training image, where it is asked for."""
+        if self.outcomes is not None and self.settings.outcomes:
+            self._show(self.outcomes)
+
+    @torch.no_grad()
+    def _show(self, to: Callable[[int, Rule], None]) -> None:
+        """Show the rule as it is evaluated; training goes on as if nothing had been."""
+        device = self.fabric.device
         rule = self._evaluated_rule().eval()
         # An objective may draw random numbers; the next epoch's must not depend on that.
         forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
         with forked, self.fabric.autocast():
-            self.pictures(self.epoch, rule)
+            to(self.epoch, rule)
 
     def _row(self, results: Mapping[str, Tally]) -> dict[str, float | int | None]:
         images = self.batch * self.settings.batch_size
@@ -347,15 +384,19 @@ class Trainer:
 
     # ---------------------------------------------------------------- keeping and finding again
 
-    def _save(self, *names: str) -> None:
-        """Write a checkpoint under each name; where blocks are elsewhere, fetch them."""
-        state = self.runtime.gather(self.state_dict())
-        if state is None:
-            return
-        if len(self.runtime.blocks) < len(self.rule.blocks):
-            self._load_weights(state)
-        for name in names:
+    def _save(self, name: str) -> None:
+        """Write a checkpoint."""
+        state = self._gathered()
+        if state is not None:
             self.run.save(name, state)
+
+    def _gathered(self) -> dict[str, Any] | None:
+        """The state of all blocks; where some are elsewhere, they are fetched. None in a process
+        that does not keep the run's files."""
+        state = self.runtime.gather(self.state_dict())
+        if state is not None and len(self.runtime.blocks) < len(self.rule.blocks):
+            self._load_weights(state)
+        return state
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on, of the blocks that are here."""

@@ -33,6 +33,11 @@ class Settings:
         eval_batch_size: images evaluated at once.
         pictures: epochs between pictures of what blocks reconstruct and of the first layer's
             filters; the first and the last epoch always have them; 0 for none.
+        alignment_every: steps between measurements of the angle between every block's gradient and
+            backpropagation's, kept in alignment.jsonl; 0 for none. Each costs a step of both.
+        outcomes: keep which training images are predicted right after each epoch, and the loss on
+            each, in eval mode and without augmentation: what `layerwise analyze` tells their
+            difficulty by.
         save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
         seed: of weights, data order, augmentation and dropout.
         runtime: serial, in one process; or layer_parallel, in one per stage and replica; several
@@ -64,6 +69,8 @@ class Settings:
     device: str = "auto"
     eval_batch_size: int = 500
     pictures: int = 5
+    alignment_every: int = 0
+    outcomes: bool = False
     save_every: int = 0
     seed: int = 0
     runtime: Literal["auto", "serial", "layer_parallel"] = "auto"
@@ -93,6 +100,8 @@ class Settings:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
         if self.pictures < 0:
             raise InputError(f"--pictures {self.pictures}: give 0 or more epochs")
+        if self.alignment_every < 0:
+            raise InputError(f"--alignment_every {self.alignment_every}: give 0 or more steps")
         if not 0 <= self.seed < 1 << 63:
             raise InputError(f"--seed {self.seed}: give 0 or more, below 2^63")
         for name in ("replay", "restarts"):
@@ -107,6 +116,12 @@ class Settings:
                         f"--runtime layer_parallel contradicts --{option} {value}: it needs all "
                         "gradients at once, and each stage has its own; leave one out"
                     )
+            if self.alignment_every:
+                raise InputError(
+                    f"--runtime layer_parallel contradicts --alignment_every "
+                    f"{self.alignment_every}: backpropagation takes all blocks in one process; "
+                    "leave one out"
+                )
         if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):
             other = "accumulate" if self.accumulate > 1 else "clip_norm"
             raise InputError(

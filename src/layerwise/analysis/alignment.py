@@ -1,0 +1,100 @@
+"""How far a rule's gradient is from backpropagation's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layerwise.batch import identity
+from layerwise.blocks.unchanged import unchanged
+from layerwise.cost import without_gradients
+from layerwise.objectives import Classify, cross_entropy
+from layerwise.objectives.classify import Criterion
+from layerwise.rule import Rule, Scale
+from layerwise.rules import Backprop
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A block's gradient g beside backpropagation's, g*; of all the block's parameters together.
+
+    Attributes:
+        angle: between the two, degrees: 0 is the same direction, 90 none in common.
+        ratio: |g| / |g*|.
+    """
+
+    angle: float
+    ratio: float
+
+
+def gradient_alignment(
+    rule: Rule,
+    x: Tensor,
+    y: Tensor,
+    *,
+    criterion: Criterion | None = None,
+    scale: Scale = identity,
+) -> tuple[Alignment | None, ...]:
+    """Compare the gradient that a rule gives every block with that of backpropagation.
+
+    The angle is that of the feedback alignment papers (Lillicrap et al. 2016, arXiv:1411.0247),
+    there of one layer's error; here of what the optimizer is given, for every block. Both gradients
+    are those of one batch, in the mode that the network is in, from the same random state and the
+    same buffers: with dropout the masks agree where the rule draws in the order of the forward
+    pass. Heads and what else is no part of the network are left out.
+
+    The rule is left as it was, to the bit: parameters, `.grad`, buffers (BatchNorm's statistics,
+    averages of a rule), modes, and the global random state.
+
+    Args:
+        rule: with its network.
+        x: a batch, as `Rule.backward` takes it; backpropagation sees the first view.
+        y: its labels.
+        criterion: of backpropagation; by default that of the rule's last block where it is to
+            classify, else cross entropy.
+        scale: as in `Rule.backward`, for both.
+
+    Returns:
+        For every block; None where the rule gives the block no gradient, or one of the two is 0.
+    """
+    backprop = Backprop(rule.blocks, criterion=criterion or _criterion(rule))
+    of_rule = _gradients(rule, lambda: rule.backward(x, y, scale=scale))
+    of_backprop = _gradients(rule, lambda: backprop.backward(x[: len(y)], y, scale=scale))
+    return tuple(map(_compared, of_rule, of_backprop))
+
+
+def _criterion(rule: Rule) -> Criterion:
+    objective = dict(rule.objectives.items()).get(str(len(rule.blocks) - 1))
+    return objective.criterion if isinstance(objective, Classify) else cross_entropy
+
+
+def _gradients(rule: Rule, backward: Callable[[], object]) -> list[list[Tensor | None]]:
+    """Of every parameter of each block, what `backward` adds to its `.grad`."""
+    with without_gradients(rule), unchanged(rule), torch.enable_grad():
+        backward()
+        return [[p.grad for p in block.parameters()] for block in rule.blocks]
+
+
+def _compared(of_rule: list[Tensor | None], of_backprop: list[Tensor | None]) -> Alignment | None:
+    pairs = [
+        (torch.zeros_like(b) if a is None else a, b)
+        for a, b in zip(of_rule, of_backprop, strict=True)
+        if b is not None
+    ]
+    if not pairs:
+        return None
+    # On the CPU: not every device has float64.
+    g, wanted = (
+        torch.cat([t.flatten().cpu().double() for t in side]) for side in zip(*pairs, strict=True)
+    )
+    norm, norm_wanted = g.norm(), wanted.norm()
+    if not norm or not norm_wanted:
+        return None
+    # Kahan's formula: exact where the two agree, where the arc cosine has lost half its digits.
+    a, b = g / norm, wanted / norm_wanted
+    angle = 2 * math.degrees(math.atan2((a - b).norm().item(), (a + b).norm().item()))
+    return Alignment(angle, (norm / norm_wanted).item())

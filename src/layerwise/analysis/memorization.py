@@ -1,0 +1,38 @@
+"""How much of labels that mean nothing a network has learned by heart."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from layerwise.blocks.chain import dry_run
+from layerwise.data import Loader
+from layerwise.rule import Rule
+
+
+def memorization(rule: Rule, loader: Loader, relabelled: Tensor) -> tuple[float | None, ...]:
+    """The share of randomly labelled training samples whose label every exit gives.
+
+    Zhang et al. 2017 (arXiv:1611.03530): a random label cannot be predicted, only kept, so on these
+    samples training accuracy beyond 1 / classes is capacity to memorise. `data.load(...,
+    random_labels=1.0)` makes such a training split, and `Splits.relabelled` tells which they are.
+
+    Args:
+        rule: trained on the samples, on the device of the loader; runs in eval mode.
+        loader: of the training split as it was trained on, in order.
+        relabelled: which of the samples have a random label, (N,) bool.
+
+    Returns:
+        For every block, 0 to 1; None where it does not predict.
+    """
+    right: list[Tensor | None] = [None] * len(rule.blocks)
+    total, first = int(relabelled.sum()), 0
+    with dry_run(rule):
+        for x, y in loader.epoch(0):
+            random = relabelled[first : first + len(y)].to(y.device)
+            first += len(y)
+            for i, scores in enumerate(rule.exits(x)):
+                if scores is not None:
+                    hits = ((scores.argmax(-1) == y) & random).sum()
+                    before = right[i]
+                    right[i] = hits if before is None else before + hits
+    return tuple(None if r is None else r.item() / max(1, total) for r in right)

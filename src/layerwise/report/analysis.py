@@ -1,0 +1,258 @@
+"""What was found out about networks, as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+
+from layerwise.report.curves import COLOURS
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import (
+    FixedLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
+
+Write = Callable[[str, bytes], None]
+Row = Mapping[str, Any]
+
+# What `layerwise analyze` knows of a block -> the panel's title, and the factor to its unit.
+BY_BLOCK = {
+    "probe": ("linear probe: accuracy, %", 100),
+    "separability": ("linearly separable, %", 100),
+    "reconstruction": ("image: reconstruction loss, nats", 1),
+    "label": ("label: information, nats (at least)", 1),
+    "angle": ("angle to backpropagation's gradient, degrees", 1),
+    "ratio": ("norm of the gradient / backpropagation's", 1),
+    "memorized": ("random labels known by heart, %", 100),
+}
+
+
+def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) -> bytes | None:
+    """A panel for each thing known of blocks, over the blocks; a line per run.
+
+    Args:
+        runs: each run's label and a row of numbers per block; None where a block has none.
+        names: of the blocks, where they are the same in all runs.
+    """
+    known = [
+        key
+        for key in BY_BLOCK
+        if any(row.get(key) is not None for rows in runs.values() for row in rows)
+    ]
+    if not known:
+        return None
+    columns = min(len(known), 3)
+    lines = math.ceil(len(known) / columns)
+    figure = Figure(figsize=(4.3 * columns, 3.4 * lines + 0.5), layout="constrained")
+    grid = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for key, axes in zip(known, grid, strict=False):
+        title, factor = BY_BLOCK[key]
+        for k, (label, rows) in enumerate(runs.items()):
+            points = [(i, factor * r[key]) for i, r in enumerate(rows) if r.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **_style(k))
+        _over_blocks(axes, names, max(map(len, runs.values())))
+        axes.set_title(title, fontsize=10)
+        if key == "angle":
+            _degrees(axes)
+        if key == "ratio":
+            _ratios(axes)
+    for axes in grid[len(known) :]:
+        axes.set_axis_off()
+    _legend(figure, runs)
+    return _png(figure)
+
+
+def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) -> bytes | None:
+    """Angle and ratio of norms over the steps; a column per run, a colour per block.
+
+    Args:
+        runs: each run's label and rows of alignment.jsonl.
+        names: of the blocks, where they are the same in all runs.
+    """
+    runs = {label: rows for label, rows in runs.items() if rows}
+    if not runs:
+        return None
+    figure = Figure(figsize=(4.4 * len(runs) + 1.4, 6.4), layout="constrained")
+    grid = figure.subplots(2, len(runs), squeeze=False, sharex="col", sharey="row")
+    most = max(len(rows[0]["angle"]) for rows in runs.values())
+    for (label, rows), (angles, ratios) in zip(runs.items(), grid.T, strict=True):
+        count = len(rows[0]["angle"])
+        for block in range(count):
+            colour = matplotlib.colormaps["viridis"](block / max(1, count - 1) * 0.9)
+            of_block = _name(block, names)
+            for axes, key in ((angles, "angle"), (ratios, "ratio")):
+                points = [(r["step"], r[key][block]) for r in rows if r[key][block] is not None]
+                if points:
+                    marker = "o" if len(points) == 1 else None
+                    axes.plot(
+                        *zip(*points, strict=True), color=colour, label=of_block, marker=marker
+                    )
+        angles.set_title(label, fontsize=10)
+        ratios.set_xlabel("step", fontsize=9)
+        ratios.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        for axes in (angles, ratios):
+            axes.grid(alpha=0.25)
+    for angles, ratios in grid.T:  # once every line is there
+        _degrees(angles)
+        _ratios(ratios)
+    grid[0][0].set_ylabel("angle to backpropagation's gradient, degrees", fontsize=9)
+    grid[1][0].set_ylabel("norm of the gradient / backpropagation's", fontsize=9)
+    if most <= 16:
+        handles: dict[str, Any] = {}
+        for axes in grid[0]:
+            lines, labels = axes.get_legend_handles_labels()
+            handles |= dict(zip(labels, lines, strict=True))
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
+    return _png(figure)
+
+
+def draw_cka(tables: Sequence[Row]) -> bytes | None:
+    """Heat maps of CKA: a panel for each pair of runs.
+
+    Args:
+        tables: of each pair `rows` and `columns`, the runs' labels, `row_names` and `column_names`,
+            their blocks' names, and `values`, (rows, columns) with None for what is not a number.
+    """
+    if not tables:
+        return None
+    columns = min(len(tables), 3)
+    lines = math.ceil(len(tables) / columns)
+    figure = Figure(figsize=(4.4 * columns + 0.8, 4.1 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    image = None
+    for table, axes in zip(tables, grid.flat, strict=False):
+        values = [[math.nan if v is None else v for v in row] for row in table["values"]]
+        image = axes.imshow(values, cmap="magma", vmin=0, vmax=1, origin="lower")
+        across, up = _ticks(table["column_names"]), _ticks(table["row_names"])
+        axes.set_xticks(*across, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(*up, fontsize=8)
+        axes.set_xlabel(table["columns"], fontsize=9)
+        axes.set_ylabel(table["rows"], fontsize=9)
+        if len(values) * len(values[0]) <= 64:
+            for i, row in enumerate(values):
+                for j, value in enumerate(row):
+                    dark = math.isnan(value) or value < 0.6
+                    axes.text(
+                        j,
+                        i,
+                        f"{value:.2f}",
+                        ha="center",
+                        va="center",
+                        fontsize=8,
+                        color="white" if dark else "black",
+                    )
+    for axes in list(grid.flat)[len(tables) :]:
+        axes.set_axis_off()
+    assert image is not None
+    figure.get_layout_engine().set(wspace=0.06, hspace=0.06)  # type: ignore[union-attr]
+    bar = figure.colorbar(image, ax=grid, shrink=0.8)
+    bar.set_label("linear CKA", fontsize=9)
+    return _png(figure)
+
+
+def draw_difficulty(runs: Mapping[str, Row], epochs: Mapping[str, int]) -> bytes | None:
+    """How many training samples were right after how many epochs, and forgotten how often.
+
+    Args:
+        runs: each run's label, `consistency` and `forgotten`, lists over the samples.
+        epochs: of each run.
+    """
+    if not runs:
+        return None
+    figure = Figure(figsize=(10, 3.9), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for k, (label, found) in enumerate(runs.items()):
+        count = len(found["consistency"])
+        times = [round(share * epochs[label]) for share in found["consistency"]]
+        for axes, of_each, most in (
+            (left, times, epochs[label]),
+            (right, found["forgotten"], max(found["forgotten"])),
+        ):
+            shares = [100 * of_each.count(n) / count for n in range(most + 1)]
+            axes.plot(range(most + 1), shares, label=label, **_style(k))
+    left.set_xlabel("epochs after which a training image was right", fontsize=9)
+    right.set_xlabel("times that a training image was forgotten", fontsize=9)
+    for axes in (left, right):
+        axes.set_ylabel("training images, %", fontsize=9)
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(0, 110)
+        axes.yaxis.set_major_locator(FixedLocator([0, 1, 2, 5, 10, 20, 50, 100]))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+    _legend(figure, runs)
+    return _png(figure)
+
+
+def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Where blocks are named, and how; of many not all."""
+    shown = list(range(0, len(names), max(1, math.ceil(len(names) / 16))))
+    return shown, [_name(i, names) for i in shown]
+
+
+def _style(k: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[k % len(COLOURS)],
+        "linestyle": "-" if k < len(COLOURS) else "--",
+        "marker": "o",
+        "markersize": 4,
+    }
+
+
+def _over_blocks(axes: Axes, names: Sequence[str] | None, count: int) -> None:
+    axes.grid(alpha=0.25)
+    axes.set_xlim(-0.3, count - 0.7)
+    if names is not None and count <= 6:
+        axes.set_xticks(range(count), [_name(i, names) for i in range(count)], fontsize=8)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("block", fontsize=9)
+
+
+def _degrees(axes: Axes) -> None:
+    """From 0, with a line where two directions have nothing in common."""
+    axes.axhline(90, color="black", linewidth=0.8, linestyle=":")
+    axes.set_ylim(-3, max(95, axes.get_ylim()[1]))
+    axes.yaxis.set_major_locator(FixedLocator(range(0, 181, 15)))
+
+
+def _ratios(axes: Axes) -> None:
+    """Twice as much as far from 1 as half as much."""
+    axes.set_yscale("log")
+    axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    low, high = axes.get_ylim()
+    low, high = min(low, 0.5), max(high, 2)
+    axes.set_ylim(low, high)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name(block: int, names: Sequence[str] | None) -> str:
+    return f"{block}" if names is None or names[block] == f"{block}" else f"{block} {names[block]}"
+
+
+def _legend(figure: Figure, runs: Mapping[str, object]) -> None:
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        lines, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
+    if handles:
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    return content.getvalue()
