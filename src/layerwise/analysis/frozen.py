@@ -42,7 +42,8 @@ def plain(x: Tensor) -> torch.autocast:
 def reading(blocks: Blocks, seed: int = 0) -> Iterator[None]:
     """Within, the network is in eval mode and without gradients, and random numbers are those of
     `seed`; both are put back after."""
-    with dry_run(blocks), torch.random.fork_rng(devices=[]):
+    devices = {p.device.index for p in blocks.parameters() if p.device.type == "cuda"}
+    with dry_run(blocks), torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(seed)
         yield
 

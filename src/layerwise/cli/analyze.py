@@ -80,6 +80,19 @@ class Subject:
             )
         return cls(run, label, experiment, state["epoch"], fabric, options)
 
+    def check(self, questions: list[str]) -> None:
+        """Refuse questions that the run has nothing to say to."""
+        if "memorization" in questions and self.experiment.splits.relabelled is None:
+            raise InputError(
+                f"--questions memorization: {self.run.path} was trained on true labels; train one "
+                "with --data.random_labels 1"
+            )
+        if "difficulty" in questions and self.outcomes is None:
+            raise InputError(
+                f"--questions difficulty: {self.run.path} did not keep what was right after each "
+                "epoch; train one with --outcomes true"
+            )
+
     @property
     def rule(self) -> Rule:
         return self.experiment.rule
@@ -178,6 +191,7 @@ class Subject:
             "ratio": tuple(None if a is None else a.ratio for a in found),
         }
 
+    @cached_property
     def outcomes(self) -> tuple[Tensor, Tensor] | None:
         """Losses and whether each was right, both (epochs, N); None where the run kept none."""
         paths = sorted((self.run.path / OUTCOMES).glob("epoch-*.safetensors"))
@@ -199,7 +213,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", type=str, nargs="+", help="run folders")
     asked = "; ".join(f"{name}: {what}" for name, what in QUESTIONS.items())
     parser.add_argument(
-        "--questions", type=list[str], default=list(QUESTIONS), help=f"any of them. {asked}"
+        "--questions",
+        type=list[str] | None,
+        default=None,
+        help=f"null: all that the runs can answer; else any of these. {asked}",
     )
     parser.add_argument(
         "--checkpoint",
@@ -235,16 +252,18 @@ def main(arguments: list[str]) -> None:
     if len(set(labels)) < len(labels):
         raise InputError(f"analyze {' '.join(found['runs'])}: give every run once")
     subjects = [Subject.of(run, label, found) for run, label in zip(runs, labels, strict=True)]
-    _report(subjects, found["questions"])
+    for subject in subjects if found["questions"] else ():
+        subject.check(found["questions"])
+    _report(subjects, found["questions"] or list(QUESTIONS))
 
 
 def _check(options: dict[str, Any]) -> None:
-    for question in options["questions"]:
+    for question in options["questions"] or ():
         if question not in QUESTIONS:
             raise InputError(
                 f"--questions {question}: no such question; {choices(question, QUESTIONS)}"
             )
-    if not options["questions"]:
+    if options["questions"] == []:
         raise InputError(f"--questions []: give any of {', '.join(QUESTIONS)}")
     if options["split"] not in ("test", "validation", "train"):
         raise InputError(f"--split {options['split']}: give test, validation or train")
@@ -261,7 +280,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
     aligned = {
         s.label: s.run.lines(ALIGNMENT) if "alignment" in questions else [] for s in subjects
     }
-    hard = {s.label: s.outcomes() if "difficulty" in questions else None for s in subjects}
+    hard = {s.label: s.outcomes if "difficulty" in questions else None for s in subjects}
     learned = {label: difficulty(o[1]) for label, o in hard.items() if o is not None}
     result = {
         "runs": [
@@ -306,7 +325,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
     for name, content in written.items():
         first.run.write(f"{folder.name}/{name}", content)
     for subject in subjects:
-        if table := _table(subject, rows[subject.label]):
+        for table in _tables(subject, rows[subject.label]):
             output.print(table)
         if about := _summary(learned.get(subject.label)):
             output.print(f"{subject.label}: {_in_words(about)}", soft_wrap=True)
@@ -371,29 +390,39 @@ def _finite(value: Any) -> Any:
     return value
 
 
-COLUMNS = {
-    "probe": ("probe %", 100, 1),
-    "separability": ("linear %", 100, 1),
-    "reconstruction": ("image nats", 1, 3),
-    "label": ("label nats", 1, 2),
-    "memorized": ("by heart %", 100, 1),
-    "angle": ("angle °", 1, 1),
-    "ratio": ("norm ratio", 1, 3),
+# Tables of a few columns, for narrow terminals: title -> column -> key, factor, digits.
+TABLES = {
+    "a linear classifier on each block's output": {
+        "probe, %": ("probe", 100, 1),
+        "separable, %": ("separability", 100, 1),
+    },
+    "what each block tells of image and label": {
+        "image loss, nats": ("reconstruction", 1, 3),
+        "label, nats": ("label", 1, 2),
+    },
+    "random labels that are known by heart": {"memorized, %": ("memorized", 100, 1)},
+    "the gradient, beside backpropagation's": {
+        "angle, degrees": ("angle", 1, 1),
+        "ratio of norms": ("ratio", 1, 3),
+    },
 }
 
 
-def _table(subject: Subject, rows: list[dict[str, Any]]) -> Table | None:
-    known = [key for key in COLUMNS if any(key in row for row in rows)]
-    if not known:
-        return None
-    table = Table(title=f"{subject.label}, epoch {subject.epoch}")
-    table.add_column("block", no_wrap=True)
-    for key in known:
-        table.add_column(COLUMNS[key][0], justify="right")
-    for i, row in enumerate(rows):
-        cells = []
-        for key in known:
-            _, factor, digits = COLUMNS[key]
-            cells.append("" if row[key] is None else f"{factor * row[key]:.{digits}f}")
-        table.add_row(f"{i} {row['name']}", *cells)
-    return table
+def _tables(subject: Subject, rows: list[dict[str, Any]]) -> list[Table]:
+    tables = []
+    for title, columns in TABLES.items():
+        known = {name: of for name, of in columns.items() if of[0] in rows[0]}
+        if not known:
+            continue
+        table = Table(title=f"{subject.label}, epoch {subject.epoch}: {title}")
+        table.add_column("block")
+        for name in known:
+            table.add_column(name, justify="right")
+        for i, row in enumerate(rows):
+            cells = [
+                "" if row[key] is None else f"{factor * row[key]:.{digits}f}"
+                for key, factor, digits in known.values()
+            ]
+            table.add_row(f"{i} {row['name']}", *cells)
+        tables.append(table)
+    return tables

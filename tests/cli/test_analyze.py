@@ -1,0 +1,126 @@
+"""`layerwise analyze`: what it writes, and that it leaves a run as it was."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from layerwise.data import Curriculum, read_scores
+from layerwise.run import Run
+
+WATCHED = "--alignment_every 3 --outcomes true"
+QUICK = "--samples 200 --epochs 1"
+
+
+def _content(folder: Path) -> dict[str, str]:
+    files = [p for p in folder.rglob("*") if p.is_file() and "analysis-" not in str(p)]
+    return {str(p): sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_one_run(trained, cli):
+    run = trained("dgl", f"{WATCHED} --data.random_labels 0.5")
+    before = _content(run)
+    result = cli(f"analyze {run} {QUICK}")
+    assert result.code == 0, result.err
+    assert _content(run) == before
+    folder = run / "analysis-1"
+    found = json.loads((folder / "analysis.json").read_text())
+    assert (found["split"], found["samples"], found["data"]) == ("test", 200, "digits")
+    (of_run,) = found["runs"]
+    assert [block["name"] for block in of_run["blocks"]] == ["fc1", "fc2"]
+    first, last = of_run["blocks"]
+    for block in (first, last):
+        for share in ("probe", "separability", "memorized"):
+            assert 0 <= block[share] <= 1
+        assert block["label"] < 2.31  # log 10
+        assert block["reconstruction"] > 0
+    assert 0 < first["angle"] < 180
+    assert (last["angle"], last["ratio"]) == (0, 1)
+    (similar,) = found["cka"]
+    assert [similar["values"][i][i] for i in (0, 1)] == pytest.approx([1, 1])
+    for name in ("blocks", "alignment", "cka", "difficulty"):
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.width > 300
+    for text in ("probe", "nats", "degrees", "0 fc1", "analysis-1", "never learned"):
+        assert text in result.out
+
+    # Difficulty: of every training image, and an order for a curriculum.
+    count = of_run["difficulty"]["samples"]
+    tensors = load_file(folder / "difficulty.safetensors")
+    epochs = [load_file(run / f"outcomes/epoch-00{e}.safetensors") for e in (1, 2)]
+    assert {len(t) for t in tensors.values()} == {count}
+    wanted = (epochs[0]["right"].double() + epochs[1]["right"]) / 2
+    assert torch.equal(tensors["consistency"], wanted)
+    assert torch.equal(tensors["losses"], (epochs[0]["losses"] + epochs[1]["losses"]) / 2)
+    # The last epoch's accuracy is that of `evaluate`.
+    assert cli(f"evaluate {run} --split train").code == 0
+    evaluation = json.loads((run / "evaluation-train-last.json").read_text())
+    accuracy = evaluation["exits"][1]["accuracy"]
+    assert epochs[1]["right"].double().mean().item() == pytest.approx(accuracy)
+    assert len(Curriculum(read_scores(folder / "difficulty.safetensors"))) == count
+
+    again = cli(f"analyze {run} --questions probe {QUICK}")
+    assert again.code == 0
+    assert sorted(p.name for p in (run / "analysis-2").iterdir()) == [
+        "analysis.json",
+        "blocks.png",
+    ]
+
+
+def test_two_runs(trained, cli):
+    a = trained("a", f"--epochs 1 {WATCHED} --rule Backprop")
+    b = trained("b", "--epochs 1 --rule LastBlock")
+    before = _content(b)
+    result = cli(f"analyze {a} {b} --questions cka,alignment {QUICK} --split validation")
+    assert result.code == 0, result.err
+    assert _content(b) == before
+    assert not list(b.glob("analysis-*"))
+    found = json.loads((a / "analysis-1/analysis.json").read_text())
+    assert [(c["rows"], c["columns"]) for c in found["cka"]] == [
+        ("a", "a"),
+        ("b", "b"),
+        ("a", "b"),
+    ]
+    assert [block["angle"] for block in found["runs"][0]["blocks"]] == [0, 0]
+    assert [block["angle"] for block in found["runs"][1]["blocks"]] == [None, 0]
+    assert "probe" not in found["runs"][0]["blocks"][0]
+
+
+def test_what_is_recorded_changes_nothing(trained):
+    """From the command line, too: the same network, and every third step's angles."""
+    plain, seen = trained("plain"), trained("seen", WATCHED)
+    weights = [load_file(run / "model.safetensors") for run in (plain, seen)]
+    assert all(torch.equal(weights[0][name], t) for name, t in weights[1].items())
+    rows = Run(seen).lines("alignment.jsonl")
+    assert [row["step"] for row in rows] == [0, 3, 6, 9]
+    assert all(row["ratio"][1] == 1 for row in rows)
+    assert not (plain / "alignment.jsonl").exists()
+    assert not (plain / "outcomes").exists()
+    assert (seen / "curves/alignment.png").exists()
+
+
+def test_what_cannot_be_answered(trained, cli):
+    run = trained("run", "--epochs 1 --data.validation 0")
+    trained("toy", "--epochs 1 --data hierarchical --data.size 8")
+    (run / "outcomes").mkdir()
+    (run / "outcomes/epoch-001.safetensors").write_bytes(b"no tensors")
+    for line, says in (
+        (f"{run} --checkpoint best", "there is: last"),
+        (f"{run} --split validation", "no such split"),
+        (f"{run} --device cuda:5", "no such device"),
+        (f"{run} runs/toy --questions cka", "trained on different data (digits, hierarchical)"),
+        (f"{run} {run}", "give every run once"),
+        (f"{run} --questions difficulty", "outcomes cannot be read"),
+        ("runs/toy --questions difficulty", "train one with --outcomes true"),
+        ("runs/toy --questions memorization", "train one with --data.random_labels 1"),
+    ):
+        result = cli(f"analyze {line}")
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert says in result.err
+    assert not list(run.glob("analysis-*"))

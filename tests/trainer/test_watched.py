@@ -1,0 +1,96 @@
+"""What is recorded while a network trains, and that training does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerwise.analysis import gradient_alignment
+from layerwise.errors import InputError
+from layerwise.run import Run
+from layerwise.trainer import Settings, Trainer
+
+NOISY = {"name": "mlp", "layers": 2, "width": 12, "dropout": 0.2, "batch_norm": True}
+
+
+@pytest.fixture
+def watched(trainer_in: Callable[..., Trainer]) -> Callable[..., Trainer]:
+    """As `trainer_in`, with recorders of angles and of outcomes."""
+
+    def make(folder: str, **options) -> Trainer:
+        trainer = trainer_in(folder, **options)
+        run = trainer.run
+
+        def align(step, rule, x, y, scale):
+            torch.rand(3)
+            found = gradient_alignment(rule, x, y, scale=scale)
+            run.add_line("alignment.jsonl", {"step": step, "angle": [a.angle for a in found]})
+
+        def outcomes(epoch, rule):
+            assert not any(m.training for m in rule.modules())
+            torch.rand(3)
+            run.add_line("outcomes.jsonl", {"step": epoch})
+
+        trainer.alignment, trainer.outcomes = align, outcomes
+        run.keep_lines("alignment.jsonl", trainer.step)
+        run.keep_lines("outcomes.jsonl", trainer.epoch + 1)
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": NOISY, "accumulate": 2, "ema": 0.9, "save_every": 2},
+        {
+            "rule": {"name": "MAN", "scaled": True, "head": {"name": "MLP", "width": 8}},
+            "step_per_block": True,
+            "precision": "bf16",
+        },
+    ],
+)
+def test_training_goes_on_to_the_same_bits(
+    options, trainer_in, watched, crash_at, crash, assert_same_run, tmp_path: Path
+):
+    options = {"epochs": 2, "alignment_every": 2, "outcomes": True, **options}
+    trainer_in("plain", **options).fit()
+    watched("watched", **options).fit()
+    assert_same_run("plain", "watched")
+    lines = Run(tmp_path / "watched").lines("alignment.jsonl")
+    steps = trainer_in("plain", **options).step
+    assert [line["step"] for line in lines] == list(range(0, steps, 2))
+    assert all(0 <= angle <= 180 for line in lines for angle in line["angle"])
+    outcomes = Run(tmp_path / "watched").lines("outcomes.jsonl")
+    assert outcomes == [{"step": 1}, {"step": 2}]
+    crash_at(4)
+    with pytest.raises(crash):
+        watched("killed", **options).fit()
+    crash_at(0)
+    watched("killed", **options).fit()
+    assert_same_run("plain", "killed")
+    for name in ("alignment.jsonl", "outcomes.jsonl"):
+        read = [(tmp_path / folder / name).read_bytes() for folder in ("watched", "killed")]
+        assert read[0] == read[1]
+
+
+def test_nothing_is_recorded_that_was_not_asked_for(watched, tmp_path: Path):
+    watched("run", epochs=1).fit()
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+
+
+def test_settings_that_make_no_sense():
+    with pytest.raises(InputError, match="--alignment_every -1: give 0 or more"):
+        Settings(alignment_every=-1)
+    with pytest.raises(InputError, match="contradicts --alignment_every 3"):
+        Settings(alignment_every=3, stages=2)
+
+
+def test_lines_that_cannot_be_read(tmp_path: Path):
+    run = Run(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(InputError, match=r"rows.jsonl cannot be read"):
+        run.lines("rows.jsonl")
