@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from rich.table import Table
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from layerwise.analysis import (
@@ -198,9 +198,9 @@ class Subject:
         if not paths:
             return None
         try:
-            files = [safetensors.torch.load_file(path) for path in paths]
+            files = [load_file(path) for path in paths]
             return tuple(torch.stack([f[k] for f in files]) for k in ("losses", "right"))  # type: ignore[return-value]
-        except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"run {self.run.path}: {OUTCOMES} cannot be read: {reason(error)}"
             ) from error
@@ -316,7 +316,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
         assert outcomes is not None
         tensors = {"losses": outcomes[0].mean(0), **vars(d)}
         name = "difficulty" if len(learned) == 1 else f"difficulty-{label.replace('/', '-')}"
-        files[f"{name}.safetensors"] = safetensors.torch.save(tensors)
+        files[f"{name}.safetensors"] = save(tensors)
     written = {name: content for name, content in files.items() if content is not None}
     try:
         folder = claim_numbered(first.run.path, "analysis")
