@@ -205,6 +205,8 @@ def _data(config: Mapping[str, Any]) -> str:
         if key in ("flip", "crop", "resized_crop", "cutout") and value
     ]
     held_out = f"; validation {config['data']['validation']}"
+    if random := config["data"].get("random_labels"):
+        held_out += f"; random labels {random:g}"
     return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'}{held_out})"
 
 

@@ -36,8 +36,8 @@ class Settings:
         alignment_every: steps between measurements of the angle between every block's gradient and
             backpropagation's, kept in alignment.jsonl; 0 for none. Each costs a step of both.
         outcomes: keep which training images are predicted right after each epoch, and the loss on
-            each, in eval mode and without augmentation: what `layerwise analyze` tells their
-            difficulty by.
+            each, in eval mode and without augmentation, which costs a forward pass: what
+            `layerwise analyze` tells their difficulty by.
         save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
         seed: of weights, data order, augmentation and dropout.
         runtime: serial, in one process; or layer_parallel, in one per stage and replica; several
