@@ -70,7 +70,7 @@ class Costs:
         assert blocks.shapes is not None
         weight = next(rule.parameters(), torch.zeros(()))
         rows = SAMPLES * (views or max(1, rule.needs_views))
-        x = torch.zeros(rows, *blocks.input_shape, device=weight.device, dtype=weight.dtype)
+        x = blocks.zeros(rows, weight)
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
         with without_gradients(rule), unchanged(rule), torch.enable_grad():
             rule.train()

@@ -20,6 +20,7 @@ from torchmetrics.classification import (
 from layerwise.data import Loader
 from layerwise.objectives import cross_entropy
 from layerwise.rule import Rule
+from layerwise.tally import perplexity
 
 CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
 
@@ -80,7 +81,8 @@ def evaluate(
     Returns:
         For each block None where it does not predict, else `loss` (mean nats), `accuracy` and
         `top5` (shares; top5 is None with five classes or fewer) and `calibration_error` (expected
-        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599). The same of each of
+        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599); of a text also
+        `perplexity`, the exponential of the loss. The same of each of
         `ENSEMBLES`, where more than one block predicts. And how often each class (a row) was taken
         for each (a column) by the last block, C x C; None beyond 1000 classes.
     """
@@ -108,11 +110,13 @@ def evaluate(
                 metrics[i].update(predicted, y.flatten())
                 if confusion is not None and i == len(rule.blocks) - 1:
                     confusion.update(predicted, y.flatten())
+    means = {i: mean.compute().item() for i, mean in losses.items()}
     results = {
         i: {
-            "loss": losses[i].compute().item(),
+            "loss": means[i],
             "top5": None,
             **{key: value.item() for key, value in found.compute().items()},
+            **({"perplexity": perplexity(means[i])} if loader.tokens else {}),
         }
         for i, found in metrics.items()
     }

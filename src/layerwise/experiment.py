@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from torch import nn
 
 from layerwise import data
 from layerwise.blocks import Blocks, cut
-from layerwise.data import Augment, Curriculum, Loader, Splits, read_scores
+from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_scores
 from layerwise.data.loader import pixel_scale
 from layerwise.errors import InputError
+from layerwise.models.layers import Window
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.normalization import Normalization
-from layerwise.registry import make
+from layerwise.registry import KINDS, find, make
 from layerwise.rule import Rule
 from layerwise.trainer import Settings
 
@@ -84,8 +86,10 @@ def build(config: Mapping[str, Any]) -> Experiment:
     settings = Settings(**{key: config[key] for key in SETTINGS if key in config})
     splits = load_data(config, settings.seed)
     torch.manual_seed(settings.seed)
+    _check_input(config, splits)
     network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
-    example = torch.zeros(2, *splits.shape)
+    tokens = isinstance(splits.train, Text)
+    example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
     blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
     criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
     rule = make(
@@ -104,8 +108,26 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return Experiment(config, settings, splits, network, rule)
 
 
-def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization:
-    """How a run's images are normalised."""
+def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
+    """Refuse a network for images on text."""
+    name, _ = find("model", config["model"].get("name", ""))
+    of_text = [key for key, thing in KINDS["model"].items() if _shape_of(thing) == Window]
+    if isinstance(splits.train, Text) and name not in of_text:
+        raise InputError(
+            f"--model {name} --data {splits.name}: it takes images, and the data is text; give "
+            f"--model {' or '.join(of_text)}"
+        )
+
+
+def _shape_of(network: Callable[..., Any]) -> Any:
+    """How a network annotates the shape that it is made for."""
+    return typing.get_type_hints(network)["shape"]
+
+
+def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization | None:
+    """How a run's images are normalised; None of text."""
+    if isinstance(splits.train, Text):
+        return None
     scale = pixel_scale(Augment(**tuples(config["augment"])), splits.train)
     mean, std = (tuple(value / 255 for value in values) for values in scale)
     return Normalization(mean, std)

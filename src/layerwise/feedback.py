@@ -148,11 +148,7 @@ def _weights(rule: Rule) -> list[list[str]]:
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
     with unchanged(blocks), torch.enable_grad(), _replaced(layer), as_written(blocks):
         blocks.train()  # in eval mode attention may be one kernel
-        x = torch.zeros(2, *blocks.input_shape, device=like.device, dtype=like.dtype)
-        try:
-            blocks(x)
-        except (RuntimeError, TypeError, IndexError):  # tokens
-            blocks(x.long())
+        blocks(blocks.zeros(2, like))
     return [[name for name, p in block.named_parameters() if p in used] for block in blocks]
 
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 SMALL = 1 << 22  # scores; stacking more of them would take memory that shows
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of a mean of nats per token: among how many equally likely tokens the model would
+    be as unsure."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def selected_by(row: Mapping[str, float | int | None]) -> float | None:
+    """What the best of a run's epochs has most of: accuracy on validation, or of a text the
+    negative perplexity. None without a validation split."""
+    if (found := row.get("validation_perplexity")) is not None:
+        return -found
+    return row.get("validation_accuracy")
 
 
 class Tally:

@@ -27,6 +27,7 @@ class Blocks(nn.Module):
 
     Attributes:
         input_shape: shape of the first block's input without the batch dimension, or None.
+        input_dtype: type of the first block's input: of tokens an integer one; or None.
         shapes: shape of each block's output without the batch dimension, or None.
 
     Raises:
@@ -34,6 +35,7 @@ class Blocks(nn.Module):
     """
 
     input_shape: Shape | None = None
+    input_dtype: torch.dtype | None = None
     shapes: tuple[Shape, ...] | None = None
 
     def __init__(
@@ -89,7 +91,20 @@ class Blocks(nn.Module):
                         "a block maps one tensor to one tensor"
                     )
                 shapes.append(tuple(h.shape[1:]))
-        self.input_shape, self.shapes = tuple(example.shape[1:]), tuple(shapes)
+        self.keep_shapes(example, shapes)
+
+    def keep_shapes(self, example: Tensor, shapes: Sequence[Shape]) -> None:
+        """Keep what a dry run on `example` has shown."""
+        self.input_shape, self.input_dtype = tuple(example.shape[1:]), example.dtype
+        self.shapes = tuple(shapes)
+
+    def zeros(self, rows: int, like: Tensor) -> Tensor:
+        """An input of nought, (rows, ...), on the device of `like` and, but for tokens, of its
+        type."""
+        assert self.input_shape is not None, "made with an example"
+        assert self.input_dtype is not None
+        dtype = like.dtype if self.input_dtype.is_floating_point else self.input_dtype
+        return torch.zeros(rows, *self.input_shape, device=like.device, dtype=dtype)
 
 
 @contextlib.contextmanager

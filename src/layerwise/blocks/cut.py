@@ -202,4 +202,4 @@ def _check_and_measure(chain: Blocks, x: Tensor, expected: Tensor) -> None:
             "cut(model): the chain's output is not the model's, whose forward does something that "
             "a trace does not see; divide the model by hand: Blocks([...])"
         )
-    chain.input_shape, chain.shapes = tuple(x.shape[1:]), tuple(shapes)
+    chain.keep_shapes(x, shapes)

@@ -123,7 +123,7 @@ def _data(arguments: list[str]) -> None:
     }
     output.print(
         f"{splits.name} {'x'.join(map(str, splits.shape))}, batches of {found['batch_size']}, "
-        f"{torch.get_num_threads()} thread(s): {images_per_s:,.0f} images/s"
+        f"{torch.get_num_threads()} thread(s): {images_per_s:,.0f} {loader.unit}/s"
     )
     if out is not None:
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")

@@ -15,6 +15,7 @@ from layerwise.errors import InputError
 from layerwise.evaluation import evaluate, sample_losses
 from layerwise.experiment import build
 from layerwise.run import Run
+from layerwise.tally import perplexity
 from layerwise.trainer import fabric_for, load_evaluated
 
 
@@ -61,10 +62,12 @@ def main(arguments: list[str]) -> None:
         "epoch": state["epoch"],
         "split": found["split"],
         "data": experiment.splits.name,
-        "images": loader.size,
+        loader.unit: loader.size,
         "exits": exits,
         "ensembles": ensembles,
     }
+    if (rate := experiment.splits.entropy_rate) is not None:
+        result["entropy_rate"] = rate
     name = f"evaluation-{found['split']}-{found['checkpoint']}.json"
     run.write(name, _json(result, confusion).encode())
     output.print(_table(result, experiment.rule.blocks.names))
@@ -87,11 +90,15 @@ def _json(result: dict[str, Any], confusion: list[list[int]] | None) -> str:
 
 
 def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
-    title = (
-        f"{result['data']}, {result['split']}, {result['images']} images, epoch {result['epoch']}"
-    )
+    size = next(f"{result[unit]} {unit}" for unit in ("images", "windows") if unit in result)
+    title = f"{result['data']}, {result['split']}, {size}, epoch {result['epoch']}"
+    if "entropy_rate" in result:
+        rate = result["entropy_rate"]
+        title += f"; the source has {rate:.4f} nats a token, perplexity {perplexity(rate):.3f}"
     table = Table(title=title)
-    for column in ("block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"):
+    columns = ["block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"]
+    columns += ["perplexity"] if "windows" in result else []
+    for column in columns:
         table.add_column(column, justify="left" if column == "block" else "right")
     rows = [(f"{i} {names[i]}", exit) for i, exit in enumerate(result["exits"])]
     for name, exit in [*rows, *result["ensembles"].items()]:
@@ -102,6 +109,7 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
                 f"{100 * exit['accuracy']:.2f}",
                 "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",
                 f"{100 * exit['calibration_error']:.2f}",
+                *([f"{exit['perplexity']:.3f}"] if "windows" in result else []),
             )
     return table
 

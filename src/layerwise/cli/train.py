@@ -19,7 +19,7 @@ from layerwise.cli.options import experiment_config, experiment_parser, read_con
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
 from layerwise.cost import Costs
-from layerwise.data import Augment, Loader
+from layerwise.data import Augment, Loader, Text
 from layerwise.environment import describe
 from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.evaluation import sample_outcomes
@@ -208,12 +208,13 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
     if stages == 1:
         return DataParallel(rule, settings.sync_batchnorm)
     assert isinstance(rule, ForwardRule)
-    assert rule.blocks.input_shape is not None
+    assert rule.blocks.shapes is not None
+    labels = rule.blocks.shapes[-1][:-1]
 
     def starts() -> list[int]:
         batch = settings.batch_size // settings.replicas
-        x = torch.zeros(batch * settings.views, *rule.blocks.input_shape, device=device)
-        y = torch.zeros(batch, dtype=torch.long, device=device)
+        x = rule.blocks.zeros(batch * settings.views, torch.zeros((), device=device))
+        y = torch.zeros(batch, *labels, dtype=torch.long, device=device)
         with prepared.fabric.autocast():
             return stage_starts(block_seconds(rule, x, y), stages)
 
@@ -264,11 +265,10 @@ def _pictures(
     experiment: Experiment, device: torch.device, run: Run, receivers: Sequence[Any]
 ) -> Pictures | None:
     """Pictures of eight images that do not train the network, where the run has such."""
-    if not experiment.settings.pictures:
-        return None
     train, validation = experiment.splits.train, experiment.splits.validation
-
     part = train if validation is None else validation
+    if not experiment.settings.pictures or isinstance(train, Text) or isinstance(part, Text):
+        return None
     # From end to end: a set may be sorted by class.
     part = part.subset(torch.linspace(0, len(part) - 1, 8).long().unique())
     loader = Loader(

@@ -1,4 +1,4 @@
-"""Image sets, and batches of them: `load` a set by name, `Loader` makes batches of a part."""
+"""Images and texts: `load` a set by name, `Loader` makes batches of a part of it."""
 
 from layerwise.data.augment import Augment
 from layerwise.data.curriculum import Curriculum, read_scores
@@ -7,6 +7,7 @@ from layerwise.data.load import NAMES, load
 from layerwise.data.loader import Loader
 from layerwise.data.splits import Splits
 from layerwise.data.stream import Stream
+from layerwise.data.text import Text
 from layerwise.data.throughput import throughput
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Loader",
     "Splits",
     "Stream",
+    "Text",
     "load",
     "read_scores",
     "throughput",

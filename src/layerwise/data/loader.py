@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from layerwise.data.augment import (
 from layerwise.data.curriculum import Curriculum
 from layerwise.data.images import Images
 from layerwise.data.stream import Stream
+from layerwise.data.text import Text
 from layerwise.errors import InputError
 
 # A padded copy of the set saves the padding of every batch; above this many bytes the batch is
@@ -32,7 +34,8 @@ PADDED_BYTES = 1 << 30
 
 
 class Loader:
-    """Batches `(x, y)`: x float32 (B, C, H, W) normalised, y int64 (B,), both on `device`.
+    """Batches `(x, y)`: x float32 (B, C, H, W) normalised, y int64 (B,), both on `device`; of
+    a text windows and what follows each of their tokens, both int64 (B, T).
 
     The order of epoch e and the augmentation of its batch b depend on (seed, e, b) alone and not on
     any global generator, so a run that is resumed in the middle of an epoch sees the same bits.
@@ -42,7 +45,8 @@ class Loader:
     gives one.
 
     Args:
-        images: the set, in memory or streamed.
+        images: the set, in memory or streamed; or a text, of which a window is what an image is
+            here.
         batch_size: images a batch.
         augment: what happens to an image; outside training only its `normalize` does.
         train: shuffle and augment; else in order and as it is.
@@ -57,13 +61,13 @@ class Loader:
 
     Raises:
         InputError: no images, a batch larger than the set with `drop_last`, an augmentation that
-            the images are too small for, a curriculum for another number of images; in training,
-            batches that do not divide into n parts.
+            the images are too small for, an option of images for a text, a curriculum for another
+            number of images; in training, batches that do not divide into n parts.
     """
 
     def __init__(
         self,
-        images: Images | Stream,
+        images: Images | Stream | Text,
         batch_size: int,
         *,
         augment: Augment | None = None,
@@ -97,26 +101,35 @@ class Loader:
                 f"for each replica; give a multiple of {part[1]}"
             )
         if len(images) == 0:
-            raise InputError("Loader(images): the set holds no images")
+            raise InputError(f"Loader(images): the set holds no {unit_of(images)}")
         if self.drop_last and batch_size > len(images):
             raise InputError(
                 f"Loader(batch_size={batch_size}, drop_last=True): the set holds {len(images)} "
-                f"images, so no batch is full; give a batch of at most {len(images)}"
+                f"{unit_of(images)}, so no batch is full; give a batch of at most {len(images)}"
             )
         if curriculum is not None and len(curriculum) != len(images):
             raise InputError(
                 f"Loader(curriculum): it has {len(curriculum)} scores and the set "
-                f"{len(images)} images; give those of the same split of the same data"
+                f"{len(images)} {unit_of(images)}; give those of the same split of the same data"
             )
         self.size = len(images)
         self._passes = 0
-        self.shape = images.shape
-        self.augment.check(self.shape)
-        side = self.shape[1:]
-        mean, std = pixel_scale(self.augment, images)
-        self._normalize = Normalize(mean, std, side, self.device, channels_last)
+        self.shape: tuple[int, ...] = images.shape
+        if isinstance(images, Text):
+            _refuse_options_of_images(self.augment, views, channels_last)
+            self._images: Images | Stream | Text = images.to(self.device)
+        else:
+            self._images = self._prepared(images)
 
-        margin = self.augment.crop if train else None
+    def _prepared(self, images: Images | Stream) -> Images | Stream:
+        """The set where batches are cut from it, padded where that saves time."""
+        self.augment.check(images.shape)
+        self._image = images.shape
+        side = images.shape[1:]
+        mean, std = pixel_scale(self.augment, images)
+        self._normalize = Normalize(mean, std, side, self.device, self.channels_last)
+
+        margin = self.augment.crop if self.train else None
         self._padded = False
         if isinstance(images, Images):
             if _fits(images.images, self.device):
@@ -125,7 +138,17 @@ class Loader:
                 padded = pad(images.images, margin, self.augment.pad_mode)
                 images = Images(padded, images.labels)
                 self._padded = True
-        self._images = images
+        return images
+
+    @property
+    def tokens(self) -> bool:
+        """Whether y holds a label for every token, (B, T)."""
+        return isinstance(self._images, Text)
+
+    @property
+    def unit(self) -> str:
+        """What there are `size` of: images, or windows."""
+        return unit_of(self._images)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -145,11 +168,16 @@ class Loader:
         order = self._order(e)
         if isinstance(self._images, Stream):
             return self._streamed(self._images, order, e, start)
+        if isinstance(self._images, Text):
+            return self._windows(self._images, order, e, start)
         return self._in_memory(self._images, order, e, start)
 
     def labels(self, e: int, start: int = 0) -> Iterator[Tensor]:
         """The labels of `epoch(e, start)` alone: no image is read."""
         order = self._order(e)
+        if isinstance(self._images, Text):
+            yield from (y for _, y in self._windows(self._images, order, e, start))
+            return
         for _, index in self._indices(order, e, start):
             index = send(index, self._images.labels.device)
             yield send(self._images.labels.index_select(0, index), self.device)
@@ -178,6 +206,14 @@ class Loader:
     def denormalize(self, x: Tensor) -> Tensor:
         """Images as they come out of here, (B, C, H, W), back on the scale 0..1."""
         return self._normalize.back(x) / 255
+
+    def _windows(
+        self, text: Text, order: Tensor, e: int, start: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.curriculum is None:
+            order = send(order, self.device)
+        for _, index in self._indices(order, e, start):
+            yield text.windows(send(index, self.device))
 
     def _in_memory(
         self, images: Images, order: Tensor, e: int, start: int
@@ -224,12 +260,12 @@ class Loader:
             return [Draw()]
         batch = min(self.batch_size, self.size - b * self.batch_size)
         generators = [self._generator(e, b + 1, view) for view in range(self.views)]
-        draws = [self.augment.draw(batch, self.shape, generator) for generator in generators]
+        draws = [self.augment.draw(batch, self._image, generator) for generator in generators]
         return [Draw(*(None if d is None else self._mine(d) for d in draw)) for draw in draws]
 
     def _apply(self, images: Tensor, index: Tensor, draw: Draw, padded: bool) -> Tensor:
         """The images at `index` of a uint8 tensor (N, H', W', C), as float32 (B, C, H, W)."""
-        augment, side = self.augment, self.shape[1:]
+        augment, side = self.augment, self._image[1:]
         # The set may have stayed on the CPU: what is cut goes over as bytes, a quarter of floats.
         home, device = images.device, self.device
         if draw.corner is not None and not padded:
@@ -273,6 +309,24 @@ class Loader:
         entropy = (self.seed, e, stream, view) if view else (self.seed, e, stream)
         mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(mixed[0]))
+
+
+def unit_of(images: Images | Stream | Text) -> str:
+    """What a set holds."""
+    return "windows" if isinstance(images, Text) else "images"
+
+
+def _refuse_options_of_images(augment: Augment, views: int, channels_last: bool) -> None:
+    changed = [
+        f"augment.{f.name}" for f in fields(augment) if getattr(augment, f.name) != f.default
+    ]
+    changed += ["views"] if views > 1 else []
+    changed += ["channels_last"] if channels_last else []
+    if changed:
+        raise InputError(
+            f"Loader({', '.join(changed)}): of images, and the set is text; leave out what is not "
+            "its default"
+        )
 
 
 def pixel_scale(

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from layerwise.data.images import Images
 from layerwise.data.stream import Stream
+from layerwise.data.text import Text
 from layerwise.errors import InputError
 
-Source: TypeAlias = Images | Stream
+Source: TypeAlias = Images | Stream | Text
 
 # The share of a set that comes without a test part, and the seed of that cut. The seed is fixed:
 # runs that differ in `seed` are compared, so they are tested on the same images, and no image that
@@ -33,6 +34,7 @@ class Splits:
         name: as given to `load`.
         relabelled: which training images have a random label, (N,) bool; None where none was asked
             for.
+        entropy_rate: of a text, in nats per token, where it is known.
     """
 
     train: Source
@@ -41,14 +43,15 @@ class Splits:
     classes: tuple[str, ...]
     name: str
     relabelled: Tensor | None = None
+    entropy_rate: float | None = None
 
     @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one image; (T,) of one window of text."""
         return self.train.shape
 
 
@@ -60,6 +63,7 @@ class Parts:
     validation: Source | None
     test: Source | None
     classes: tuple[str, ...]
+    entropy_rate: float | None = None
 
 
 def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits:
@@ -67,27 +71,27 @@ def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits
     train, held, test = parts.train, parts.validation, parts.test
     shapes = {role: part.shape for role, part in _named(parts).items()}
     if len({shape[1:] for shape in shapes.values()}) > 1:
-        sizes = ", ".join(f"{role} {h}x{w}" for role, (_, h, w) in shapes.items())
+        sizes = ", ".join(f"{role} {'x'.join(map(str, s[1:]))}" for role, s in shapes.items())
         raise InputError(f"data {name}: images of different sizes ({sizes}); give --data.size")
     if len({shape[0] for shape in shapes.values()}) > 1:
         # Each part was found grey or in colour by itself.
-        train = train.coloured()
-        held, test = held and held.coloured(), test and test.coloured()
+        train = _coloured(train)
+        held, test = held and _coloured(held), test and _coloured(test)
     if test is None:
-        rest, chosen = stratify(train.labels, TEST_SHARE, TEST_SEED)
-        train, test = train.subset(rest), train.subset(chosen)
+        train, test = _cut(train, TEST_SHARE, TEST_SEED)
     if validation == 0:
         held = None
     elif held is None:
-        rest, chosen = stratify(train.labels, validation, seed)
-        if len(chosen) == 0:
+        whole = len(train)
+        train, held = _cut(train, validation, seed)
+        if len(held) == 0:
             raise InputError(
-                f"load(validation={validation}): no whole image of the {len(train)} in training; "
+                f"load(validation={validation}): no whole image of the {whole} in training; "
                 "give a larger share, or 0 for no validation"
             )
-        train, held = train.subset(rest), train.subset(chosen)
     held = held and _normalized(held, train)
-    return Splits(train, held, _normalized(test, train), parts.classes, name)
+    test = _normalized(test, train)
+    return Splits(train, held, test, parts.classes, name, parts.entropy_rate)
 
 
 def _named(parts: Parts) -> dict[str, Source]:
@@ -95,7 +99,21 @@ def _named(parts: Parts) -> dict[str, Source]:
     return {role: part for role, part in every.items() if part is not None}
 
 
+def _cut(part: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """Cut a part in two: images by class, text by position, whatever the seed."""
+    if isinstance(part, Text):
+        return part.cut(share)
+    rest, chosen = stratify(part.labels, share, seed)
+    return part.subset(rest), part.subset(chosen)
+
+
+def _coloured(part: Source) -> Source:
+    return part if isinstance(part, Text) else part.coloured()
+
+
 def _normalized(part: Source, train: Source) -> Source:
+    if isinstance(part, Text) or isinstance(train, Text):
+        return part
     # A set may be in memory and its training part streamed, or the other way round: both have
     # `statistics`, which is all that is read.
     return part.normalized_by(train)

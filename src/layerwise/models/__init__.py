@@ -1,6 +1,7 @@
-"""Networks of the literature, each a plain chain made from an image's shape and a class count."""
+"""Networks of the literature, each a plain chain made from a sample's shape and a class count."""
 
 from layerwise.models.basic_cnn import basic_cnn
+from layerwise.models.gpt import gpt
 from layerwise.models.mlp import mlp
 from layerwise.models.resnet import resnet20, resnet32, resnet56, resnet110
 from layerwise.models.vgg import (
@@ -21,6 +22,7 @@ from layerwise.models.zoo import timm, torchvision
 
 __all__ = [
     "basic_cnn",
+    "gpt",
     "mlp",
     "resnet20",
     "resnet32",

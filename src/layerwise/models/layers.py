@@ -9,6 +9,7 @@ from torch import nn
 from layerwise.errors import InputError
 
 Shape = tuple[int, int, int]  # (C, H, W)
+Window = tuple[int]  # (T,) tokens
 
 
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:

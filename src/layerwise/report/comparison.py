@@ -12,6 +12,7 @@ from rich.table import Table
 from layerwise.cost import Costs
 from layerwise.errors import InputError
 from layerwise.run import Run
+from layerwise.tally import selected_by
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Summary:
         precision: of what autocast computes: 32, bf16 or 16.
         runtime: where its blocks were: serial, or in how many stages and replicas.
         seed: of the run.
-        selected_epoch: the best on validation; never on test. None without a validation split.
+        selected_epoch: the best on validation, of a text by perplexity; never on test. None without
+            a validation split.
         test_selected: test accuracy at that epoch, a share.
         test_last: test accuracy after the last epoch, a share.
         train_last: training accuracy of the last epoch (augmented images, train mode), a share.
@@ -37,6 +39,8 @@ class Summary:
         step_flops: of a training step, relative to backpropagation's; None where not measured.
         step_head_flops: the heads' part of these, a share.
         images_per_s: the median epoch's.
+        perplexity_selected: of a text, test perplexity at the selected epoch.
+        perplexity_last: of a text, test perplexity after the last epoch.
     """
 
     run: str
@@ -57,6 +61,8 @@ class Summary:
     step_flops: float | None
     step_head_flops: float | None
     images_per_s: float
+    perplexity_selected: float | None = None
+    perplexity_last: float | None = None
 
     @classmethod
     def of(cls, run: Run) -> Summary:
@@ -83,8 +89,8 @@ class Summary:
         costs: Costs,
     ) -> Summary:
         """Summarise what a run measured; at least one row."""
-        validated = [r for r in rows if r.get("validation_accuracy") is not None]
-        best = max(validated, key=lambda r: r["validation_accuracy"] or 0) if validated else None
+        scores = [(score, r) for r in rows if (score := selected_by(r)) is not None]
+        best = max(scores, key=lambda pair: pair[0])[1] if scores else None
         speeds = sorted(r["images_per_s"] or 0.0 for r in rows)
         return cls(
             run=name,
@@ -105,6 +111,8 @@ class Summary:
             step_flops=_ratio(costs.step_flops, costs.backprop_flops),
             step_head_flops=_ratio(costs.step_head_flops, costs.step_flops),
             images_per_s=speeds[len(speeds) // 2],
+            perplexity_selected=None if best is None else best.get("test_perplexity"),
+            perplexity_last=rows[-1].get("test_perplexity"),
         )
 
     def cells(self) -> dict[str, str]:
@@ -125,6 +133,8 @@ class Summary:
             "test accuracy, best on validation, %": selected,
             "test accuracy, last, %": _percent(self.test_last),
             "train accuracy, last, %": _percent(self.train_last),
+            "test perplexity, best on validation": _number(self.perplexity_selected),
+            "test perplexity, last": _number(self.perplexity_last),
             "parameters": f"{self.parameters:,}",
             "heads' parameters": f"{self.head_parameters:,}",
             "step's FLOPs / backprop's": "-"
@@ -137,7 +147,7 @@ class Summary:
 
 def table(summaries: Sequence[Summary]) -> Table:
     """For a terminal: a column per run."""
-    rows = [summary.cells() for summary in summaries]
+    rows = _of_its_kind([summary.cells() for summary in summaries])
     made = Table()
     made.add_column("run", no_wrap=True)
     for cells in rows:
@@ -152,7 +162,14 @@ def markdown(summaries: Sequence[Summary]) -> str:
     return _rows([summary.cells() for summary in summaries])
 
 
+def _of_its_kind(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Without perplexities where no run has one."""
+    shown = [c for c in rows[0] if "perplexity" not in c or any(cells[c] != "-" for cells in rows)]
+    return [{column: cells[column] for column in shown} for cells in rows]
+
+
 def _rows(rows: Sequence[Mapping[str, str]]) -> str:
+    rows = _of_its_kind(rows)
     same = [c for c in rows[0] if len(rows) > 1 and len({cells[c] for cells in rows}) == 1]
     columns = [column for column in rows[0] if column not in same]
     lines = [columns, ["---"] * len(columns), *([cells[c] for c in columns] for cells in rows)]
@@ -167,7 +184,11 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
     differ = ("run", "seed", "images/s")
     for summary in summaries:
         cells = summary.cells()
-        same = {k: v for k, v in cells.items() if k not in differ and " accuracy, " not in k}
+        same = {
+            k: v
+            for k, v in cells.items()
+            if k not in differ and " accuracy, " not in k and " perplexity, " not in k
+        }
         experiments.setdefault(tuple(same.values()), []).append(summary)
     rows = [
         {
@@ -176,6 +197,8 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
             "test accuracy, best on validation, %": _spread([r.test_selected for r in runs]),
             "test accuracy, last, %": _spread([r.test_last for r in runs]),
             "train accuracy, last, %": _spread([r.train_last for r in runs]),
+            "test perplexity, best on validation": _mean([r.perplexity_selected for r in runs]),
+            "test perplexity, last": _mean([r.perplexity_last for r in runs]),
             "seeds": ", ".join(str(r.seed) for r in runs),
         }
         for runs in experiments.values()
@@ -184,10 +207,15 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
 
 
 def _spread(shares: Sequence[float | None]) -> str:
-    known = [100 * share for share in shares if share is not None]
+    return _mean([None if share is None else 100 * share for share in shares], 2)
+
+
+def _mean(numbers: Sequence[float | None], places: int = 3) -> str:
+    """Mean and standard deviation."""
+    known = [number for number in numbers if number is not None]
     if len(known) < 2:
-        return _percent(shares[0])
-    return f"{statistics.mean(known):.2f} ± {statistics.stdev(known):.2f}"
+        return _number(numbers[0], places)
+    return f"{statistics.mean(known):.{places}f} ± {statistics.stdev(known):.{places}f}"
 
 
 def _ratio(part: int | None, whole: int | None) -> float | None:
@@ -195,7 +223,11 @@ def _ratio(part: int | None, whole: int | None) -> float | None:
 
 
 def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f}"
+    return _number(None if share is None else 100 * share, 2)
+
+
+def _number(value: float | None, places: int = 3) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 def _data(config: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from layerwise.optim import Optimizer, Schedule
 from layerwise.rule import Rule, Scale
 from layerwise.run import Run
 from layerwise.runtime import Runtime, Serial
-from layerwise.tally import Tally
+from layerwise.tally import Tally, perplexity, selected_by
 from layerwise.trainer.checkpoint import (
     block_keys,
     load_optimizer_state,
@@ -321,12 +321,12 @@ class Trainer:
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         self.tally = self._new_tally()
         self.run.add_metrics(row)
-        line = _summary(row, self.settings.epochs)
-        accuracy = row.get("validation_accuracy")
+        line = _summary(row, self.settings.epochs, self.train_loader.unit)
+        score = selected_by(row)
         trained = row["train_loss"] is not None  # the network's output is
-        improved = accuracy is not None and trained and (self.best is None or accuracy > self.best)
+        improved = score is not None and trained and (self.best is None or score > self.best)
         if improved:
-            self.best = accuracy
+            self.best = score
             line += "  (best)"
         self.run.log(line)
         self.progress.say(line)
@@ -376,6 +376,9 @@ class Trainer:
         measured = {name: (t.losses(), t.accuracies()) for name, t in tallies.items()}
         for name, (losses, accuracies) in measured.items():
             row[f"{name}_loss"], row[f"{name}_accuracy"] = losses[-1], accuracies[-1]
+            # Not of training, whose loss may be smoothed.
+            if self.train_loader.tokens and name != "train":
+                row[f"{name}_perplexity"] = None if losses[-1] is None else perplexity(losses[-1])
         for i in range(len(self.rule.blocks)):
             for name, (losses, accuracies) in measured.items():
                 row[f"{name}_loss_block{i}"] = losses[i]
@@ -517,7 +520,7 @@ def _last_trained(tally: Tally) -> tuple[float | None, float | None]:
     return next((pair for pair in found if pair[0] is not None), (None, None))
 
 
-def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:
+def _summary(row: Mapping[str, float | int | None], epochs: int, unit: str) -> str:
     parts = [f"epoch {row['epoch']}/{epochs}"]
     losses = itertools.takewhile(
         lambda k: k in row, (f"train_loss_block{i}" for i in itertools.count())
@@ -530,6 +533,8 @@ def _summary(row: Mapping[str, float | int | None], epochs: int) -> str:
     for name in ("train", "validation", "test"):
         loss, accuracy = row.get(f"{name}_loss{block}"), row.get(f"{name}_accuracy{block}")
         if loss is not None:
-            parts.append(f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%")
-    parts.append(f"{row['images_per_s']} images/s")
+            found = f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%"
+            unsure = None if block else row.get(f"{name}_perplexity")
+            parts.append(found if unsure is None else f"{found} perplexity {unsure:.3f}")
+    parts.append(f"{row['images_per_s']} {unit}/s")
     return "  ".join(parts)

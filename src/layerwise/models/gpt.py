@@ -1,0 +1,99 @@
+"""A small causal transformer (Radford et al. 2019, GPT-2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import InputError
+from layerwise.models.layers import Window, chain
+
+
+class Embedding(nn.Module):
+    """Tokens (B, T) -> (B, T, D): of each token and its place; any T up to the context."""
+
+    def __init__(self, tokens: int, context: int, width: int):
+        super().__init__()
+        self.token = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(torch.randn(context, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.token(x) + self.position[: x.shape[1]]
+
+
+class CausalAttention(nn.Module):
+    """(B, T, D) -> (B, T, D); a position reads itself and those before it."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.read = nn.Linear(width, 3 * width)  # queries, keys, values
+        self.write = nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        # B batch, H heads, T tokens, E = D / H
+        q_BHTE, k_BHTE, v_BHTE = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.read(h).chunk(3, dim=-1)
+        )
+        dropped = self.dropout if self.training else 0.0
+        read_BHTE = F.scaled_dot_product_attention(
+            q_BHTE, k_BHTE, v_BHTE, dropout_p=dropped, is_causal=True
+        )
+        return self.write(read_BHTE.transpose(1, 2).flatten(2))
+
+
+class CausalLayer(nn.Module):
+    """h + attention(norm(h)), then h + MLP(norm(h)): (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = CausalAttention(width, heads, dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor) -> Tensor:
+        h = h + self.drop(self.attention(self.norm1(h)))
+        return h + self.drop(self.mlp(self.norm2(h)))
+
+
+def gpt(
+    shape: Window = (64,),
+    num_classes: int = 256,
+    layers: int = 2,
+    width: int = 64,
+    heads: int = 4,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Pre-norm transformer decoder: of every token the scores of the next one.
+
+    Tokens of any window up to the context go in; scores are (B, T, num_classes). Deviations from
+    GPT-2: the classifier has weights of its own, for a parameter belongs to one block; weights are
+    initialised as PyTorch does.
+
+    Args:
+        shape: (T,), the context.
+        num_classes: different tokens.
+        layers: how many layers of attention and MLP.
+        width: features of a token; an MLP has four times as many units.
+        heads: attention heads.
+        dropout: probability of dropping.
+    """
+    if len(shape) != 1:
+        raise InputError(
+            f"gpt(shape={tuple(shape)}): it takes windows of tokens, (T,); give text, such as "
+            "--data markov, or a network for images, such as vit"
+        )
+    if min(width, heads, *shape) < 1 or layers < 0 or width % heads:
+        raise InputError(
+            f"gpt(shape={tuple(shape)}, layers={layers}, width={width}, heads={heads}): give sizes "
+            "of at least 1, and a width that the heads divide"
+        )
+    named: list[tuple[str, nn.Module]] = [("embedding", Embedding(num_classes, *shape, width))]
+    named += [(f"layer{i + 1}", CausalLayer(width, heads, dropout)) for i in range(layers)]
+    classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
+    return chain([*named, ("classifier", classifier)])
