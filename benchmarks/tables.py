@@ -41,6 +41,8 @@ def page() -> str:
         parts += [f"## Accuracy: {path.stem.removeprefix('accuracy-')}\n", _accuracy(path)]
     if paths := sorted(RESULTS.glob("ladder-*.json")):
         parts += ["## The ladder\n", *(_ladder(json.loads(path.read_text())) for path in paths)]
+    if paths := sorted(RESULTS.glob("text-*.json")):
+        parts += ["## Text\n", *(_text(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("stages-*.json")):
         parts += ["## Layers in parallel\n", *(_stages(json.loads(p.read_text())) for p in paths)]
     if paths := sorted(RESULTS.glob("probe-*.json")):
@@ -134,10 +136,53 @@ def _ladder(result: dict[str, Any]) -> str:
     )
 
 
+def _text(result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
+    python = f" of Python {result['of_python']}" if result["of_python"] else ""
+    lines = [
+        f"`{result['data']}`{python}, {result['vocabulary']} different characters, "
+        f"{result['windows']['train']} windows in training; `{result['options']}`. Learning rates tried with seed "
+        f"{rows[0]['seeds'][0]} for every rule: {tried}, chosen by validation perplexity; seeds "
+        f"{seeds}.\n",
+        "| rule | test perplexity | test accuracy, % | learning rate | FLOPs | of these the "
+        "heads', % | heads' parameters |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        costs = row["costs"]
+        heads = sum(block["head_parameters"] for block in costs["blocks"])
+        lines.append(
+            f"| {row['rule']} | {_of_seeds([t['perplexity'] for t in row['test']], 3)} "
+            f"| {_of_seeds([100 * t['accuracy'] for t in row['test']], 2)} | {row['rate']:g} "
+            f"| {costs['step_flops'] / costs['backprop_flops']:.2f} "
+            f"| {100 * costs['step_head_flops'] / costs['step_flops']:.1f} | {heads:,} |"
+        )
+    counted = result["counted"]
+    lines += [
+        f"| *each character by the one before, counted* | {counted['pair']:.3f} | | | | | |",
+        f"| *each character by itself, counted* | {counted['character']:.3f} | | | | | |",
+    ]
+    if result["floor"] is not None:
+        lines.append(f"| *the source itself* | {result['floor']:.3f} | | | | | |")
+    return (
+        "\n".join(lines)
+        + "\n\nMean ± standard deviation over the seeds, at the epoch with the lowest validation "
+        "perplexity. FLOPs of a training step are ratios to backpropagation's; `head-alone` trains "
+        "the last normalisation and the classifier, and all before stays random. A window's first "
+        "characters have little before them, so a model of windows stays above the source's "
+        f"perplexity. {result['cpu']}, torch {result['torch']}.\n\n"
+        + _commands([result["command"], *(f"{row['rule']}: {row['command']}" for row in rows)])
+    )
+
+
+def _of_seeds(found: list[float], places: int) -> str:
+    spread = f" ± {statistics.stdev(found):.{places}f}" if len(found) > 1 else ""
+    return f"{statistics.mean(found):.{places}f}{spread}"
+
+
 def _spread(row: dict[str, Any], which: str) -> str:
-    found = [100 * accuracy[which] for accuracy in row["test_accuracy"]]
-    spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
-    return f"{statistics.mean(found):.2f}{spread}"
+    return _of_seeds([100 * accuracy[which] for accuracy in row["test_accuracy"]], 2)
 
 
 def _stages(result: dict[str, Any]) -> str:

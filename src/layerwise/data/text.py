@@ -33,7 +33,9 @@ class Text:
     index: Tensor | None = None
 
     def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.context if self.index is None else len(self.index)
+        if self.index is not None:
+            return len(self.index)
+        return max(0, len(self.tokens) - 1) // self.context
 
     def __repr__(self) -> str:
         return f"Text({len(self)} windows of {self.context} on {self.tokens.device})"

@@ -1,0 +1,87 @@
+"""Language models from the command line: perplexity in metrics, evaluation and comparison."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from layerwise.cli import compare
+
+GPT = (
+    "train --data text:alphabet.txt --data.context 8 --model gpt --model.layers 1 --model.width 8 "
+    "--model.heads 2 --at classifier --batch_size 16 --epochs 2 --runs runs --device cpu"
+)
+
+
+@pytest.fixture(autouse=True)
+def alphabet() -> None:
+    Path("alphabet.txt").write_text("abcdefghij" * 200)
+
+
+def test_perplexity_is_the_exponential_of_the_loss(cli, no_pictures, monkeypatch) -> None:
+    for drawing in ("draw_runs", "draw_blocks"):
+        monkeypatch.setattr(compare, drawing, lambda metrics, write: None)
+    for name, rule in (("a", "DGL"), ("b", "DirectFeedbackAlignment")):
+        result = cli(f"{GPT} --rule {rule} --name {name}")
+        assert result.code == 0, result.err
+    rows = list(csv.DictReader(Path("runs/a/metrics.csv").read_text().splitlines()))
+    assert "train_perplexity" not in rows[0]
+    for row in rows:
+        for part in ("validation", "test"):
+            wanted = math.exp(float(row[f"{part}_loss"]))
+            assert float(row[f"{part}_perplexity"]) == pytest.approx(wanted)
+    assert "windows/s" in Path("runs/a/log.txt").read_text()
+
+    result = cli("evaluate runs/a")
+    assert result.code == 0, result.err
+    found = json.loads(Path("runs/a/evaluation-test-last.json").read_text())
+    assert (found["windows"], len(found["exits"])) == (49, 2)  # 399 of 400 characters, by eight
+    for exit in found["exits"]:
+        assert exit["perplexity"] == pytest.approx(math.exp(exit["loss"]))
+    assert found["exits"][1]["perplexity"] == pytest.approx(float(rows[1]["test_perplexity"]))
+
+    result = cli("compare runs/a runs/b --out out")
+    assert result.code == 0, result.err
+    assert "test perplexity, last" in Path("out/comparison-1/table.md").read_text()
+    (first, _) = yaml.safe_load(Path("out/comparison-1/table.yaml").read_text())
+    best = min(rows, key=lambda row: float(row["validation_perplexity"]))
+    assert first["selected_epoch"] == int(best["epoch"])
+    assert first["perplexity_selected"] == float(best["test_perplexity"])
+
+
+def test_a_known_entropy_rate_is_told(cli, no_pictures) -> None:
+    options = GPT.replace("text:alphabet.txt", "markov").replace("16 --epochs 2", "128 --epochs 1")
+    assert cli(f"{options} --rule LastBlock --name m").code == 0
+    result = cli("evaluate runs/m --split validation")
+    found = json.loads(Path("runs/m/evaluation-validation-last.json").read_text())
+    assert found["entropy_rate"] < found["exits"][-1]["loss"]
+    assert "nats a token" in " ".join(result.out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--augment.flip true", "augment.flip"),
+        ("--channels_last true", "channels_last"),
+        ("--data.size 8", "of images; leave it out"),
+        ("--data.context 3000", "no window of 3000"),
+        ("--data digits --data.context null", "it takes windows of tokens"),
+        ("--rule Greedy --rule.objectives Reconstruct", "which is no image"),
+    ],
+)
+def test_what_belongs_to_images(options: str, says: str, cli) -> None:
+    result = cli(f"{GPT} {options}")
+    assert result.code == 2
+    assert says in " ".join(result.err.split())
+    assert not Path("runs").exists()
+
+
+def test_a_network_for_images(cli) -> None:
+    result = cli("train --data text:alphabet.txt --model vit --runs runs")
+    assert result.code == 2
+    assert "it takes images, and the data is text; give --model gpt" in result.err
