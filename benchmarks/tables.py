@@ -137,24 +137,25 @@ def _ladder(result: dict[str, Any]) -> str:
 
 
 def _text(result: dict[str, Any]) -> str:
-    rows = result["rows"]
+    rows, budget = result["rows"], result["budget"]
     tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
     lines = [
-        f"`{result['data']}`{python}, {result['vocabulary']} different characters, "
-        f"{result['windows']['train']} windows in training; `{result['options']}`. Learning rates tried with seed "
-        f"{rows[0]['seeds'][0]} for every rule: {tried}, chosen by validation perplexity; seeds "
-        f"{seeds}.\n",
+        f"`{result['data']}`{python}, {result['vocabulary']} different characters; gpt of "
+        f"{budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
+        f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
+        f"with seed {rows[0]['seeds'][0]} for every rule: {tried}, chosen by validation; "
+        f"seeds {seeds}.\n",
         "| rule | test perplexity | test accuracy, % | learning rate | FLOPs | of these the "
         "heads', % | heads' parameters |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        costs = row["costs"]
+        costs, runs = row["costs"], row["runs"]
         heads = sum(block["head_parameters"] for block in costs["blocks"])
         lines.append(
-            f"| {row['rule']} | {_of_seeds([t['perplexity'] for t in row['test']], 3)} "
-            f"| {_of_seeds([100 * t['accuracy'] for t in row['test']], 2)} | {row['rate']:g} "
+            f"| {row['rule']} | {_of_seeds([run['test'] for run in runs], 3)} "
+            f"| {_of_seeds([100 * run['test_accuracy'] for run in runs], 2)} | {row['rate']:g} "
             f"| {costs['step_flops'] / costs['backprop_flops']:.2f} "
             f"| {100 * costs['step_head_flops'] / costs['step_flops']:.1f} | {heads:,} |"
         )
@@ -163,16 +164,19 @@ def _text(result: dict[str, Any]) -> str:
         f"| *each character by the one before, counted* | {counted['pair']:.3f} | | | | | |",
         f"| *each character by itself, counted* | {counted['character']:.3f} | | | | | |",
     ]
+    floor = ""
     if result["floor"] is not None:
         lines.append(f"| *the source itself* | {result['floor']:.3f} | | | | | |")
+        floor = (
+            " The first characters of a window have little before them, so a model of windows "
+            "stays above the source's perplexity."
+        )
     return (
         "\n".join(lines)
-        + "\n\nMean ± standard deviation over the seeds, at the epoch with the lowest validation "
-        "perplexity. FLOPs of a training step are ratios to backpropagation's; `head-alone` trains "
-        "the last normalisation and the classifier, and all before stays random. A window's first "
-        "characters have little before them, so a model of windows stays above the source's "
-        f"perplexity. {result['cpu']}, torch {result['torch']}.\n\n"
-        + _commands([result["command"], *(f"{row['rule']}: {row['command']}" for row in rows)])
+        + "\n\nMean ± standard deviation over the seeds, at the end of training. FLOPs of a "
+        "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation and "
+        f"the classifier; all before stays random.{floor} {result['cpu']}, torch {result['torch']}.\n\n"
+        + _commands([result["command"]])
     )
 
 

@@ -2,21 +2,26 @@
 
     python benchmarks/text.py                         the generated language `markov`: minutes
     python benchmarks/text.py --data python-topics    English: the help texts of this Python
-    python benchmarks/text.py --only dfa              these alone; `--train` writes no file
+    python benchmarks/text.py --only dfa dgl          these alone; `--train` writes no file
 
 Each rule trains with every learning rate of the list on the first seed; the one with the lowest
-validation perplexity then trains the other seeds, and test perplexities are reported. Runs that are
-there are left alone. Everything goes into `results/text-DATA.json`, with the perplexity of the
-source where it is known, and those of a model that knows only how often each character comes, and
-of one that knows how often each follows another, both counted on the training part.
+validation perplexity then trains the other seeds, and the test perplexities at the end of training
+are reported. Trainings that are there, in a folder under `experiments/`, are left alone, so several
+of these may share the work by `--only`. Everything goes into `results/text-DATA.json`, with the
+perplexity of the source where it is known, and those of a model that knows only how often each
+character comes, and of one that knows how often each follows another, both counted on the training
+part.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-import shlex
+import math
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -24,71 +29,104 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise import environment
-from layerwise.cli import main as layerwise
+from layerwise import Blocks, cut, data, environment, heads, models, rules
 from layerwise.cost import Costs
-from layerwise.data import Splits, Text
-from layerwise.experiment import build, load_data
-from layerwise.run import Run
-from layerwise.tally import perplexity, selected_by
+from layerwise.data import Loader, Splits, Text
+from layerwise.optim import AdamW, OneCycle
+from layerwise.rule import Rule
+from layerwise.tally import Tally, perplexity
 
 RESULTS = Path(__file__).parent / "results"
-OPTIONS = (
-    "--model gpt --model.layers 2 --model.width 64 --model.heads 4 --at [layer2,classifier] "
-    "--data.context 32 --batch_size 16 --epochs 1 --optimizer AdamW --optimizer.weight_decay 0 "
-    "--schedule OneCycle"
-)
 RATES = (3e-3, 1e-2, 3e-2)
-RULES = {
-    "backprop": "--rule Backprop",
-    "fa": "--rule FeedbackAlignment",
-    "dfa": "--rule DirectFeedbackAlignment",
-    "dgl": "--rule DGL --rule.head MLP --rule.head.width 64",
-    "head-alone": "--rule LastBlock",
+RULES: dict[str, Callable[[Blocks], Rule]] = {
+    "Backprop": rules.Backprop,
+    "FeedbackAlignment": rules.FeedbackAlignment,
+    "DirectFeedbackAlignment": rules.DirectFeedbackAlignment,
+    "DGL": lambda blocks: rules.DGL(blocks, head=heads.MLP(width=64)),
+    "LastBlock": rules.LastBlock,
 }
 
 
-def train(rule: str, rate: float, seed: int, data: str, runs: Path) -> Run:
-    """The run of a rule at a learning rate; trained where it is not there yet."""
-    path = runs / f"{rule}-{rate:g}-{seed}"
-    if not (path / "model.safetensors").exists():
-        arguments = ["--resume", str(path)]
-        if not (path / "config.yaml").exists():
-            arguments = [*shlex.split(OPTIONS), *shlex.split(RULES[rule]), "--data", data]
-            arguments += ["--optimizer.lr", str(rate), "--seed", str(seed)]
-            arguments += ["--runs", str(runs), "--name", path.name]
-        code = layerwise(["train", *arguments])
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:  # such as a loss that is not finite: it counts as the worst
-            print(f"{path.name}: exit code {code}")
-    return Run.open(str(path))
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What all rules share: a block for each layer, the first with the embedding, and one for the
+    last normalisation and the classifier."""
+
+    context: int = 32
+    layers: int = 2
+    width: int = 64
+    batch_size: int = 16
+    steps: int = 281
 
 
-def validation(run: Run) -> float:
-    """The lowest validation perplexity of an epoch; infinite where none was finished."""
-    return min(
-        (row["validation_perplexity"] or torch.inf for row in run.metrics()), default=torch.inf
-    )
+def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
+    torch.manual_seed(seed)
+    network = models.gpt(splits.shape, splits.num_classes, budget.layers, budget.width)
+    at = [f"layer{i}" for i in range(2, budget.layers + 1)]
+    example = torch.zeros(2, *splits.shape, dtype=torch.long)
+    return RULES[name](cut(network, at=[*at, "classifier"], example=example))
 
 
-def search(rule: str, seeds: list[int], data: str, runs: Path) -> dict[str, Any]:
+def train(name: str, rate: float, seed: int, splits: Splits, budget: Budget) -> dict[str, Any]:
+    """Validation and test perplexity of one training, infinite where it broke down."""
+    rule = rule_of(name, splits, budget, seed)
+    optimizer = AdamW(lr=rate, weight_decay=0.0)(rule.parameters())
+    loader = Loader(splits.train, budget.batch_size, train=True, seed=seed)
+    factor = OneCycle().factor(budget.steps, len(loader))
+    began = time.process_time()
+    for step in range(budget.steps):
+        epoch, batch = divmod(step, len(loader))
+        if batch == 0:
+            batches = loader.epoch(epoch)
+        x, y = next(batches)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor(step)
+        optimizer.zero_grad()
+        rule.backward(x, y)
+        optimizer.step()
+    found = {"rule": name, "rate": rate, "seed": seed, "cpu_s": time.process_time() - began}
+    for part in ("validation", "test"):
+        loss, accuracy = evaluate(rule, getattr(splits, part))
+        found[part] = perplexity(loss) if math.isfinite(loss) else math.inf
+        found[f"{part}_accuracy"] = accuracy
+    return found
+
+
+@torch.no_grad()
+def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
+    """Mean nats per token, and the share of right predictions."""
+    rule.eval()
+    tally = Tally(1)
+    for x, y in Loader(part, 250, train=False).epoch(0):
+        scores = rule(x)
+        loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
+        tally.add([loss], [scores], y)
+    return tally.losses()[0] or 0.0, tally.accuracies()[0] or 0.0
+
+
+def search(
+    name: str, seeds: list[int], splits: Splits, budget: Budget, runs: Path
+) -> dict[str, Any]:
     """Search, train, and what came out."""
-    tried = {rate: train(rule, rate, seeds[0], data, runs) for rate in RATES}
-    rate = min(tried, key=lambda r: validation(tried[r]))
-    chosen = [train(rule, rate, seed, data, runs) for seed in seeds]
-    rows = []
-    for run in chosen:
-        best = max(run.metrics(), key=lambda row: selected_by(row) or -torch.inf)
-        rows.append({key: best[f"test_{key}"] for key in ("perplexity", "loss", "accuracy")})
+
+    def trained(rate: float, seed: int) -> dict[str, Any]:
+        path = runs / f"{name}-{rate:g}-{seed}.json"
+        if not path.exists():
+            found = train(name, rate, seed, splits, budget)
+            path.write_text(json.dumps(found) + "\n")
+            print(f"{path.stem}: validation {found['validation']:.3f}, {found['cpu_s']:.1f} s")
+        return json.loads(path.read_text())
+
+    tried = {rate: trained(rate, seeds[0])["validation"] for rate in RATES}
+    rate = min(tried, key=lambda r: tried[r])
+    costs = Costs.of(rule_of(name, splits, budget, seeds[0]))
     return {
-        "rule": rule,
-        "command": RULES[rule],
-        "searched": {f"{r:g}": validation(run) for r, run in tried.items()},
+        "rule": name,
+        "searched": {f"{r:g}": found for r, found in tried.items()},
         "rate": rate,
         "seeds": seeds,
-        "test": rows,
-        "costs": json.loads(Costs.of(build(chosen[0].config).rule).json()),
+        "runs": [trained(rate, seed) for seed in seeds],
+        "costs": json.loads(costs.json()),
     }
 
 
@@ -97,9 +135,8 @@ def counted(splits: Splits) -> dict[str, float]:
     train, test = splits.train, splits.test
     assert isinstance(train, Text)
     assert isinstance(test, Text)
-    many = splits.num_classes
     x, y = test.windows(torch.arange(len(test)))
-    pairs = _counts(train.tokens, many)
+    pairs = _counts(train.tokens.long(), splits.num_classes)
     alone, after = pairs.sum(0) / pairs.sum(), pairs / pairs.sum(1, keepdim=True)
     return {
         "character": perplexity(-alone[y].log().mean().item()),
@@ -109,7 +146,6 @@ def counted(splits: Splits) -> dict[str, float]:
 
 def _counts(tokens: Tensor, many: int) -> Tensor:
     """How often each follows each, and one: (from, to)."""
-    tokens = tokens.long()
     pairs = torch.bincount(tokens[:-1] * many + tokens[1:], minlength=many * many)
     return pairs.double().view(many, many) + 1
 
@@ -119,27 +155,26 @@ def main() -> None:
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
     parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--runs", type=Path)
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
-    runs = given.runs or Path("experiments") / f"text-{given.data}"
-    data, version = given.data, None
-    if data == "python-topics":
-        runs.mkdir(parents=True, exist_ok=True)
+    budget, runs = Budget(), Path("experiments") / f"text-{given.data}"
+    runs.mkdir(parents=True, exist_ok=True)
+    name, version = given.data, None
+    if name == "python-topics":
         path, version = runs / "topics.txt", sys.version.split()[0]
-        path.write_text("\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-        data = f"text:{path}"
-    rows = [search(rule, given.seeds, data, runs) for rule in given.only]
+        path.write_text("\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
+        name = f"text:{path}"
+    splits = data.load(name, context=budget.context)
+    rows = [search(rule, given.seeds, splits, budget, runs) for rule in given.only]
     if given.train:
         return
-    splits = load_data({"data": {"name": data, "context": 32}}, seed=0)
     rate = splits.entropy_rate
     result = {
         "benchmark": "text",
         **environment.describe(),
         "data": given.data,
         "of_python": version,
-        "options": OPTIONS,
+        "budget": dataclasses.asdict(budget),
         "vocabulary": splits.num_classes,
         "windows": {"train": len(splits.train), "test": len(splits.test)},
         "entropy_rate": rate,

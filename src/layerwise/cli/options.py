@@ -103,5 +103,7 @@ def data_options(parser: Parser, tokens: Tokens) -> Tokens:
     """The options of `data.load`; `--data NAME` is short for `--data.name NAME`."""
     parser.add_argument("--data.name", type=str, default="digits", help=SUPPRESS)
     parser.add_function_arguments(data.load, "data", skip={"name", "seed"})
-    parser.name_option("data", "digits", "data set: a name, folder:PATH or hf:NAME_OR_FOLDER.")
+    parser.name_option(
+        "data", "digits", "data set: a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH."
+    )
     return [replace_key(token, "data", "data.name") for token in tokens]
