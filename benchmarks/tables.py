@@ -174,9 +174,9 @@ def _text(result: dict[str, Any]) -> str:
     return (
         "\n".join(lines)
         + "\n\nMean ± standard deviation over the seeds, at the end of training. FLOPs of a "
-        "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation and "
-        f"the classifier; all before stays random.{floor} {result['cpu']}, torch {result['torch']}.\n\n"
-        + _commands([result["command"]])
+        "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation "
+        f"and the classifier; all before stays random.{floor} {result['cpu']}, torch "
+        f"{result['torch']}.\n\n" + _commands([result["command"]])
     )
 
 
