@@ -37,7 +37,7 @@ from layerwise.rule import Rule
 from layerwise.tally import Tally, perplexity
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 RULES: dict[str, Callable[[Blocks], Rule]] = {
     "Backprop": rules.Backprop,
     "FeedbackAlignment": rules.FeedbackAlignment,
