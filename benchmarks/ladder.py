@@ -63,11 +63,11 @@ SIZES = {
         256,
     ),
     "m": Size(
-        f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 5",
-        (1e-3, 3e-3, 1e-2),
+        f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 4",
+        (3e-3, 1e-2),
         128,
     ),
-    "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 6", (1e-3, 3e-3), 128),
+    "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 3", (3e-3, 1e-2), 128),
 }
 MLP = "--rule.head MLP --rule.head.width 64"
 CLASSIFY = "--rule.objectives Classify --rule.objectives.head MLP --rule.objectives.head.width 64"
