@@ -21,8 +21,9 @@ from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
 
-# Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient.
-Back = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with
+# True behind them that of the matrix.
+Back = Callable[..., Tensor]
 # Of a weight, the matrix that the gradient goes back through; a part of a weight, as attention's
 # projections take, has that part of the matrix.
 Matrices = Mapping[Tensor, Tensor]
@@ -117,7 +118,7 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
             return op(x, weight)
         return _Through.apply(op(x.detach(), weight), x, matrix, back)
 
-    with _replaced(layer):
+    with layers_replaced(layer):
         yield
 
 
@@ -146,7 +147,7 @@ def _weights(rule: Rule) -> list[list[str]]:
         return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with unchanged(blocks), torch.enable_grad(), _replaced(layer), as_written(blocks):
+    with unchanged(blocks), torch.enable_grad(), layers_replaced(layer), as_written(blocks):
         blocks.train()  # in eval mode attention may be one kernel
         blocks(blocks.zeros(2, like))
     return [[name for name, p in block.named_parameters() if p in used] for block in blocks]
@@ -175,7 +176,7 @@ Layer = Callable[[str, Callable[..., Tensor], Back, Tensor, Tensor], Tensor]
 
 
 @contextlib.contextmanager
-def _replaced(layer: Layer) -> Iterator[None]:
+def layers_replaced(layer: Layer) -> Iterator[None]:
     """Within, what is a layer calls `layer`.
 
     By their names, for that is how modules find them: a mode would not see the calls inside
@@ -200,7 +201,7 @@ def _linear(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tens
         y = layer(
             "F.linear",
             lambda x, w: function(x, w, bias),
-            lambda dy, x, b: dy @ b,
+            lambda dy, x, b, of_matrix=False: dy.T @ x if of_matrix else dy @ b,
             rows,
             weight,
         )
@@ -214,7 +215,11 @@ def _addmm(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tenso
         if options:
             return function(input, mat1, mat2, **options)
         return layer(
-            "addmm", lambda x, w: function(input, x, w), lambda dy, x, b: dy @ b.T, mat1, mat2
+            "addmm",
+            lambda x, w: function(input, x, w),
+            lambda dy, x, b, of_matrix=False: x.T @ dy if of_matrix else dy @ b.T,
+            mat1,
+            mat2,
         )
 
     return addmm
@@ -242,8 +247,8 @@ def _convolution(n: int) -> Callable[..., Any]:
             else:
                 p = _each(0 if isinstance(padding, str) else padding, n)
 
-            def back(dy: Tensor, x: Tensor, b: Tensor) -> Tensor:
-                return _back(dy, x, b, s, p, d, False, [0] * n, groups)
+            def back(dy: Tensor, x: Tensor, b: Tensor, of_matrix: bool = False) -> Tensor:
+                return _back(of_matrix, dy, x, b, s, p, d, False, [0] * n, groups)
 
             y = layer(
                 f"F.conv{n}d",
@@ -275,8 +280,8 @@ def _transposed(n: int) -> Callable[..., Any]:
             x = input.unsqueeze(0) if single else input
             s, p, o, d = (_each(v, n) for v in (stride, padding, output_padding, dilation))
 
-            def back(dy: Tensor, x: Tensor, b: Tensor) -> Tensor:
-                return _back(dy, x, b, s, p, d, True, o, groups)
+            def back(dy: Tensor, x: Tensor, b: Tensor, of_matrix: bool = False) -> Tensor:
+                return _back(of_matrix, dy, x, b, s, p, d, True, o, groups)
 
             y = layer(
                 f"F.conv_transpose{n}d",
@@ -292,10 +297,11 @@ def _transposed(n: int) -> Callable[..., Any]:
     return make
 
 
-def _back(dy: Tensor, x: Tensor, matrix: Tensor, *how: Any) -> Tensor:
-    """The gradient of a convolution's input."""
-    found = torch.ops.aten.convolution_backward(dy, x, matrix, None, *how, [True, False, False])
-    return found[0]
+def _back(of_matrix: bool, dy: Tensor, x: Tensor, matrix: Tensor, *how: Any) -> Tensor:
+    """The gradient of a convolution's input, or of its matrix."""
+    wanted = [not of_matrix, of_matrix, False]
+    found = torch.ops.aten.convolution_backward(dy, x, matrix, None, *how, wanted)
+    return found[of_matrix]
 
 
 def _each(value: int | Sequence[int], n: int) -> list[int]:

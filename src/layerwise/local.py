@@ -93,19 +93,25 @@ class ObjectiveRule(Rule):
 
     def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's output; what its objective reads beside goes into `batch`."""
+        return self._hand_out(i, self._activity(i, h, batch), batch)
+
+    def _activity(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+        """What all that block i's objective reads is made of: the block's output, before the
+        pooling that ends it where the objective reads that."""
         views, count = self._views[i], len(batch.y)
         augmented = len(h) // count - len(self._views[i - 1] if i else views)
         if self._compared[i] or augmented == 1:
             h = h[: count * (augmented + len(views))]
         else:  # the further augmented views have come to their end
             others = h[count * augmented :][: count * len(views)]
-            h, augmented = torch.cat([h[:count], others]) if views else h[:count], 1
-        if i in self._parts:
-            body, pooling = self._parts[i]
-            unpooled = body(h)
-            h = pooling(unpooled)
-        else:
-            h = unpooled = self.blocks[i](h)
+            h = torch.cat([h[:count], others]) if views else h[:count]
+        return self._parts[i][0](h) if i in self._parts else self.blocks[i](h)
+
+    def _hand_out(self, i: int, unpooled: Tensor, batch: Batch) -> Tensor:
+        """Block i's output, and what its objective reads beside, of what `_activity` gave."""
+        views, count = self._views[i], len(batch.y)
+        h = self._parts[i][1](unpooled) if i in self._parts else unpooled
+        augmented = len(h) // count - len(views)
         batch.unpooled = unpooled[:count] if len(h) > count else unpooled
         batch.views = dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {}
         if self._compared[i]:

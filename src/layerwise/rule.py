@@ -40,9 +40,12 @@ class Rule(nn.Module, ABC):
         blocks: the network, as a chain.
         objectives: one per block that has one, under the block's number.
         needs: what a block's gradient waits for.
+        draws: whether a step draws random directions, so that its gradient is the same only from
+            the same state of PyTorch's random generator.
     """
 
     needs: ClassVar[Needs]
+    draws: ClassVar[bool] = False
 
     def __init__(self, blocks: Blocks):
         super().__init__()
@@ -298,11 +301,7 @@ def differentiate(
         retain: keep the graph, to be differentiated again.
         also: further tensors and their gradients, in the same pass; they are not scaled.
     """
-    if not torch.is_grad_enabled():
-        raise InputError(
-            "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
-            "torch.inference_mode()"
-        )
+    refuse_without_gradients()
     wanted = None if inputs is None else [tensor for tensor in inputs if tensor.requires_grad]
     if loss.requires_grad and wanted != []:
         with torch.autocast(loss.device.type, enabled=False):
@@ -317,7 +316,20 @@ def differentiate(
                 retain_graph=retain,
                 inputs=wanted,
             )
-    if torch.is_autocast_enabled(loss.device.type):
-        # Autocast keeps the weights it cast until its context ends, and would go on using them
-        # after a step inside the context.
+    forget_casts(loss.device)
+
+
+def refuse_without_gradients() -> None:
+    """Refuse a step where gradients are off."""
+    if not torch.is_grad_enabled():
+        raise InputError(
+            "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
+            "torch.inference_mode()"
+        )
+
+
+def forget_casts(device: torch.device) -> None:
+    """Autocast keeps the weights it cast until its context ends, and would go on using them after a
+    step inside the context."""
+    if torch.is_autocast_enabled(device.type):
         torch.clear_autocast_cache()

@@ -123,6 +123,10 @@ class Objective(nn.Module, ABC):
         the network's input; None where it makes no images."""
         return None
 
+    def parts(self) -> list[tuple[float, Objective]]:
+        """What the loss is the weighted sum of."""
+        return [(1.0, self)]
+
     def __add__(self, other: Objective) -> Objective:
         if not isinstance(other, Objective):
             return NotImplemented
@@ -202,6 +206,9 @@ class Sum(Objective):
     def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
         pictures = (term.illustrate(h, batch) for _, term in self._computed())
         return next((p for p in pictures if p is not None), None)
+
+    def parts(self) -> list[tuple[float, Objective]]:
+        return [(w * v, part) for w, term in self._computed() for v, part in term.parts()]
 
     def _computed(self) -> list[tuple[float, Objective]]:
         """This block's weights that are not zero, each with its objective."""
