@@ -169,16 +169,32 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
     },
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
+    "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
     "Greedy": {"greedy": _greedy},
     "LastBlock": {"last_block": rules.LastBlock},
     "LDRL": {"ldrl": lambda blocks: _targets(rules.LDRL, blocks)},
     "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
+    "LocalForwardGradient": {
+        "local_forward_gradient": lambda blocks: rules.LocalForwardGradient(
+            blocks, objectives.Classify(SMALL_HEAD), directions=2
+        ),
+        "local_forward_gradient_weights": lambda blocks: rules.LocalForwardGradient(
+            blocks, objectives.Classify(SMALL_HEAD), weights=True
+        ),
+    },
     "MAN": {
         "man": lambda blocks: rules.MAN(blocks, SMALL_HEAD),
         "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
     },
     "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
     "SignSymmetry": {"sign_symmetry": rules.SignSymmetry},
+    "SPSA": {
+        # Far enough to be seen in 16 bits.
+        "spsa": lambda blocks: rules.SPSA(blocks, eps=0.1),
+        "spsa_subspace": lambda blocks: rules.SPSA(
+            blocks, directions=2, two_sided=False, rademacher=True, rank=3
+        ),
+    },
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
         "overlap_independent": lambda blocks: rules.Overlap(
@@ -199,7 +215,16 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
 }
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
 LOCAL_RULES = {
-    name: ALL_RULES[name] for name in ("aug_local", "dgl", "greedy", "man", "mono_forward")
+    name: ALL_RULES[name]
+    for name in (
+        "aug_local",
+        "dgl",
+        "greedy",
+        "local_forward_gradient",
+        "local_forward_gradient_weights",
+        "man",
+        "mono_forward",
+    )
 }
 # Rules that train every block in a step.
 PARTLY = ("last_block", "sequential")

@@ -15,6 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise import Blocks, Rule, heads, rules
 
+# Rules that take no derivative backwards.
+WITHOUT_GRAPH = (
+    "forward_gradient",
+    "local_forward_gradient_weights",
+    "spsa",
+    "spsa_subspace",
+)
+WITH_GRAPHS = [name for name in LOCAL_RULES if name not in WITHOUT_GRAPH]
+
 
 class Backwards(TorchDispatchMode):
     """Which convolutions' input gradients are computed, and how many matrix products there are."""
@@ -47,7 +56,7 @@ def _mask(rule: Rule, case: networks.Case) -> list[list[bool]]:
 
 @pytest.mark.parametrize("network", ["cnn", "resnet"])
 @pytest.mark.parametrize(
-    "name", [*LOCAL_RULES, "direct_feedback_alignment", "direct_random_target_projection"]
+    "name", [*WITH_GRAPHS, "direct_feedback_alignment", "direct_random_target_projection"]
 )
 def test_no_gradient_of_a_blocks_input(network: str, name: str) -> None:
     case = NETWORKS[network]()
@@ -90,6 +99,24 @@ class _Held:
         self.tensor = tensor
 
 
+def _kept_for_backward(rule: Rule, case: networks.Case) -> int:
+    """How many tensors autograd saves in a step."""
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(0) or t, lambda t: t):
+        rule.backward(case.x, case.y)
+    return len(saved)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", WITHOUT_GRAPH)
+def test_nothing_is_kept_for_a_backward_pass(network: str, name: str) -> None:
+    case = NETWORKS[network](dropout=0.2)
+    with Backwards() as seen:
+        assert _kept_for_backward(ALL_RULES[name](case.blocks), case) == 0
+    assert not any(seen.input_gradient.values())
+    assert _kept_for_backward(rules.Backprop(case.blocks), case) > 0
+
+
 def _alive_at_each_block(rule: Rule, case: networks.Case) -> list[int]:
     """How many saved tensors are alive when each block starts, and after the last."""
     alive: weakref.WeakSet[_Held] = weakref.WeakSet()
@@ -116,7 +143,7 @@ def _alive_at_each_block(rule: Rule, case: networks.Case) -> list[int]:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", [*LOCAL_RULES, "sgr", "direct_random_target_projection"])
+@pytest.mark.parametrize("name", [*WITH_GRAPHS, "sgr", "direct_random_target_projection"])
 def test_a_blocks_graph_is_gone_before_the_next_runs(network: str, name: str) -> None:
     case = NETWORKS[network](dropout=0.2)
     counts = _alive_at_each_block(ALL_RULES[name](case.blocks), case)
@@ -131,7 +158,7 @@ def test_backprop_keeps_every_graph() -> None:
     assert all(a < b for a, b in itertools.pairwise(counts[:-1]))
 
 
-@pytest.mark.parametrize("name", LOCAL_RULES)
+@pytest.mark.parametrize("name", WITH_GRAPHS)
 def test_a_frozen_blocks_graph_is_gone_too(name: str) -> None:
     """A frozen block under a trainable head, and one where nothing is trained."""
     case = networks.cnn()

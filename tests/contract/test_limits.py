@@ -30,6 +30,7 @@ ONE_BLOCK = {
     "aug_local": rules.AugLocal,
     "last_block": rules.LastBlock,
     "local_critic": rules.LocalCritic,
+    "local_forward_gradient": lambda blocks: rules.LocalForwardGradient(blocks, MeanSquare()),
     "man": rules.MAN,
     "sgr": rules.SGR,
     "mono_forward": rules.MonoForward,

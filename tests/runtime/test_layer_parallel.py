@@ -17,7 +17,7 @@ from layerwise.batch import Batch
 from layerwise.local import LocalRule
 from layerwise.objectives import Inpaint
 from layerwise.rule import ForwardRule, Needs
-from layerwise.runtime import DataParallel, LayerParallel
+from layerwise.runtime import DataParallel, LayerParallel, Serial
 
 pytestmark = pytest.mark.gloo
 STEPS = 4
@@ -83,8 +83,9 @@ def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
 
 
 def _accumulate(rule: ForwardRule, data: list, backward: Callable) -> None:
-    for x, y in data:
-        backward(x, y)
+    # Every block's random numbers are its own, as a trainer sees to it.
+    for k, (x, y) in enumerate(data):
+        backward(x, y, before_block=lambda i, k=k: torch.manual_seed(100 * k + i))
 
 
 def _synthetic(network: str) -> tuple[rules.DNI, list]:
@@ -120,7 +121,7 @@ def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) ->
     serial loop, so what accumulates is the same, bit for bit."""
     mp.spawn(_synthetic_stage, (str(tmp_path), network, starts), nprocs=len(starts))
     rule, data = _synthetic(network)
-    _accumulate(rule, data, rule.backward)
+    _accumulate(rule, data, Serial(rule).backward)
     got: dict[str, torch.Tensor] = {}
     for rank in range(len(starts)):
         found = torch.load(tmp_path / f"{rank}.pt")
@@ -231,8 +232,9 @@ def test_every_rule(tmp_path: Path) -> None:
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
     assert "direct_random_target_projection-transformer" in first
+    assert first.keys() >= {"local_forward_gradient-cnn", "local_forward_gradient_weights-cnn"}
     for name, rule, data in _every_rule():
-        _accumulate(rule, data, rule.backward)
+        _accumulate(rule, data, Serial(rule).backward)
         assert not first[name].keys() & second[name].keys()
         networks.assert_same(first.pop(name) | second.pop(name), networks.grads(rule))
     assert not first

@@ -10,10 +10,12 @@ from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
 from layerwise.rules.dni import DNI
 from layerwise.rules.feedback_alignment import FeedbackAlignment
+from layerwise.rules.forward_gradient import ForwardGradient
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.last_block import LastBlock
 from layerwise.rules.ldrl import LDRL
 from layerwise.rules.local_critic import LocalCritic
+from layerwise.rules.local_forward_gradient import LocalForwardGradient
 from layerwise.rules.man import MAN
 from layerwise.rules.mono_forward import MonoForward
 from layerwise.rules.overlap import Overlap
@@ -21,6 +23,7 @@ from layerwise.rules.sequential import Sequential
 from layerwise.rules.sgr import SGR
 from layerwise.rules.shared_readout import SharedReadout
 from layerwise.rules.sign_symmetry import SignSymmetry
+from layerwise.rules.spsa import SPSA
 
 __all__ = [
     "DGL",
@@ -28,6 +31,7 @@ __all__ = [
     "LDRL",
     "MAN",
     "SGR",
+    "SPSA",
     "AugLocal",
     "Backprop",
     "DeepSupervision",
@@ -36,9 +40,11 @@ __all__ = [
     "DirectGlobal",
     "DirectRandomTargetProjection",
     "FeedbackAlignment",
+    "ForwardGradient",
     "Greedy",
     "LastBlock",
     "LocalCritic",
+    "LocalForwardGradient",
     "MonoForward",
     "Overlap",
     "Sequential",

@@ -1,0 +1,101 @@
+"""Forward-mode differentiation of any module."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from layerwise.errors import InputError, reason
+
+
+def dual(x: Tensor, tangent: Tensor) -> Tensor:
+    """x, and the direction in which it moves; within `forward_mode`."""
+    return forward_ad.make_dual(x, tangent)
+
+
+def primal(x: Tensor) -> Tensor:
+    """What a tensor is, without the direction in which it moves."""
+    return forward_ad.unpack_dual(x).primal
+
+
+def tangent(x: Tensor) -> Tensor:
+    """The direction in which a tensor moves; 0 where nothing it depends on does."""
+    found = forward_ad.unpack_dual(x).tangent
+    return torch.zeros_like(x) if found is None else found
+
+
+@contextlib.contextmanager
+def forward_mode(asked_by: str) -> Iterator[None]:
+    """Within, tensors may be dual: whatever is computed of them carries its derivative along.
+
+    Values are those of an ordinary pass, bit for bit. The kernels of attention have no forward-mode
+    derivative: theirs is taken of the products that attention is written as.
+
+    Args:
+        asked_by: the rule, for errors.
+
+    Raises:
+        InputError: an operation that has no forward-mode derivative in PyTorch.
+    """
+    _load()
+    attention: Callable[..., Tensor] = F.scaled_dot_product_attention
+
+    def both(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *args: Any,
+        **options: Any,
+    ) -> Tensor:
+        given = (query, key, value)
+        if all(forward_ad.unpack_dual(t).tangent is None for t in given):
+            return attention(*given, attn_mask, dropout_p, *args, **options)
+        with sdpa_kernel(SDPBackend.MATH):
+            moving = attention(*given, attn_mask, dropout_p, *args, **options)
+        if dropout_p:  # what is dropped is drawn once
+            return moving
+        still = attention(*map(primal, given), attn_mask, dropout_p, *args, **options)
+        return dual(still, tangent(moving).to(still.dtype))
+
+    F.scaled_dot_product_attention = both  # type: ignore[assignment]
+    try:
+        with forward_ad.dual_level(), as_in_training():
+            yield
+    except NotImplementedError as error:
+        raise InputError(
+            f"{asked_by}: {reason(error)}; build the network without that operation, or take "
+            "SPSA, which needs no derivatives"
+        ) from error
+    finally:
+        F.scaled_dot_product_attention = attention
+
+
+@contextlib.contextmanager
+def as_in_training() -> Iterator[None]:
+    """Within, attention in eval mode runs as it does where gradients are on, whose bits are not
+    those of its kernel for inference."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@functools.cache
+def _load() -> None:
+    """PyTorch compiles some of its formulas the first time, and warns of how it does it."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore")
+        dual(torch.zeros(()), torch.zeros(()))
