@@ -30,7 +30,7 @@ from layerwise.analysis import (
 )
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.console import output
-from layerwise.data import Augment, Images, Loader, Stream
+from layerwise.data import Augment, Images, Loader, Stream, Text
 from layerwise.errors import InputError, choices, reason
 from layerwise.experiment import Experiment, build, tuples
 from layerwise.report.analysis import draw_alignment, draw_blocks, draw_cka, draw_difficulty
@@ -71,6 +71,8 @@ class Subject:
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
             experiment = build(run.config)
+        if isinstance(experiment.splits.train, Text):
+            raise InputError(f"{run.path}: trained on a text; analyze takes runs on images")
         fabric = fabric_for(options["device"], experiment.settings.precision)
         load_evaluated(experiment.rule, state)
         experiment.rule.to(fabric.device).eval()
@@ -119,6 +121,7 @@ class Subject:
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
         part: Images | Stream = getattr(splits, split)
+        assert not isinstance(splits.train, Text)  # refused by `of`
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same images for every run; a set may be sorted by class, and CKA wants mixed batches.
         chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]

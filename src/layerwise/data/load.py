@@ -85,29 +85,18 @@ def load(
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _parts(name, Path(root).expanduser(), size, context, random_labels, download)
+    parts = _parts(name, Path(root).expanduser(), size, context, download)
     if size is not None:
         parts = _resized(parts, size)
     splits = complete(parts, name=name, validation=validation, seed=seed)
     return relabel(splits, random_labels, seed) if random_labels else splits
 
 
-def _parts(
-    name: str,
-    root: Path,
-    size: int | None,
-    context: int | None,
-    random_labels: float,
-    download: bool,
-) -> Parts:
+def _parts(name: str, root: Path, size: int | None, context: int | None, download: bool) -> Parts:
     text = _text(name, context or CONTEXT)
     if text is not None:
         if size is not None:
             raise InputError(f"load({name!r}, size={size}): of images; leave it out for a text")
-        if random_labels:
-            raise InputError(
-                f"load({name!r}, random_labels={random_labels}): of images; leave it out for a text"
-            )
         return text
     if context is not None:
         raise InputError(

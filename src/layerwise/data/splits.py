@@ -91,7 +91,7 @@ def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits
             )
     held = held and _normalized(held, train)
     test = _normalized(test, train)
-    return Splits(train, held, test, parts.classes, name, parts.entropy_rate)
+    return Splits(train, held, test, parts.classes, name, entropy_rate=parts.entropy_rate)
 
 
 def _named(parts: Parts) -> dict[str, Source]:
@@ -121,15 +121,24 @@ def _normalized(part: Source, train: Source) -> Source:
 
 def relabel(splits: Splits, share: float, seed: int) -> Splits:
     """Give `share` of the training images, to the nearest whole number, a label drawn at random
-    from all classes."""
+    from all classes.
+
+    Raises:
+        InputError: a text, whose labels are its own next tokens.
+    """
+    train = splits.train
+    if isinstance(train, Text):
+        raise InputError(
+            f"load({splits.name!r}, random_labels={share}): of images; leave it out for a text"
+        )
     generator = torch.Generator().manual_seed(seed)
-    count = len(splits.train)
+    count = len(train)
     chosen = torch.randperm(count, generator=generator)[: round(share * count)]
-    labels = splits.train.labels.clone()
+    labels = train.labels.clone()
     labels[chosen] = torch.randint(splits.num_classes, (len(chosen),), generator=generator)
     relabelled = torch.zeros(count, dtype=torch.bool)
     relabelled[chosen] = True
-    return replace(splits, train=replace(splits.train, labels=labels), relabelled=relabelled)
+    return replace(splits, train=replace(train, labels=labels), relabelled=relabelled)
 
 
 def stratify(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
