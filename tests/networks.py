@@ -171,6 +171,7 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
     "Greedy": {"greedy": _greedy},
+    "KolenPollack": {"kolen_pollack": rules.KolenPollack},
     "LastBlock": {"last_block": rules.LastBlock},
     "LDRL": {"ldrl": lambda blocks: _targets(rules.LDRL, blocks)},
     "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
@@ -194,6 +195,9 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "spsa_subspace": lambda blocks: rules.SPSA(
             blocks, directions=2, two_sided=False, rademacher=True, rank=3
         ),
+    "SignSymmetry": {
+        "sign_symmetry": rules.SignSymmetry,
+        "sign_symmetry_fixed": lambda blocks: rules.SignSymmetry(blocks, random_magnitude=True),
     },
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),

@@ -47,6 +47,10 @@ class FeedbackRule(Rule):
 
     Attributes:
         weights: of each block, the names of its layers' weights.
+        sending: of these, the names of those that send a gradient back: all but those of layers
+            that read the network's input.
+        feedback: of each block, the matrices that are kept from step to step, under `key` of their
+            weights' names.
 
     Raises:
         InputError: shapes between the blocks are not known; a recurrent or bilinear layer, whose
@@ -58,11 +62,34 @@ class FeedbackRule(Rule):
     def __init__(self, blocks: Blocks, criterion: Criterion):
         super().__init__(blocks)
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
-        self.weights = _weights(self)
+        self.weights, self.sending = _layers(self)
+        self.feedback = nn.ModuleList()
 
     @abstractmethod
     def matrices(self) -> Matrices:
-        """This step's matrices, under the weights."""
+        """This step's matrices, under the weights. One that requires grad gets its weight's
+        gradient."""
+
+    def _keep(self, names: Sequence[Sequence[str]], make: Callable[[Tensor], Tensor]) -> None:
+        """Keep a matrix of each of these weights: a parameter or a buffer, as `make` says."""
+        for block, here in zip(self.blocks, names, strict=True):
+            module = nn.Module()
+            for name in here:
+                matrix = make(block.get_parameter(name))
+                if isinstance(matrix, nn.Parameter):
+                    module.register_parameter(key(name), matrix)
+                else:
+                    module.register_buffer(key(name), matrix)
+            self.feedback.append(module)
+
+    def _kept(self) -> dict[Tensor, Tensor]:
+        """The kept matrices under the weights."""
+        return {
+            block.get_parameter(name): getattr(module, key(name))
+            for block, module, names in zip(self.blocks, self.feedback, self.weights, strict=True)
+            for name in names
+            if hasattr(module, key(name))
+        }
 
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
@@ -71,7 +98,7 @@ class FeedbackRule(Rule):
         last = len(self.blocks) - 1
         # The way back is within, too: what is checkpointed runs again there.
         with through(self.matrices(), type(self).__name__), as_written(self.blocks):
-            h = self.blocks(x)
+            h = self.blocks(batch.x.detach())
             loss = self.objectives[str(last)](h, batch)
             differentiate(loss, scale)
         batch.finish(last, loss)
@@ -86,11 +113,17 @@ def key(name: str) -> str:
     return name.replace(".", "/")
 
 
+def glorot(weight: Tensor, scale: float) -> Tensor:
+    """A matrix of the weight's shape, uniform in +-scale sqrt(6 / (fan_in + fan_out)): Glorot's
+    initialisation times `scale`."""
+    return nn.init.xavier_uniform_(torch.empty_like(weight.detach()), scale)
+
+
 @contextlib.contextmanager
 def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
     """Within, layers send gradients back through `matrices`."""
 
-    def matrix_of(name: str, weight: Tensor) -> Tensor | None:
+    def matrix_of(name: str, weight: Tensor, x: Tensor) -> Tensor | None:
         if weight in matrices:
             return matrices[weight]
         whole = weight._base
@@ -100,7 +133,7 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
                 matrix = torch.empty_like(whole).copy_(matrix)
             offset = weight.storage_offset() - whole.storage_offset() + matrix.storage_offset()
             return matrix.as_strided(weight.shape, weight.stride(), offset)
-        if weight.requires_grad and name != "addmm":
+        if weight.requires_grad and x.requires_grad and name != "addmm":
             raise InputError(
                 f"{asked_by}: {name} was called with a weight of shape {tuple(weight.shape)} that "
                 "is computed, or was not used when the rule was made; only a parameter, or a part "
@@ -111,10 +144,12 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
     def layer(
         name: str, op: Callable[..., Tensor], back: Back, x: Tensor, weight: Tensor
     ) -> Tensor:
-        matrix = matrix_of(name, weight)
-        if matrix is None:
+        matrix = matrix_of(name, weight, x)
+        if matrix is None or not torch.is_grad_enabled():
             return op(x, weight)
-        if not (x.requires_grad and torch.is_grad_enabled()):
+        if matrix.requires_grad:
+            weight, matrix = _Alike.apply(weight, matrix), matrix.detach()
+        if not x.requires_grad:
             return op(x, weight)
         return _Through.apply(op(x.detach(), weight), x, matrix, back)
 
@@ -122,8 +157,9 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
         yield
 
 
-def _weights(rule: Rule) -> list[list[str]]:
-    """Of each block, the names of the parameters that its layers have as weights."""
+def _layers(rule: Rule) -> tuple[list[list[str]], list[list[str]]]:
+    """Of each block, the names of the parameters that its layers have as weights; and of those
+    whose layers' input has a gradient, once all parameters are trained."""
     blocks = rule.blocks
     call = type(rule).__name__
     if blocks.input_shape is None:
@@ -139,18 +175,53 @@ def _weights(rule: Rule) -> list[list[str]]:
                     "other matrix on the way back; build it of linear layers"
                 )
     used: set[Tensor] = set()
+    sending: set[Tensor] = set()
 
     def layer(
         name: str, op: Callable[..., Tensor], back: Back, x: Tensor, weight: Tensor
     ) -> Tensor:
-        used.add(weight if weight._base is None else weight._base)
+        whole = weight if weight._base is None else weight._base
+        used.add(whole)
+        if x.requires_grad:
+            sending.add(whole)
         return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with unchanged(blocks), torch.enable_grad(), layers_replaced(layer), as_written(blocks):
+    with _trained(blocks), unchanged(blocks), layers_replaced(layer), as_written(blocks):
         blocks.train()  # in eval mode attention may be one kernel
         blocks(blocks.zeros(2, like))
-    return [[name for name, p in block.named_parameters() if p in used] for block in blocks]
+
+    def names(among: set[Tensor]) -> list[list[str]]:
+        return [[name for name, p in block.named_parameters() if p in among] for block in blocks]
+
+    return names(used), names(sending)
+
+
+@contextlib.contextmanager
+def _trained(module: nn.Module) -> Iterator[None]:
+    """Within, every parameter of `module` requires grad, frozen or not."""
+    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_()
+        with torch.enable_grad():
+            yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+class _Alike(torch.autograd.Function):
+    """The weight; its gradient is the matrix's, too."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, matrix: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dw: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return dw, dw
 
 
 class _Through(torch.autograd.Function):

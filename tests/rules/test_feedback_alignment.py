@@ -111,7 +111,11 @@ def naive(rule: FeedbackRule, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("make", [rules.FeedbackAlignment, rules.SignSymmetry])
+def frsf(blocks: Blocks) -> rules.SignSymmetry:
+    return rules.SignSymmetry(blocks, scale=0.7, random_magnitude=True)
+
+
+@pytest.mark.parametrize("make", [rules.FeedbackAlignment, rules.SignSymmetry, frsf])
 @pytest.mark.parametrize("network", ["mlp", "mlp_norm", "cnn", "resnet", "plain_cnn"])
 def test_against_a_naive_implementation(
     network: str, make: Callable[[Blocks], FeedbackRule]
@@ -121,6 +125,56 @@ def test_against_a_naive_implementation(
     wanted = naive(rule, case.x, case.y)
     rule.backward(case.x, case.y)
     assert_close(grads(rule), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_random_magnitudes(network: str) -> None:
+    """frSF: the weights' signs, one magnitude throughout, of uSF's root mean square."""
+    case = NETWORKS[network](torch.float64)
+    rule, uniform = frsf(case.blocks), rules.SignSymmetry(case.blocks, scale=0.7).matrices()
+    before = rule.matrices()
+    squares = torch.cat([(m / uniform[w]).square().flatten() for w, m in before.items()])
+    assert squares.mean().item() == pytest.approx(1, abs=0.15)
+    assert squares.max() <= 3
+    assert all(torch.equal(m.sign(), w.sign()) for w, m in before.items())
+    with torch.no_grad():
+        for p in case.blocks.parameters():
+            p.copy_(torch.randn_like(p))
+    for w, m in rule.matrices().items():
+        assert torch.equal(m, before[w].abs() * w.sign())
+    # Where the magnitudes are the weights' it is backpropagation.
+    for matrix, weight in zip(rule.feedback.buffers(), rule.matrices(), strict=True):
+        matrix.copy_(weight.detach().abs())
+    wanted = backprop(rule, case.x, case.y)
+    rule.backward(case.x, case.y)
+    assert_close(grads(rule), wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_magnitudes_drawn_for_each_batch(network: str) -> None:
+    """brSF is frSF with what the generator gives at the start of the step; nothing is kept."""
+    case = NETWORKS[network](torch.float64)
+    rule = rules.SignSymmetry(case.blocks, random_magnitude=True, redraw=True)
+    fixed = rules.SignSymmetry(case.blocks, random_magnitude=True)
+    assert not list(rule.feedback.buffers())
+    found = []
+    for _ in range(2):
+        rng = torch.get_rng_state()
+        rule.backward(case.x, case.y)
+        after = torch.get_rng_state()
+        found.append(grads(rule))
+        rule.zero_grad()
+        torch.set_rng_state(rng)
+        drawn = rule.matrices()
+        assert torch.equal(torch.get_rng_state(), after)
+        assert all(torch.equal(m.sign(), w.sign()) for w, m in drawn.items())
+        for matrix, one in zip(fixed.feedback.buffers(), drawn.values(), strict=True):
+            matrix.copy_(one.abs())
+        fixed.backward(case.x, case.y)
+        assert_same(grads(fixed), found[-1])
+        fixed.zero_grad()
+    first = f"blocks.0.{rule.weights[0][0]}"
+    assert not torch.allclose(found[0][first], found[1][first])
 
 
 class _Own(nn.Module):
@@ -255,6 +309,11 @@ def test_bad_input() -> None:
     for make in (rules.FeedbackAlignment, rules.SignSymmetry):
         with pytest.raises(ValueError, match=r"scale=-1\): give a positive number"):
             make(networks.mlp().blocks, scale=-1)
+    with pytest.raises(
+        ValueError, match=r"SignSymmetry\(redraw=True\): magnitudes of one size"
+    ) as e:
+        rules.SignSymmetry(networks.mlp().blocks, redraw=True)
+    assert "\n" not in str(e.value)
     recurrent = nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Flatten(), nn.RNNCell(6, 3))
     with pytest.raises(ValueError, match="has a RNNCell"):
         rules.FeedbackAlignment(Blocks([recurrent], example=x))

@@ -36,6 +36,11 @@ VARIANTS = {
         "save_every": 1,
     },
     "matrices that are no block's": {"rule": {"name": "FeedbackAlignment"}, "save_every": 2},
+    "feedback drawn anew for each batch": {
+        "rule": {"name": "SignSymmetry", "random_magnitude": True, "redraw": True},
+        "accumulate": 2,
+        "save_every": 1,
+    },
     "bf16": {"precision": "bf16", "save_every": 4, "ema": 0.5, "seed": 3},
 }
 

@@ -3,6 +3,7 @@
 from layerwise.analysis.alignment import Alignment, gradient_alignment
 from layerwise.analysis.cka import cka, linear_cka
 from layerwise.analysis.difficulty import Difficulty, difficulty
+from layerwise.analysis.feedback_angles import feedback_angles, pseudo_inverse_angles
 from layerwise.analysis.information import Information, information
 from layerwise.analysis.memorization import memorization
 from layerwise.analysis.probe import linear_probe
@@ -14,10 +15,12 @@ __all__ = [
     "Information",
     "cka",
     "difficulty",
+    "feedback_angles",
     "gradient_alignment",
     "information",
     "linear_cka",
     "linear_probe",
     "linear_separability",
     "memorization",
+    "pseudo_inverse_angles",
 ]

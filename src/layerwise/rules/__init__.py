@@ -12,6 +12,7 @@ from layerwise.rules.dni import DNI
 from layerwise.rules.feedback_alignment import FeedbackAlignment
 from layerwise.rules.forward_gradient import ForwardGradient
 from layerwise.rules.greedy import Greedy
+from layerwise.rules.kolen_pollack import KolenPollack
 from layerwise.rules.last_block import LastBlock
 from layerwise.rules.ldrl import LDRL
 from layerwise.rules.local_critic import LocalCritic
@@ -42,6 +43,7 @@ __all__ = [
     "FeedbackAlignment",
     "ForwardGradient",
     "Greedy",
+    "KolenPollack",
     "LastBlock",
     "LocalCritic",
     "LocalForwardGradient",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule, Matrices, key
+from layerwise.feedback import FeedbackRule, Matrices, glorot
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 
@@ -38,17 +35,7 @@ class FeedbackAlignment(FeedbackRule):
         super().__init__(blocks, criterion)
         if not scale > 0:
             raise InputError(f"FeedbackAlignment(scale={scale}): give a positive number")
-        self.feedback = nn.ModuleList()
-        for block, names in zip(blocks, self.weights, strict=True):
-            here = nn.Module()
-            for name in names:
-                matrix = torch.empty_like(block.get_parameter(name).detach())
-                here.register_buffer(key(name), nn.init.xavier_uniform_(matrix, scale))
-            self.feedback.append(here)
+        self._keep(self.weights, lambda weight: glorot(weight, scale))
 
     def matrices(self) -> Matrices:
-        return {
-            block.get_parameter(name): here.get_buffer(key(name))
-            for block, here, names in zip(self.blocks, self.feedback, self.weights, strict=True)
-            for name in names
-        }
+        return self._kept()

@@ -7,44 +7,75 @@ from torch import nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule, Matrices
+from layerwise.feedback import FeedbackRule, Matrices, glorot
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 
 class SignSymmetry(FeedbackRule):
-    """Uniform sign-concordant feedback (uSF): every layer sends the gradient back through the signs
-    of its weight W, all of one size.
+    """Sign-concordant feedback: every layer sends the gradient back through the signs of its weight
+    W, with magnitudes of one size (uSF), or random ones.
 
-    Liao et al. 2016 (arXiv:1510.05067), Xiao et al. 2018 (arXiv:1811.03567):
+    Liao et al. 2016 (arXiv:1510.05067), Xiao et al. 2018 (arXiv:1811.03567), Moskovitz et al. 2018
+    (arXiv:1812.06488):
 
-        B = s sign(W),    dx = B^T dy,    dW = dy x^T
+        uSF     B = s sign(W)           with dx = B^T dy,    dW = dy x^T
+        frSF    B = |M| o sign(W)       M drawn once
+        brSF    B = |M| o sign(W)       M drawn anew for each batch
 
-    B is made anew in every step; there is nothing to keep. Where all of a layer's weights have the
-    size s it is backpropagation.
+    B is made anew in every step; frSF keeps M (buffers `feedback`), the others nothing. Where B = W
+    it is backpropagation: under uSF where all of a layer's weights have the size s, under frSF
+    where |M| = |W|.
+
+    brSF draws from PyTorch's random numbers at the start of each `backward`: the same batch gives
+    another gradient, accumulated batches have each its own M.
+
+    Deviation: |M| is uniform with root mean square s, so that the three differ in nothing else.
 
     Args:
         blocks: the network, made with an example.
         scale: s = scale sqrt(2 / (fan_in + fan_out)), the standard deviation of Glorot's
             initialisation, as in Xiao et al., so that gradients keep their size.
+        random_magnitude: magnitudes |M|, M ~ U(-a, a) with a = sqrt(3) s: frSF.
+        redraw: draw M anew for each batch: brSF.
         criterion: of class scores and labels, a scalar.
 
     Raises:
-        InputError: a scale that is not positive; as `FeedbackRule`.
+        InputError: a scale that is not positive; `redraw` of magnitudes that are not random; as
+            `FeedbackRule`.
     """
 
-    def __init__(self, blocks: Blocks, scale: float = 1.0, criterion: Criterion = cross_entropy):
+    def __init__(
+        self,
+        blocks: Blocks,
+        scale: float = 1.0,
+        random_magnitude: bool = False,
+        redraw: bool = False,
+        criterion: Criterion = cross_entropy,
+    ):
         super().__init__(blocks, criterion)
         if not scale > 0:
             raise InputError(f"SignSymmetry(scale={scale}): give a positive number")
-        self.scale = scale
+        if redraw and not random_magnitude:
+            raise InputError(
+                "SignSymmetry(redraw=True): magnitudes of one size are not drawn; give "
+                "random_magnitude=True, too"
+            )
+        self.scale, self.random_magnitude, self.redraw = scale, random_magnitude, redraw
+        if random_magnitude and not redraw:
+            self._keep(self.weights, lambda weight: glorot(weight, scale).abs_())
 
     @torch.no_grad()
     def matrices(self) -> Matrices:
-        return {
-            weight: weight.sign() * (self.scale * _deviation(weight))
+        weights = [
+            block.get_parameter(name)
             for block, names in zip(self.blocks, self.weights, strict=True)
-            for weight in map(block.get_parameter, names)
-        }
+            for name in names
+        ]
+        if not self.random_magnitude:
+            return {w: w.sign() * (self.scale * _deviation(w)) for w in weights}
+        if self.redraw:
+            return {w: glorot(w, self.scale).abs_().mul_(w.sign()) for w in weights}
+        return {w: m * w.sign() for w, m in self._kept().items()}
 
 
 def _deviation(weight: nn.Parameter) -> float:
