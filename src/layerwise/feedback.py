@@ -82,7 +82,7 @@ class FeedbackRule(Rule):
                     module.register_buffer(key(name), matrix)
             self.feedback.append(module)
 
-    def _kept(self) -> dict[Tensor, Tensor]:
+    def _kept_matrices(self) -> dict[Tensor, Tensor]:
         """The kept matrices under the weights."""
         return {
             block.get_parameter(name): getattr(module, key(name))

@@ -65,7 +65,7 @@ def test_of_every_rule(network: str) -> None:
 
 
 def test_feedback_alignment_aligns() -> None:
-    """A linear network on a linear task, as in the paper: what starts at 90 degrees gets smaller."""
+    """A linear network on a linear task: the angle starts at some 90 degrees and falls."""
     torch.manual_seed(0)
     parts = [nn.Linear(8, 12, bias=False), nn.Linear(12, 3, bias=False)]
     x = torch.randn(64, 8)

@@ -39,7 +39,7 @@ def feedback_angles(rule: Rule) -> dict[str, float]:
 def pseudo_inverse_angles(rule: Rule) -> dict[str, float]:
     """The angle between B^T, through which the gradient goes back, and the pseudo-inverse of W.
 
-    Lillicrap et al. 2016, figure 3: under feedback alignment the weights move so that B^T comes to
+    Lillicrap et al. 2016: under feedback alignment the weights move so that B^T comes to
     act like the pseudo-inverse of W. A convolution's kernel counts as the matrix
     (out, in x height x width). It takes a singular value decomposition of every weight.
 

@@ -38,4 +38,4 @@ class FeedbackAlignment(FeedbackRule):
         self._keep(self.weights, lambda weight: glorot(weight, scale))
 
     def matrices(self) -> Matrices:
-        return self._kept()
+        return self._kept_matrices()

@@ -55,4 +55,4 @@ class KolenPollack(FeedbackRule):
         return [*super().auxiliary(i), self.feedback[i]]
 
     def matrices(self) -> Matrices:
-        return self._kept()
+        return self._kept_matrices()

@@ -75,7 +75,7 @@ class SignSymmetry(FeedbackRule):
             return {w: w.sign() * (self.scale * _deviation(w)) for w in weights}
         if self.redraw:
             return {w: glorot(w, self.scale).abs_().mul_(w.sign()) for w in weights}
-        return {w: m * w.sign() for w, m in self._kept().items()}
+        return {w: m * w.sign() for w, m in self._kept_matrices().items()}
 
 
 def _deviation(weight: nn.Parameter) -> float:
