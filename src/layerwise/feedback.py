@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -70,11 +71,15 @@ class FeedbackRule(Rule):
         """This step's matrices, under the weights. One that requires grad gets its weight's
         gradient."""
 
-    def _keep(self, names: Sequence[Sequence[str]], make: Callable[[Tensor], Tensor]) -> None:
-        """Keep a matrix of each of these weights: a parameter or a buffer, as `make` says."""
-        for block, here in zip(self.blocks, names, strict=True):
+    def _through(self) -> contextlib.AbstractContextManager[None]:
+        """Within, layers send back through this step's matrices."""
+        return through(self.matrices(), type(self).__name__)
+
+    def _keep(self, make: Callable[[Tensor], Tensor]) -> None:
+        """Keep a matrix of each weight: a parameter or a buffer, as `make` says."""
+        for block, names in zip(self.blocks, self.sending, strict=True):
             module = nn.Module()
-            for name in here:
+            for name in names:
                 matrix = make(block.get_parameter(name))
                 if isinstance(matrix, nn.Parameter):
                     module.register_parameter(key(name), matrix)
@@ -86,9 +91,8 @@ class FeedbackRule(Rule):
         """The kept matrices under the weights."""
         return {
             block.get_parameter(name): getattr(module, key(name))
-            for block, module, names in zip(self.blocks, self.feedback, self.weights, strict=True)
+            for block, module, names in zip(self.blocks, self.feedback, self.sending, strict=True)
             for name in names
-            if hasattr(module, key(name))
         }
 
     def backward(
@@ -97,7 +101,7 @@ class FeedbackRule(Rule):
         batch = self._batch(x, y, scale)
         last = len(self.blocks) - 1
         # The way back is within, too: what is checkpointed runs again there.
-        with through(self.matrices(), type(self).__name__), as_written(self.blocks):
+        with self._through(), as_written(self.blocks):
             h = self.blocks(batch.x.detach())
             loss = self.objectives[str(last)](h, batch)
             differentiate(loss, scale)
@@ -119,9 +123,22 @@ def glorot(weight: Tensor, scale: float) -> Tensor:
     return nn.init.xavier_uniform_(torch.empty_like(weight.detach()), scale)
 
 
+def deviation(weight: Tensor) -> float:
+    """The standard deviation of Glorot's initialisation."""
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
+    return math.sqrt(2 / (fan_in + fan_out))
+
+
 @contextlib.contextmanager
-def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
-    """Within, layers send gradients back through `matrices`."""
+def through(matrices: Matrices, asked_by: str, signed: bool = False) -> Iterator[None]:
+    """Within, layers send gradients back through `matrices`.
+
+    Args:
+        matrices: under the weights.
+        asked_by: the call, for errors.
+        signed: `matrices` are magnitudes, each of the weight's shape or (); the weight's signs are
+            put to them on the way back, so that there is one such product at a time.
+    """
 
     def matrix_of(name: str, weight: Tensor, x: Tensor) -> Tensor | None:
         if weight in matrices:
@@ -129,6 +146,8 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
         whole = weight._base
         if whole is not None and whole in matrices:
             matrix = matrices[whole]
+            if not matrix.dim():
+                return matrix
             if matrix.stride() != whole.stride():
                 matrix = torch.empty_like(whole).copy_(matrix)
             offset = weight.storage_offset() - whole.storage_offset() + matrix.storage_offset()
@@ -151,7 +170,8 @@ def through(matrices: Matrices, asked_by: str) -> Iterator[None]:
             weight, matrix = _Alike.apply(weight, matrix), matrix.detach()
         if not x.requires_grad:
             return op(x, weight)
-        return _Through.apply(op(x.detach(), weight), x, matrix, back)
+        y = op(x.detach(), weight)
+        return _Through.apply(y, x, matrix, weight.detach() if signed else None, back)
 
     with layers_replaced(layer):
         yield
@@ -228,18 +248,22 @@ class _Through(torch.autograd.Function):
     """y as it is, and on the way to x another matrix than y was made with."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, matrix: Tensor, back: Back) -> Tensor:
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, matrix: Tensor, signs: Tensor | None, back: Back
+    ) -> Tensor:
         ctx.mark_dirty(y)  # not a view of y: what follows may work in place
-        ctx.save_for_backward(x, matrix)
+        ctx.save_for_backward(x, matrix, signs)
         ctx.back = back
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
-        x, matrix = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        x, matrix, signs = ctx.saved_tensors
+        if signs is not None:
+            matrix = signs.sign().mul_(matrix)
         dx = ctx.back(dy, x.to(dy.dtype), matrix.to(dy.dtype))
-        return dy, dx.to(x.dtype), None, None
+        return dy, dx.to(x.dtype), None, None, None
 
 
 # (name, the operation but for x and the weight, its way back, x, the weight) -> y
@@ -276,7 +300,10 @@ def _linear(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tens
             rows,
             weight,
         )
-        return y.view(*input.shape[:-1], y.shape[-1])
+        if input.dim() == 2:
+            return y
+        # No view, as in F.linear: what follows may work in place, and on a view that takes copies.
+        return torch.ops.aten._unsafe_view(y, [*input.shape[:-1], y.shape[-1]])
 
     return linear
 

@@ -95,7 +95,7 @@ def naive(rule: FeedbackRule, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         def layer(x: Tensor, weight: Tensor, *rest: object) -> Tensor:
             bias, *how = rest or (None,)
             y = op(x.detach(), weight, bias, *how)
-            back = matrices[weight].detach()
+            back = matrices.get(weight, weight).detach()  # the first sends nothing back
             return y + op(x, back, None, *how) - op(x.detach(), back, None, *how)
 
         return layer
@@ -134,7 +134,7 @@ def test_random_magnitudes(network: str) -> None:
     rule, uniform = frsf(case.blocks), rules.SignSymmetry(case.blocks, scale=0.7).matrices()
     before = rule.matrices()
     squares = torch.cat([(m / uniform[w]).square().flatten() for w, m in before.items()])
-    assert squares.mean().item() == pytest.approx(1, abs=0.15)
+    assert squares.mean().item() == pytest.approx(1, abs=4 * 0.9 / len(squares) ** 0.5)
     assert squares.max() <= 3
     assert all(torch.equal(m.sign(), w.sign()) for w, m in before.items())
     with torch.no_grad():

@@ -16,7 +16,8 @@ class FeedbackAlignment(FeedbackRule):
 
         dx = B^T dy,    dW = dy x^T
 
-    With B = W it is backpropagation. The matrices are buffers (`feedback`), and never change.
+    With B = W it is backpropagation. The matrices are buffers (`feedback`), and never change. A
+    layer that reads the network's input sends nothing back, and has none.
 
     Deviation: the paper has B uniform on an interval tuned for each network; here it is Glorot's,
     so that gradients keep their size from layer to layer as the weights of such a network would
@@ -35,7 +36,7 @@ class FeedbackAlignment(FeedbackRule):
         super().__init__(blocks, criterion)
         if not scale > 0:
             raise InputError(f"FeedbackAlignment(scale={scale}): give a positive number")
-        self._keep(self.weights, lambda weight: glorot(weight, scale))
+        self._keep(lambda weight: glorot(weight, scale))
 
     def matrices(self) -> Matrices:
         return self._kept_matrices()

@@ -46,10 +46,7 @@ class KolenPollack(FeedbackRule):
         super().__init__(blocks, criterion)
         if not scale > 0:
             raise InputError(f"KolenPollack(scale={scale}): give a positive number")
-        self._keep(
-            self.sending,
-            lambda weight: nn.Parameter(glorot(weight, scale), weight.requires_grad),
-        )
+        self._keep(lambda weight: nn.Parameter(glorot(weight, scale), weight.requires_grad))
 
     def auxiliary(self, i: int) -> list[nn.Module]:
         return [*super().auxiliary(i), self.feedback[i]]

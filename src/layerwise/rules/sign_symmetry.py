@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+
 import torch
-from torch import nn
+from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule, Matrices, glorot
+from layerwise.feedback import FeedbackRule, Matrices, deviation, through
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 
@@ -22,7 +25,7 @@ class SignSymmetry(FeedbackRule):
         frSF    B = |M| o sign(W)       M drawn once
         brSF    B = |M| o sign(W)       M drawn anew for each batch
 
-    B is made anew in every step; frSF keeps M (buffers `feedback`), the others nothing. Where B = W
+    B is made on the way back, layer by layer; frSF keeps M (buffers `feedback`). Where B = W
     it is backpropagation: under uSF where all of a layer's weights have the size s, under frSF
     where |M| = |W|.
 
@@ -35,7 +38,7 @@ class SignSymmetry(FeedbackRule):
         blocks: the network, made with an example.
         scale: s = scale sqrt(2 / (fan_in + fan_out)), the standard deviation of Glorot's
             initialisation, as in Xiao et al., so that gradients keep their size.
-        random_magnitude: magnitudes |M|, M ~ U(-a, a) with a = sqrt(3) s: frSF.
+        random_magnitude: magnitudes |M| ~ U(0, a) with a = sqrt(3) s: frSF.
         redraw: draw M anew for each batch: brSF.
         criterion: of class scores and labels, a scalar.
 
@@ -62,23 +65,29 @@ class SignSymmetry(FeedbackRule):
             )
         self.scale, self.random_magnitude, self.redraw = scale, random_magnitude, redraw
         if random_magnitude and not redraw:
-            self._keep(self.weights, lambda weight: glorot(weight, scale).abs_())
+            self._keep(self._draw)
 
     @torch.no_grad()
     def matrices(self) -> Matrices:
-        weights = [
-            block.get_parameter(name)
-            for block, names in zip(self.blocks, self.weights, strict=True)
-            for name in names
-        ]
-        if not self.random_magnitude:
-            return {w: w.sign() * (self.scale * _deviation(w)) for w in weights}
-        if self.redraw:
-            return {w: glorot(w, self.scale).abs_().mul_(w.sign()) for w in weights}
-        return {w: m * w.sign() for w, m in self._kept_matrices().items()}
+        return {weight: size * weight.sign() for weight, size in self.magnitudes().items()}
 
+    def magnitudes(self) -> Matrices:
+        """This step's |M|, of the weight's shape, or s, ()."""
+        if self.random_magnitude and not self.redraw:
+            return self._kept_matrices()
+        make = self._draw if self.redraw else self._size
+        return {
+            weight: make(weight)
+            for block, names in zip(self.blocks, self.sending, strict=True)
+            for weight in map(block.get_parameter, names)
+        }
 
-def _deviation(weight: nn.Parameter) -> float:
-    """The standard deviation of Glorot's initialisation."""
-    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
-    return (2 / (fan_in + fan_out)) ** 0.5
+    def _through(self) -> contextlib.AbstractContextManager[None]:
+        return through(self.magnitudes(), "SignSymmetry", signed=True)
+
+    def _draw(self, weight: Tensor) -> Tensor:
+        most = math.sqrt(3) * self.scale * deviation(weight)
+        return torch.empty_like(weight.detach()).uniform_(0, most)
+
+    def _size(self, weight: Tensor) -> Tensor:
+        return torch.tensor(self.scale * deviation(weight), dtype=torch.float64)

@@ -1,0 +1,132 @@
+"""Training steps beside those of biotorch, the package that has most of these rules: the same
+network, batch and optimizer, in turns.
+
+python benchmarks/peers.py              writes results/peers-*.json
+python benchmarks/peers.py vgg8b        this one
+
+biotorch is no dependency: `pip install --no-deps biotorch==0.0.16`. It replaces layers, and takes
+no padding="same", so all contenders' convolutions have the number. Its direct feedback alignment
+sends the error to every layer, ours to every block: of one layer in the MLP and in VGG8b, a
+residual block in ResNet-20. One thread, as in step.py; every step is the optimizer's one step for
+all parameters at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import importlib.metadata
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise import cut, models, rules
+from layerwise.batch import Report, identity
+from layerwise.bench import Contender, StepTable, measure
+from layerwise.blocks import Blocks
+from layerwise.console import console
+from layerwise.environment import describe
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+try:
+    from biotorch.module.biomodule import BioModule
+except ImportError:
+    sys.exit("biotorch is not installed: pip install --no-deps biotorch==0.0.16")
+
+RESULTS = Path(__file__).parent / "results"
+
+Make = Callable[[Blocks], Rule]
+# What biotorch calls it -> the same here.
+RULES: dict[str, Make] = {
+    "fa": rules.FeedbackAlignment,
+    "usf": rules.SignSymmetry,
+    "brsf": functools.partial(rules.SignSymmetry, random_magnitude=True, redraw=True),
+    "frsf": functools.partial(rules.SignSymmetry, random_magnitude=True),
+    "dfa": rules.DirectFeedbackAlignment,
+}
+NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
+    "vgg8b": (models.vgg8b, (16, 3, 32, 32)),
+    "resnet20": (models.resnet20, (64, 3, 32, 32)),
+    "mlp": (lambda: models.mlp((3, 32, 32), 10, layers=8, width=512), (128, 3, 32, 32)),
+}
+
+
+class BioTorch(Rule):
+    """The network as biotorch converts it, as one block."""
+
+    needs = Needs.BACKWARD
+
+    def __init__(self, network: nn.Module, mode: str):
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it converts
+            converted = BioModule(copy.deepcopy(network), mode=mode, output_dim=10)
+        super().__init__(Blocks([converted]))
+        self.mode = mode
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = self._batch(x, y, scale)
+        network = self.blocks[0]
+        logits = network(x, y, F.cross_entropy) if self.mode == "dfa" else network(x)
+        loss = F.cross_entropy(logits, y)
+        differentiate(loss, scale)
+        batch.finish(0, loss)
+        return batch.report(logits, 1)
+
+
+def contenders(network: nn.Sequential, x: Tensor) -> list[Contender]:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.padding == "same":
+            module.padding = tuple(k // 2 for k in module.kernel_size)
+
+    def chain() -> Blocks:
+        return cut(copy.deepcopy(network), blocks="all", example=x)
+
+    found = [Contender("backprop", rules.Backprop(chain()))]
+    for mode, make in RULES.items():
+        found.append(Contender(mode, make(chain())))
+        found.append(Contender(f"biotorch {mode}", BioTorch(network, mode)))
+    return found
+
+
+def main(names: list[str]) -> None:
+    if unknown := set(names) - set(NETWORKS):
+        sys.exit(f"no such network: {', '.join(unknown)}; there is {', '.join(NETWORKS)}")
+    warnings.filterwarnings("ignore", "Using a non-full backward hook")  # biotorch's
+    torch.set_num_threads(1)
+    for name in names or NETWORKS:
+        make, shape = NETWORKS[name]
+        torch.manual_seed(0)
+        x, y = torch.randn(shape), torch.randint(10, shape[:1])
+        table = StepTable(
+            title=name,
+            batch=shape,
+            setting={
+                "dtype": "float32",
+                "memory_format": "contiguous",
+                "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
+                "heads": "",
+                "biotorch": importlib.metadata.version("biotorch"),
+            },
+            provenance=describe(),
+            contenders=measure(
+                contenders(make(), x),
+                x,
+                y,
+                lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
+                rounds=9 if name != "vgg8b" else 5,
+            ),
+        )
+        console.print(table)
+        table.save(RESULTS / f"peers-{name}.json")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
