@@ -157,6 +157,12 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "direct_feedback_alignment_shared": lambda blocks: rules.DirectFeedbackAlignment(
             blocks, shared=True
         ),
+        "direct_feedback_alignment_at": lambda blocks: rules.DirectFeedbackAlignment(
+            blocks, at=(1,)
+        ),
+        "direct_feedback_alignment_layers": lambda blocks: rules.DirectFeedbackAlignment(
+            blocks, layers=True
+        ),
     },
     "DirectGlobal": {
         "direct_global": lambda blocks: rules.DirectGlobal(blocks, 0.25, head=SMALL_HEAD),

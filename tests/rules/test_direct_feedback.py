@@ -177,6 +177,179 @@ def test_matrices() -> None:
         assert one.shape == (3, max(sizes))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_some_blocks_are_coarser_blocks(network: str, shared: bool) -> None:
+    """Blocks without the error are one block with the next that has it; without any it is
+    backpropagation. Bit for bit."""
+    case = NETWORKS[network](torch.float64, 0.2)
+    last = len(case.blocks) - 1
+    for at in ((0,), (1,), ("1", 0), ()):
+        some = rules.DirectFeedbackAlignment(case.blocks, shared=shared, at=at)
+        ends = [*sorted(map(int, at)), last]
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        parts = [
+            nn.Sequential(*list(case.blocks)[a : b + 1]) for a, b in zip(starts, ends, strict=True)
+        ]
+        coarse = rules.DirectFeedbackAlignment(Blocks(parts, example=case.x), shared=shared)
+        for mine, theirs in zip(some.feedback.buffers(), coarse.feedback.buffers(), strict=True):
+            mine.copy_(theirs)
+        assert [b.shape for b in some.feedback.buffers()] == [
+            b.shape for b in coarse.feedback.buffers()
+        ]
+        gradients = []
+        for rule in (some, coarse):
+            torch.manual_seed(1)
+            calls: list[int] = []
+            rule.backward(case.x, case.y, on_block=calls.append)
+            assert calls == list(range(len(rule.blocks)))
+            gradients.append([p.grad.clone() for p in case.blocks.parameters()])
+            case.blocks.zero_grad()
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    torch.manual_seed(1)
+    F.cross_entropy(case.model(case.x), case.y).backward()
+    for p, g in zip(case.blocks.parameters(), gradients[0], strict=True):
+        assert torch.equal(p.grad, g)
+
+
+@pytest.mark.parametrize("network", ["mlp", "mlp_norm", "plain_cnn"])
+def test_layers_of_one_block_are_blocks_of_one_layer(network: str) -> None:
+    case = getattr(networks, network)(torch.float64)
+    rule = rules.DirectFeedbackAlignment(case.blocks)
+    rule.backward(case.x, case.y)
+    wanted = [p.grad.clone() for p in case.blocks.parameters()]
+    case.blocks.zero_grad()
+    one = rules.DirectFeedbackAlignment(Blocks([case.model], example=case.x), layers=True)
+    for mine, theirs in zip(one.feedback.buffers(), rule.feedback.buffers(), strict=True):
+        mine.copy_(theirs)
+    one.backward(case.x, case.y)
+    got = [p.grad for p in case.blocks.parameters()]
+    assert all(torch.allclose(a, b, atol=1e-14) for a, b in zip(got, wanted, strict=True))
+
+
+def _asked(e: Tensor, matrix: Tensor, x: Tensor, batch: int) -> Tensor:
+    """What a layer's input x gets, element by element of all but the features."""
+    asked = torch.zeros_like(x)
+    if x.dim() == 4:
+        return (e @ matrix).view(x.shape)
+    for index in itertools.product(*map(range, x.shape[:-1])):
+        sample = e[index[batch]]
+        asked[index] = (sample[index[1 - batch]] if e.dim() == 3 else sample) @ matrix
+    return asked
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("network", [*NETWORKS, "tokens"])
+def test_layers_against_a_naive_implementation(network: str, shared: bool) -> None:
+    """Every layer's input is the end of a graph of its own."""
+    if network == "tokens":
+        case = networks.transformer(torch.float64)
+        layer = nn.TransformerEncoderLayer(8, 2, 8, 0.0, batch_first=True).double()
+        parts = [nn.Embedding(9, 8).double(), layer, nn.Sequential(nn.Tanh(), nn.Linear(8, 3))]
+        case.x, case.y = torch.randint(9, (6, 5)), torch.randint(3, (6, 5))
+        case.blocks = Blocks([part.double() for part in parts], example=case.x)
+    else:
+        case = NETWORKS[network](torch.float64)
+    sequence = network in ("tokens", "transformer")
+    rule = rules.DirectFeedbackAlignment(case.blocks, scale=0.7, shared=shared, layers=True)
+    rule.backward(case.x, case.y)
+    got = grads(rule)
+    rule.zero_grad()
+    owners = {
+        p: f"{k}/{n.replace('.', '/')}"
+        for k, block in enumerate(case.blocks)
+        for n, p in block.named_parameters()
+    }
+    read: list[tuple[str, Tensor]] = []
+
+    def cut_off(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def layer(x: Tensor, weight: Tensor, *rest: object, **more: object) -> Tensor:
+            if x.requires_grad:
+                read.append((owners[weight], x))
+            return op(x.detach(), weight, *rest, **more)
+
+        return layer
+
+    before = F.linear, F.conv2d
+    F.linear, F.conv2d = cut_off(F.linear), cut_off(F.conv2d)
+    outputs = [case.x]
+    try:
+        for block in case.blocks:
+            outputs.append(block(outputs[-1].detach()))
+    finally:
+        F.linear, F.conv2d = before
+    scores = outputs[-1].flatten(0, -2)
+    loss = F.cross_entropy(scores, case.y.flatten())
+    (e,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
+
+    def matrix(name: str) -> Tensor:
+        if not shared:
+            return rule.feedback.get_buffer(name)
+        units = rule.feedback.units[name]
+        return rule.feedback.get_buffer("all")[:, :units] * 0.7 / math.sqrt(units)
+
+    roots, gradients = [*outputs[1:]], []
+    for k, h in enumerate(outputs[1:-1]):
+        rows = h if sequence else h.flatten(1)
+        gradients.append(
+            _asked(e, matrix(str(k)), rows, 0).view(h.shape)
+            if rows.dim() == 3
+            else (e @ matrix(str(k))).view(h.shape)
+        )
+    gradients.append(e)
+    assert {name for name, _ in read} == rule.feedback.layers.keys()
+    for name, x in read:
+        roots.append(x)
+        # nn.MultiheadAttention turns (B, T, D) into (T, B, D).
+        turned = "in_proj" in name or ("out_proj" in name and x.dim() == 2)
+        if x.dim() == 2 and sequence and len(x) > 6:
+            x = x.view(-1, 6, x.shape[-1]) if turned else x.view(6, -1, x.shape[-1])
+            gradients.append(_asked(e, matrix(name), x, int(turned)).flatten(0, 1))
+        else:
+            gradients.append(_asked(e, matrix(name), x, int(turned)))
+    torch.autograd.backward(roots, gradients)
+    assert_close(got, grads(rule), atol=1e-14)
+
+
+class _Graph(nn.Module):
+    """A graph convolution (Kipf & Welling 2017): A h W + b, A an adjacency of all nodes."""
+
+    def __init__(self, adjacency: Tensor, features: int, out: int, last: bool = False):
+        super().__init__()
+        self.register_buffer("adjacency", adjacency)
+        self.linear = nn.Linear(features, out)
+        self.activation = nn.Identity() if last else nn.Tanh()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.activation(self.adjacency @ self.linear(h))
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_graph_network(layers: bool) -> None:
+    """Nodes are tokens of one sample: three communities, of which some nodes have labels."""
+    torch.manual_seed(0)
+    n = 60
+    y = torch.arange(n) % 3
+    edges = torch.rand(n, n) < torch.where(y[:, None] == y, 0.25, 0.02)
+    edges = (edges | edges.T | torch.eye(n, dtype=torch.bool)).float()
+    degree = edges.sum(1)
+    adjacency = edges / (degree[:, None] * degree).sqrt()
+    x = F.one_hot(y, 3).float() + 1.5 * torch.randn(n, 3)
+    x, labels = x[None], torch.where(torch.arange(n) < 18, y, -100)[None]
+    parts = [_Graph(adjacency, 3, 16), _Graph(adjacency, 16, 16), _Graph(adjacency, 16, 3, True)]
+    if layers:
+        parts = [nn.Sequential(*parts)]
+    rule = rules.DirectFeedbackAlignment(Blocks(parts, example=x), layers=layers)
+    optimizer = torch.optim.Adam(rule.parameters(), 0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        rule.backward(x, labels)
+        optimizer.step()
+    right = rule(x)[0].argmax(1) == y
+    assert right[18:].float().mean() > 0.9
+    assert (x[0].argmax(1) == y)[18:].float().mean() < 0.75  # by its own features alone
+
+
 def test_bad_input() -> None:
     for make in MAKERS:
         name = make.__name__
@@ -190,3 +363,12 @@ def test_bad_input() -> None:
         ) as e:
             make(Blocks(parts, example=torch.randn(2, 6)))
         assert "\n" not in str(e.value)
+    blocks = networks.mlp().blocks
+    with pytest.raises(ValueError, match=r"DirectFeedbackAlignment\(at\): no block 'fc'") as e:
+        rules.DirectFeedbackAlignment(blocks, at=("fc",))
+    assert "\n" not in str(e.value)
+    twice = nn.Conv2d(1, 1, 3)
+    parts = [nn.Sequential(nn.Conv2d(1, 1, 1), twice, twice, nn.Flatten(), nn.Linear(4, 3))]
+    with pytest.raises(ValueError, match=r"the layer of '1.weight' in block '0' reads") as e:
+        rules.DirectFeedbackAlignment(Blocks(parts, example=torch.randn(2, 1, 6, 6)), layers=True)
+    assert "\n" not in str(e.value)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError, choices
+from layerwise.layer_calls import sending
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.projection import Projections
+from layerwise.projection import Projections, layer_inputs, layer_key
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
 
 
@@ -28,20 +34,32 @@ class DirectFeedbackAlignment(Rule):
     block's input is never computed; within a block it is the true one, so the paper's rule is that
     of blocks of one layer. With B_k the true dz/dh_k, and with one block, it is backpropagation.
 
+    With `at` only these blocks' outputs get the error. Blocks between two of them learn together,
+    by backpropagation, as if they were one; with none it is backpropagation.
+
+    With `layers` the error also goes into the blocks (Launay et al.'s "micro", where blocks of a
+    transformer's layers without it are "macro"): every linear and convolutional layer, of those
+    that read anything but a block's input, sends its input e B in the place of a gradient through
+    its weight. On one block of a chain of layers that is the paper's rule, with no cut at all.
+
     Every block's graph is kept until the error is there, as in backpropagation.
 
     Deviations: class scores for every token go back token by token; an output (B, T, D) of a
     network that gives one label has the same projection for all T; feature maps have one of their
-    own for every unit, as in the paper.
+    own for every unit, as in the paper. Launay et al. put the error behind a layer's activation,
+    here it comes to what the next layer reads, which is the same but for what lies between.
 
     Args:
         blocks: the network, made with an example.
         scale: B_k ~ U(-scale / sqrt(d_k), scale / sqrt(d_k)) with d_k units in the block's output.
-        shared: keep one matrix for all blocks (Launay et al.), whose first d_k columns are B_k.
+        shared: keep one matrix for all (Launay et al.), whose first d_k columns are B_k.
+        at: names or numbers of the blocks whose output gets the error; null for all.
+        layers: send it to the layers within blocks, too.
         criterion: of class scores and labels, a scalar.
 
     Raises:
-        InputError: as `Projections`.
+        InputError: as `Projections`; no such block; with `layers`, one that reads inputs of several
+            sizes.
     """
 
     needs = Needs.FORWARD | Needs.ERROR
@@ -51,40 +69,88 @@ class DirectFeedbackAlignment(Rule):
         blocks: Blocks,
         scale: float = 1.0,
         shared: bool = False,
+        at: tuple[str | int, ...] | None = None,
+        layers: bool = False,
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks)
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
-        self.feedback = Projections(blocks, scale, shared, "DirectFeedbackAlignment")
+        last = len(blocks) - 1
+        self.objectives[str(last)] = Classify(criterion=criterion)
+        numbers = range(last) if at is None else _numbers(blocks, at)
+        self.ends = sorted({*numbers, last})  # of what learns together, the last blocks
+        self.layers = layers
+        call = "DirectFeedbackAlignment"
+        inputs = layer_inputs(blocks, self.ends, f"{call}(layers=True)") if layers else {}
+        self.feedback = Projections(blocks, scale, shared, call, self.ends, inputs)
 
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
         batch = self._batch(x, y, scale)
         last = len(self.blocks) - 1
-        outputs: list[Tensor] = []  # h_k, with block k's graph
-        h = x
-        for block in self.blocks:
-            h = h.detach()
-            h = block(h.clone() if starts_in_place(block) else h)
-            outputs.append(h)
-        scores = h.detach().requires_grad_()
-        loss = self.objectives[str(last)](scores, batch)
-        differentiate(loss, scale, inputs=(scores,))
-        batch.finish(last, loss)
-        e = scores.grad
-        assert e is not None
-        del h
-        for k in range(len(self.blocks)):
-            h = outputs.pop(0)
-            if h.requires_grad:
-                differentiate(h, gradient=e if k == last else self._project(k, e, h))
-            del h  # and block k's graph
-            if on_block is not None:
-                on_block(k)
+        outputs: dict[int, Tensor] = {}  # h_k, with the graph since the one before
+        error: list[Tensor] = []
+        with self._sending(error):
+            h, k = x, -1
+            for k, block in enumerate(self.blocks):
+                if k == 0 or k - 1 in outputs:
+                    h = h.detach()
+                    h = h.clone() if starts_in_place(block) else h
+                h = block(h)
+                if k in self.ends:
+                    outputs[k] = h
+            scores = h.detach().requires_grad_()
+            loss = self.objectives[str(last)](scores, batch)
+            differentiate(loss, scale, inputs=(scores,))
+            batch.finish(last, loss)
+            e = scores.grad
+            assert e is not None
+            error.append(e)
+            del h
+            done = 0
+            for k in self.ends:
+                h = outputs.pop(k)
+                if h.requires_grad:
+                    differentiate(h, gradient=e if k == last else self._project(k, e, h))
+                del h  # and its graph
+                if on_block is not None:
+                    for i in range(done, k + 1):
+                        on_block(i)
+                done = k + 1
         return batch.report(scores, len(self.blocks))
 
     @torch.no_grad()
     def _project(self, k: int, e: Tensor, h: Tensor) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):
             return self.feedback(k, e, h.shape)
+
+    @contextlib.contextmanager
+    def _sending(self, error: Sequence[Tensor]) -> Iterator[None]:
+        """Within, layers send their input the `error`, which has to be there on the way back."""
+        if not self.layers:
+            yield
+            return
+        names: dict[Tensor, str] = {
+            weight: layer_key(k, name)
+            for k, block in enumerate(self.blocks)
+            for name, weight in block.named_parameters()
+            if layer_key(k, name) in self.feedback.layers
+        }
+
+        def gradient(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
+            return self.feedback.to_layer(names[weight], error[0], shape)
+
+        with as_written(self.blocks), sending(names, gradient):
+            yield
+
+
+def _numbers(blocks: Blocks, at: Sequence[str | int]) -> list[int]:
+    """The numbers of blocks given by name or number."""
+    known = {name: k for k, name in enumerate(blocks.names)}
+    known = {str(k): k for k in range(len(blocks))} | known
+    for one in at:
+        if str(one) not in known:
+            raise InputError(
+                f"DirectFeedbackAlignment(at): no block {one!r}; {choices(str(one), blocks.names)}"
+            )
+    return [known[str(one)] for one in at]
