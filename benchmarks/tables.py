@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from layerwise.bench import Measured, StepTable
 from layerwise.bench import markdown as step_table
 from layerwise.cost import Costs
 from layerwise.report.comparison import Summary, over_seeds
@@ -37,6 +39,8 @@ def page() -> str:
         parts += ["## A training step\n", step_table(steps)]
         commands = {json.loads(path.read_text())["command"] for path in steps}
         parts.append(_commands(sorted(commands)))
+    if peers := sorted(RESULTS.glob("peers-*.json")):
+        parts += ["## Beside biotorch\n", _peers([StepTable.load(path) for path in peers])]
     for path in sorted(RESULTS.glob("accuracy-*.json")):
         parts += [f"## Accuracy: {path.stem.removeprefix('accuracy-')}\n", _accuracy(path)]
     if paths := sorted(RESULTS.glob("ladder-*.json")):
@@ -50,6 +54,42 @@ def page() -> str:
     if paths := sorted(RESULTS.glob("data-*.json")):
         parts += ["## The data path\n", _data([json.loads(path.read_text()) for path in paths])]
     return "\n".join(parts)
+
+
+def _peers(tables: list[StepTable]) -> str:
+    """Rules of `benchmarks/peers.py`, each beside the peer's contender of the same name."""
+    lines = [
+        "| network, batch | | step / backprop's: CPU time | wall | FLOPs | memory | biotorch's: CPU "
+        "time | wall | FLOPs | memory | faster than biotorch by: CPU time | wall |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for table in tables:
+        of = {contender.name: contender for contender in table.contenders}
+        batch = "x".join(map(str, table.batch))
+        for name, own in of.items():
+            if f"biotorch {name}" not in of:
+                continue
+            peer = of[f"biotorch {name}"]
+            lines.append(
+                f"| {table.title}, {batch} | {name} | {_over(table, own)} | {_over(table, peer)} "
+                f"| {_ratio(peer.cpu_times_s, own.cpu_times_s)} "
+                f"| {_ratio(peer.times_s, own.times_s)} |"
+            )
+    made, version = tables[0].provenance, tables[0].setting["biotorch"]
+    commands = sorted({table.provenance["command"] for table in tables})
+    return (
+        "\n".join(lines)
+        + f"\n\nMedian of the rounds' ratios (lowest to highest); biotorch {version}. {made['cpu']}, "
+        f"{made['threads']} thread on {made['cores']} cores, torch {made['torch']}, float32. The "
+        "FLOPs say what the mathematics leaves to win: where both are 1.00 and CPU time is near 1, "
+        "nothing. `dfa` is block by block here and layer by layer there.\n\n" + _commands(commands)
+    )
+
+
+def _over(table: StepTable, contender: Measured) -> str:
+    ratios = table.ratios(contender)
+    cpu, wall = ratios["cpu_time"]["median"], ratios["time"]["median"]
+    return f"{cpu:.2f} | {wall:.2f} | {ratios['flops']:.2f} | {ratios['peak_bytes']:.2f}"
 
 
 def _accuracy(path: Path) -> str:
@@ -236,7 +276,7 @@ def _megabytes(processes: list[int]) -> str:
     return f"{max(processes) / 1e6:.0f}" if processes else "-"
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> str:
+def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
 
