@@ -59,8 +59,9 @@ def page() -> str:
 def _peers(tables: list[StepTable]) -> str:
     """Rules of `benchmarks/peers.py`, each beside the peer's contender of the same name."""
     lines = [
-        "| network, batch | | step / backprop's: CPU time | wall | FLOPs | memory | biotorch's: CPU "
-        "time | wall | FLOPs | memory | faster than biotorch by: CPU time | wall |",
+        "| network, batch | | step / backprop's: CPU time | wall | FLOPs | memory "
+        "| biotorch's: CPU time | wall | FLOPs | memory "
+        "| faster than biotorch by: CPU time | wall |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for table in tables:
@@ -79,10 +80,11 @@ def _peers(tables: list[StepTable]) -> str:
     commands = sorted({table.provenance["command"] for table in tables})
     return (
         "\n".join(lines)
-        + f"\n\nMedian of the rounds' ratios (lowest to highest); biotorch {version}. {made['cpu']}, "
-        f"{made['threads']} thread on {made['cores']} cores, torch {made['torch']}, float32. The "
-        "FLOPs say what the mathematics leaves to win: where both are 1.00 and CPU time is near 1, "
-        "nothing. `dfa` is block by block here and layer by layer there.\n\n" + _commands(commands)
+        + f"\n\nMedian of the rounds' ratios (lowest to highest); biotorch {version}. "
+        f"{made['cpu']}, {made['threads']} thread on {made['cores']} cores, torch "
+        f"{made['torch']}, float32. The FLOPs say what there is to win: where both are 1.00 and "
+        "CPU time is near 1, nothing. `dfa` goes to blocks here and to every layer there.\n\n"
+        + _commands(commands)
     )
 
 
