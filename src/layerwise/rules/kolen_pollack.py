@@ -25,8 +25,9 @@ class KolenPollack(FeedbackRule):
 
     whatever the gradients were, for what an optimizer does with equal gradients is equal: momentum
     (d then works through it, too), Adam's moments, clipping. Without weight decay B - W stays. Adam
-    with an L2 penalty (no AdamW) mixes d into its moments: B comes to W at another rate. With B = W it
-    is backpropagation.
+    with an L2 penalty (no AdamW) mixes d into its moments: B comes to W at another rate.
+
+    With B = W it is backpropagation.
 
     B of a layer that reads the network's input would send nothing back, and is left out. A frozen
     weight's B is frozen, too.
