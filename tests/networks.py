@@ -194,13 +194,13 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
     },
     "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
-    "SignSymmetry": {"sign_symmetry": rules.SignSymmetry},
     "SPSA": {
         # Far enough to be seen in 16 bits.
         "spsa": lambda blocks: rules.SPSA(blocks, eps=0.1),
         "spsa_subspace": lambda blocks: rules.SPSA(
             blocks, directions=2, two_sided=False, rademacher=True, rank=3
         ),
+    },
     "SignSymmetry": {
         "sign_symmetry": rules.SignSymmetry,
         "sign_symmetry_fixed": lambda blocks: rules.SignSymmetry(blocks, random_magnitude=True),

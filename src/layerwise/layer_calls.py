@@ -20,8 +20,9 @@ from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
 
 Shape = tuple[int, ...]
-# Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient.
-Back = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with
+# True behind them that of the matrix.
+Back = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,26 +71,19 @@ def layer_calls(
         found[whole].append(Call(x.detach(), x.requires_grad, "conv" in name))
         return op(x, weight)
 
-    def run(h: Tensor) -> None:
-        found.clear()
-        if change:
-            h[1] = torch.randn_like(h[1]) if h.is_floating_point() else 1
-        torch.manual_seed(0)  # dropout
-        for k, block in enumerate(blocks):
-            h = block(h)
-            h = h.detach() if k in ends else h
-
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
     with _trained(blocks), unchanged(blocks), replaced(layer), as_written(blocks):
         blocks.train()  # in eval mode attention may be one kernel
         for module in blocks.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        x = torch.zeros(2, *blocks.input_shape, device=like.device, dtype=like.dtype)
-        try:
-            run(x)
-        except (RuntimeError, TypeError, IndexError):  # tokens
-            run(torch.zeros_like(x, dtype=torch.long))
+        h = blocks.zeros(2, like)
+        if change:
+            h[1] = torch.randn_like(h[1]) if h.is_floating_point() else 1
+        torch.manual_seed(0)  # dropout
+        for k, block in enumerate(blocks):
+            h = block(h)
+            h = h.detach() if k in ends else h
     return dict(found)
 
 
@@ -198,7 +192,7 @@ def _linear(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tens
         y = layer(
             "F.linear",
             lambda x, w: function(x, w, bias),
-            lambda dy, x, b: dy @ b,
+            lambda dy, x, b, of_matrix=False: dy.T @ x if of_matrix else dy @ b,
             rows,
             weight,
         )
@@ -217,7 +211,7 @@ def _addmm(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tenso
         return layer(
             "addmm",
             lambda x, w: function(input, x, w),
-            lambda dy, x, b: dy @ b.T,
+            lambda dy, x, b, of_matrix=False: x.T @ dy if of_matrix else dy @ b.T,
             mat1,
             mat2,
         )
@@ -247,8 +241,8 @@ def _convolution(n: int) -> Callable[..., Any]:
             else:
                 p = _each(0 if isinstance(padding, str) else padding, n)
 
-            def back(dy: Tensor, x: Tensor, b: Tensor) -> Tensor:
-                return _back(dy, x, b, s, p, d, False, [0] * n, groups)
+            def back(dy: Tensor, x: Tensor, b: Tensor, of_matrix: bool = False) -> Tensor:
+                return _back(of_matrix, dy, x, b, s, p, d, False, [0] * n, groups)
 
             y = layer(
                 f"F.conv{n}d",
@@ -280,8 +274,8 @@ def _transposed(n: int) -> Callable[..., Any]:
             x = input.unsqueeze(0) if single else input
             s, p, o, d = (_each(v, n) for v in (stride, padding, output_padding, dilation))
 
-            def back(dy: Tensor, x: Tensor, b: Tensor) -> Tensor:
-                return _back(dy, x, b, s, p, d, True, o, groups)
+            def back(dy: Tensor, x: Tensor, b: Tensor, of_matrix: bool = False) -> Tensor:
+                return _back(of_matrix, dy, x, b, s, p, d, True, o, groups)
 
             y = layer(
                 f"F.conv_transpose{n}d",
@@ -297,10 +291,11 @@ def _transposed(n: int) -> Callable[..., Any]:
     return make
 
 
-def _back(dy: Tensor, x: Tensor, matrix: Tensor, *how: Any) -> Tensor:
-    """The gradient of a convolution's input."""
-    found = torch.ops.aten.convolution_backward(dy, x, matrix, None, *how, [True, False, False])
-    return found[0]
+def _back(of_matrix: bool, dy: Tensor, x: Tensor, matrix: Tensor, *how: Any) -> Tensor:
+    """The gradient of a convolution's input, or of its matrix."""
+    wanted = [not of_matrix, of_matrix, False]
+    found = torch.ops.aten.convolution_backward(dy, x, matrix, None, *how, wanted)
+    return found[of_matrix]
 
 
 def _each(value: int | Sequence[int], n: int) -> list[int]:

@@ -15,8 +15,8 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
-from layerwise.feedback import Back, layers_replaced
 from layerwise.forward_mode import as_in_training, primal
+from layerwise.layer_calls import Back, replaced
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, OnBlock, Rule, Scale, forget_casts, refuse_without_gradients
@@ -187,7 +187,7 @@ class Directions:
                 self.sketches[weight] = self.sketches.get(weight, 0) + sketch
             return y
 
-        with layers_replaced(layer):
+        with replaced(layer):
             yield
 
     def _draw(self, p: Tensor, source: torch.Generator) -> Tensor:
