@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -175,6 +176,10 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
     },
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
+    "ForwardForward": {
+        "forward_forward": rules.ForwardForward,
+        "forward_forward_hard": lambda blocks: rules.ForwardForward(blocks, mean=True, hard=True),
+    },
     "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
     "Greedy": {"greedy": _greedy},
     "KolenPollack": {"kolen_pollack": rules.KolenPollack},
@@ -239,6 +244,23 @@ LOCAL_RULES = {
 # Rules that train every block in a step.
 PARTLY = ("last_block", "sequential")
 WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name not in PARTLY}
+
+
+def predicted(rule: Rule, case: Case) -> Tensor:
+    """What the rule predicts, in its present mode and without a trace of it: by the plain network,
+    unless the rule says that it predicts otherwise."""
+    if rule.predicts_as_chain:
+        return copy.deepcopy(case.model)(case.x)
+    with torch.no_grad():
+        return copy.deepcopy(rule)(case.x)
+
+
+def assert_predicts(got: Tensor, rule: Rule, wanted: Tensor) -> None:
+    """Bit for bit; where a rule's own way to its prediction lays memory out otherwise, closely."""
+    if rule.predicts_as_chain:
+        assert torch.equal(got, wanted)
+    else:
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
 def grads(module: nn.Module) -> dict[str, Tensor]:

@@ -40,12 +40,15 @@ class Rule(nn.Module, ABC):
         blocks: the network, as a chain.
         objectives: one per block that has one, under the block's number.
         needs: what a block's gradient waits for.
-        draws: whether a step draws random directions, so that its gradient is the same only from
-            the same state of PyTorch's random generator.
+        draws: whether a step draws random numbers of its own: the same batch gives another
+            gradient the next time.
+        predicts_as_chain: whether `forward` is the blocks one after the other and nothing else, so
+            that the model gives the same.
     """
 
-    needs: ClassVar[Needs]
+    needs: Needs
     draws: ClassVar[bool] = False
+    predicts_as_chain: ClassVar[bool] = True
 
     def __init__(self, blocks: Blocks):
         super().__init__()

@@ -11,6 +11,7 @@ from layerwise.rules.direct_random_target_projection import DirectRandomTargetPr
 from layerwise.rules.dni import DNI
 from layerwise.rules.feedback_alignment import FeedbackAlignment
 from layerwise.rules.forward_gradient import ForwardGradient
+from layerwise.rules.forward_forward import ForwardForward
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.kolen_pollack import KolenPollack
 from layerwise.rules.last_block import LastBlock
@@ -42,6 +43,7 @@ __all__ = [
     "DirectRandomTargetProjection",
     "FeedbackAlignment",
     "ForwardGradient",
+    "ForwardForward",
     "Greedy",
     "KolenPollack",
     "LastBlock",

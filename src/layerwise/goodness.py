@@ -1,0 +1,61 @@
+"""Goodness of a block's activities: their squared length."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from layerwise.batch import Batch
+from layerwise.errors import InputError
+from layerwise.objectives import Objective
+
+EPS = 1e-8
+
+
+class Goodness(Objective):
+    """Tell positive samples from negative ones by the goodness g of their activities:
+
+        g = sum_j h_j^2,    mean (softplus(theta - g_positive) + softplus(g_negative - theta)) / 2
+
+    Hinton 2022 (arXiv:2212.13345), eqs. 1 and 3, with theta = threshold d for d units.
+
+    Args:
+        threshold: the mean square that is neither positive nor negative.
+        mean: g = mean_j h_j^2, and theta = threshold.
+        asked_by: the call, for errors.
+
+    Raises:
+        InputError: a threshold that is not positive.
+    """
+
+    def __init__(self, threshold: float, mean: bool, asked_by: str):
+        super().__init__()
+        if not threshold > 0:
+            raise InputError(f"{asked_by}(threshold={threshold}): give a positive number")
+        self.threshold, self.mean = threshold, mean
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def of(self, h: Tensor) -> Tensor:
+        """g - theta of every sample, (B,): the log odds that it is a positive one."""
+        over = mean_square(h).flatten() - self.threshold
+        return over if self.mean else over * h[0].numel()
+
+    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+        """h: (2 B, ...), the positive ones first."""
+        positive, negative = self.of(h).chunk(2)
+        return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+
+
+def normalized(h: Tensor) -> Tensor:
+    """N(h): every sample at a mean square of 1."""
+    return h * (mean_square(h) + EPS).rsqrt().to(h.dtype)
+
+
+def mean_square(h: Tensor) -> Tensor:
+    """Over a sample's units, (B, 1, ...); in single precision at least."""
+    wide = h.to(torch.promote_types(h.dtype, torch.float32))
+    return wide.square().mean(tuple(range(1, h.dim())), keepdim=True)
