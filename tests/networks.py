@@ -178,7 +178,7 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "ForwardForward": {
         "forward_forward": rules.ForwardForward,
-        "forward_forward_hard": lambda blocks: rules.ForwardForward(blocks, mean=True, hard=True),
+        "forward_forward_hard": lambda blocks: rules.ForwardForward(blocks, mean=False, hard=True),
     },
     "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
     "Greedy": {"greedy": _greedy},
@@ -215,6 +215,10 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "overlap_independent": lambda blocks: rules.Overlap(
             blocks, objectives.Classify(SMALL_HEAD), independent=0.25
         ),
+    },
+    "PEPITA": {
+        "pepita": rules.PEPITA,
+        "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, derivative=False, recompute=True),
     },
     "MonoForward": {"mono_forward": rules.MonoForward},
     # Its last phase, in which the network's output is trained; tests/rules has the others.

@@ -35,6 +35,8 @@ ONE_BLOCK = {
     "local_critic": rules.LocalCritic,
     "local_forward_gradient": lambda blocks: rules.LocalForwardGradient(blocks, MeanSquare()),
     "man": rules.MAN,
+    "pepita": rules.PEPITA,
+    "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, recompute=True),
     "sgr": rules.SGR,
     "mono_forward": rules.MonoForward,
     "shared_readout": rules.SharedReadout,

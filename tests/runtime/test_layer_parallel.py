@@ -233,6 +233,8 @@ def test_every_rule(tmp_path: Path) -> None:
     assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
     assert "direct_random_target_projection-transformer" in first
     assert first.keys() >= {"local_forward_gradient-cnn", "local_forward_gradient_weights-cnn"}
+    assert "forward_forward-cnn" in first
+    assert "forward_forward_hard-cnn" not in first
     for name, rule, data in _every_rule():
         _accumulate(rule, data, Serial(rule).backward)
         assert not first[name].keys() & second[name].keys()

@@ -21,6 +21,7 @@ from layerwise.rules.local_forward_gradient import LocalForwardGradient
 from layerwise.rules.man import MAN
 from layerwise.rules.mono_forward import MonoForward
 from layerwise.rules.overlap import Overlap
+from layerwise.rules.pepita import PEPITA
 from layerwise.rules.sequential import Sequential
 from layerwise.rules.sgr import SGR
 from layerwise.rules.shared_readout import SharedReadout
@@ -32,6 +33,7 @@ __all__ = [
     "DNI",
     "LDRL",
     "MAN",
+    "PEPITA",
     "SGR",
     "SPSA",
     "AugLocal",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.errors import InputError
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -58,17 +58,13 @@ class Backprop(Rule):
 
 
 def _checkpointed(name: str, block: nn.Module, h: Tensor) -> Tensor:
-    before = [
-        (module, key, buffer.clone())
-        for module in block.modules()
-        for key, buffer in module.named_buffers(recurse=False)
-    ]
+    before = buffers_of(block)
     version = h._version
     out = checkpoint(
         block,
         h,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), _buffers_as(before)),
+        context_fn=lambda: (contextlib.nullcontext(), buffers_as(before)),
     )
     if h._version != version:
         raise InputError(
@@ -76,16 +72,3 @@ def _checkpointed(name: str, block: nn.Module, h: Tensor) -> Tensor:
             "run again on it; make its first operation inplace=False, or cut elsewhere"
         )
     return out
-
-
-@contextlib.contextmanager
-def _buffers_as(before: Sequence[tuple[nn.Module, str, Tensor]]) -> Iterator[None]:
-    """Let a block run again from the buffers it had, without moving those it has now."""
-    now = [(module, key, module.get_buffer(key)) for module, key, _ in before]
-    for module, key, buffer in before:
-        setattr(module, key, buffer)
-    try:
-        yield
-    finally:
-        for module, key, buffer in now:
-            setattr(module, key, buffer)

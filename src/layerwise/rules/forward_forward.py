@@ -67,7 +67,7 @@ class ForwardForward(ForwardRule):
         self,
         blocks: Blocks,
         threshold: float = 1.0,
-        mean: bool = False,
+        mean: bool = True,
         hard: bool = False,
         by_goodness: bool = False,
         waves: bool = False,
@@ -159,7 +159,9 @@ class ForwardForward(ForwardRule):
         y, labels = batch.y, self.embedding
         right, neutral = labels.of(y, x), labels.neutral(x)
         if not self.hard:
-            wrong = (y + torch.randint(1, labels.classes, y.shape, device=y.device)) % labels.classes
+            wrong = (
+                y + torch.randint(1, labels.classes, y.shape, device=y.device)
+            ) % labels.classes
             return normalized(labels(x, torch.stack([neutral, right, labels.of(wrong, x)])))
         with torch.no_grad():
             h = normalized(labels(x, neutral.unsqueeze(0)))

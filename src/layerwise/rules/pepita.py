@@ -1,0 +1,155 @@
+"""PEPITA: every block learns from what a second pass changes, whose input the error modulates."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+from torch import Tensor
+
+from layerwise.batch import Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.again import Again
+from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.straight_through import StraightThrough
+from layerwise.errors import InputError
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class PEPITA(Rule):
+    """PEPITA (present the error to perturb the input to modulate activity): the network runs again
+    on an input to which its error is added through a fixed random matrix F, and every block learns
+    from the difference.
+
+    Dellaferrera & Kreiman 2022 (arXiv:2201.11665), algorithm 1. With class scores z, per sample:
+
+        h_k  = f_k(h_{k-1}),       h_0  = x           e = dL/dz
+        h'_k = f_k(sg[h'_{k-1}]),  h'_0 = x + e F
+        grad_k = mean_b (h_k - h'_k) dh'_k / d f_k    k < K
+        grad_K = mean_b e dh'_K / d f_K
+
+    For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. There is no backward pass between
+    blocks, and the first pass keeps no graph; in the second a block's graph is gone before the next
+    block runs. Both passes have the same dropout masks, as the paper's; running statistics are of
+    the first. Hidden blocks have no loss. With one block nothing is modulated and it is
+    backpropagation.
+
+    Deviations: a convolution's gradient is the sum over positions (the authors': the mean), and
+    biases learn.
+
+    Args:
+        blocks: the network, made with an example.
+        scale: F ~ U(-scale sqrt(6 / d), scale sqrt(6 / d)) for d input values.
+        derivative: take a nonlinearity's derivative, and so the true gradient within a block. The
+            paper's rule, for blocks of one layer, has none: false lets gradients pass pointwise
+            nonlinearities unchanged.
+        recompute: keep no output of the first pass and run each block a third time for it, in less
+            memory: MEMPEPITA (Pau & Aymone 2023).
+        criterion: of class scores and labels, a scalar, mean over the batch.
+
+    Raises:
+        InputError: shapes between the blocks are not known; a label for every token; a scale that
+            is not positive; in a step, inputs that are whole numbers.
+    """
+
+    needs = Needs.FORWARD | Needs.ERROR
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        scale: float = 0.05,
+        derivative: bool = True,
+        recompute: bool = False,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        if not scale > 0:
+            raise InputError(f"PEPITA(scale={scale}): give a positive number")
+        self.derivative, self.recompute = derivative, recompute
+        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+        if len(blocks) > 1:
+            self.register_buffer("feedback", _feedback(self, scale))
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = self._batch(x, y, scale)
+        last = len(self.blocks) - 1
+        again: list[Again] = []
+        outputs: list[Tensor] = []  # h_k
+        h = x.detach()
+        for block in self.blocks:
+            again.append(Again(block, h))
+            # Its graph goes at once; without one attention in eval mode is a kernel of its own,
+            # which rounds otherwise than in the second pass.
+            h = block(_own(h, block)).detach()
+            outputs.append(h.new_empty(0) if self.recompute else h)
+        scores = h.detach().requires_grad_()
+        loss = self.objectives[str(last)](scores, batch)
+        differentiate(loss, inputs=(scores,))
+        batch.finish(last, loss)
+        e = scores.grad  # of a sample, by 1/B
+        assert e is not None
+        samples = len(batch.y)
+
+        h = x.detach()
+        modulated = h if last == 0 else self._modulated(h, samples * e)
+        with contextlib.nullcontext() if self.derivative else as_written(self.blocks):
+            for k, block in enumerate(self.blocks):
+                if self.recompute and k < last:
+                    with again[k].run():
+                        h = block(_own(h, block)).detach()
+                elif k < last:
+                    h, outputs[k] = outputs[k], outputs[k].new_empty(0)
+                through = contextlib.nullcontext() if self.derivative else StraightThrough()
+                with again[k].run(), through:
+                    h_ = block(_own(modulated, block))
+                if h_.requires_grad:
+                    asked = e if k == last else (h - h_.detach()) / samples
+                    differentiate(h_, scale, asked)
+                modulated = h_.detach()
+                del h_
+                if on_block is not None:
+                    on_block(k)
+        return batch.report(scores, len(self.blocks))
+
+    @torch.no_grad()
+    def _modulated(self, x: Tensor, e: Tensor) -> Tensor:
+        """x + e F."""
+        if not x.is_floating_point():
+            raise InputError(
+                f"PEPITA: got inputs of {x.dtype}; the error is added to images or other real "
+                "numbers, not to tokens: take rules.DirectFeedbackAlignment"
+            )
+        matrix = self.get_buffer("feedback")
+        with torch.autocast(x.device.type, enabled=False):
+            return x + (e.to(matrix.dtype) @ matrix).view(x.shape).to(x.dtype)
+
+
+def _own(h: Tensor, block: torch.nn.Module) -> Tensor:
+    """A block's input, which it may write over."""
+    return h.clone() if starts_in_place(block) else h
+
+
+def _feedback(rule: Rule, scale: float) -> Tensor:
+    """F, (classes, d)."""
+    blocks = rule.blocks
+    if blocks.shapes is None or blocks.input_shape is None:
+        raise InputError(
+            "PEPITA(blocks): the shapes between these blocks are not known, so no feedback matrix "
+            "can be made; give an example: Blocks([...], example=x)"
+        )
+    if len(blocks.shapes[-1]) != 1:
+        raise InputError(
+            f"PEPITA: the network gives scores of {blocks.shapes[-1]} for a sample; it needs one "
+            "label a sample: take rules.DirectFeedbackAlignment"
+        )
+    units = math.prod(blocks.input_shape)
+    like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
+    matrix = torch.empty(blocks.shapes[-1][0], units, device=like.device, dtype=like.dtype)
+    bound = scale * math.sqrt(6 / units)
+    return matrix.uniform_(-bound, bound)
