@@ -57,5 +57,8 @@ def normalized(h: Tensor) -> Tensor:
 
 def mean_square(h: Tensor) -> Tensor:
     """Over a sample's units, (B, 1, ...); in single precision at least."""
-    wide = h.to(torch.promote_types(h.dtype, torch.float32))
-    return wide.square().mean(tuple(range(1, h.dim())), keepdim=True)
+    wide = torch.promote_types(h.dtype, torch.float32)
+    # No square of every unit is written down, as the norm is one reduction.
+    units = tuple(range(1, h.dim()))
+    length = torch.linalg.vector_norm(h, dim=units, keepdim=True, dtype=wide)
+    return length.square() / h[0].numel()

@@ -92,27 +92,25 @@ class ForwardForward(ForwardRule):
             self.needs = Needs.FORWARD | Needs.ERROR
 
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step. From block to block goes N(h) of the neutral, the positive and the
-        negative inputs, (3 B, ...); under `hard` the neutral ones have gone before."""
-        last, pairs = len(self.blocks) - 1, 2 * len(batch.y)
-        if i == last:
-            return batch.along[0] if batch.along else self._classify(h, batch)
+        """Block i's step. From block to block goes N(h) of the positive and, below, the negative
+        inputs, (2 B, ...), with that of the neutral ones along; to the last block the latter."""
+        last = len(self.blocks) - 1
+        if i == last:  # under `hard` it has learned
+            return self._classify(h, batch) if last not in batch.losses else batch.logits[last]
         if i == 0:
             h = self._embedded(h, batch)
-        neutral = h[:-pairs]
-        if len(neutral):
-            with torch.no_grad():
-                neutral = normalized(self.blocks[i](neutral))
-        h = self.blocks[i](h[-pairs:])
+        with torch.no_grad():
+            neutral = [normalized(self.blocks[i](n)) for n in batch.along]
+        h = self.blocks[i](h.detach())
         with self._kept(i, h):
             loss = self.objectives[str(i)](h, batch)
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
-        if i == last - 1:
-            return neutral
+        batch.along = tuple(neutral) if i < last - 1 else ()
+        if i == last - 1 and neutral:
+            return neutral[0]
         with torch.no_grad():
-            h = normalized(h)
-        return torch.cat([neutral, h]) if len(neutral) else h
+            return normalized(h)
 
     def forward(self, x: Tensor) -> Tensor:
         """The class scores, (B, C)."""
@@ -155,23 +153,23 @@ class ForwardForward(ForwardRule):
         return scores.detach()
 
     def _embedded(self, x: Tensor, batch: Batch) -> Tensor:
-        """The first block's input."""
+        """The first block's positive and negative inputs; the neutral ones go along, or ahead."""
         y, labels = batch.y, self.embedding
-        right, neutral = labels.of(y, x), labels.neutral(x)
-        if not self.hard:
+        right = labels.of(y, x)
+        neutral = normalized(labels(x, labels.neutral(x).unsqueeze(0)))
+        if self.hard:
+            with torch.no_grad():
+                for block in list(self.blocks)[:-1]:
+                    neutral = normalized(block(neutral))
+            z = self._classify(neutral, batch)
+            # The largest of z and Gumbel noise is a draw from softmax(z).
+            noise = -torch.empty_like(right).exponential_().log()
+            wrong = (z + noise).masked_fill(right > 0, -torch.inf).argmax(1)
+        else:
+            batch.along = (neutral,)
             wrong = (
                 y + torch.randint(1, labels.classes, y.shape, device=y.device)
             ) % labels.classes
-            return normalized(labels(x, torch.stack([neutral, right, labels.of(wrong, x)])))
-        with torch.no_grad():
-            h = normalized(labels(x, neutral.unsqueeze(0)))
-            for block in list(self.blocks)[:-1]:
-                h = normalized(block(h))
-        z = self._classify(h, batch)
-        batch.along = (z,)
-        # The largest of z and Gumbel noise is a draw from softmax(z).
-        noise = -torch.empty_like(right).exponential_().log()
-        wrong = (z + noise).masked_fill(right > 0, -torch.inf).argmax(1)
         return normalized(labels(x, torch.stack([right, labels.of(wrong, x)])))
 
 

@@ -32,7 +32,7 @@ class PEPITA(Rule):
         grad_k = mean_b (h_k - h'_k) dh'_k / d f_k    k < K
         grad_K = mean_b e dh'_K / d f_K
 
-    For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. There is no backward pass between
+    For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. Nothing passes back between
     blocks, and the first pass keeps no graph; in the second a block's graph is gone before the next
     block runs. Both passes have the same dropout masks, as the paper's; running statistics are of
     the first. Hidden blocks have no loss. With one block nothing is modulated and it is

@@ -1,0 +1,96 @@
+"""A step of Forward-Forward beside fflib's and backpropagation's: an MLP on MNIST's shapes.
+
+    pip install --no-deps fflib==0.3.0 tqdm
+    python benchmarks/forward_forward.py    writes results/step-mlp-forward-forward.json
+
+fflib trains hidden layers alone, from the same positive and negative inputs; `ForwardForward` also
+runs the neutral inputs, which the classifier learns from and fflib has no part for.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from fflib.nn.ff_linear import FFLinear
+from fflib.nn.ff_net import FFNet
+from fflib.utils.data.mnist import FFMNIST, NegativeGenerator
+from torch import Tensor, nn
+
+from layerwise import models, rules
+from layerwise.batch import Batch, Report, identity
+from layerwise.bench import Contender, StepTable, measure
+from layerwise.blocks import Blocks
+from layerwise.console import console
+from layerwise.environment import describe
+from layerwise.rule import Needs, OnBlock, Rule, Scale
+
+SHAPE, CLASSES, WIDTH, LAYERS, BATCH, ROUNDS = (1, 28, 28), 10, 500, 3, 256, 40
+fused_adam = functools.partial(torch.optim.Adam, fused=True)
+
+
+class FFLib(Rule):
+    """A training step of fflib, as its `FFSuite` takes it; each layer steps its own Adam."""
+
+    needs = Needs.FORWARD
+
+    def __init__(self, blocks: Blocks, optimizer: type[torch.optim.Optimizer]):
+        super().__init__(Blocks([nn.Flatten()]))
+        widths = [784 + CLASSES, *[WIDTH] * LAYERS]
+        self.net = FFNet(
+            [
+                FFLinear(a, b, loss_threshold=1.0, lr=1e-3, optimizer=optimizer)
+                for a, b in itertools.pairwise(widths)
+            ],
+            device=None,
+        )
+        self.data = SimpleNamespace(negative_generator=NegativeGenerator.RANDOM)
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        x = x.flatten(1)
+        positive = FFMNIST.combine_to_input(self.data, x, FFMNIST.encode_output(self.data, y))
+        x, wrong = FFMNIST.generate_negative(self.data, x, y, self.net)
+        self.net.run_train_combined(positive, FFMNIST.combine_to_input(self.data, x, wrong))
+        self.net.zero_grad()  # they have been stepped
+        return Batch(x, y).report(x, 1)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x, y = torch.rand(BATCH, *SHAPE), torch.randint(CLASSES, (BATCH,))
+
+    def blocks() -> Blocks:
+        return Blocks(models.mlp(SHAPE, CLASSES, layers=LAYERS, width=WIDTH), example=x)
+
+    contenders = [
+        Contender("Backprop", rules.Backprop(blocks())),
+        Contender("ForwardForward", rules.ForwardForward(blocks()), "block"),
+        Contender("fflib", FFLib(blocks(), torch.optim.Adam)),
+        Contender("fflib, fused Adam", FFLib(blocks(), fused_adam)),
+    ]
+    table = StepTable(
+        title=f"MLP 784-{'-'.join([str(WIDTH)] * LAYERS)}-{CLASSES}",
+        batch=tuple(x.shape),
+        setting={
+            "dtype": "float32",
+            "memory_format": "contiguous",
+            "optimizer": "Adam(lr=0.001, fused=True)",
+            "heads": "",
+        },
+        provenance=describe(),
+        contenders=measure(
+            contenders, x, y, lambda p: fused_adam(p, lr=1e-3), rounds=ROUNDS, warmup=3
+        ),
+    )
+    console.print(table)
+    table.save(Path(__file__).parent / "results" / "step-mlp-forward-forward.json")
+
+
+if __name__ == "__main__":
+    main()
