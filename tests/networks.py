@@ -259,14 +259,6 @@ def predicted(rule: Rule, case: Case) -> Tensor:
         return copy.deepcopy(rule)(case.x)
 
 
-def assert_predicts(got: Tensor, rule: Rule, wanted: Tensor) -> None:
-    """Bit for bit; where a rule's own way to its prediction lays memory out otherwise, closely."""
-    if rule.predicts_as_chain:
-        assert torch.equal(got, wanted)
-    else:
-        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
-
-
 def grads(module: nn.Module) -> dict[str, Tensor]:
     """A copy of every gradient there is."""
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}

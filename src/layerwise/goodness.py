@@ -1,4 +1,4 @@
-"""Goodness of a block's activities: their squared length."""
+"""Goodness of a block's activities: their mean square."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ EPS = 1e-8
 class Goodness(Objective):
     """Tell positive samples from negative ones by the goodness g of their activities:
 
-        g = sum_j h_j^2,    mean (softplus(theta - g_positive) + softplus(g_negative - theta)) / 2
+        g = mean_j h_j^2 - theta,    mean (softplus(-g_positive) + softplus(g_negative)) / 2
 
-    Hinton 2022 (arXiv:2212.13345), eqs. 1 and 3, with theta = threshold d for d units.
+    Hinton 2022 (arXiv:2212.13345), whose goodness is the sum.
 
     Args:
-        threshold: the mean square that is neither positive nor negative.
-        mean: g = mean_j h_j^2, and theta = threshold.
+        threshold: theta, the mean square that is neither positive nor negative.
+        mean: false for g = sum_j h_j^2 - threshold d with d units.
         asked_by: the call, for errors.
 
     Raises:
@@ -40,7 +40,7 @@ class Goodness(Objective):
         return False
 
     def of(self, h: Tensor) -> Tensor:
-        """g - theta of every sample, (B,): the log odds that it is a positive one."""
+        """g of every sample, (B,): the log odds that it is a positive one."""
         over = mean_square(h).flatten() - self.threshold
         return over if self.mean else over * h[0].numel()
 
@@ -52,7 +52,10 @@ class Goodness(Objective):
 
 def normalized(h: Tensor) -> Tensor:
     """N(h): every sample at a mean square of 1."""
-    return h * (mean_square(h) + EPS).rsqrt().to(h.dtype)
+    h = h * (mean_square(h) + EPS).rsqrt().to(h.dtype)
+    # As it would come from another process: sums over units keep their order, and their bits.
+    last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last)
+    return h if last else h.contiguous()
 
 
 def mean_square(h: Tensor) -> Tensor:

@@ -16,25 +16,26 @@ from layerwise.rule import ForwardRule, Needs, differentiate
 
 
 class ForwardForward(ForwardRule):
-    """Forward-Forward: every block but the last makes its goodness, the squared length of its
+    """Forward-Forward: every block but the last makes its goodness, the mean square of its
     activities, large where the input has its label embedded and small where it has a wrong one.
 
     Hinton 2022 (arXiv:2212.13345), supervised. With x(c) the input that has label c embedded, and
     N(h) = h / rms(h) a sample's activities at a mean square of 1:
 
         h_k(c) = f_k(sg[N(h_{k-1}(c))]),    h_0(c) = x(c),    k < K
-        g_k(c) = sum_j h_kj(c)^2,           theta_k = threshold d_k for d_k units
-        grad_k = d mean_b (softplus(theta_k - g_k(y)) + softplus(g_k(c) - theta_k)) / 2 / d f_k
+        g_k(c) = mean_j h_kj(c)^2 - theta
+        grad_k = d mean_b (softplus(-g_k(y)) + softplus(g_k(c))) / 2 / d f_k
 
-    with a wrong label c for every sample, drawn in every step. N takes the length away, so that a
-    block cannot read off what the one before it found. Like the embedding it is a part of the rule
-    and not of the model: predictions are `rule(x)`, not `model(x)`, in one of Hinton's two ways.
+    with a wrong label c for every sample, drawn anew in every step. N takes the length away, so
+    that a block cannot read off what the one before it found. Like the embedding it is a part of
+    the rule and not of the model: predictions are `rule(x)`, not `model(x)`, in one of Hinton's two
+    ways.
 
     - The last block, the network's own classifier, learns by cross-entropy from N(h_{K-1}) of the
       inputs with a neutral label, every class by 1/C. That is `forward`, and `report.logits`.
-    - `by_goodness`: the score of c is g_k(c) - theta_k summed over the blocks so far but the first,
-      for all C labels in one pass of C times the batch. That is `exits`, and `forward` after all
-      hidden blocks; steps and `report.logits` stay the classifier's.
+    - `by_goodness`: the score of c is g_k(c) summed over the blocks so far but the first, for all C
+      labels in one pass of C times the batch. That is `exits`, and `forward` after all hidden
+      blocks; steps and `report.logits` stay the classifier's.
 
     A block waits for nothing but its input, and its graph is gone before the next block runs. With
     one block nothing is embedded and it is backpropagation.
@@ -44,8 +45,9 @@ class ForwardForward(ForwardRule):
 
     Args:
         blocks: the network, made with an example.
-        threshold: theta for one unit: the mean square that is neither positive nor negative.
-        mean: g and theta are means over the units and not sums.
+        threshold: theta, the mean square that is neither positive nor negative.
+        mean: false for g = sum_j h_kj^2 - threshold d_k with d_k units, as Hinton's; odds then grow
+            with a block's width.
         hard: draw wrong labels with the classifier's probability, and not all alike. A step then
             begins with a pass of the whole network, so blocks cannot train in several processes.
         by_goodness: predict by goodness.
