@@ -113,6 +113,16 @@ def test_one_long_autocast_context(network: str, name: str) -> None:
     assert len({loss.item() for loss in short[::2]}) == 3  # the steps did something
 
 
+@pytest.mark.parametrize("name", WHOLE_RULES)
+def test_every_parameter_gets_a_gradient_under_autocast(name: str) -> None:
+    """Also where a block runs with and without a graph in a step."""
+    rule = WHOLE_RULES[name](networks.mlp().blocks)
+    case = networks.mlp()
+    with _autocast():
+        rule.backward(case.x, case.y)
+    assert grads(rule).keys() == dict(rule.named_parameters()).keys()
+
+
 @pytest.mark.parametrize("name", LOCAL_RULES)
 def test_stepping_on_block_inside_one_long_autocast_context(name: str) -> None:
     """Autocast's cache of cast weights must not outlive the step of a block."""

@@ -101,18 +101,15 @@ class ForwardForward(ForwardRule):
             return self._classify(h, batch) if last not in batch.losses else batch.logits[last]
         if i == 0:
             h = self._embedded(h, batch)
-        with torch.no_grad():
-            neutral = [normalized(self.blocks[i](n)) for n in batch.along]
         h = self.blocks[i](h.detach())
         with self._kept(i, h):
             loss = self.objectives[str(i)](h, batch)
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
-        batch.along = tuple(neutral) if i < last - 1 else ()
-        if i == last - 1 and neutral:
-            return neutral[0]
         with torch.no_grad():
-            return normalized(h)
+            neutral = [normalized(self.blocks[i](n)) for n in batch.along]
+            batch.along = tuple(neutral) if i < last - 1 else ()
+            return neutral[0] if i == last - 1 and neutral else normalized(h)
 
     def forward(self, x: Tensor) -> Tensor:
         """The class scores, (B, C)."""
