@@ -75,7 +75,12 @@ def test_parameters_are_the_networks_and_the_heads(case: networks.Case, make: Ma
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradients_accumulate(dropout: float, make: Make) -> None:
+def test_gradients_accumulate(
+    dropout: float, make: Make, same_directions: pytest.MonkeyPatch
+) -> None:
+    """The same random numbers give the same step; the next step draws its own, and is added. A rule
+    that draws none leaves the generator alone."""
+    same_directions.undo()
     drew = False
     for name, network in NETWORKS.items():
         case = network(torch.float64, dropout)
@@ -94,6 +99,7 @@ def test_gradients_accumulate(dropout: float, make: Make) -> None:
             assert differs or not drops, name
         else:
             assert_same(second, first)
+            assert torch.equal(torch.get_rng_state(), rng)
 
         rule.zero_grad()
         rule.load_state_dict(state)
@@ -102,38 +108,6 @@ def test_gradients_accumulate(dropout: float, make: Make) -> None:
         rule.backward(case.x, case.y)
         assert_same(grads(rule), {n: first[n] + second[n] for n in first})
     assert drew == (rule.draws or dropout > 0)
-
-
-@pytest.mark.parametrize("network", NETWORKS)
-def test_directions_are_drawn_from_the_random_generator(
-    network: str, make: Make, same_directions: pytest.MonkeyPatch
-) -> None:
-    """The same state gives the same step; the next step has directions of its own, and is added.
-    A rule that draws none leaves the generator alone."""
-    same_directions.undo()
-    case = NETWORKS[network](torch.float64)
-    rule = make(case.blocks).eval()
-    start = torch.get_rng_state()
-    steps = []
-    for _ in range(2):
-        rule.zero_grad()
-        rule.backward(case.x, case.y)
-        steps.append(grads(rule))
-    end = torch.get_rng_state()
-    assert torch.equal(start, end) != rule.draws
-    first, second = steps
-    for i in range(len(rule.blocks)):
-        names = [n for n in first if n.startswith(f"blocks.{i}.")]
-        if i < len(rule.blocks) - 1 or not isinstance(rule, LocalRule):
-            moved = any(not torch.equal(first[n], second[n]) for n in names)
-            assert moved == (rule.draws and bool(names))
-    rule.zero_grad()
-    torch.set_rng_state(start)
-    rule.backward(case.x, case.y)
-    assert_same(grads(rule), first)
-    rule.backward(case.x, case.y)
-    assert_same(grads(rule), {n: first[n] + second[n] for n in first})
-    assert torch.equal(torch.get_rng_state(), end)
 
 
 def _hooks(rule: Rule) -> list[object]:

@@ -292,7 +292,7 @@ def _assert_unmoved(rule: Rule, wanted: dict[str, Tensor]) -> None:
     assert got.keys() == wanted.keys()
     if isinstance(rule, PerturbationRule):
         together = [list(wanted)]
-    elif getattr(rule, "weights", False):
+    elif isinstance(rule, rules.LocalForwardGradient) and rule.weights:
         together = [[n for n in wanted if n.split(".")[1] == str(i)] for i in range(9)]
     else:
         return assert_close(got, wanted)

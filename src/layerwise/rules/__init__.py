@@ -10,8 +10,8 @@ from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
 from layerwise.rules.dni import DNI
 from layerwise.rules.feedback_alignment import FeedbackAlignment
-from layerwise.rules.forward_gradient import ForwardGradient
 from layerwise.rules.forward_forward import ForwardForward
+from layerwise.rules.forward_gradient import ForwardGradient
 from layerwise.rules.greedy import Greedy
 from layerwise.rules.kolen_pollack import KolenPollack
 from layerwise.rules.last_block import LastBlock
@@ -44,8 +44,8 @@ __all__ = [
     "DirectGlobal",
     "DirectRandomTargetProjection",
     "FeedbackAlignment",
-    "ForwardGradient",
     "ForwardForward",
+    "ForwardGradient",
     "Greedy",
     "KolenPollack",
     "LastBlock",
