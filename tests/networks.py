@@ -221,6 +221,12 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, derivative=False, recompute=True),
     },
     "MonoForward": {"mono_forward": rules.MonoForward},
+    "PredictiveCoding": {
+        "predictive_coding": lambda blocks: rules.PredictiveCoding(blocks, 4, 0.3),
+        "fixed_prediction": lambda blocks: rules.PredictiveCoding(
+            blocks, 4, 0.3, fixed_prediction=True
+        ),
+    },
     # Its last phase, in which the network's output is trained; tests/rules has the others.
     "Sequential": {
         "sequential": lambda blocks: rules.Sequential(blocks, [None] * (len(blocks) - 1)),

@@ -38,6 +38,8 @@ ONE_BLOCK = {
     "pepita": rules.PEPITA,
     "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, recompute=True),
     "sgr": rules.SGR,
+    "predictive_coding": rules.PredictiveCoding,
+    "fixed_prediction": lambda blocks: rules.PredictiveCoding(blocks, fixed_prediction=True),
     "mono_forward": rules.MonoForward,
     "shared_readout": rules.SharedReadout,
     "sequential": lambda blocks: rules.Sequential(blocks, []),

@@ -22,6 +22,7 @@ from layerwise.rules.man import MAN
 from layerwise.rules.mono_forward import MonoForward
 from layerwise.rules.overlap import Overlap
 from layerwise.rules.pepita import PEPITA
+from layerwise.rules.predictive_coding import PredictiveCoding
 from layerwise.rules.sequential import Sequential
 from layerwise.rules.sgr import SGR
 from layerwise.rules.shared_readout import SharedReadout
@@ -53,6 +54,7 @@ __all__ = [
     "LocalForwardGradient",
     "MonoForward",
     "Overlap",
+    "PredictiveCoding",
     "Sequential",
     "SharedReadout",
     "SignSymmetry",

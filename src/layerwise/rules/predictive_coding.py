@@ -1,0 +1,125 @@
+"""Predictive coding: activities settle between what is below and what is above, then weights learn
+to predict them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from layerwise.batch import Batch, Report, identity
+from layerwise.blocks import Blocks
+from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.energy import Energy, back, check_inference, of_samples
+from layerwise.objectives import Classify
+from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+
+
+class PredictiveCoding(Rule):
+    """Predictive coding: every block learns to predict activities that have settled under the loss.
+
+    Whittington & Bogacz 2017; as Rosenbaum 2022 (arXiv:2106.13082), algorithm 2, states it. With L_b
+    the loss of sample b, and activities h_k from the feed-forward pass on:
+
+        F      = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + L_b(f_K(h_{K-1})) ),    h_0 = x
+        e_k    = f_k(h_{k-1}) - h_k,    e_K = dL_b / df_K
+        h_k   <- h_k - step_size dF/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)    `steps` times
+        grad_k = mean_b e_k df_k(h_{k-1}) / d theta_k
+
+    Under `fixed_prediction` (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182; algorithm 3) the
+    predictions f_k and their derivatives stay those of the feed-forward pass, so that
+
+        e_k   <- e_k + step_size (e_{k+1} df_{k+1}/dh_k - e_k)
+
+    and with step_size 1 and at least K - 1 steps the gradient is backpropagation's. Else it tends to
+    backpropagation's as errors become small; with step_size 1, block k's after K - k steps is
+    backpropagation's, which is zero-divergence inference learning (Song et al. 2020). With one
+    block it is backpropagation, bit for bit.
+
+    Blocks may be anything; gradients within one are autograd's, so the paper's rule is that of
+    blocks of one layer. The reported loss is that of the feed-forward pass.
+
+    Deviation: errors are those of a sample's own loss, not of the batch's mean, so that they do not
+    depend on the batch size.
+
+    Args:
+        blocks: the network.
+        steps: of inference; the error moves back one block in a step.
+        step_size: of inference, eta in the paper; 0 to 1 is stable where errors are small.
+        fixed_prediction: keep the predictions of the feed-forward pass, which keeps every block's
+            graph as backpropagation does. Else one block's graph is there at a time, and blocks run
+            again in every step.
+        criterion: of class scores and labels, a scalar, mean over the batch.
+
+    Raises:
+        InputError: fewer steps than the error needs to the first block; a step_size that is not
+            positive.
+    """
+
+    needs = Needs.BACKWARD
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        steps: int = 20,
+        step_size: float = 0.1,
+        fixed_prediction: bool = False,
+        criterion: Criterion = cross_entropy,
+    ):
+        super().__init__(blocks)
+        check_inference("PredictiveCoding", blocks, steps, step_size)
+        self.steps, self.step_size = steps, step_size
+        self.fixed_prediction = fixed_prediction
+        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+
+    def backward(
+        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+    ) -> Report:
+        batch = self._batch(x, y, scale)
+        with as_written(self.blocks):  # a graph is differentiated more than once
+            if self.fixed_prediction:
+                return self._fixed(batch, on_block)
+            objective = self._objective(len(self.blocks) - 1)
+            assert objective is not None
+            energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
+            batch.finish(len(self.blocks) - 1, energy.loss)
+            h = energy.relax(self.steps, self.step_size, beta=1.0)
+            energy.learn([(1.0, h)], on_block)
+        return batch.report(energy.logits, len(self.blocks))
+
+    def _fixed(self, batch: Batch, on_block: OnBlock | None) -> Report:
+        last, h = len(self.blocks) - 1, batch.x
+        inputs: list[Tensor] = []  # of every block, leaves
+        outputs: list[Tensor] = []  # with the block's graph
+        for k, block in enumerate(self.blocks):
+            inputs.append(h.detach().requires_grad_() if k else h.detach())
+            h = inputs[k].clone() if starts_in_place(block) else inputs[k].view_as(inputs[k])
+            h = block(h)
+            outputs.append(h)
+        scores = h.detach()
+        loss = outputs[last] = self.objectives[str(last)](h, batch)
+        batch.finish(last, loss)
+        e = self._settle(inputs, outputs, batch.scale) if last else []
+        del h, loss
+        for k, block in enumerate(self.blocks):
+            out = outputs.pop(0)
+            wanted = [p for p in block.parameters() if p.requires_grad]
+            gradient = e[k] / len(scores) if k < last else None
+            differentiate(out, batch.scale, gradient, inputs=wanted)
+            del out  # and block k's graph
+            if on_block is not None:
+                on_block(k)
+        return batch.report(scores, last + 1)
+
+    def _settle(self, inputs: list[Tensor], outputs: list[Tensor], scale: Scale) -> list[Tensor]:
+        """e_k of every block but the last."""
+        last = len(outputs) - 1
+        pull = of_samples(outputs[last], inputs[last], scale, retain=True)  # e_K df_K/dh_{K-1}
+        e = [pull.new_zeros(h.shape) for h in outputs[:last]]
+        for t in range(self.steps):
+            for k in range(max(0, last - 1 - t), last):  # those that the error reaches
+                above = (
+                    pull if k == last - 1 else back(outputs[k + 1], inputs[k + 1], e[k + 1], True)
+                )
+                e[k] = e[k] + self.step_size * (above - e[k])
+        return e
