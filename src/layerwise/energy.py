@@ -19,7 +19,8 @@ Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block
 class Energy:
     """The energy of a batch's activities, with L_b the loss of sample b:
 
-        F_beta(h) = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + beta L_b(f_K(h_{K-1})) ),  h_0 = x
+        F_beta(h) = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + beta L_b(f_K(h_{K-1})) ),
+        h_0 = x
 
     Making one is the feed-forward pass, at which all but the last term are 0. Blocks run again on
     moved activities as the same functions: dropout's masks stay, and BatchNorm's running statistics

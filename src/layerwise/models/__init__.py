@@ -1,6 +1,7 @@
 """Networks of the literature, each a plain chain made from a sample's shape and a class count."""
 
 from layerwise.models.basic_cnn import basic_cnn
+from layerwise.models.denoisers import noprop_cnn
 from layerwise.models.gpt import gpt
 from layerwise.models.mlp import mlp
 from layerwise.models.resnet import resnet20, resnet32, resnet56, resnet110
@@ -24,6 +25,7 @@ __all__ = [
     "basic_cnn",
     "gpt",
     "mlp",
+    "noprop_cnn",
     "resnet20",
     "resnet32",
     "resnet56",

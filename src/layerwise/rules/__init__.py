@@ -20,6 +20,7 @@ from layerwise.rules.local_critic import LocalCritic
 from layerwise.rules.local_forward_gradient import LocalForwardGradient
 from layerwise.rules.man import MAN
 from layerwise.rules.mono_forward import MonoForward
+from layerwise.rules.noprop import NoProp
 from layerwise.rules.overlap import Overlap
 from layerwise.rules.pepita import PEPITA
 from layerwise.rules.predictive_coding import PredictiveCoding
@@ -53,6 +54,7 @@ __all__ = [
     "LocalCritic",
     "LocalForwardGradient",
     "MonoForward",
+    "NoProp",
     "Overlap",
     "PredictiveCoding",
     "Sequential",

@@ -18,21 +18,21 @@ from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
 class PredictiveCoding(Rule):
     """Predictive coding: every block learns to predict activities that have settled under the loss.
 
-    Whittington & Bogacz 2017; as Rosenbaum 2022 (arXiv:2106.13082), algorithm 2, states it. With L_b
-    the loss of sample b, and activities h_k from the feed-forward pass on:
+    Whittington & Bogacz 2017; as Rosenbaum 2022 (arXiv:2106.13082) states it. With L_b the loss of
+    sample b, activities h_k that start at the feed-forward pass, and `steps` of inference:
 
-        F      = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + L_b(f_K(h_{K-1})) ),    h_0 = x
+        F      = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + L_b(f_K(h_{K-1})) ),  h_0 = x
         e_k    = f_k(h_{k-1}) - h_k,    e_K = dL_b / df_K
-        h_k   <- h_k - step_size dF/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)    `steps` times
+        h_k   <- h_k - step_size dF/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)
         grad_k = mean_b e_k df_k(h_{k-1}) / d theta_k
 
-    Under `fixed_prediction` (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182; algorithm 3) the
-    predictions f_k and their derivatives stay those of the feed-forward pass, so that
+    Under `fixed_prediction` (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182) predictions and
+    their derivatives stay those of the feed-forward pass, so that
 
         e_k   <- e_k + step_size (e_{k+1} df_{k+1}/dh_k - e_k)
 
-    and with step_size 1 and at least K - 1 steps the gradient is backpropagation's. Else it tends to
-    backpropagation's as errors become small; with step_size 1, block k's after K - k steps is
+    and with step_size 1 and at least K - 1 steps the gradient is backpropagation's. Else it tends
+    to backpropagation's as errors become small; with step_size 1, block k's after K - k steps is
     backpropagation's, which is zero-divergence inference learning (Song et al. 2020). With one
     block it is backpropagation, bit for bit.
 
