@@ -175,6 +175,14 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "dni": lambda blocks: rules.DNI(blocks, SmallSynthesizer),
         "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
     },
+    "EquilibriumPropagation": {
+        "equilibrium_propagation": lambda blocks: rules.EquilibriumPropagation(
+            blocks, 0.25, 4, 0.3, centred=False
+        ),
+        "equilibrium_propagation_centred": lambda blocks: rules.EquilibriumPropagation(
+            blocks, 0.25, 3, 0.3
+        ),
+    },
     "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "ForwardForward": {
         "forward_forward": rules.ForwardForward,

@@ -86,6 +86,7 @@ class Energy:
         in one backward pass for each block.
         """
         last = len(self._blocks) - 1
+        found = found if last else found[:1]  # without activities they are all alike
         for k, block in enumerate(self._blocks):
             wanted = [p for p in block.block.parameters() if p.requires_grad]
             terms: list[tuple[Tensor, Tensor]] = []

@@ -38,6 +38,7 @@ ONE_BLOCK = {
     "pepita": rules.PEPITA,
     "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, recompute=True),
     "sgr": rules.SGR,
+    "equilibrium_propagation": rules.EquilibriumPropagation,
     "predictive_coding": rules.PredictiveCoding,
     "fixed_prediction": lambda blocks: rules.PredictiveCoding(blocks, fixed_prediction=True),
     "mono_forward": rules.MonoForward,

@@ -9,6 +9,7 @@ from layerwise.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
 from layerwise.rules.dni import DNI
+from layerwise.rules.equilibrium_propagation import EquilibriumPropagation
 from layerwise.rules.feedback_alignment import FeedbackAlignment
 from layerwise.rules.forward_forward import ForwardForward
 from layerwise.rules.forward_gradient import ForwardGradient
@@ -45,6 +46,7 @@ __all__ = [
     "DirectFeedbackAlignment",
     "DirectGlobal",
     "DirectRandomTargetProjection",
+    "EquilibriumPropagation",
     "FeedbackAlignment",
     "ForwardForward",
     "ForwardGradient",
