@@ -83,6 +83,18 @@ def plain_cnn(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: 
     return _case(grouped(net, [1, 2][: blocks - 1]), (2, 8, 8), True, dtype)
 
 
+def noprop_cnn(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 4) -> Case:
+    net = models.noprop_cnn((2, 8, 8), CLASSES, steps=3, channels=2, width=6, dropout=dropout)
+    return _case(grouped(net, [1, 2, 3][: blocks - 1]), (2, 8, 8), False, dtype)
+
+
+def diffusion_vit(
+    dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3
+) -> Case:
+    net = models.diffusion_vit((2, 4, 4), CLASSES, layers=1, patch=2, width=8, heads=2)
+    return _case(grouped(net, [1, 2][: blocks - 1]), (2, 4, 4), False, dtype)
+
+
 NETWORKS: dict[str, Callable[..., Case]] = {
     "mlp": mlp,
     "cnn": cnn,
@@ -177,9 +189,6 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "EquilibriumPropagation": {
         "equilibrium_propagation": lambda blocks: rules.EquilibriumPropagation(
-            blocks, 0.25, 4, 0.3, centred=False
-        ),
-        "equilibrium_propagation_centred": lambda blocks: rules.EquilibriumPropagation(
             blocks, 0.25, 3, 0.3
         ),
     },
@@ -245,6 +254,14 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
             blocks, normalize=False, shared_gradient=False
         ),
     },
+}
+# Rules that train one kind of network alone, with it.
+OWN_NETWORKS: dict[str, tuple[Callable[..., Case], dict[str, Callable[[Blocks], Rule]]]] = {
+    "NoProp": (
+        noprop_cnn,
+        {"noprop": rules.NoProp, "noprop_learned": lambda b: rules.NoProp(b, learned=True)},
+    ),
+    "DiffusionBlocks": (diffusion_vit, {"diffusion_blocks": rules.DiffusionBlocks}),
 }
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
 LOCAL_RULES = {

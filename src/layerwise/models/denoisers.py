@@ -21,7 +21,7 @@ class Denoiser(nn.Module, ABC):
 
     with u_t the estimate of the label's clean vector, (B, E). One tensor goes in and comes out: x
     as a vector and behind it z, (B, C H W + E). The first takes the image itself, (B, C, H, W),
-    with z_0 = 0 [+ noise eps]; the last gives z_T alone, (B, E).
+    with z_0 = 0 [+ noise before[1] eps]; the last gives z_T alone, (B, E).
 
     Attributes:
         shape: of an image, (C, H, W).
@@ -58,7 +58,9 @@ class Denoiser(nn.Module, ABC):
         """The image (B, C, H, W), and z_{t-1} (B, E)."""
         if self.first:
             z = h.new_zeros(h.shape[0], self.size)
-            return h, z + self.noise * torch.randn_like(z) if self.noise else z
+            if self.noise:
+                z = z + self.noise * self.before[1] * torch.randn_like(z)
+            return h, z
         return h[:, : -self.size].unflatten(1, self.shape), h[:, -self.size :]
 
     def step(self, u: Tensor, x: Tensor, z: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from layerwise.rules.backprop import Backprop
 from layerwise.rules.deep_supervision import DeepSupervision
 from layerwise.rules.dgl import DGL
 from layerwise.rules.difference_target_propagation import DifferenceTargetPropagation
+from layerwise.rules.diffusion_blocks import DiffusionBlocks
 from layerwise.rules.direct_feedback_alignment import DirectFeedbackAlignment
 from layerwise.rules.direct_global import DirectGlobal
 from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
@@ -43,6 +44,7 @@ __all__ = [
     "Backprop",
     "DeepSupervision",
     "DifferenceTargetPropagation",
+    "DiffusionBlocks",
     "DirectFeedbackAlignment",
     "DirectGlobal",
     "DirectRandomTargetProjection",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.denoising import Chain, Error, Vectors, noised
+from layerwise.denoising import DenoisingRule, noised
 from layerwise.errors import InputError
 from layerwise.models.denoisers import Denoiser
+from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import ForwardRule, Needs, differentiate
 
 
-class NoProp(ForwardRule):
+class NoProp(DenoisingRule):
     """NoProp-DT: denoiser t learns to tell the label's clean vector u_y from a noisy one and the
     image, whatever the other blocks do.
 
@@ -55,66 +54,20 @@ class NoProp(ForwardRule):
         learned: bool = False,
         criterion: Criterion = cross_entropy,
     ):
+        super().__init__(blocks, Denoiser, "models.noprop_cnn", learned, criterion)
         if not eta > 0:
             raise InputError(f"NoProp(eta={eta}): give more than 0, such as 0.1")
-        super().__init__(blocks)
-        self._chain = Chain("NoProp", blocks, Denoiser, "models.noprop_cnn")
-        if any(denoiser.after[1] == 0 for mine in self._chain.of for denoiser in mine):
-            raise InputError(
-                "NoProp(blocks): what a denoiser gives is to have no noise, so its weight would be "
-                "infinite; take models.noprop_cnn"
-            )
-        self.eta, self.criterion = eta, criterion
-        last = len(blocks) - 1
-        for k in range(last):
-            self.objectives[str(k)] = Error()
-        self.objectives[str(last)] = Vectors(self._chain.readout, learned)
-        if learned:  # every block's loss moves them
-            self.needs = Needs.FORWARD | Needs.READOUT
+        self.eta = eta
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        last = i == len(self.blocks) - 1
-        vectors = self._vectors(last, batch)
-        u = vectors[batch.y]  # (B, E)
-        h = h.detach()
-        loss = report = u.new_zeros(())
-        for denoiser in self._chain.of[i]:
-            x, z = denoiser.unpack(h)
-            features = denoiser.features(x)
-            error = denoiser.estimate(features, noised(u, denoiser.before)) - u
-            weight = self.eta * (_snr(denoiser.after) - _snr(denoiser.before))
-            loss = loss + weight * self.objectives[str(i)](error, batch)
-            with torch.no_grad():  # inference, beside the training
-                h = denoiser.step(denoiser.estimate(features, z), x, z)
-            del features, error
-        also: list[tuple[Tensor, Tensor]] = []
-        if last:
-            readout = self._chain.readout
-            loss = loss + self.criterion(readout(noised(u, self._chain.last.after)), batch.y)
-            with torch.no_grad():
-                h = readout(h)
-                report = self.criterion(h, batch.y)
-            batch.predicted(h)
-            also = [(vectors, own.grad) for own in batch.along if own.grad is not None]
-        else:
-            report = loss
-        differentiate(loss, batch.scale, also=also)
-        batch.finish(i, report)
-        return h.detach()
-
-    def _vectors(self, last: bool, batch: Batch) -> Tensor:
-        """The labels' vectors, (classes, E). What blocks before the last give of their gradient is
-        added up in a copy, so that it reaches `.grad` in one piece."""
-        objective = self._objective(len(self.blocks) - 1)
-        assert isinstance(objective, Vectors)
-        vectors = objective.vectors
-        if last or not vectors.requires_grad:
-            return vectors
-        if not batch.along:
-            batch.along = (vectors.detach().requires_grad_(),)
-        return batch.along[0]
+    def denoising_loss(
+        self, denoiser: Denoiser, features: Tensor, u: Tensor, distance: Objective, batch: Batch
+    ) -> Tensor:
+        estimate = denoiser.estimate(features, noised(u, denoiser.before))
+        weight = self.eta * (snr(denoiser.after) - snr(denoiser.before))
+        return weight * distance(estimate - u, batch)
 
 
-def _snr(levels: tuple[float, float]) -> float:
+def snr(levels: tuple[float, float]) -> float:
+    """The signal-to-noise ratio of signal u + noise eps."""
     signal, noise = levels
     return (signal / noise) ** 2

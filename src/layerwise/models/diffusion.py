@@ -1,0 +1,174 @@
+"""A vision transformer whose every block denoises the label at noise levels of its own."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from statistics import NormalDist
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import InputError
+from layerwise.models.denoisers import Denoiser
+from layerwise.models.layers import Shape, chain
+from layerwise.models.vit import Patches
+
+
+class VitDenoiser(Denoiser):
+    """Transformer layers over an image's patches and one token for z, told the noise level sigma.
+
+    With the preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, s the standard
+    deviation of the label vectors' features:
+
+        u = s^2 / n^2 z + sigma s / n F(z / n, x, ln sigma / 4),    n^2 = sigma^2 + s^2
+
+    Attributes:
+        sigma_data: s.
+        spread: the mean and standard deviation of ln sigma in training, over all denoisers.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        patch: int,
+        layers: int,
+        width: int,
+        heads: int,
+        sigma_data: float,
+        spread: tuple[float, float],
+        **step: object,
+    ):
+        super().__init__(shape, **step)  # type: ignore[arg-type]
+        self.sigma_data, self.spread = sigma_data, spread
+        self.patches = Patches(shape, patch, width)
+        self.latent = nn.Linear(self.size, width)
+        self.level = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
+        self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.size))
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.patches(x)
+
+    def estimate(self, features: Tensor, z: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """u, (B, E), at noise levels sigma, (B, 1); by default at which this step begins."""
+        sigma = torch.full_like(z[:, :1], self.before[1]) if sigma is None else sigma
+        s, total = self.sigma_data, torch.sqrt(sigma**2 + self.sigma_data**2)
+        token = self.latent(z / total)
+        level = self.level(_waves(sigma.log() / 4))
+        h = torch.cat([token.unsqueeze(1), features], 1)  # (B, 1 + T, D)
+        for layer in self.layers:
+            h = layer(h, level)
+        return (s / total) ** 2 * z + sigma * s / total * self.out(h[:, 0])
+
+
+class _Layer(nn.Module):
+    """Pre-norm attention and MLP, whose norms are scaled and shifted by the noise level."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 4 * width)
+        self.project, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale1, shift1, scale2, shift2 = self.modulation(level).unsqueeze(1).chunk(4, 2)
+        qkv = self.project(self.norm1(h) * (1 + scale1) + shift1)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, 2))
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = h + self.out(mixed)
+        return h + self.mlp(self.norm2(h) * (1 + scale2) + shift2)
+
+
+def diffusion_vit(
+    shape: Shape = (3, 32, 32),
+    num_classes: int = 10,
+    steps: int = 3,
+    layers: int = 4,
+    patch: int = 4,
+    width: int = 128,
+    heads: int = 4,
+    embedding: int | None = None,
+    noise: float = 0.0,
+) -> nn.Sequential:
+    """`steps` denoisers of `layers` transformer layers each, and a linear classifier: the network
+    of DiffusionBlocks (Shing, Koyama & Akiba 2025, arXiv:2506.14202), for any rule.
+
+    Noise levels go down from 80 to 0.002. Their logarithm is normal in training, mean -1.2 and
+    standard deviation 1.2 (Karras et al. 2022), and every denoiser has an equal share of that
+    distribution (`equal_shares`). A step is Euler's from sigma_{t-1} to sigma_t:
+
+        z_t = z_{t-1} + (sigma_t - sigma_{t-1}) (z_{t-1} - u_t) / sigma_{t-1}
+
+    Deviation: every denoiser makes patches of the image for itself, for blocks share no parameter.
+
+    Args:
+        shape: of an image, (C, H, W); both sides multiples of `patch`.
+        num_classes: class scores.
+        steps: how many denoisers.
+        layers: transformer layers of each.
+        patch: side of a patch, pixels.
+        width: features of a token; an MLP in a layer has four times as many units.
+        heads: attention heads.
+        embedding: features of a label's vector; null for as many as classes.
+        noise: of inference; with 1 z_0 ~ N(0, 80^2), with 0 z_0 = 0.
+    """
+    size = num_classes if embedding is None else embedding
+    if min(steps, layers, patch, width, heads, size) < 1 or width % heads:
+        raise InputError(
+            f"diffusion_vit(steps={steps}, layers={layers}, patch={patch}, width={width}, "
+            f"heads={heads}, embedding={embedding}): give sizes of at least 1, and a width that "
+            "the heads divide"
+        )
+    if shape[1] % patch or shape[2] % patch:
+        raise InputError(
+            f"diffusion_vit(patch={patch}): {shape[1]}x{shape[2]} images do not divide into "
+            f"patches of {patch}; give a patch that divides both sides"
+        )
+    spread = (-1.2, 1.2)
+    levels = equal_shares(steps, *spread)
+    named: list[tuple[str, nn.Module]] = []
+    for t, (before, after) in enumerate(itertools.pairwise(levels), 1):
+        denoiser = VitDenoiser(
+            shape,
+            patch,
+            layers,
+            width,
+            heads,
+            1 / math.sqrt(size),  # of unit vectors
+            spread,
+            size=size,
+            before=(1.0, before),
+            after=(1.0, after),
+            coefficients=(1 - after / before, after / before, 0.0),
+            first=t == 1,
+            last=t == steps,
+            noise=noise,
+        )
+        named.append((f"denoiser{t}", denoiser))
+    return chain([*named, ("classifier", nn.Linear(size, num_classes))])
+
+
+def equal_shares(
+    parts: int, mean: float, deviation: float, highest: float = 80.0, lowest: float = 0.002
+) -> list[float]:
+    """Noise levels from `highest` to `lowest` that divide the range into `parts` of equal
+    probability, where ln sigma ~ N(mean, deviation^2)."""
+    normal = NormalDist(mean, deviation)
+    top, bottom = normal.cdf(math.log(highest)), normal.cdf(math.log(lowest))
+    inner = [normal.inv_cdf(top + (bottom - top) * t / parts) for t in range(1, parts)]
+    return [highest, *map(math.exp, inner), lowest]
+
+
+def _waves(level: Tensor) -> Tensor:
+    """(B, 1) -> (B, 16): cosines and sines of rising frequency."""
+    angles = level * torch.exp2(torch.arange(8, device=level.device, dtype=level.dtype))
+    return torch.cat([angles.cos(), angles.sin()], 1)
