@@ -140,7 +140,7 @@ class Vectors(Distance):
     def __init__(self, readout: nn.Linear, learned: bool):
         super().__init__()
         classes, size = readout.out_features, readout.in_features
-        vectors = torch.empty(classes, size)
+        vectors = torch.empty(classes, size, dtype=torch.float64)
         nn.init.eye_(vectors) if classes == size else nn.init.orthogonal_(vectors)
         vectors = vectors.to(readout.weight.device, readout.weight.dtype)
         if learned:

@@ -210,6 +210,13 @@ def _every_rule() -> Iterator[tuple[str, ForwardRule, list]]:
         rule = make(case.blocks)
         if isinstance(rule, ForwardRule) and rule.needs == Needs.FORWARD:
             yield name, rule, _rule(network)[1]
+    for network, ways in networks.OWN_NETWORKS.values():
+        for name, make in ways.items():
+            torch.manual_seed(0)
+            case = network()
+            rule = make(case.blocks)
+            if isinstance(rule, ForwardRule) and rule.needs == Needs.FORWARD:
+                yield name, rule, [(case.x, case.y)] * STEPS
 
 
 def _every_stage(rank: int, folder: str) -> None:
@@ -231,7 +238,8 @@ def test_every_rule(tmp_path: Path) -> None:
     mp.spawn(_every_stage, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
-    assert "direct_random_target_projection-transformer" in first
+    assert first.keys() >= {"direct_random_target_projection-transformer", "noprop"}
+    assert "diffusion_blocks" in first
     assert first.keys() >= {"local_forward_gradient-cnn", "local_forward_gradient_weights-cnn"}
     assert "forward_forward-cnn" in first
     assert "forward_forward_hard-cnn" not in first
