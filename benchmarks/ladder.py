@@ -133,6 +133,8 @@ RULES = {
     "reconstruct": "--rule Greedy --rule.objectives Reconstruct",
     "inpaint": "--rule Greedy --rule.objectives Inpaint",
     "rotation": "--rule Greedy --rule.objectives Rotation",
+    "predictive-coding": "--rule PredictiveCoding",
+    "equilibrium-propagation": "--rule EquilibriumPropagation",
     "random-fixed": "--rule LastBlock",
 }
 
