@@ -241,7 +241,7 @@ def test_it_learns_and_other_rules_train_the_network_too(name: str) -> None:
         other = copy.deepcopy(rule)
         optimizer = torch.optim.AdamW(other.parameters(), 0.02)
         losses = []
-        for _ in range(20):
+        for _ in range(10):
             optimizer.zero_grad()
             losses.append(other.backward(case.x, case.y).loss)
             optimizer.step()
@@ -277,7 +277,7 @@ def test_bad_input() -> None:
         models.diffusion_vit(heads=3)
 
 
-@pytest.mark.parametrize("blocks", ["all", 2, 4])
+@pytest.mark.parametrize("blocks", ["all", 2])
 def test_cut(blocks: int | str) -> None:
     """Cuts fall between the modules by themselves: within one, the image and the latent cross."""
     net = models.noprop_cnn((1, 8, 8), 3, steps=4, channels=2, width=6)

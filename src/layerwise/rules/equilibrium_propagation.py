@@ -40,8 +40,8 @@ class EquilibriumPropagation(Rule):
         beta: strength of the nudge; in single precision not much below 0.01, for what it moves is
             told from the feed-forward pass by subtraction.
         steps: of the nudged phase; the error moves back one block in a step.
-        step_size: of the nudged phase; stable below 2 / (1 + s)^2, with s the largest singular
-            value of a block's derivative.
+        step_size: of the nudged phase; stable below about 2 / (1 + s)^2, with s the largest
+            singular value of a block's derivative.
         centred: nudge both ways, which takes two phases.
         criterion: of class scores and labels, a scalar, mean over the batch.
 

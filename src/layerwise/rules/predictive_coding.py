@@ -45,8 +45,8 @@ class PredictiveCoding(Rule):
     Args:
         blocks: the network.
         steps: of inference; the error moves back one block in a step.
-        step_size: of inference, eta in the paper; stable below 2 / (1 + s)^2, with s the largest
-            singular value of a block's derivative, and with fixed predictions up to 1.
+        step_size: of inference, eta in the paper; stable below about 2 / (1 + s)^2, with s the
+            largest singular value of a block's derivative, and with fixed predictions up to 1.
         fixed_prediction: keep the predictions of the feed-forward pass, which keeps every block's
             graph as backpropagation does. Else one block's graph is there at a time, and blocks run
             again in every step.
