@@ -141,7 +141,7 @@ def waves(h: Tensor) -> Tensor:
 def _targets(make: Callable[..., targets.TargetRule], blocks: Blocks) -> Rule:
     """Learning from noise that is no chance, so that a step can be repeated."""
     rule = make(blocks, heads.Inverse(layers=1, width=4), noise=1.0)
-    rule.draw = waves
+    rule.draw, rule.draws = waves, False
     return rule
 
 

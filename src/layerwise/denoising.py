@@ -42,6 +42,8 @@ class DenoisingRule(ForwardRule):
         InputError: the network is something else.
     """
 
+    draws = True
+
     def __init__(
         self,
         blocks: Blocks,

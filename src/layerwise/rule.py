@@ -47,7 +47,7 @@ class Rule(nn.Module, ABC):
     """
 
     needs: Needs
-    draws: ClassVar[bool] = False
+    draws: bool = False
     predicts_as_chain: ClassVar[bool] = True
 
     def __init__(self, blocks: Blocks):

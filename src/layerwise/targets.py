@@ -59,6 +59,7 @@ class TargetRule(Rule):
     """
 
     needs = Needs.BACKWARD
+    draws = True
     from_scores: ClassVar[bool]
 
     def __init__(

@@ -78,9 +78,13 @@ def test_parameters_are_the_networks_and_the_heads(case: networks.Case, make: Ma
 def test_gradients_accumulate(
     dropout: float, make: Make, same_directions: pytest.MonkeyPatch
 ) -> None:
+    same_directions.undo()
+    gradients_accumulate(dropout, make)
+
+
+def gradients_accumulate(dropout: float, make: Make) -> None:
     """The same random numbers give the same step; the next step draws its own, and is added. A rule
     that draws none leaves the generator alone."""
-    same_directions.undo()
     drew = False
     for name, network in NETWORKS.items():
         case = network(torch.float64, dropout)

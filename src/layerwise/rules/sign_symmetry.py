@@ -63,7 +63,8 @@ class SignSymmetry(FeedbackRule):
                 "SignSymmetry(redraw=True): magnitudes of one size are not drawn; give "
                 "random_magnitude=True, too"
             )
-        self.scale, self.random_magnitude, self.redraw = scale, random_magnitude, redraw
+        self.scale, self.random_magnitude = scale, random_magnitude
+        self.redraw = self.draws = redraw
         if random_magnitude and not redraw:
             self._keep(self._draw)
 
