@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -109,12 +110,12 @@ class Loss:
         self.objective = rule.objectives[str(len(rule.blocks) - 1)]
         self.x, self.batch, self.directions = x.detach(), batch, directions
         self.copies = starts_in_place(rule.blocks[0])
-        self.start = Snapshot(rule.blocks)
+        self.start = Again(rule.blocks, x)
         self.first = True
 
     def __call__(self, weights: Weights | None = None) -> Tensor:
         """The loss, (), with the network's own weights or others."""
-        with self.directions.watch() if self.first else self.start.again():
+        with self.directions.watch() if self.first else self.start.run():
             h = self.x.clone() if self.copies else self.x
             for i, block in enumerate(self.blocks):
                 h = block(h) if weights is None else functional_call(block, weights(i), (h,))
@@ -198,37 +199,6 @@ class Directions:
             self.bases[p] = torch.linalg.qr(self.sketches[p].to(wide).T)[0].to(p.dtype)
         z = draw(p.new_empty(len(p), self.rank), source, self.rademacher)
         return (z @ self.bases[p].T).view(p.shape)
-
-
-class Snapshot:
-    """What a pass through `module` starts from, to run it again: buffers and random states."""
-
-    def __init__(self, module: nn.Module):
-        self.buffers = [
-            (m, key, buffer.clone())
-            for m in module.modules()
-            for key, buffer in m.named_buffers(recurse=False)
-        ]
-        tensors = (*module.parameters(), *module.buffers())
-        self.devices = sorted({t.device.index for t in tensors if t.device.type == "cuda"})
-        self.states = [torch.cuda.get_rng_state(d) for d in self.devices]
-        self.state = torch.get_rng_state()
-
-    @contextlib.contextmanager
-    def again(self) -> Iterator[None]:
-        """Within, a pass is as it was; what it moves is thrown away."""
-        now = [(m, key, m.get_buffer(key)) for m, key, _ in self.buffers]
-        with torch.random.fork_rng(self.devices):
-            torch.set_rng_state(self.state)
-            for device, state in zip(self.devices, self.states, strict=True):
-                torch.cuda.set_rng_state(state, device)
-            for m, key, buffer in self.buffers:
-                setattr(m, key, buffer.clone())
-            try:
-                yield
-            finally:
-                for m, key, buffer in now:
-                    setattr(m, key, buffer)
 
 
 def draw_seed() -> int:

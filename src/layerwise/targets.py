@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
+from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -122,9 +122,8 @@ class TargetRule(Rule):
     def again(self, k: int, x: Tensor) -> Tensor:
         """f_k(x), (B, ...), without a graph, and without a trace in the block's buffers."""
         block = self.blocks[k]
-        buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
-        with as_written(block):
-            return functional_call(block, buffers, (x.clone() if starts_in_place(block) else x,))
+        with as_written(block), buffers_as(buffers_of(block)):
+            return block(x.clone() if starts_in_place(block) else x)
 
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None

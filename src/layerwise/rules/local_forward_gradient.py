@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.forward_mode import dual, forward_mode, primal, tangent
 from layerwise.local import LocalRule
@@ -18,7 +19,6 @@ from layerwise.objectives import Classify, Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.perturbation import (
     Directions,
-    Snapshot,
     check_directions,
     draw,
     draw_seed,
@@ -104,11 +104,11 @@ class LocalForwardGradient(LocalRule):
         self, i: int, before: Tensor, objective: Objective, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         a = self._activity(i, before, batch)  # with the block's graph
-        seed, start = draw_seed(), Snapshot(objective)
+        seed, start = draw_seed(), Again(objective, a)
         still, delta = a.detach(), torch.zeros_like(a)
         first: tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]] | None = None
         for n in range(self.directions):
-            again = start.again() if n else contextlib.nullcontext()
+            again = start.run() if n else contextlib.nullcontext()
             graph = torch.set_grad_enabled(n == 0)  # of the auxiliary network
             with forward_mode("LocalForwardGradient"), as_written(objective), again, graph:
                 u = draw(still, generator(a.device, seed, i, n), self.rademacher)
@@ -131,11 +131,11 @@ class LocalForwardGradient(LocalRule):
         self, i: int, before: Tensor, objective: Objective, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         local = _Local(self, i, objective)
-        directions, start = Directions([local], draw_seed(), self.rademacher), Snapshot(local)
+        directions, start = Directions([local], draw_seed(), self.rademacher), Again(local, before)
         first: tuple[Tensor, Tensor] | None = None
         derivatives = []
         for n in range(self.directions):
-            again = start.again() if n else contextlib.nullcontext()
+            again = start.run() if n else contextlib.nullcontext()
             with forward_mode("LocalForwardGradient"), as_written(local), again:
                 moving = {name: dual(p, v) for name, p, v in directions.along(0, n)}
                 h, loss = functional_call(local, moving, (before, batch))
