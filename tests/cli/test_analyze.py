@@ -92,6 +92,23 @@ def test_two_runs(trained, cli):
     assert "probe" not in found["runs"][0]["blocks"][0]
 
 
+def test_the_way_back(trained, cli):
+    """The signs of the weights are near them: as vectors, sum |w| / sqrt(n sum w^2) apart."""
+    run = trained("signs", "--epochs 1 --rule SignSymmetry")
+    result = cli(f"analyze {run} --questions feedback {QUICK}")
+    assert result.code == 0, result.err
+    found = json.loads((run / "analysis-1/analysis.json").read_text())["runs"][0]["feedback"]
+    weights = load_file(run / "model.safetensors")
+    assert found
+    for layer in found:
+        (name,) = (n for n in weights if n.endswith(layer["name"].split(".", 1)[1]))
+        w = weights[name]
+        cosine = w.abs().sum() / (w.norm() * w.numel() ** 0.5)
+        assert layer["to_weight"] == pytest.approx(torch.rad2deg(cosine.acos()).item(), abs=1e-3)
+    assert (run / "analysis-1/feedback.png").exists()
+    assert "to its pseudo-inverse" in result.out
+
+
 def test_what_is_recorded_changes_nothing(trained):
     """From the command line, too: the same network, and every third step's angles."""
     plain, seen = trained("plain"), trained("seen", WATCHED)
@@ -117,6 +134,7 @@ def test_what_cannot_be_answered(trained, cli):
         (f"{run} runs/toy --questions cka", "trained on different data (digits, hierarchical)"),
         (f"{run} {run}", "give every run once"),
         (f"{run} --questions difficulty", "outcomes cannot be read"),
+        ("runs/toy --questions feedback", "give a run of FeedbackAlignment"),
         ("runs/toy --questions difficulty", "train one with --outcomes true"),
         ("runs/toy --questions memorization", "train one with --data.random_labels 1"),
     ):

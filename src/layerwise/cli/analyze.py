@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import torch
-from lightning_fabric import Fabric
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 
 from layerwise.analysis import (
     Difficulty,
     cka,
     difficulty,
-    gradient_alignment,
-    information,
-    linear_probe,
-    linear_separability,
-    memorization,
 )
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.cli.subject import Subject
 from layerwise.console import output
-from layerwise.data import Augment, Images, Loader, Stream, Text
-from layerwise.errors import InputError, choices, reason
-from layerwise.experiment import Experiment, build, tuples
-from layerwise.report.analysis import draw_alignment, draw_blocks, draw_cka, draw_difficulty
-from layerwise.rule import Rule
-from layerwise.run import ALIGNMENT, OUTCOMES, Run, claim_numbered
-from layerwise.trainer import fabric_for, load_evaluated
+from layerwise.errors import InputError, choices
+from layerwise.report.analysis import (
+    draw_alignment,
+    draw_blocks,
+    draw_cka,
+    draw_difficulty,
+    draw_feedback,
+)
+from layerwise.run import ALIGNMENT, Run, claim_numbered
 
 QUESTIONS = {
     "alignment": "angle and ratio of norms to backpropagation's gradient",
@@ -45,168 +34,9 @@ QUESTIONS = {
     "information": "what each block still tells of the image and of the label",
     "cka": "how alike blocks are, in a run and between the first run and the others",
     "memorization": "share of random labels that is known by heart (--data.random_labels)",
+    "feedback": "angle between the way back and the weights (FeedbackAlignment and its like)",
     "difficulty": "which training images were learned late or forgotten (--outcomes true)",
 }
-BATCH = 128
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A run whose network is looked at."""
-
-    run: Run
-    label: str
-    experiment: Experiment
-    epoch: int
-    fabric: Fabric
-    options: dict[str, Any]
-
-    @classmethod
-    def of(cls, run: Run, label: str, options: dict[str, Any]) -> Subject:
-        """The network as it stands in a checkpoint.
-
-        Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
-        """
-        state = run.checkpoint(options["checkpoint"])
-        with run.readable():
-            experiment = build(run.config)
-        if isinstance(experiment.splits.train, Text):
-            raise InputError(f"{run.path}: trained on a text; analyze takes runs on images")
-        fabric = fabric_for(options["device"], experiment.settings.precision)
-        load_evaluated(experiment.rule, state)
-        experiment.rule.to(fabric.device).eval()
-        if getattr(experiment.splits, options["split"]) is None:
-            raise InputError(
-                f"--split {options['split']}: {run.path} has no such split; give test or train"
-            )
-        return cls(run, label, experiment, state["epoch"], fabric, options)
-
-    def check(self, questions: list[str]) -> None:
-        """Refuse questions that the run has nothing to say to."""
-        if "memorization" in questions and self.experiment.splits.relabelled is None:
-            raise InputError(
-                f"--questions memorization: {self.run.path} was trained on true labels; train one "
-                "with --data.random_labels 1"
-            )
-        if "difficulty" in questions and self.outcomes is None:
-            raise InputError(
-                f"--questions difficulty: {self.run.path} did not keep what was right after each "
-                "epoch; train one with --outcomes true"
-            )
-
-    @property
-    def rule(self) -> Rule:
-        return self.experiment.rule
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self.rule.blocks.names
-
-    @cached_property
-    def train(self) -> Loader:
-        """Training images, shuffled, as they are."""
-        return self._loader("train", shuffled=True)
-
-    @cached_property
-    def fitted(self) -> Loader:
-        """The same images, all of them and in order."""
-        return self._loader("train", shuffled=False)
-
-    @cached_property
-    def held(self) -> Loader:
-        """The images of the split that is measured on."""
-        return self._loader(self.options["split"], shuffled=False)
-
-    def _loader(self, split: str, shuffled: bool) -> Loader:
-        splits, config = self.experiment.splits, self.experiment.config
-        part: Images | Stream = getattr(splits, split)
-        assert not isinstance(splits.train, Text)  # refused by `of`
-        generator = torch.Generator().manual_seed(self.options["seed"])
-        # The same images for every run; a set may be sorted by class, and CKA wants mixed batches.
-        chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]
-        augment = Augment(**tuples(config["augment"]))
-        kept = {name: getattr(augment, name) for name in ("normalize", "mean", "std")}
-        return Loader(
-            part.subset(chosen).normalized_by(splits.train),
-            min(BATCH, len(chosen)),
-            augment=Augment(**kept),
-            train=shuffled,
-            device=self.fabric.device,
-            seed=self.options["seed"],
-            channels_last=self.experiment.settings.channels_last,
-        )
-
-    def blocks(self, questions: list[str]) -> list[dict[str, Any]]:
-        """A row of numbers for every block."""
-        rows: list[dict[str, Any]] = [{"name": name} for name in self.names]
-
-        def answer(question: str, find: Callable[[], dict[str, tuple[Any, ...]]]) -> None:
-            if question in questions:
-                for key, values in find().items():
-                    for row, value in zip(rows, values, strict=True):
-                        row[key] = value
-
-        reads: dict[str, Any] = {k: self.options[k] for k in ("epochs", "seed")}
-        pool = {"pool": self.options["pool"]}
-        with self.fabric.autocast():
-            answer(
-                "probe",
-                lambda: {"probe": linear_probe(self.rule, self.train, self.held, **reads, **pool)},
-            )
-            answer(
-                "separability",
-                lambda: {"separability": linear_separability(self.rule, self.fitted, **pool)},
-            )
-            answer("information", lambda: self._information(reads))
-            answer("memorization", self._memorization)
-            answer("alignment", self._alignment)
-        return rows
-
-    def _information(self, reads: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-        found = information(self.rule, self.train, self.held, **reads)
-        return {
-            "reconstruction": tuple(f.reconstruction for f in found),
-            "label": tuple(f.label for f in found),
-        }
-
-    def _memorization(self) -> dict[str, tuple[Any, ...]]:
-        relabelled = self.experiment.splits.relabelled
-        if relabelled is None:
-            return {}
-        loader = self.experiment.loaders(self.fabric.device, evaluation=True)["train"]
-        assert loader is not None
-        return {"memorized": memorization(self.rule, loader, relabelled)}
-
-    def _alignment(self) -> dict[str, tuple[Any, ...]]:
-        """On the first batch of the run's own training, augmented and in train mode."""
-        loader = self.experiment.loaders(self.fabric.device)["train"]
-        assert loader is not None
-        x, y = next(loader.epoch(0))
-        phases = self.rule.phases(self.experiment.settings.epochs)
-        ends = list(itertools.accumulate(phases))
-        self.rule.begin(min(bisect.bisect_left(ends, self.epoch), len(ends) - 1))
-        self.rule.train()
-        found = gradient_alignment(self.rule, x, y)
-        self.rule.eval()
-        return {
-            "angle": tuple(None if a is None else a.angle for a in found),
-            "ratio": tuple(None if a is None else a.ratio for a in found),
-        }
-
-    @cached_property
-    def outcomes(self) -> tuple[Tensor, Tensor] | None:
-        """Losses and whether each was right, both (epochs, N); None where the run kept none."""
-        paths = sorted((self.run.path / OUTCOMES).glob("epoch-*.safetensors"))
-        if not paths:
-            return None
-        try:
-            files = [load_file(path) for path in paths]
-            return tuple(torch.stack([f[k] for f in files]) for k in ("losses", "right"))  # type: ignore[return-value]
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"run {self.run.path}: {OUTCOMES} cannot be read: {reason(error)}"
-            ) from error
 
 
 def main(arguments: list[str]) -> None:
@@ -284,6 +114,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
         s.label: s.run.lines(ALIGNMENT) if "alignment" in questions else [] for s in subjects
     }
     hard = {s.label: s.outcomes if "difficulty" in questions else None for s in subjects}
+    back = {s.label: s.feedback if "feedback" in questions else [] for s in subjects}
     learned = {label: difficulty(o[1]) for label, o in hard.items() if o is not None}
     result = {
         "runs": [
@@ -292,6 +123,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
                 "checkpoint": subject.options["checkpoint"],
                 "epoch": subject.epoch,
                 "blocks": rows[subject.label],
+                "feedback": back[subject.label],
                 "difficulty": _summary(learned.get(subject.label)),
             }
             for subject in subjects
@@ -311,6 +143,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
         "analysis.json": json.dumps(_finite(result), indent=1).encode(),
         "blocks.png": draw_blocks(rows, of_blocks),
         "alignment.png": draw_alignment(aligned, of_blocks),
+        "feedback.png": draw_feedback(_finite(back)),
         "cka.png": draw_cka(_finite(similar)),
         "difficulty.png": draw_difficulty(lists, epochs),
     }
@@ -328,7 +161,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
     for name, content in written.items():
         first.run.write(f"{folder.name}/{name}", content)
     for subject in subjects:
-        for table in _tables(subject, rows[subject.label]):
+        for table in _tables(subject, rows[subject.label], back[subject.label]):
             output.print(table)
         if about := _summary(learned.get(subject.label)):
             output.print(f"{subject.label}: {_in_words(about)}", soft_wrap=True)
@@ -411,21 +244,36 @@ TABLES = {
 }
 
 
-def _tables(subject: Subject, rows: list[dict[str, Any]]) -> list[Table]:
-    tables = []
-    for title, columns in TABLES.items():
-        known = {name: of for name, of in columns.items() if of[0] in rows[0]}
-        if not known:
-            continue
-        table = Table(title=f"{subject.label}, epoch {subject.epoch}: {title}")
-        table.add_column("block")
-        for name in known:
-            table.add_column(name, justify="right")
-        for i, row in enumerate(rows):
-            cells = [
-                "" if row[key] is None else f"{factor * row[key]:.{digits}f}"
-                for key, factor, digits in known.values()
-            ]
-            table.add_row(f"{i} {row['name']}", *cells)
-        tables.append(table)
-    return tables
+OF_LAYERS = {
+    "to the weight": ("to_weight", 1, 1),
+    "to its pseudo-inverse": ("to_pseudo_inverse", 1, 1),
+}
+
+
+def _tables(
+    subject: Subject, rows: list[dict[str, Any]], layers: list[dict[str, Any]]
+) -> list[Table]:
+    title = f"{subject.label}, epoch {subject.epoch}: "
+    tables = [_table(title + about, "block", rows, columns) for about, columns in TABLES.items()]
+    tables.append(_table(f"{title}the way back, in degrees", "layer", layers, OF_LAYERS))
+    return [table for table in tables if table is not None]
+
+
+def _table(
+    title: str, of: str, rows: list[dict[str, Any]], columns: dict[str, tuple[str, int, int]]
+) -> Table | None:
+    """None where nothing in it is known."""
+    known = {name: column for name, column in columns.items() if rows and column[0] in rows[0]}
+    if not known:
+        return None
+    table = Table(title=title)
+    table.add_column(of)
+    for name in known:
+        table.add_column(name, justify="right")
+    for i, row in enumerate(rows):
+        cells = [
+            "" if row[key] is None else f"{factor * row[key]:.{digits}f}"
+            for key, factor, digits in known.values()
+        ]
+        table.add_row(f"{i} {row['name']}", *cells)
+    return table

@@ -117,6 +117,39 @@ def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | Non
     return _png(figure)
 
 
+def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
+    """Angles of the way back, layer by layer; a panel per run.
+
+    Args:
+        runs: each run's label and a row for every layer, empty where there is none.
+    """
+    runs = {label: rows for label, rows in runs.items() if rows}
+    if not runs:
+        return None
+    most = max(map(len, runs.values()))
+    figure = Figure(figsize=(5.4 * len(runs), 0.34 * most + 1.6), layout="constrained")
+    grid = figure.subplots(1, len(runs), squeeze=False)[0]
+    marks = {
+        "to_weight": ("to the weight", "o"),
+        "to_pseudo_inverse": ("to its pseudo-inverse", "s"),
+    }
+    for (label, rows), axes in zip(runs.items(), grid, strict=True):
+        for k, (key, (about, marker)) in enumerate(marks.items()):
+            points = [(r[key], i) for i, r in enumerate(rows) if r[key] is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker, color=COLOURS[k], label=about)
+        axes.axvline(90, color="0.6", linewidth=1, linestyle=":")
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-2, max(95, *(p for r in rows for k in marks if (p := r[k]) is not None)) + 2)
+        axes.set_xlabel("angle of the feedback matrix, degrees", fontsize=9)
+        axes.set_title(label, fontsize=10)
+        axes.grid(axis="x", alpha=0.25)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    return _png(figure)
+
+
 def draw_cka(tables: Sequence[Row]) -> bytes | None:
     """Heat maps of CKA: a panel for each pair of runs.
 
