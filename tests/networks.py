@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerwise import Blocks, Rule, heads, models, objectives, rules, targets
+from layerwise import Blocks, Rule, heads, models, objectives, rules
+from layerwise.families import targets
 from layerwise.heads import Head
 
 CLASSES = 3

@@ -3,7 +3,7 @@
 import pytest
 
 DRAWN = (
-    "layerwise.perturbation.draw_seed",
+    "layerwise.families.perturbation.draw_seed",
     "layerwise.rules.local_forward_gradient.draw_seed",
 )
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from layerwise import Blocks, rules
-from layerwise.feedback import FeedbackRule, key
+from layerwise.families.feedback import FeedbackRule, key
 
 
 def as_weights(rule: rules.FeedbackAlignment) -> rules.FeedbackAlignment:

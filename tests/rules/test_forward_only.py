@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from layerwise import Blocks, rules
 from layerwise.errors import InputError
-from layerwise.goodness import EPS
-from layerwise.label_embedding import LabelPixels, LabelWaves
+from layerwise.families.goodness import EPS
+from layerwise.families.label_embedding import LabelPixels, LabelWaves
 from layerwise.runtime.layer_parallel import check_rule
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)

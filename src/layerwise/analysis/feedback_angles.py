@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule
+from layerwise.families.feedback import FeedbackRule
 from layerwise.rule import Rule
 
 

@@ -27,7 +27,7 @@ from layerwise.analysis import (
 from layerwise.data import Augment, Images, Loader, Stream, Text
 from layerwise.errors import InputError, reason
 from layerwise.experiment import Experiment, build, tuples
-from layerwise.feedback import FeedbackRule
+from layerwise.families.feedback import FeedbackRule
 from layerwise.rule import Rule
 from layerwise.run import OUTCOMES, Run
 from layerwise.trainer import fabric_for, load_evaluated

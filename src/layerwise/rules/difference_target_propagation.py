@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.targets import TargetRule
+from layerwise.families.targets import TargetRule
 
 
 class DifferenceTargetPropagation(TargetRule):

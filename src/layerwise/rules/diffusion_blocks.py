@@ -10,8 +10,8 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.denoising import DenoisingRule, noised
 from layerwise.errors import InputError
+from layerwise.families.denoising import DenoisingRule, noised
 from layerwise.models.denoisers import Denoiser
 from layerwise.models.diffusion import VitDenoiser
 from layerwise.objectives import Objective

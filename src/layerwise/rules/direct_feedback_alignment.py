@@ -13,10 +13,10 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError, choices
-from layerwise.layer_calls import sending
+from layerwise.families.layer_calls import sending
+from layerwise.families.projection import Projections, layer_inputs, layer_key
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.projection import Projections, layer_inputs, layer_key
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
 
 

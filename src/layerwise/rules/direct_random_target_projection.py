@@ -7,9 +7,9 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.families.projection import Projections
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.projection import Projections
 from layerwise.rule import ForwardRule, differentiate
 
 

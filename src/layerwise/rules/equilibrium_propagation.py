@@ -7,8 +7,8 @@ from torch import Tensor
 from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
-from layerwise.energy import Energy, check_inference
 from layerwise.errors import InputError
+from layerwise.families.energy import Energy, check_inference
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale

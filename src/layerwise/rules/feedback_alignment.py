@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule, Matrices, glorot
+from layerwise.families.feedback import FeedbackRule, Matrices, glorot
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 

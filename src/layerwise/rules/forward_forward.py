@@ -8,8 +8,8 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.goodness import Goodness, normalized
-from layerwise.label_embedding import LabelPixels, LabelWaves
+from layerwise.families.goodness import Goodness, normalized
+from layerwise.families.label_embedding import LabelPixels, LabelWaves
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import ForwardRule, Needs, differentiate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.targets import TargetRule
+from layerwise.families.targets import TargetRule
 
 
 class LDRL(TargetRule):

@@ -13,17 +13,17 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
-from layerwise.forward_mode import dual, forward_mode, primal, tangent
-from layerwise.local import LocalRule
-from layerwise.objectives import Classify, Objective
-from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.perturbation import (
+from layerwise.families.forward_mode import dual, forward_mode, primal, tangent
+from layerwise.families.perturbation import (
     Directions,
     check_directions,
     draw,
     draw_seed,
     generator,
 )
+from layerwise.local import LocalRule
+from layerwise.objectives import Classify, Objective
+from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import differentiate, forget_casts, refuse_without_gradients
 
 # What an objective gives in forward mode: its loss (); its derivative (B,), or () for the batch as

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.denoising import DenoisingRule, noised
 from layerwise.errors import InputError
+from layerwise.families.denoising import DenoisingRule, noised
 from layerwise.models.denoisers import Denoiser
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy

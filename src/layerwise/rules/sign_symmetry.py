@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.feedback import FeedbackRule, Matrices, deviation, through
+from layerwise.families.feedback import FeedbackRule, Matrices, deviation, through
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 

@@ -16,7 +16,7 @@ from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.errors import InputError
-from layerwise.layer_calls import Back, Through, layer_calls, replaced
+from layerwise.families.layer_calls import Back, Through, layer_calls, replaced
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate

@@ -16,8 +16,8 @@ from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
-from layerwise.forward_mode import as_in_training, primal
-from layerwise.layer_calls import Back, replaced
+from layerwise.families.forward_mode import as_in_training, primal
+from layerwise.families.layer_calls import Back, replaced
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, OnBlock, Rule, Scale, forget_casts, refuse_without_gradients

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.layer_calls import layer_calls
+from layerwise.families.layer_calls import layer_calls
 
 Shape = tuple[int, ...]
 
