@@ -3,6 +3,8 @@
     python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE]
 
 The file holds each run's command, config, versions and machine, costs, and every epoch's metrics.
+A run that was stopped counts as one of as many epochs as it has, which is what it is where the
+learning rate is constant; others are refused.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ def main() -> None:
         run = Run.open(path)
         config, costs = run.config, _costs(run)
         config["data"].pop("root")  # a folder of this machine's
+        epochs = len(run.metrics())
+        if epochs < config["epochs"] and config["schedule"]["name"] != "Constant":
+            raise InputError(f"{run.path} has {epochs} of {config['epochs']} epochs; finish it")
+        config["epochs"] = epochs
         config["data"]["name"] = given.data or config["data"]["name"]
         runs.append(
             {
