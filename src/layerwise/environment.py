@@ -41,8 +41,9 @@ def _command() -> str:
 
 
 def _without_directories(argument: str) -> str:
-    option, equals, value = argument.rpartition("=")
-    return f"{option}{equals}{Path(value).name if Path(value).is_absolute() else value}"
+    """`--out=/a/b` as `--out=b`, `hf:/a/b` as `hf:b`."""
+    option, value = re.fullmatch(r"(.*[=:])?(.*)", argument, re.DOTALL).groups("")  # type: ignore[union-attr]
+    return f"{option}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 def _cpu() -> str:

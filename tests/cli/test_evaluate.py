@@ -126,7 +126,7 @@ def test_confusion(most, monkeypatch):
     monkeypatch.setattr(evaluation, "CONFUSION_CLASSES", most)
     y = torch.tensor([0, 0, 0, 1, 1, 2])
     x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
-    loader = SimpleNamespace(epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
+    loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
     rule = rules.Backprop(Blocks([nn.Identity(), Fixed()], example=x))
     exits, ensembles, confusion = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
     assert exits[1]["accuracy"] == 3 / 6
@@ -150,7 +150,7 @@ def test_sums_of_exits():
     assert evaluation.ensemble(scores).tolist() == [[0.5, -2.0, 0.0]]
     torch.testing.assert_close(evaluation.ensemble(scores, 2.0), torch.tensor([[1 / 3, -4.0, 0.0]]))
     x, y = torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([0])
-    loader = SimpleNamespace(epoch=lambda e: [(x, y)])
+    loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x, y)])
     rule = rules.Greedy(Blocks([nn.Identity(), Two()], example=x), objectives.Classify())
     exits, ensembles, _ = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
     assert [exit["accuracy"] for exit in exits] == [0.0, 1.0]

@@ -85,7 +85,7 @@ def test_autocast_is_plain_autocast(network: str, checkpoint: bool | None) -> No
         assert torch.equal(p.grad, q.grad)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["cnn", "transformer"])
 @pytest.mark.parametrize("name", ALL_RULES)
 def test_one_long_autocast_context(network: str, name: str) -> None:
     """Accumulating and stepping inside one context gives what a context per step gives."""
@@ -97,7 +97,7 @@ def test_one_long_autocast_context(network: str, name: str) -> None:
         torch.manual_seed(1)
         opt = torch.optim.SGD(rule.parameters(), lr=0.5)
         losses = []
-        for _ in range(3):
+        for _ in range(2):
             opt.zero_grad()
             for _ in range(2):
                 with context():
@@ -110,7 +110,7 @@ def test_one_long_autocast_context(network: str, name: str) -> None:
         long = steps(other, lambda: _autocast(enabled=True))
     assert_same(dict(other.named_parameters()), dict(rule.named_parameters()))
     assert all(torch.equal(a, b) for a, b in zip(long, short, strict=True))
-    assert len({loss.item() for loss in short[::2]}) == 3  # the steps did something
+    assert len({loss.item() for loss in short[::2]}) == 2  # the steps did something
 
 
 @pytest.mark.parametrize("name", WHOLE_RULES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerwise import Blocks, InputError, cut, models, rules
+from layerwise import Blocks, InputError, cut, heads, models, objectives, rules
 
 TOKENS, CONTEXT = 7, 6
 
@@ -76,15 +76,28 @@ def test_it_can_be_cut(layers: str | list[str]) -> None:
     assert torch.equal(blocks.eval()(x), network.eval()(x))
 
 
-@pytest.mark.parametrize("rule", sorted(set(rules.__all__) - {"Greedy", "Sequential", "Overlap"}))
+# What is asked for objectives beside the blocks, and what takes no label for every token.
+OBJECTIVES = ("Greedy", "LocalForwardGradient", "Overlap", "Sequential")
+ONE_LABEL = ("DiffusionBlocks", "ForwardForward", "NoProp", "PEPITA")
+
+
+@pytest.mark.parametrize("rule", ONE_LABEL)
+def test_rules_that_take_one_label_a_sample(rule: str) -> None:
+    blocks = Blocks(small(), example=torch.zeros(2, CONTEXT, dtype=torch.long))
+    with pytest.raises(InputError, match=f"^{rule}.*take "):
+        getattr(rules, rule)(blocks)
+
+
+@pytest.mark.parametrize("rule", sorted({*rules.__all__} - {*ONE_LABEL}))
 def test_every_rule_trains_it(rule: str) -> None:
     blocks = Blocks(small(), example=torch.zeros(2, CONTEXT, dtype=torch.long))
-    made = getattr(rules, rule)(blocks)
+    local = [objectives.Classify(heads.Linear())] if rule in OBJECTIVES else []
+    made = getattr(rules, rule)(blocks, *local)
     x = torch.randint(TOKENS, (3, CONTEXT))
     report = made.backward(x, x.roll(-1, 1))
     assert report.logits.shape == (3, CONTEXT, TOKENS)
     trained = [block for block in blocks if any(p.grad is not None for p in block.parameters())]
-    assert len(trained) == (1 if rule == "LastBlock" else 4)
+    assert len(trained) == (1 if rule in ("LastBlock", "Sequential") else 4)
 
 
 @pytest.mark.parametrize(
