@@ -82,6 +82,7 @@ def test_vgg16():
     assert field(conv13, (3, 32, 32)) == square(196, 16, 7.5)
 
 
+@pytest.mark.slow
 def test_alexnet():
     """alexnet_v2 of Araujo et al. 2019's table: 195, stride 32. At 224 pixels the adaptive pooling
     after it passes its 6x6 maps on."""
@@ -107,6 +108,7 @@ def test_resnet18():
     assert receptive_fields(blocks) == (*(square(*size, 0) for size in sizes), None)
 
 
+@pytest.mark.slow
 def test_resnet50():
     """torchvision's: one 3x3 a block, which has the stride; in the first block of stages 2 to 4."""
     blocks = cut(torchvision.models.resnet50(), at=STAGES, example=torch.randn(2, 3, 64, 64))

@@ -103,8 +103,8 @@ def test_a_run_folder(cli):
 # satisfied, would drive a ReLU's output away.
 MLP = "--model mlp --model.layers 2 --model.width 12 --model.batch_norm true --blocks 2"
 NEEDS = {
-    "ForwardGradient": f"{MLP} --rule.directions 16 --optimizer.lr 0.03",
-    "SPSA": f"{MLP} --rule.directions 16 --optimizer.lr 0.03",
+    "ForwardGradient": f"{MLP} --rule.directions 8 --optimizer.lr 0.03",
+    "SPSA": f"{MLP} --rule.directions 8 --optimizer.lr 0.03",
     "NoProp": "--model noprop_cnn --model.steps 3 --model.channels 8 --model.width 32 "
     "--optimizer AdamW --optimizer.lr 0.01",
     "DiffusionBlocks": "--model diffusion_vit --model.steps 3 --model.layers 1 --model.width 64 "

@@ -114,7 +114,12 @@ def _synthetic_stage(rank: int, folder: str, network: str, starts: list[int]) ->
 
 
 @pytest.mark.parametrize(
-    ("network", "starts"), [("mlp", [0, 1]), ("cnn", [0, 2]), ("transformer", [0, 1, 3])]
+    ("network", "starts"),
+    [
+        pytest.param("mlp", [0, 1], marks=pytest.mark.slow),
+        pytest.param("cnn", [0, 2], marks=pytest.mark.slow),
+        ("transformer", [0, 1, 3]),
+    ],
 )
 def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) -> None:
     """Targets travel back on their own time: between steps their order and number are those of the
@@ -169,9 +174,9 @@ def test_one_block_after_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "starts"),
     [
-        ("mlp", [0, 1]),
+        pytest.param("mlp", [0, 1], marks=pytest.mark.slow),
         ("cnn", [0, 2]),
-        ("transformer", [0, 1, 3]),
+        pytest.param("transformer", [0, 1, 3], marks=pytest.mark.slow),
         ("holes", [0, 2]),
         ("reconciled", [0, 1, 3]),
     ],
@@ -283,7 +288,7 @@ def _views_stage(rank: int, folder: str, starts: list[int]) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("starts", [[0, 1], [0, 2]])
+@pytest.mark.parametrize("starts", [pytest.param([0, 1], marks=pytest.mark.slow), [0, 2]])
 def test_augmented_views_travel(starts: list[int], tmp_path: Path) -> None:
     mp.spawn(_views_stage, (str(tmp_path), starts), nprocs=2)
     rule, data = _views()
@@ -327,7 +332,7 @@ def _whole() -> tuple[rules.DGL, list]:
     return rule, data
 
 
-@pytest.mark.parametrize("starts", [None, [0, 1]])
+@pytest.mark.parametrize("starts", [None, pytest.param([0, 1], marks=pytest.mark.slow)])
 def test_replicas_are_the_whole_batch(starts: list[int] | None, tmp_path: Path) -> None:
     """The mean over replicas of two accumulated batches; each replica ends with the same."""
     stages = len(starts or [0])
