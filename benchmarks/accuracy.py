@@ -32,7 +32,8 @@ def main() -> None:
         run = Run.open(path)
         config, costs = run.config, _costs(run)
         config["data"].pop("root")  # a folder of this machine's
-        epochs = len(run.metrics())
+        metrics = run.metrics()
+        epochs = len(metrics)
         if epochs < config["epochs"] and config["schedule"]["name"] != "Constant":
             raise InputError(f"{run.path} has {epochs} of {config['epochs']} epochs; finish it")
         config["epochs"] = epochs
@@ -43,7 +44,7 @@ def main() -> None:
                 "environment": json.loads((run.path / "environment.json").read_text()),
                 "config": config,
                 "costs": json.loads(costs.json()),
-                "metrics": run.metrics(),
+                "metrics": metrics,
             }
         )
     if any(not run["metrics"] for run in runs):

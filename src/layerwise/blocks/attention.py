@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-class _ValueOf(torch.autograd.Function):
+class ValueOf(torch.autograd.Function):
     """The value of the first, with the derivatives of the second."""
 
     @staticmethod
@@ -50,7 +50,7 @@ def twice_differentiable() -> Iterator[None]:
             return plain
         with torch.no_grad():
             same = fused(*given, **options)
-        return _ValueOf.apply(same, plain)
+        return ValueOf.apply(same, plain)
 
     # By its name, for that is how modules find it: a mode would not see the call inside
     # `F.multi_head_attention_forward`.

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from layerwise.blocks.attention import ValueOf
 
 _NAMES = (
     *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "selu", "celu", "gelu"),
@@ -37,17 +37,4 @@ class StraightThrough(TorchFunctionMode):
         x = args[0] if args else kwargs.pop("input")
         with torch.no_grad():
             y = func(x.detach(), *args[1:], **kwargs)
-        return _Identity.apply(x, y)
-
-
-class _Identity(torch.autograd.Function):
-    """y, with the gradient going to x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return dy, None
+        return ValueOf.apply(y, x)
