@@ -13,22 +13,20 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from fflib.nn.ff_linear import FFLinear
 from fflib.nn.ff_net import FFNet
 from fflib.utils.data.mnist import FFMNIST, NegativeGenerator
+from in_turns import write
 from torch import Tensor, nn
 
 from layerwise import models, rules
 from layerwise.batch import Batch, Report, identity
-from layerwise.bench import Contender, StepTable, measure
+from layerwise.bench import Contender, measure
 from layerwise.bench.table import Measured
 from layerwise.blocks import Blocks
-from layerwise.console import console
-from layerwise.environment import describe
 from layerwise.rule import Needs, OnBlock, Rule, Scale
 
 SHAPE, CLASSES, WIDTH, LAYERS, BATCH, ROUNDS = (1, 28, 28), 10, 500, 3, 256, 40
@@ -92,23 +90,9 @@ def main() -> None:
         Contender("fflib, fused Adam", FFLib(fused_adam)),
     ]
     measured = measure(contenders, x, y, lambda p: fused_adam(p, lr=1e-3), rounds=ROUNDS, warmup=3)
-    table = StepTable(
-        title=f"MLP 784-{'-'.join([str(WIDTH)] * LAYERS)}-{CLASSES}",
-        batch=tuple(x.shape),
-        setting={
-            "dtype": "float32",
-            "memory_format": "contiguous",
-            "optimizer": "Adam(lr=0.001, fused=True)",
-            "heads": "",
-        },
-        provenance=describe(),
-        contenders=tuple(
-            counted(found, contender.rule)
-            for found, contender in zip(measured, contenders, strict=True)
-        ),
-    )
-    console.print(table)
-    table.save(Path(__file__).parent / "results" / "step-mlp-forward-forward.json")
+    title = f"MLP 784-{'-'.join([str(WIDTH)] * LAYERS)}-{CLASSES}"
+    rows = map(counted, measured, (contender.rule for contender in contenders))
+    write("step-mlp-forward-forward", title, x, tuple(rows), "Adam(lr=0.001, fused=True)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Steps of VGG8b, every layer its own block: backpropagation and others in turns."""
+"""Steps in turns: the table of what was measured; VGG8b, every layer its own block."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise import models, rules
-from layerwise.bench import Contender, StepTable, measure
+from layerwise.bench import Contender, Measured, StepTable, measure
 from layerwise.blocks import Blocks
 from layerwise.console import console
 from layerwise.environment import describe
 from layerwise.rule import Needs, Rule
+
+RESULTS = Path(__file__).parent / "results"
+SGD = "SGD(lr=0.01, momentum=0.9, fused=True)"
 
 
 def measure_vgg8b(
@@ -33,21 +36,34 @@ def measure_vgg8b(
     for of, make in {"backprop": rules.Backprop, **makers}.items():
         rule = make(Blocks(copy.deepcopy(network), example=x))
         contenders.append(Contender(of, rule, "end" if Needs.BACKWARD in rule.needs else "block"))
+    write(f"step-{name}", title, x, measure(contenders, x, y, sgd, rounds=rounds), SGD)
+
+
+def write(
+    name: str,
+    title: str,
+    x: Tensor,
+    contenders: tuple[Measured, ...],
+    optimizer: str,
+    **setting: str,
+) -> None:
+    """Print what was measured in float32 on the batch, and write it to `results/NAME.json`."""
     table = StepTable(
         title=title,
         batch=tuple(x.shape),
         setting={
             "dtype": "float32",
             "memory_format": "contiguous",
-            "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
+            "optimizer": optimizer,
             "heads": "",
+            **setting,
         },
         provenance=describe(),
-        contenders=measure(contenders, x, y, _sgd, rounds=rounds),
+        contenders=contenders,
     )
     console.print(table)
-    table.save(Path(__file__).parent / "results" / f"step-{name}.json")
+    table.save(RESULTS / f"{name}.json")
 
 
-def _sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def sgd(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)

@@ -21,26 +21,22 @@ import io
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from in_turns import SGD, sgd, write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import cut, models, rules
 from layerwise.batch import Report, identity
-from layerwise.bench import Contender, StepTable, measure
+from layerwise.bench import Contender, measure
 from layerwise.blocks import Blocks
-from layerwise.console import console
-from layerwise.environment import describe
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
 
 try:
     from biotorch.module.biomodule import BioModule
 except ImportError:
     sys.exit("biotorch is not installed: pip install --no-deps biotorch==0.0.16")
-
-RESULTS = Path(__file__).parent / "results"
 
 Make = Callable[[Blocks], Rule]
 # What biotorch calls it -> the same here.
@@ -105,27 +101,10 @@ def main(names: list[str]) -> None:
         make, shape = NETWORKS[name]
         torch.manual_seed(0)
         x, y = torch.randn(shape), torch.randint(10, shape[:1])
-        table = StepTable(
-            title=name,
-            batch=shape,
-            setting={
-                "dtype": "float32",
-                "memory_format": "contiguous",
-                "optimizer": "SGD(lr=0.01, momentum=0.9, fused=True)",
-                "heads": "",
-                "biotorch": importlib.metadata.version("biotorch"),
-            },
-            provenance=describe(),
-            contenders=measure(
-                contenders(make(), x),
-                x,
-                y,
-                lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, fused=True),
-                rounds=9 if name != "vgg8b" else 5,
-            ),
-        )
-        console.print(table)
-        table.save(RESULTS / f"peers-{name}.json")
+        rounds = 9 if name != "vgg8b" else 5
+        measured = measure(contenders(make(), x), x, y, sgd, rounds=rounds)
+        version = importlib.metadata.version("biotorch")
+        write(f"peers-{name}", name, x, measured, SGD, biotorch=version)
 
 
 if __name__ == "__main__":

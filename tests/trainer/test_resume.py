@@ -112,7 +112,7 @@ def test_stopped_while_evaluating(trainer_in, assert_same_run, monkeypatch):
     exits = trainer.rule.exits
 
     def stopping(x):
-        trainer.stop_asked = True
+        trainer.stop.asked = True
         return exits(x)
 
     monkeypatch.setattr(trainer.rule, "exits", stopping)

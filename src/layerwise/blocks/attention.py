@@ -1,9 +1,9 @@
-"""Attention that can be differentiated twice."""
+"""Attention with derivatives that its fused kernels do not have."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,12 +25,23 @@ class ValueOf(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Within, `F.scaled_dot_product_attention` has second derivatives.
+def attention_by_formula(
+    apart: Callable[[Tensor], Tensor],
+    joined: Callable[[Tensor, Tensor], Tensor],
+    asked: Callable[[Tensor], bool] = lambda x: True,
+) -> Iterator[None]:
+    """Within, `F.scaled_dot_product_attention` is differentiated as the products it is written as.
 
-    PyTorch's fused kernels have none. Attention is then computed by the plain formula, for its
-    derivatives, and once more by the fused kernel, so that its value stays what it is elsewhere,
-    bit for bit; with dropout by the plain formula alone.
+    It is computed by the plain formula, for the derivatives, and once more by the fused kernel, so
+    that its value stays what it is elsewhere, bit for bit; with dropout, which is drawn once, by
+    the plain formula alone.
+
+    Args:
+        apart: of a query, key or value: the same without what is to be differentiated.
+        joined: of the kernel's result and the formula's: the value of the first, with the
+            derivatives of the second.
+        asked: whether a query, key or value is one to differentiate; where none is, there is the
+            kernel alone.
     """
     fused = F.scaled_dot_product_attention
 
@@ -43,14 +54,14 @@ def twice_differentiable() -> Iterator[None]:
         *args: Any,
         **options: Any,
     ) -> Tensor:
-        given = (query, key, value, attn_mask, dropout_p, *args)
+        more = (attn_mask, dropout_p, *args)
+        if not any(map(asked, (query, key, value))):
+            return fused(query, key, value, *more, **options)
         with sdpa_kernel(SDPBackend.MATH):
-            plain = fused(*given, **options)
+            formula = fused(query, key, value, *more, **options)
         if dropout_p:
-            return plain
-        with torch.no_grad():
-            same = fused(*given, **options)
-        return ValueOf.apply(same, plain)
+            return formula
+        return joined(fused(apart(query), apart(key), apart(value), *more, **options), formula)
 
     # By its name, for that is how modules find it: a mode would not see the call inside
     # `F.multi_head_attention_forward`.
@@ -59,3 +70,8 @@ def twice_differentiable() -> Iterator[None]:
         yield
     finally:
         F.scaled_dot_product_attention = fused
+
+
+def twice_differentiable() -> contextlib.AbstractContextManager[None]:
+    """Within, attention has second derivatives, which PyTorch's fused kernels have not."""
+    return attention_by_formula(Tensor.detach, ValueOf.apply)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from layerwise.blocks.attention import attention_by_formula
 from layerwise.errors import InputError, reason
 
 
@@ -47,38 +45,17 @@ def forward_mode(asked_by: str) -> Iterator[None]:
         InputError: an operation that has no forward-mode derivative in PyTorch.
     """
     _load()
-    attention: Callable[..., Tensor] = F.scaled_dot_product_attention
-
-    def both(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        *args: Any,
-        **options: Any,
-    ) -> Tensor:
-        given = (query, key, value)
-        if all(forward_ad.unpack_dual(t).tangent is None for t in given):
-            return attention(*given, attn_mask, dropout_p, *args, **options)
-        with sdpa_kernel(SDPBackend.MATH):
-            moving = attention(*given, attn_mask, dropout_p, *args, **options)
-        if dropout_p:  # what is dropped is drawn once
-            return moving
-        still = attention(*map(primal, given), attn_mask, dropout_p, *args, **options)
-        return dual(still, tangent(moving).to(still.dtype))
-
-    F.scaled_dot_product_attention = both  # type: ignore[assignment]
+    by_formula = attention_by_formula(
+        primal, lambda y, moving: dual(y, tangent(moving).to(y.dtype)), asked=_moves
+    )
     try:
-        with forward_ad.dual_level(), as_in_training():
+        with forward_ad.dual_level(), as_in_training(), by_formula:
             yield
     except NotImplementedError as error:
         raise InputError(
             f"{asked_by}: {reason(error)}; build the network without that operation, or take "
             "SPSA, which needs no derivatives"
         ) from error
-    finally:
-        F.scaled_dot_product_attention = attention
 
 
 @contextlib.contextmanager
@@ -91,6 +68,10 @@ def as_in_training() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _moves(x: Tensor) -> bool:
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 @functools.cache

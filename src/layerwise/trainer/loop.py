@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
-import contextlib
 import copy
-import itertools
 import math
-import signal
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -26,7 +22,7 @@ from layerwise.optim import Optimizer, Schedule
 from layerwise.rule import Rule, Scale
 from layerwise.run import Run
 from layerwise.runtime import Runtime, Serial
-from layerwise.tally import Tally, perplexity, selected_by
+from layerwise.tally import Tally, selected_by
 from layerwise.trainer.checkpoint import (
     block_keys,
     load_optimizer_state,
@@ -34,7 +30,10 @@ from layerwise.trainer.checkpoint import (
     names_of_blocks,
     optimizer_state,
 )
+from layerwise.trainer.rate import LearningRate
+from layerwise.trainer.row import Row, last_trained, line_of, measured
 from layerwise.trainer.settings import Settings
+from layerwise.trainer.stop import Stop
 from layerwise.trainer.watch import Watch
 
 SEEDS = (1 << 63) - 1  # the largest that torch takes
@@ -124,12 +123,12 @@ class Trainer:
             fabric.strategy.precision, "scaler", None
         )
         self.steps_per_epoch = math.ceil(len(self.train_loader) / settings.accumulate)
-        self.phases = rule.phases(settings.epochs)
-        self.schedules = [
-            schedule.factor(epochs * self.steps_per_epoch, self.steps_per_epoch)
-            for epochs in self.phases
-        ]
-        self.lr = optimizer.lr  # type: ignore[attr-defined]
+        self.rate = LearningRate(
+            optimizer.lr,  # type: ignore[attr-defined]
+            schedule,
+            rule.phases(settings.epochs),
+            self.steps_per_epoch,
+        )
         self.ema = (
             AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
             if settings.ema is not None
@@ -145,7 +144,7 @@ class Trainer:
         self.best: float | None = None
         self.tally = self._new_tally()
         self.watch = Watch(rule, fabric.device, self.runtime.blocks)
-        self.stop_asked = False
+        self.stop = Stop(progress.say)
 
     # ---------------------------------------------------------------- the loop
 
@@ -157,7 +156,7 @@ class Trainer:
                 is kept.
             Interrupted: a signal asked to stop; what was done is saved.
         """
-        with self._stops_at_a_step():
+        with self.stop.on_signals():
             while self.epoch < self.settings.epochs:
                 self._train_epoch()
                 results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
@@ -168,7 +167,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         settings, loader = self.settings, self.train_loader
         batches = len(loader)
-        self.rule.begin(self._phase(self.epoch)[0])
+        self.rule.begin(self.rate.phase(self.epoch))
         self.rule.train()
         images = batches * settings.batch_size
         self.progress.start(
@@ -191,10 +190,10 @@ class Trainer:
             if now - shown > 0.5:
                 self._guard()
                 done = self.batch * settings.batch_size
-                self.progress.update(done, *_last_trained(self.tally))
+                self.progress.update(done, *last_trained(self.tally))
                 shown = now
             due = settings.save_every and self.step % settings.save_every == 0
-            stops = self.runtime.stops(self.stop_asked)
+            stops = self.runtime.stops(self.stop.asked)
             if due or stops:
                 self._guard(saving=True)
                 self._wait()
@@ -206,7 +205,7 @@ class Trainer:
         self._guard(saving=True)
         self._wait()
         self.seconds += time.perf_counter() - started
-        self.progress.update(images, *_last_trained(self.tally))
+        self.progress.update(images, *last_trained(self.tally))
 
     def _batches(
         self, loader: Loader, epoch: int, start: int = 0
@@ -242,7 +241,7 @@ class Trainer:
                 scale=scale,
                 on_block=self._step_block if self.settings.step_per_block else None,
                 before_block=before_block,
-                stops=self.stop_asked and completes,
+                stops=self.stop.asked and completes,
                 completes=completes,
             )
 
@@ -283,21 +282,10 @@ class Trainer:
         if self.ema is not None:
             self.ema.update_parameters(self.rule)
 
-    def factor(self, step: int) -> float:
-        """Of the learning rate, at a step."""
-        phase, start = self._phase(step // self.steps_per_epoch)
-        return self.schedules[phase](step - start * self.steps_per_epoch)
-
-    def _phase(self, epoch: int) -> tuple[int, int]:
-        """Number and first epoch of the rule's phase that an epoch is in."""
-        ends = list(itertools.accumulate(self.phases))
-        phase = min(bisect.bisect_right(ends, epoch), len(ends) - 1)
-        return phase, ends[phase] - self.phases[phase]
-
     def _set_lr(self) -> None:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = self.lr * self.factor(self.step)
+                group["lr"] = self.rate.at(self.step)
 
     @torch.no_grad()
     def _evaluate(self, loader: Loader) -> Tally:
@@ -306,8 +294,8 @@ class Trainer:
         tally = self._new_tally()
         with self.fabric.autocast():
             for x, y in self._batches(loader, 0):
-                logits = self.runtime.exits(rule, x, y, stops=self.stop_asked)
-                if self.runtime.stops(self.stop_asked):
+                logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
+                if self.runtime.stops(self.stop.asked):
                     self._save("last")  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
                 losses = [None if s is None else cross_entropy(s.float(), y) for s in logits]
@@ -321,7 +309,7 @@ class Trainer:
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
         self.tally = self._new_tally()
         self.run.add_metrics(row)
-        line = _summary(row, self.settings.epochs, self.train_loader.unit)
+        line = line_of(row, self.settings.epochs, self.train_loader.unit)
         score = selected_by(row)
         trained = row["train_loss"] is not None  # the network's output is
         improved = score is not None and trained and (self.best is None or score > self.best)
@@ -363,27 +351,16 @@ class Trainer:
         with forked, self.fabric.autocast():
             to(self.epoch, rule)
 
-    def _row(self, results: Mapping[str, Tally]) -> dict[str, float | int | None]:
+    def _row(self, results: Mapping[str, Tally]) -> Row:
         images = self.batch * self.settings.batch_size
-        row: dict[str, float | int | None] = {
+        return {
             "epoch": self.epoch + 1,
             "step": self.step,
-            "lr": self.lr * self.factor(max(0, self.step - 1)),
+            "lr": self.rate.at(max(0, self.step - 1)),
             "seconds": round(self.seconds, 3),
             "images_per_s": round(images / self.seconds, 1) if self.seconds else None,
+            **measured({"train": self.tally, **results}, tokens=self.train_loader.tokens),
         }
-        tallies = {"train": self.tally, **results}
-        measured = {name: (t.losses(), t.accuracies()) for name, t in tallies.items()}
-        for name, (losses, accuracies) in measured.items():
-            row[f"{name}_loss"], row[f"{name}_accuracy"] = losses[-1], accuracies[-1]
-            # Not of training, whose loss may be smoothed.
-            if self.train_loader.tokens and name != "train":
-                row[f"{name}_perplexity"] = None if losses[-1] is None else perplexity(losses[-1])
-        for i in range(len(self.rule.blocks)):
-            for name, (losses, accuracies) in measured.items():
-                row[f"{name}_loss_block{i}"] = losses[i]
-                row[f"{name}_accuracy_block{i}"] = accuracies[i]
-        return row
 
     # ---------------------------------------------------------------- keeping and finding again
 
@@ -459,32 +436,12 @@ class Trainer:
         kept = self.run.checkpoints / "last.safetensors"
         message = (
             f"{what} is not finite at step {step}, "
-            f"learning rate {self.lr * self.factor(step):.3g}; "
+            f"learning rate {self.rate.at(step):.3g}; "
             + (f"the last good checkpoint is {kept}; " if kept.exists() else "")
             + "try a smaller learning rate, a warm-up or --clip_norm"
         )
         self.run.log(message)
         raise NonFiniteLoss(message)
-
-    @contextlib.contextmanager
-    def _stops_at_a_step(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end training at the next whole step; a second one ends it at once."""
-
-        def ask(number: int, frame: object) -> None:
-            if self.stop_asked:
-                raise KeyboardInterrupt
-            self.stop_asked = True
-            self.progress.say("stopping after this step ...")
-
-        kept = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
-            for number in (signal.SIGINT, signal.SIGTERM):
-                kept[number] = signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
 
     def _interrupt(self) -> None:
         message = f"stopped at step {self.step}; continue: layerwise train --resume {self.run.path}"
@@ -512,29 +469,3 @@ class Trainer:
     def _wait(self) -> None:
         if self.fabric.device.type != "cpu":
             torch.accelerator.synchronize(self.fabric.device)
-
-
-def _last_trained(tally: Tally) -> tuple[float | None, float | None]:
-    """Loss and accuracy of the last block that had a loss."""
-    found = zip(reversed(tally.losses()), reversed(tally.accuracies()), strict=True)
-    return next((pair for pair in found if pair[0] is not None), (None, None))
-
-
-def _summary(row: Mapping[str, float | int | None], epochs: int, unit: str) -> str:
-    parts = [f"epoch {row['epoch']}/{epochs}"]
-    losses = itertools.takewhile(
-        lambda k: k in row, (f"train_loss_block{i}" for i in itertools.count())
-    )
-    trained = [i for i, key in enumerate(losses) if row[key] is not None]
-    block = ""
-    if row.get("train_loss") is None and trained:  # the network's output is not trained yet
-        block = f"_block{trained[-1]}"
-        parts.append(f"block {trained[-1]}")
-    for name in ("train", "validation", "test"):
-        loss, accuracy = row.get(f"{name}_loss{block}"), row.get(f"{name}_accuracy{block}")
-        if loss is not None:
-            found = f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%"
-            unsure = None if block else row.get(f"{name}_perplexity")
-            parts.append(found if unsure is None else f"{found} perplexity {unsure:.3f}")
-    parts.append(f"{row['images_per_s']} {unit}/s")
-    return "  ".join(parts)

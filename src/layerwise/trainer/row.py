@@ -1,0 +1,64 @@
+"""An epoch's row of metrics, and the line that tells of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+from layerwise.tally import Tally, perplexity
+
+Row = dict[str, float | int | None]
+
+
+def measured(tallies: Mapping[str, Tally], tokens: bool) -> Row:
+    """Losses and accuracies of the network's output, then of every block.
+
+    Args:
+        tallies: "train" and what was evaluated; one loss and accuracy per block each.
+        tokens: the loss is of one token of a text, and has a perplexity.
+    """
+    found = {name: (t.losses(), t.accuracies()) for name, t in tallies.items()}
+    row: Row = {}
+    for name, (losses, accuracies) in found.items():
+        row[f"{name}_loss"], row[f"{name}_accuracy"] = losses[-1], accuracies[-1]
+        # Not of training, whose loss may be smoothed.
+        if tokens and name != "train":
+            row[f"{name}_perplexity"] = None if losses[-1] is None else perplexity(losses[-1])
+    for i in range(len(tallies["train"].losses())):
+        for name, (losses, accuracies) in found.items():
+            row[f"{name}_loss_block{i}"] = losses[i]
+            row[f"{name}_accuracy_block{i}"] = accuracies[i]
+    return row
+
+
+def last_trained(tally: Tally) -> tuple[float | None, float | None]:
+    """Loss and accuracy of the last block that had a loss."""
+    found = zip(reversed(tally.losses()), reversed(tally.accuracies()), strict=True)
+    return next((pair for pair in found if pair[0] is not None), (None, None))
+
+
+def line_of(row: Mapping[str, float | int | None], epochs: int, unit: str) -> str:
+    """What a user reads of an epoch's row.
+
+    Args:
+        row: as it goes into `metrics.csv`.
+        epochs: of the whole training.
+        unit: what is counted a second.
+    """
+    parts = [f"epoch {row['epoch']}/{epochs}"]
+    losses = itertools.takewhile(
+        lambda k: k in row, (f"train_loss_block{i}" for i in itertools.count())
+    )
+    trained = [i for i, key in enumerate(losses) if row[key] is not None]
+    block = ""
+    if row.get("train_loss") is None and trained:  # the network's output is not trained yet
+        block = f"_block{trained[-1]}"
+        parts.append(f"block {trained[-1]}")
+    for name in ("train", "validation", "test"):
+        loss, accuracy = row.get(f"{name}_loss{block}"), row.get(f"{name}_accuracy{block}")
+        if loss is not None:
+            found = f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%"
+            unsure = None if block else row.get(f"{name}_perplexity")
+            parts.append(found if unsure is None else f"{found} perplexity {unsure:.3f}")
+    parts.append(f"{row['images_per_s']} {unit}/s")
+    return "  ".join(parts)

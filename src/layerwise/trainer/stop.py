@@ -1,0 +1,38 @@
+"""Stopping where training may go on from."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+
+class Stop:
+    """Whether someone asked to stop.
+
+    Args:
+        say: tells the user that it was heard.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.asked = say, False
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within, Ctrl-C and SIGTERM ask; a second one ends the program at once."""
+
+        def ask(number: int, frame: object) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            self.say("stopping after this step ...")
+
+        kept = {}
+        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
+            for number in (signal.SIGINT, signal.SIGTERM):
+                kept[number] = signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
