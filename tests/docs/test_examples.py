@@ -36,6 +36,14 @@ def test_guide_runs_from_top_to_bottom():
     assert isinstance(names["rule"], lw.rules.Greedy)
 
 
+def test_guide_contents_are_its_headings():
+    guide = (ROOT / "docs/guide.md").read_text()
+    headings = re.findall(r"\n\n## (.*)\n\n", guide)
+    anchors = [re.sub(r"[^a-z -]", "", name.lower()).replace(" ", "-") for name in headings]
+    listed = re.findall(r"^- \[(.*)\]\(#(.*)\)$", guide, re.MULTILINE)
+    assert listed == list(zip(headings, anchors, strict=True))
+
+
 def test_guide_config_builds():
     (config,) = map(yaml.safe_load, code("docs/guide.md", "yaml"))
     network = make("model", config["model"], shape=(3, 32, 32), num_classes=10)
