@@ -15,10 +15,17 @@ class InputError(ValueError):
 def choices(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` where one of `known` is near `name`, else what there is."""
     known = list(known)
-    near = difflib.get_close_matches(name.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean {next(k for k in known if k.lower() == near[0])!r}?"
+    near = nearest(name, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
     return f"there is: {', '.join(sorted(known))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` was probably meant to be, None where none is near."""
+    spelt = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
+    return spelt[near[0]] if near else None
 
 
 def reason(error: BaseException) -> str:

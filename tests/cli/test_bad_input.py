@@ -10,6 +10,7 @@ import pytest
 
 MLP = "train --model mlp --model.width 8"
 VIT = "train --model vit --model.width 8 --model.heads 2 --model.layers 2"
+SUM = f"{MLP} --rule Greedy --rule.objectives Classify+Reconstruct"
 TRAIN = [
     # what is typed, what the line says
     (f"{MLP} --rule DGK", "did you mean 'DGL'"),
@@ -24,7 +25,18 @@ TRAIN = [
     (f"{MLP} --epoch 3", "--epoch: no such option; did you mean '--epochs'"),
     (f"{MLP} --epo 3", "--epo: no such option; did you mean '--epochs'"),
     (f"{MLP} --optimizer.momentm 3", "did you mean '--optimizer.momentum'"),
-    (f"{MLP} --optimizer.beta1 0.5", "--optimizer.beta1: no such option"),
+    (f"{MLP} --optimizer.beta1 0.5", "--optimizer.beta1: no such option; there is: --optimizer.lr"),
+    (f"{MLP} --lr 0.1", "--lr: no such option; did you mean '--optimizer.lr'?"),
+    (f"{MLP} --head Linear", "--head: no such option; did you mean '--rule.head'?"),
+    (f"{MLP} --width 3", "did you mean '--model.width' or '--rule.head.width'?"),
+    (f"{MLP} --rule.width 3", "did you mean '--rule.head.width'?"),
+    (f"{MLP} --rule.hed.widht 3", "did you mean '--rule.head.width'?"),
+    (f"{MLP} --rule DNI --rule.head MLP", "there is: --rule.context, --rule.synthesizer, --rule"),
+    (
+        f"{SUM} --rule.objectives.shift [5,16]",
+        "did you mean '--rule.objectives.Reconstruct.shift'?",
+    ),
+    (f"{SUM} --rule.objectives.weight 1", "Classify.weight' or '--rule.objectives.Reconstruct.we"),
     (f"{MLP} --rule Backprop --rule.head MLP", "--rule.head: no such option"),
     (f"{MLP} --model.channels 3", "--model.channels: no such option"),
     (f"{MLP} --views 0", "--views 0: give at least 1"),

@@ -108,6 +108,8 @@ def test_list(cli):
     assert "Transposed" not in cli("list head").out
     assert "Transposed" in cli("list decoders").out
     assert "Synthesizer" in cli("list synthesizer").out
+    recipes = " ".join(cli("list recipe").out.split())
+    assert "by itself, every block trained without labels; only the classifier on top" in recipes
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

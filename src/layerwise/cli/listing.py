@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import yaml
 from rich.table import Table
 from rich.text import Text
@@ -41,10 +43,11 @@ def _data() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    """Each recipe and its first comment line."""
+    """Each recipe and the comment that it begins with."""
     found = {}
     for name in recipe_names():
         text = (RECIPES / f"{name}.yaml").read_text()
         yaml.safe_load(text)
-        found[name] = text.partition("\n")[0].lstrip("# ")
+        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+        found[name] = " ".join(line.lstrip("# ") for line in comment)
     return found

@@ -24,7 +24,7 @@ from typing import Any, Literal, NoReturn, Union
 import yaml
 from jsonargparse import ArgumentParser
 
-from layerwise.errors import InputError, choices
+from layerwise.errors import InputError, choices, nearest
 from layerwise.objectives import Sum
 from layerwise.registry import GIVEN, KINDS, find, nested, terms
 
@@ -44,9 +44,9 @@ class Parser(ArgumentParser):
             known = [
                 name
                 for name, action in self._option_string_actions.items()
-                if name.startswith("--") and action.help is not SUPPRESS
+                if name.startswith("--") and name[-1] != "+" and action.help is not SUPPRESS
             ]
-            raise InputError(f"{option}: no such option; {choices(option, known)}") from ex
+            raise InputError(f"{option}: no such option; {_instead(option, known)}") from ex
         if missing := re.fullmatch(r"argument (--\S+): expected one argument", message):
             raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
         if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
@@ -139,6 +139,27 @@ class Parser(ArgumentParser):
             warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
+
+
+def _instead(option: str, known: Iterable[str]) -> str:
+    """What an option that there is not was meant for, else what there is in its place.
+
+    Options are told apart by what stands after the last dot: where that is the name of an option
+    elsewhere, it is that one; else one near it in the same place.
+    """
+    places = {k: tuple(k.removeprefix("--").rpartition(".")[::2]) for k in known}
+    place, _, name = option.removeprefix("--").rpartition(".")
+    same = [k for k, (_, own) in places.items() if own == name.lower()]
+    if same:
+        within = [k for k in same if place and k.startswith(f"--{place}.")]
+        return f"did you mean {' or '.join(map(repr, within or same))}?"
+    beside = {own: k for k, (where, own) in places.items() if where == place}
+    if not beside:  # there is no such place either
+        return choices(option, places)
+    near = nearest(name, beside)
+    if near is not None:
+        return f"did you mean {beside[near]!r}?"
+    return f"there is: {', '.join(sorted(beside.values()))}"
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
