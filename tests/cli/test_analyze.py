@@ -133,6 +133,7 @@ def test_what_cannot_be_answered(trained, cli):
         (f"{run} --device cuda:5", "no such device"),
         (f"{run} runs/toy --questions cka", "trained on different data (digits, hierarchical)"),
         (f"{run} {run}", "give every run once"),
+        (f"{run} --samples 1", "give 2 or more"),
         (f"{run} --questions difficulty", "outcomes cannot be read"),
         ("runs/toy --questions feedback", "give a run of FeedbackAlignment"),
         ("runs/toy --questions difficulty", "train one with --outcomes true"),

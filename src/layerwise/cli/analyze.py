@@ -103,6 +103,8 @@ def _check(options: dict[str, Any]) -> None:
     for name, least in (("samples", 0), ("epochs", 1), ("pool", 1), ("seed", 0)):
         if options[name] is not None and options[name] < least:
             raise InputError(f"--{name} {options[name]}: give {least} or more")
+    if options["samples"] == 1:
+        raise InputError("--samples 1: one image has no spread; give 2 or more, or 0 for all")
 
 
 def _report(subjects: list[Subject], questions: list[str]) -> None:
@@ -135,8 +137,10 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
     same = len({subject.names for subject in subjects}) == 1
     of_blocks = first.names if same else None
     lists = {
-        label: {"consistency": d.consistency.tolist(), "forgotten": d.forgotten.tolist()}
-        for label, d in learned.items()
+        s.label: {"consistency": d.consistency.tolist(), "forgotten": d.forgotten.tolist()}
+        if (d := learned.get(s.label))
+        else None
+        for s in subjects
     }
     epochs = {label: len(o[1]) for label, o in hard.items() if o is not None}
     files: dict[str, bytes | None] = {

@@ -87,9 +87,8 @@ def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | Non
     grid = figure.subplots(2, len(runs), squeeze=False, sharex="col", sharey="row")
     most = max(len(rows[0]["angle"]) for rows in runs.values())
     for (label, rows), (angles, ratios) in zip(runs.items(), grid.T, strict=True):
-        count = len(rows[0]["angle"])
-        for block in range(count):
-            colour = matplotlib.colormaps["viridis"](block / max(1, count - 1) * 0.9)
+        for block in range(len(rows[0]["angle"])):
+            colour = matplotlib.colormaps["viridis"](block / max(1, most - 1) * 0.9)
             of_block = _name(block, names)
             for axes, key in ((angles, "angle"), (ratios, "ratio")):
                 points = [(r["step"], r[key][block]) for r in rows if r[key][block] is not None]
@@ -137,7 +136,15 @@ def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
         for k, (key, (about, marker)) in enumerate(marks.items()):
             points = [(r[key], i) for i, r in enumerate(rows) if r[key] is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), marker, color=COLOURS[k], label=about)
+                # Both are seen where they lie on each other.
+                axes.plot(
+                    *zip(*points, strict=True),
+                    marker,
+                    color=COLOURS[k],
+                    label=about,
+                    markersize=6 + 3 * k,
+                    fillstyle="none" if k else "full",
+                )
         axes.axvline(90, color="0.6", linewidth=1, linestyle=":")
         axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -194,18 +201,21 @@ def draw_cka(tables: Sequence[Row]) -> bytes | None:
     return _png(figure)
 
 
-def draw_difficulty(runs: Mapping[str, Row], epochs: Mapping[str, int]) -> bytes | None:
+def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -> bytes | None:
     """How many training samples were right after how many epochs, and forgotten how often.
 
     Args:
-        runs: each run's label, `consistency` and `forgotten`, lists over the samples.
-        epochs: of each run.
+        runs: each run's label, `consistency` and `forgotten`, lists over the samples; None where
+            that is not known.
+        epochs: of each run of which it is.
     """
-    if not runs:
+    if not any(runs.values()):
         return None
     figure = Figure(figsize=(10, 3.9), layout="constrained")
     left, right = figure.subplots(1, 2)
     for k, (label, found) in enumerate(runs.items()):
+        if found is None:
+            continue  # its colour is its own in all pictures
         count = len(found["consistency"])
         times = [round(share * epochs[label]) for share in found["consistency"]]
         for axes, of_each, most in (

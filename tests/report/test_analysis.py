@@ -1,0 +1,49 @@
+"""Pictures of analyses: a colour means one thing in all of them."""
+
+from __future__ import annotations
+
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from layerwise.report import analysis
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(analysis, "_png", drawn.append)
+    return drawn
+
+
+def _colours(figure: Figure) -> dict[str, set[str]]:
+    """Of every line with a label."""
+    found: dict[str, set[str]] = {}
+    for axes in figure.axes:
+        for line in axes.get_lines():
+            if not str(line.get_label()).startswith("_"):
+                found.setdefault(str(line.get_label()), set()).add(to_hex(line.get_color()))
+    return found
+
+
+def test_a_block_has_one_colour_whatever_the_depth(figures: list[Figure]) -> None:
+    rows = {
+        label: [{"step": s, "angle": [30.0] * n, "ratio": [1.0] * n} for s in (0, 5)]
+        for label, n in (("deep", 4), ("shallow", 3))
+    }
+    analysis.draw_alignment(rows, None)
+    colours = _colours(figures[0])
+    assert sorted(colours) == ["0", "1", "2", "3"]
+    assert [len(of_block) for of_block in colours.values()] == [1] * 4
+    assert len(set.union(*colours.values())) == 4
+
+
+def test_a_run_has_one_colour_in_all_pictures(figures: list[Figure]) -> None:
+    """Also where of one before it there is nothing to say."""
+    analysis.draw_blocks({label: [{"probe": 0.5}, {"probe": 0.6}] for label in "abc"}, None)
+    known = {"consistency": [0.0, 0.5, 1.0], "forgotten": [0, 1, 0]}
+    analysis.draw_difficulty({"a": known, "b": None, "c": known}, {"a": 2, "c": 2})
+    blocks, difficulty = map(_colours, figures)
+    assert sorted(difficulty) == ["a", "c"]
+    assert all(difficulty[label] == blocks[label] for label in difficulty)
+    assert analysis.draw_difficulty({"a": None}, {}) is None
