@@ -93,6 +93,10 @@ class Rule(nn.Module, ABC):
         """The network's output, as at inference."""
         return self.blocks(x)
 
+    def activities(self, x: Tensor) -> list[Tensor]:
+        """What every block gives at inference, a row for each input."""
+        return self.blocks.outputs(x)
+
     def exits(self, x: Tensor) -> tuple[Tensor | None, ...]:
         """Class scores after every block, None where a block does not predict; the last is
         `forward(x)`."""

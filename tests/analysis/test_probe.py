@@ -83,3 +83,8 @@ def test_tokens() -> None:
 def test_no_epoch() -> None:
     with pytest.raises(InputError, match=r"linear_probe\(epochs=0\): give 1 or more"):
         linear_probe(networks.mlp().blocks, *_loaders(), epochs=0)
+
+
+def test_a_batch_of_one() -> None:
+    with pytest.raises(InputError, match="got a batch of one sample"):
+        linear_probe(networks.mlp().blocks, *_loaders(batch=1))

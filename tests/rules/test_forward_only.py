@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Blocks, rules
+from layerwise.analysis.frozen import outputs
 from layerwise.errors import InputError
 from layerwise.families.goodness import EPS
 from layerwise.families.label_embedding import LabelPixels, LabelWaves
@@ -198,6 +199,26 @@ def test_prediction_by_goodness(network: str, waves: bool) -> None:
     report = rule.backward(case.x, case.y)  # the classifier's, either way
     rule.by_goodness = False
     torch.testing.assert_close(report.logits, rule(case.x))
+
+
+@pytest.mark.parametrize("by_goodness", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_activities_are_those_of_neutral_inputs(network: str, by_goodness: bool) -> None:
+    """What the blocks give at inference, with lengths; the last, what the classifier says."""
+    case = NETWORKS[network](torch.float64)
+    rule = rules.ForwardForward(case.blocks, by_goodness=by_goodness)
+    rule.eval()
+    flat = case.x.flatten(1).clone()
+    flat[:, :3] = 1 / 3
+    h = flat.view_as(case.x)
+    for block, got in zip(case.blocks, rule.activities(case.x), strict=True):
+        h = block(_naive_normalized(h))
+        torch.testing.assert_close(got, h, atol=1e-12, rtol=1e-12)
+    rule.by_goodness = False
+    torch.testing.assert_close(got, rule(case.x), atol=1e-12, rtol=1e-12)
+    # And so analyses see them.
+    for a, b in zip(outputs(rule, case.x), rule.activities(case.x), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_one_hidden_block_counts() -> None:

@@ -71,7 +71,7 @@ def cka(
         InputError: no batch of 4 samples; loaders of other samples.
     """
     left, right = chain(a), chain(b)
-    same = left is right and loader_b in (None, loader)
+    same = a is b and loader_b in (None, loader)
     cross = torch.zeros(len(left), len(right), dtype=torch.float64)
     own = [torch.zeros(len(blocks), dtype=torch.float64) for blocks in (left, right)]
     batches = 0
@@ -85,8 +85,8 @@ def cka(
                 )
             if len(y) < LEAST:
                 continue
-            k = _all_centred(left, x[: len(y)])
-            l = k if same else _all_centred(right, x_b[: len(y)])
+            k = _all_centred(a, x[: len(y)])
+            l = k if same else _all_centred(b, x_b[: len(y)])
             cross += k @ l.T
             own[0] += k.square().sum(1)
             own[1] += l.square().sum(1)
@@ -96,9 +96,9 @@ def cka(
     return cross / (own[0][:, None] * own[1]).sqrt()
 
 
-def _all_centred(blocks: Blocks, x: Tensor) -> Tensor:
+def _all_centred(network: Rule | Blocks, x: Tensor) -> Tensor:
     """(blocks, n^2)."""
-    return torch.stack([_centred(h, unbiased=True) for h in outputs(blocks, x)])
+    return torch.stack([_centred(h, unbiased=True) for h in outputs(network, x)])
 
 
 def _centred(x: Tensor, unbiased: bool) -> Tensor:

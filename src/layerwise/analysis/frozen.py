@@ -24,13 +24,10 @@ def chain(network: Rule | Blocks) -> Blocks:
     return network.blocks if isinstance(network, Rule) else network
 
 
-def outputs(blocks: Blocks, h: Tensor) -> list[Tensor]:
-    """Every block's output, in float32 or more."""
-    found = []
-    for block in blocks:
-        h = block(h)
-        found.append(h.to(torch.promote_types(h.dtype, torch.float32)))
-    return found
+def outputs(network: Rule | Blocks, x: Tensor) -> list[Tensor]:
+    """Every block's output, under a rule as it runs them at inference, in float32 or more."""
+    found = network.activities(x) if isinstance(network, Rule) else network.outputs(x)
+    return [h.to(torch.promote_types(h.dtype, torch.float32)) for h in found]
 
 
 def plain(x: Tensor) -> torch.autocast:
@@ -63,7 +60,7 @@ def classes_of(call: str, *loaders: Loader) -> int:
 
 
 def fit(
-    blocks: Blocks,
+    network: Rule | Blocks,
     train: Loader,
     make: Callable[[Shape], nn.Module],
     loss: Loss,
@@ -75,7 +72,7 @@ def fit(
     """Train a reader on every block's output, all in one pass a time, within `reading`.
 
     Args:
-        blocks: the network.
+        network: on the device of the loader.
         train: what readers learn from; of several views of a batch they see the first.
         make: of the shape of a block's output, the reader.
         loss: what a reader minimises.
@@ -93,14 +90,14 @@ def fit(
         raise InputError(f"{call}(epochs={epochs}): give 1 or more")
     steps = epochs * len(train)
     x, y = next(train.epoch(0))
-    readers = nn.ModuleList(make(tuple(h.shape[1:])) for h in outputs(blocks, x[: len(y)]))
+    readers = nn.ModuleList(make(tuple(h.shape[1:])) for h in outputs(network, x[: len(y)]))
     readers.to(x.device)
     optimizer = torch.optim.Adam(readers.parameters(), lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for epoch in range(epochs):
         for x, y in train.epoch(epoch):
             x = x[: len(y)]
-            given = outputs(blocks, x)
+            given = outputs(network, x)
             optimizer.zero_grad()
             with torch.enable_grad(), plain(x):
                 # Each reader's gradient is its own: the sum only saves passes.

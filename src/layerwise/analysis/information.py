@@ -100,7 +100,7 @@ def information(
 
     with reading(blocks, seed):
         readers = fit(
-            blocks,
+            network,
             train,
             make,
             lambda readers, h, x, y: sum(losses(readers, h, target(x), y)),  # type: ignore[return-value]
@@ -112,7 +112,7 @@ def information(
         labels = torch.zeros(classes, device=train.device)
         for x, y in test.epoch(0):
             x = x[: len(y)]
-            given = outputs(blocks, x)
+            given = outputs(network, x)
             with plain(x):
                 found = [
                     torch.stack(losses(reader, h, target(x), y))

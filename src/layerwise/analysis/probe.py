@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from layerwise.analysis.frozen import chain, classes_of, fit, outputs, plain, reading
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
+from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
 from layerwise.objectives import cross_entropy
 from layerwise.rule import Rule
@@ -44,17 +45,23 @@ def linear_probe(
         The share of right predictions on `test` after each block, 0 to 1.
 
     Raises:
-        InputError: fewer than one epoch; labels that are not one for each sample.
+        InputError: fewer than one epoch; labels that are not one for each sample; a batch of one
+            sample in `train`.
     """
     blocks = chain(network)
     classes = classes_of("linear_probe", train, test)
+    if min(map(len, train.labels(0))) < 2:
+        raise InputError(
+            "linear_probe(train): got a batch of one sample, whose features cannot be normalised; "
+            "give batches of 2 or more: Loader(..., drop_last=True) leaves out a smaller last one"
+        )
 
     def loss(probe: nn.Module, h: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(probe(h), y)
 
     with reading(blocks, seed):
         probes = fit(
-            blocks,
+            network,
             train,
             lambda shape: _probe(shape, classes, pool),
             loss,
@@ -64,7 +71,7 @@ def linear_probe(
         )
         right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
-            given = outputs(blocks, x[: len(y)])
+            given = outputs(network, x[: len(y)])
             with plain(x):
                 scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])

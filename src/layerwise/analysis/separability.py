@@ -45,13 +45,12 @@ def linear_separability(
     Raises:
         InputError: labels that are not one for each sample.
     """
-    blocks = chain(network)
     classes = classes_of("linear_separability", loader)
-    features: list[list[Tensor]] = [[] for _ in range(len(blocks))]
+    features: list[list[Tensor]] = [[] for _ in chain(network)]
     labels = []
-    with reading(blocks):
+    with reading(chain(network)):
         for x, y in loader.epoch(0):
-            for found, h in zip(features, outputs(blocks, x[: len(y)]), strict=True):
+            for found, h in zip(features, outputs(network, x[: len(y)]), strict=True):
                 shape = tuple(h.shape[1:])
                 layers, _ = feature_vector(shape, (classes,), pool, "linear_separability")
                 found.append(nn.Sequential(*layers)(h).cpu().double())

@@ -74,6 +74,14 @@ class Blocks(nn.Module):
             x = block(x)
         return x
 
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """What every block gives in `forward`."""
+        found = []
+        for block in self:
+            x = block(x)
+            found.append(x)
+        return found
+
     def _find_shapes(self, example: Tensor) -> None:
         h, shapes = example, []
         with dry_run(self):

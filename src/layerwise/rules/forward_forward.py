@@ -117,6 +117,16 @@ class ForwardForward(ForwardRule):
         assert scores is not None
         return scores
 
+    def activities(self, x: Tensor) -> list[Tensor]:
+        """h_k of the inputs with a neutral label, also with `by_goodness`."""
+        if len(self.blocks) == 1:
+            return super().activities(x)
+        h, found = self.embedding(x, self.embedding.neutral(x).unsqueeze(0)), []
+        for block in self.blocks:
+            h = block(normalized(h))
+            found.append(h)
+        return found
+
     def exit(self, i: int, h: Tensor) -> tuple[Tensor, Tensor | None]:
         """What block i gives to the next, and the class scores there. By goodness that is N(h) for
         every label, flat, with the goodness so far in a last column: (C B, d + 1)."""
