@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layerwise import Blocks, Rule, heads, models, objectives, rules
@@ -44,6 +45,41 @@ def _case(parts: list[nn.Module], shape: tuple[int, ...], maps: bool, dtype: tor
     y = torch.randint(0, CLASSES, (6,))
     parts = [part.to(dtype) for part in parts]
     return Case(Blocks(parts, example=x[:2]), x, y, maps)
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> Case:
+    """2 to 5 blocks in float64: up to two convolutions of any kind, then linear layers."""
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    samples, channels = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    h = x = torch.randn(samples, channels, 5, 4, dtype=torch.float64)
+    blocks: list[nn.Module] = []
+
+    def block(*layers: nn.Module) -> None:
+        nonlocal h
+        blocks.append(nn.Sequential(*layers).double())
+        h = blocks[-1](h)
+
+    nonlinearities = st.sampled_from([nn.Identity, nn.ReLU, nn.Tanh])
+    for _ in range(draw(st.integers(0, 2))):
+        channels, kernel = h.shape[1], draw(st.integers(1, 3))
+        groups = draw(st.sampled_from([1, channels]))
+        layer = nn.Conv2d(
+            channels,
+            groups * draw(st.integers(1, 2)),
+            kernel,
+            stride=draw(st.integers(1, 2)),
+            padding=kernel // 2,
+            groups=groups,
+            bias=draw(st.booleans()),
+        )
+        block(layer, draw(nonlinearities)())
+    for width in draw(st.lists(st.integers(1, 5), min_size=1, max_size=2)):
+        features = h[0].numel()
+        layer = nn.Linear(features, width, bias=draw(st.booleans()))
+        block(nn.Flatten(), layer, draw(nonlinearities)())
+    block(nn.Linear(h.shape[1], CLASSES))
+    return Case(Blocks(blocks, example=x), x, torch.randint(0, CLASSES, (samples,)), False)
 
 
 def mlp(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:

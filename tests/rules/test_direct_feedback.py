@@ -10,6 +10,8 @@ from collections.abc import Callable
 import networks
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import NETWORKS, assert_close, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +50,30 @@ def _matrix(rule: Rule, k: int, units: int) -> Tensor:
     return rule.feedback.get_buffer(str(k))
 
 
+def naive(rule: Rule, case: networks.Case, tokens: bool) -> dict[str, Tensor]:
+    """Sample by sample, row by row of a matrix. The rule's `scale` is 0.7."""
+    samples = len(case.x)
+    outputs = [case.x]
+    for block in case.blocks:
+        outputs.append(block(outputs[-1].detach()))
+    loss = F.cross_entropy(outputs[-1], case.y)
+    (e,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
+    if isinstance(rule, rules.DirectRandomTargetProjection):
+        e = F.one_hot(case.y, 3).double() / samples
+    for k, h in enumerate(outputs[1:-1]):
+        flat = h.flatten(0, 1) if tokens else h.flatten(1)
+        matrix = _matrix(rule, k, flat.shape[1])
+        asked = torch.zeros_like(h)
+        for b in range(samples):
+            for t in range(h.shape[1]) if tokens else [slice(None)]:
+                asked[b, t] += sum(e[b, c] * matrix[c] for c in range(3)).view(asked[b, t].shape)
+        (h * asked).sum().backward()
+    loss.backward()
+    found = grads(rule)
+    rule.zero_grad()
+    return found
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("make", MAKERS)
 @pytest.mark.parametrize("network", NETWORKS)
@@ -56,26 +82,18 @@ def test_against_a_naive_implementation(
 ) -> None:
     case = NETWORKS[network](torch.float64)
     rule = make(case.blocks, scale=0.7, shared=shared)
+    wanted = naive(rule, case, network == "transformer")
     rule.backward(case.x, case.y)
-    got = grads(rule)
-    rule.zero_grad()
-    outputs = [case.x]
-    for block in case.blocks:
-        outputs.append(block(outputs[-1].detach()))
-    loss = F.cross_entropy(outputs[-1], case.y)
-    (e,) = torch.autograd.grad(loss, outputs[-1], retain_graph=True)
-    if make is rules.DirectRandomTargetProjection:
-        e = F.one_hot(case.y, 3).double() / 6
-    for k, h in enumerate(outputs[1:-1]):
-        flat = h.flatten(1) if network != "transformer" else h.flatten(0, 1)
-        matrix = _matrix(rule, k, flat.shape[1])
-        asked = torch.zeros_like(h)
-        for b in range(6):
-            for t in range(h.shape[1]) if network == "transformer" else [slice(None)]:
-                asked[b, t] += sum(e[b, c] * matrix[c] for c in range(3)).view(asked[b, t].shape)
-        (h * asked).sum().backward()
-    loss.backward()
-    assert_close(got, grads(rule), atol=1e-14)
+    assert_close(grads(rule), wanted, atol=1e-14)
+
+
+@given(networks.chains(), st.sampled_from(MAKERS), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_random_chains(case: networks.Case, make: Callable[..., Rule], shared: bool) -> None:
+    rule = make(case.blocks, scale=0.7, shared=shared)
+    wanted = naive(rule, case, False)
+    rule.backward(case.x, case.y)
+    assert_close(grads(rule), wanted, atol=1e-12)
 
 
 def test_a_label_for_every_token() -> None:

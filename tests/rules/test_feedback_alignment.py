@@ -8,6 +8,8 @@ from collections.abc import Callable
 import networks
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import NETWORKS, assert_close, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -125,6 +127,51 @@ def test_against_a_naive_implementation(
     wanted = naive(rule, case.x, case.y)
     rule.backward(case.x, case.y)
     assert_close(grads(rule), wanted, atol=1e-13)
+
+
+@pytest.mark.parametrize("make", [rules.FeedbackAlignment, rules.SignSymmetry, frsf])
+def test_attentions_projections(make: Callable[[Blocks], FeedbackRule]) -> None:
+    """Each of the three parts of a weight goes back through its part of the matrix."""
+
+    class Attention(nn.MultiheadAttention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    first, attention = nn.Linear(4, 6).double(), Attention(6, 2, batch_first=True).double()
+    last = nn.Sequential(nn.Flatten(), nn.Linear(5 * 6, 3)).double()
+    nn.init.normal_(attention.in_proj_bias)
+    x, y = torch.randn(3, 5, 4).double(), torch.tensor([0, 1, 2])
+    rule = make(Blocks([first, attention, last], example=x))
+    rule.backward(x, y)
+    got = grads(rule)
+    rule.zero_grad()
+    matrices = {weight: matrix.detach() for weight, matrix in rule.matrices().items()}
+
+    def layer(x: Tensor, weight: Tensor, bias: Tensor, matrix: Tensor) -> Tensor:
+        back = F.linear(x, matrix)
+        return F.linear(x.detach(), weight, bias) + back - back.detach()
+
+    def of(module: nn.Module, x: Tensor) -> Tensor:
+        return layer(x, module.weight, module.bias, matrices[module.weight])
+
+    h, weight = first(x), attention.in_proj_weight
+    thirds = (t.chunk(3) for t in (weight, attention.in_proj_bias, matrices[weight]))
+    q, k, v = (
+        layer(h, *part).unflatten(2, (2, 3)).transpose(1, 2) for part in zip(*thirds, strict=True)
+    )
+    mixed = (q @ k.mT / 3**0.5).softmax(-1) @ v
+    h = of(attention.out_proj, mixed.transpose(1, 2).flatten(2))
+    F.cross_entropy(of(last[1], h.flatten(1)), y).backward()
+    assert_close(got, grads(rule), atol=1e-14)
+
+
+@given(networks.chains(), st.sampled_from([rules.FeedbackAlignment, rules.SignSymmetry, frsf]))
+@settings(max_examples=25, deadline=None)
+def test_random_chains(case: networks.Case, make: Callable[[Blocks], FeedbackRule]) -> None:
+    rule = make(case.blocks)
+    wanted = naive(rule, case.x, case.y)
+    rule.backward(case.x, case.y)
+    assert_close(grads(rule), wanted, atol=1e-12)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

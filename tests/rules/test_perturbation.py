@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import networks
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from networks import NETWORKS, WITHOUT_NORM, MeanSquare, assert_close, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -173,10 +175,10 @@ def test_local_over_a_basis_it_is_greedy(monkeypatch: pytest.MonkeyPatch) -> Non
     assert objective.parts()[1][0] == 0.25
 
 
-def _directions(rule: Rule, seed: int, **options: object) -> dict[str, Tensor]:
+def _directions(rule: Rule, seed: int, n: int = 0, **options: object) -> dict[str, Tensor]:
     drawn = Directions(rule.blocks, seed, **options)
     return {
-        f"blocks.{i}.{name}": v for i in range(len(rule.blocks)) for name, _, v in drawn.along(i, 0)
+        f"blocks.{i}.{name}": v for i in range(len(rule.blocks)) for name, _, v in drawn.along(i, n)
     }
 
 
@@ -203,6 +205,29 @@ def test_against_backprop_along_the_direction(network: str, rademacher: bool) ->
         rule.backward(case.x, case.y)
         assert_close(grads(rule), {n: derivative * v[n] for n in true}, atol=atol, rtol=atol)
         assert_same(dict(case.blocks.named_buffers()), buffers)
+        rule.zero_grad()
+
+
+@given(networks.chains(), st.booleans(), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_random_chains(case: networks.Case, rademacher: bool, directions: int) -> None:
+    """The mean of (g . v) v with the true gradient g."""
+    state = torch.get_rng_state()
+    seed = draw_seed()
+    true = _backprop(case)
+    for rule, atol in (
+        (rules.ForwardGradient(case.blocks, directions, rademacher), 1e-11),
+        (rules.SPSA(case.blocks, 1e-7, directions, rademacher=rademacher), 1e-4),
+    ):
+        drawn = [_directions(rule, seed, n, rademacher=rademacher) for n in range(directions)]
+        slopes = [sum((true[name] * v[name]).sum() for name in true) for v in drawn]
+        wanted = {
+            name: sum(d * v[name] for d, v in zip(slopes, drawn, strict=True)) / directions
+            for name in true
+        }
+        torch.set_rng_state(state)
+        rule.backward(case.x, case.y)
+        assert_close(grads(rule), wanted, atol=atol, rtol=atol)
         rule.zero_grad()
 
 
