@@ -38,8 +38,11 @@ class DiffusionBlocks(DenoisingRule):
     A denoiser's gradient depends on its own weights, the images and the labels alone, and not on
     how the chain is cut into blocks: with one block it is still this rule, not backpropagation.
 
-    Deviation: the labels' vectors are fixed orthogonal unit vectors and the distance to them is
-    squared, as for any other target.
+    Deviations: the labels' vectors are fixed orthogonal unit vectors and the distance to them is
+    squared, as for any other target (the authors' code for classes: learned unit vectors with
+    s = 0.5, and the cross entropy of the readout of D_t with the same weight); the outermost shares
+    reach beyond sigma_0 and sigma_T, too (they end there); all denoisers learn in every step (one,
+    drawn).
 
     Args:
         blocks: `models.diffusion_vit`, cut between its modules.
