@@ -1,10 +1,11 @@
 """Keep what runs measured as one file: `results/accuracy-NAME.json`.
 
-    python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE]
+    python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE] [--epochs N]
 
-The file holds each run's command, config, versions and machine, costs, and every epoch's metrics.
-A run that was stopped counts as one of as many epochs as it has, which is what it is where the
-learning rate is constant; others are refused.
+The file holds each run's command, config, versions and machine, costs, and every epoch's metrics;
+runs that it has and that are not given stay in it. A run that was stopped, and with `--epochs` the
+beginning of one, counts as a run of as many epochs, which is what it is where the learning rate is
+constant; others are refused.
 """
 
 from __future__ import annotations
@@ -26,16 +27,20 @@ def main() -> None:
     parser.add_argument("name")
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--data", help="what the data is called in tables")
+    parser.add_argument("--epochs", type=int, help="the first of each run")
     given = parser.parse_args()
     runs = []
     for path in given.runs:
         run = Run.open(path)
         config, costs = run.config, _costs(run)
         config["data"].pop("root")  # a folder of this machine's
-        metrics = run.metrics()
+        metrics = run.metrics()[: given.epochs]
         epochs = len(metrics)
         if epochs < config["epochs"] and config["schedule"]["name"] != "Constant":
-            raise InputError(f"{run.path} has {epochs} of {config['epochs']} epochs; finish it")
+            raise InputError(
+                f"{run.path}: {epochs} of {config['epochs']} epochs are no run of their own where "
+                "the learning rate changes; finish it, and take all"
+            )
         config["epochs"] = epochs
         config["data"]["name"] = given.data or config["data"]["name"]
         runs.append(
@@ -50,6 +55,8 @@ def main() -> None:
     if any(not run["metrics"] for run in runs):
         raise InputError("a run has no finished epoch")
     out = RESULTS / f"accuracy-{given.name}.json"
+    kept = json.loads(out.read_text())["runs"] if out.exists() else []
+    runs = list({run["run"]: run for run in [*kept, *runs]}.values())
     out.write_text(json.dumps({"benchmark": "accuracy", "runs": runs}, indent=1) + "\n")
     print(out)
 

@@ -42,6 +42,7 @@ RULES: dict[str, Callable[[Blocks], Rule]] = {
     "Backprop": rules.Backprop,
     "FeedbackAlignment": rules.FeedbackAlignment,
     "DirectFeedbackAlignment": rules.DirectFeedbackAlignment,
+    "DirectFeedbackAlignment to layers": lambda b: rules.DirectFeedbackAlignment(b, layers=True),
     "DGL": lambda blocks: rules.DGL(blocks, head=heads.MLP(width=64)),
     "LastBlock": rules.LastBlock,
 }
@@ -56,7 +57,7 @@ class Budget:
     layers: int = 2
     width: int = 64
     batch_size: int = 16
-    steps: int = 281
+    steps: int = 1124
 
 
 def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
@@ -154,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
     parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
     budget, runs = Budget(), Path("experiments") / f"text-{given.data}"
