@@ -102,15 +102,18 @@ def _accuracy(path: Path) -> str:
         )
         for run in runs
     ]
-    machine = runs[0]["environment"]
+    made_by = [run["environment"] for run in runs]
+    machines = dict.fromkeys(
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} thread(s) a run, torch {m['torch']}"
+        for m in made_by
+    )
     several = len({run["config"]["seed"] for run in runs}) > 1
     table = over_seeds(summaries) if several else accuracy_table(summaries)
     reported = "".join(_beside_the_seed(runs)) if "first_iteration" in path.stem else ""
     return (
         f"{table}\n{reported}"
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s) a run, torch "
-        f"{machine['torch']}. images/s were not measured in turns: they say what the run took, not "
-        f"how the rules compare.\n\n{_commands([run['environment']['command'] for run in runs])}"
+        f"{'; '.join(machines)}. images/s were not measured in turns: they say what the run took, "
+        f"not how the rules compare.\n\n{_commands([m['command'] for m in made_by])}"
     )
 
 
