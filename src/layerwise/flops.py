@@ -66,6 +66,8 @@ def _counting_heads(
         flops[i, direction].append(so_far())
 
     def begin_backward(i: int) -> None:
+        if i in open_backward:  # a block's second head, in the same pass as its first
+            return
         begin(i, "backward")
         open_backward.add(i)
         torch.autograd.Variable._execution_engine.queue_callback(lambda: end_backward(i))

@@ -13,6 +13,7 @@ from torch import nn
 
 from layerwise import Blocks, heads, rules
 from layerwise.cost import Costs
+from layerwise.objectives import Classify
 
 D, CLASSES = 16, 3
 
@@ -37,6 +38,17 @@ def test_flops_of_a_step() -> None:
     costs = Costs.of(rules.Backprop(_blocks()))
     assert costs.step_flops == costs.backprop_flops
     assert costs.step_head_flops == 0
+
+
+def test_flops_of_two_heads_on_a_block() -> None:
+    """Windows of two blocks, and losses of each block alone. The first block has one head, which
+    costs three. The second has two: both forward, the window's back to the block's input, and
+    then both back, to their weights and to the block."""
+    last = 2 * D * CLASSES
+    rule = rules.Overlap(_blocks(), Classify(heads.Linear()), overlap=1, independent=0.5)
+    costs = Costs.of(rule)
+    assert [block.head_flops for block in costs.blocks] == [last, 2 * last, 0]
+    assert costs.step_head_flops == 3 * last + (2 + 1 + 4) * last
 
 
 @pytest.mark.parametrize("name", ALL_RULES)
