@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
         normalization=_normalization(config, splits),
     )
     rule.check_views(settings.views)
+    rule.phases(settings.epochs)  # refuses too few epochs
+    _check_curriculum(config)
     if settings.views > 1 and not Augment(**tuples(config["augment"])).random:
         raise InputError(
             f"--views {settings.views}: nothing is drawn, so all views of an image are the same; "
@@ -137,6 +140,21 @@ def _curriculum(config: Mapping[str, Any]) -> Curriculum | None:
     options = dict(config.get("curriculum") or {})
     path = options.pop("scores", None)
     return None if path is None else Curriculum(read_scores(path), **options)
+
+
+def _check_curriculum(config: Mapping[str, Any]) -> None:
+    """Refuse a pacing of samples that nothing orders."""
+    options = config.get("curriculum") or {}
+    if options.get("scores") is not None:
+        return
+    defaults = inspect.signature(Curriculum).parameters
+    for key, value in options.items():
+        if key != "scores" and value != defaults[key].default:
+            raise InputError(
+                f"--curriculum.{key} {value}: nothing says which samples are easy; give "
+                "--curriculum.scores too: what `layerwise evaluate RUN --split train --losses "
+                "true` wrote"
+            )
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Splits:

@@ -23,7 +23,10 @@ def perplexity(loss: float) -> float:
 
 def selected_by(row: Mapping[str, float | int | None]) -> float | None:
     """What the best of a run's epochs has most of: accuracy on validation, or of a text the
-    negative perplexity. None without a validation split."""
+    negative perplexity. None without a validation split, and for an epoch in which the network's
+    output was not trained."""
+    if row.get("train_loss", 0.0) is None:
+        return None
     if (found := row.get("validation_perplexity")) is not None:
         return -found
     return row.get("validation_accuracy")

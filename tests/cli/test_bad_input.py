@@ -101,6 +101,11 @@ TRAIN = [
     (f"{MLP} --step_per_block true --accumulate 2", "contradicts --accumulate"),
     ("train --rule.head ConvHead3", "no such head"),
     (f"{VIT} --rule.head MLPSR", "feature maps"),
+    (f"{MLP} --curriculum.start 0.2", "--curriculum.start 0.2: nothing says which samples are"),
+    (
+        f"{MLP} --rule Sequential --rule.objectives Classify --epochs 2",
+        "Sequential: 2 epochs for 4 blocks",
+    ),
     ("train --model vgg16", "vgg16"),
     ("train --model torchvision", "3 channels"),
     ("train --model torchvision --model.arch resnet1888", "did you mean 'resnet18'"),

@@ -71,3 +71,16 @@ def test_where_blocks_were(config: dict, wanted: str) -> None:
     data = {"name": "digits", "validation": 0.1}
     summary = Summary.of_metrics("run", {**named, "data": data, **config}, rows, costs)
     assert summary.cells()["runtime"] == wanted
+
+
+def test_an_epoch_that_did_not_train_the_output_is_not_the_best() -> None:
+    """Under a rule that trains one block after the other, those before the last one's."""
+    rows = [
+        {"epoch": 1, "train_loss": None, "validation_accuracy": 0.12, "test_accuracy": 0.1},
+        {"epoch": 2, "train_loss": 2.0, "validation_accuracy": 0.11, "test_accuracy": 0.2},
+    ]
+    rows = [row | {"images_per_s": 1.0} for row in rows]
+    config = {"model": {"name": "mlp"}, "rule": {"name": "Sequential"}, "augment": {}, "seed": 0}
+    config["data"] = {"name": "digits", "validation": 0.1}
+    summary = Summary.of_metrics("run", config, rows, Costs((BlockCost("a", (1,), 1, 1, 0, 0),)))
+    assert (summary.selected_epoch, summary.test_selected) == (2, 0.2)

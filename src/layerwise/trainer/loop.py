@@ -311,8 +311,7 @@ class Trainer:
         self.run.add_metrics(row)
         line = line_of(row, self.settings.epochs, self.train_loader.unit)
         score = selected_by(row)
-        trained = row["train_loss"] is not None  # the network's output is
-        improved = score is not None and trained and (self.best is None or score > self.best)
+        improved = score is not None and (self.best is None or score > self.best)
         if improved:
             self.best = score
             line += "  (best)"
