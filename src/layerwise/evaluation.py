@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.aggregation import MeanMetric
@@ -17,7 +17,9 @@ from torchmetrics.classification import (
     MulticlassConfusionMatrix,
 )
 
+from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
+from layerwise.errors import InputError
 from layerwise.objectives import cross_entropy
 from layerwise.rule import Rule
 from layerwise.tally import perplexity
@@ -140,6 +142,51 @@ def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) ->
     best = max(exit["accuracy"] for exit in there.values())
     enough = [i for i, exit in there.items() if exit["accuracy"] >= best - within]
     return min(enough, key=lambda i: there[i]["flops"])
+
+
+class Exit(nn.Module):
+    """The network that ends at an exit: the blocks up to there, and that block's class scores.
+
+    Its modules are the rule's own; nothing after the exit runs.
+
+    Args:
+        rule: whose exit, trained or not; its blocks were made with an example.
+        i: number of the exit's block, such as `cheapest` gives.
+
+    Raises:
+        InputError: no such block; it does not predict; a rule whose prediction is not that of its
+            blocks one after the other.
+    """
+
+    def __init__(self, rule: Rule, i: int):
+        super().__init__()
+        name, last = type(rule).__name__, len(rule.blocks) - 1
+        if not 0 <= i <= last:
+            raise InputError(f"Exit({name}, {i}): give the number of a block, 0 to {last}")
+        if not rule.predicts_as_chain:
+            raise InputError(
+                f"Exit({name}, {i}): {name} does not predict by its blocks one after the other; "
+                "take rule.exits(x)"
+            )
+        self.blocks = nn.Sequential(*list(rule.blocks)[: i + 1])
+        self.head = rule.objectives[str(i)] if i < last and str(i) in rule.objectives else None
+        if i < last and not self._predicts(rule):
+            raise InputError(
+                f"Exit({name}, {i}): block {rule.blocks.names[i]!r} gives no class scores; take "
+                "another, or an objective that predicts: Classify"
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        h = self.blocks(x)
+        return h if self.head is None else self.head.predict(h)  # type: ignore[operator]
+
+    def _predicts(self, rule: Rule) -> bool:
+        if self.head is None:
+            return False
+        weight = next(rule.parameters(), torch.zeros(()))
+        with dry_run(self):
+            return self(rule.blocks.zeros(1, weight)) is not None
 
 
 def _metrics(num_classes: int) -> MetricCollection:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
+import networks
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -88,6 +89,32 @@ def test_each_exit_is_a_network_of_its_own(trained, cli):
     assert first["parameters"] == weights + 12 * 10 + 10
     assert first["flops"] == 2 * (64 * 12 + 12 * 10)
     assert second["parameters"] > first["parameters"]
+
+
+@pytest.mark.parametrize("name", ["local_critic", "shared_readout", "sgr"])
+def test_a_network_that_ends_at_an_exit(name):
+    case = networks.cnn()
+    rule = networks.ALL_RULES[name](case.blocks).eval()
+    for i, scores in enumerate(rule.exits(case.x)):
+        network = evaluation.Exit(rule, i)
+        assert torch.equal(network(case.x), scores)
+        of_later = {p for k in range(i + 1, 4) for p in rule.blocks[k].parameters()}
+        assert not of_later & set(network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "i", "says"),
+    [
+        (rules.DGL, 9, "give the number of a block, 0 to 3"),
+        (lambda blocks: rules.Greedy(blocks, objectives.Reconstruct()), 1, "gives no class scores"),
+        (lambda blocks: rules.Greedy(blocks, [None] * 3), 1, "gives no class scores"),
+        (rules.ForwardForward, 1, "does not predict by its blocks one after the other"),
+    ],
+)
+def test_an_exit_that_is_none(make, i, says):
+    with pytest.raises(ValueError, match=says) as e:
+        evaluation.Exit(make(networks.cnn().blocks), i)
+    assert "\n" not in str(e.value)
 
 
 def test_the_cheapest_exit_that_is_good_enough():
