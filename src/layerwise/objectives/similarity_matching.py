@@ -33,7 +33,8 @@ class SimilarityMatching(Objective):
     before both, as theirs are; dropout without a pooling has acted on them, unlike theirs.
 
     Args:
-        convolve: whether NeuralNet is trained; else it is the pooling to `features` alone.
+        convolve: whether NeuralNet is a trained convolution or linear layer; else it is the
+            pooling to `features` alone.
         features: average feature maps before NeuralNet down until at most so many numbers are
             left, as `heads.Linear` does; null keeps them. With `convolve` it is a deviation that
             saves most of the loss's time.

@@ -55,7 +55,8 @@ class Overlap(ObjectiveRule):
             one per block but the last. Where the last is left out it predicts the labels from the
             network's own output. Those of the first m blocks are used by `independent` alone.
         overlap: m, how many blocks a loss reaches before its own; 0 or more.
-        independent: w, in [0, 1].
+        independent: w, the weight of a block's second loss, which reaches the block alone, in
+            [0, 1]; 0 for none.
         criterion: the last block's loss where its objective is left out.
 
     Raises:
