@@ -199,6 +199,7 @@ def test_losses_of_samples(trained, cli):
     assert 0 <= told["ensembles"]["sum"]["accuracy"] <= 1
     again = trained("easy", f"--epochs 1 --curriculum.scores {run}/losses-train-last.safetensors")
     assert Run(again).config["curriculum"]["start"] == 0.04
+    assert "batches draws from 52 of 1294 images" in (again / "log.txt").read_text()  # 4 %
     other = cli(f"train --curriculum.scores {run}/config.yaml --epochs 1")
     assert (other.code, other.err.count("\n")) == (2, 1)
     assert "cannot be read" in other.err

@@ -190,6 +190,9 @@ def _train(run: Run, prepared: Prepared) -> None:
         run.keep_metrics(trainer.epoch)
         run.keep_lines(ALIGNMENT, trainer.step)
         progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
+        if notice := _unfinished_curriculum(prepared):
+            run.log(notice)
+            progress.say(notice)
         try:
             trainer.fit()
         finally:
@@ -197,6 +200,22 @@ def _train(run: Run, prepared: Prepared) -> None:
                 draw_run(run)
                 _draw_alignment(run, experiment.rule)
     progress.say(f"done: {run.path}")
+
+
+def _unfinished_curriculum(prepared: Prepared) -> str | None:
+    """What to say where training ends before a curriculum admits all samples."""
+    loader = prepared.loaders["train"]
+    assert loader is not None
+    if loader.curriculum is None:
+        return None
+    batches = len(loader) * prepared.experiment.settings.epochs
+    admitted, size = loader.curriculum.count(batches - 1), len(loader.curriculum)
+    if admitted == size:
+        return None
+    return (
+        f"curriculum: the last of {batches} batches draws from {admitted} of {size} {loader.unit}; "
+        "a smaller --curriculum.every, or more epochs, admits more"
+    )
 
 
 def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
