@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -48,8 +49,8 @@ class Costs:
 
     Attributes:
         blocks: in order.
-        step_flops: of one sample's share of a training step, forward and backward, heads and all;
-            None where it was not measured.
+        step_flops: of one sample's share of a training step, forward and backward, heads and all,
+            the mean over the rule's phases; None where it was not measured.
         step_head_flops: of these, in objectives and auxiliary networks.
         backprop_flops: of one sample's share of a step of backpropagation.
     """
@@ -72,9 +73,16 @@ class Costs:
         rows = SAMPLES * (views or max(1, rule.needs_views))
         x = blocks.zeros(rows, weight)
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
+        phases = len(rule.phases(len(blocks)))
+        trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
         with without_gradients(rule), unchanged(rule), torch.enable_grad():
+            steps = []
+            for phase in range(phases):
+                if trained is not rule:
+                    trained.begin(phase)
+                trained.train()
+                steps.append(count_flops(lambda: trained.backward(x, y), trained))
             rule.train()
-            step = count_flops(lambda: rule.backward(x, y), rule)
             backprop = count_flops(lambda: Backprop(blocks).backward(x[:SAMPLES], y))
         costs = []
         with dry_run(rule):
@@ -90,13 +98,13 @@ class Costs:
                         parameters=sum(p.numel() for p in block.parameters()),
                         flops=of_block,
                         head_parameters=sum(p.numel() for p in auxiliary),
-                        head_flops=step.head_forwards[i] // SAMPLES,
+                        head_flops=max(step.head_forwards[i] for step in steps) // SAMPLES,
                     )
                 )
         return cls(
             tuple(costs),
-            step.total // SAMPLES,
-            step.heads // SAMPLES,
+            sum(step.total for step in steps) // (phases * SAMPLES),
+            sum(step.heads for step in steps) // (phases * SAMPLES),
             backprop.total // SAMPLES,
         )
 

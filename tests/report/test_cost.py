@@ -51,6 +51,21 @@ def test_flops_of_two_heads_on_a_block() -> None:
     assert costs.step_head_flops == 3 * last + (2 + 1 + 4) * last
 
 
+def test_flops_of_phases() -> None:
+    """The mean over three phases, in each of which one block learns: it and its head forward and
+    to their weights, the head back to the block; those before it forward, those behind not at
+    all."""
+    layer, last = 2 * D * D, 2 * D * CLASSES
+    rule = rules.Sequential(_blocks(), Classify(heads.Linear()))
+    rule.begin(1)
+    costs = Costs.of(rule)
+    phases = [2 * layer + 3 * last, (1 + 2) * layer + 3 * last, 2 * layer + 2 * last]
+    assert costs.step_flops == sum(phases) // 3
+    assert costs.step_head_flops == 2 * 3 * last // 3
+    assert [block.head_flops for block in costs.blocks] == [last, last, 0]
+    assert rule.active == 1
+
+
 @pytest.mark.parametrize("name", ALL_RULES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_nothing_is_changed(network: str, name: str) -> None:
