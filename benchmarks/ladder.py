@@ -64,7 +64,7 @@ SIZES = {
     ),
     "m": Size(
         f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 4",
-        (3e-3, 1e-2),
+        (3e-3, 1e-2, 3e-2),
         128,
     ),
     "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 3", (3e-3, 1e-2), 128),
