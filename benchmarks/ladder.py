@@ -3,6 +3,8 @@
     python benchmarks/ladder.py s                        digits, a small CNN: minutes
     python benchmarks/ladder.py m --data NAME            CIFAR-10 images, the same with 32 channels
     python benchmarks/ladder.py resnet20 --data NAME     every residual block its own local block
+    python benchmarks/ladder.py first --data NAME --only backprop dgl-256 dni-5 cdni-5
+                                            the seed's first iteration at a quarter of its width
     python benchmarks/ladder.py s --only dgl man         these alone; `--train` writes no file
 
 Each rule trains with every learning rate of the size's list on seed 0; the one with the highest
@@ -67,6 +69,13 @@ SIZES = {
         (3e-3, 1e-2, 3e-2),
         128,
     ),
+    "first": Size(
+        "--optimizer AdamW --optimizer.weight_decay 0.0 --schedule Constant --pictures 0 "
+        "--channels_last true --batch_size 128 --model basic_cnn --model.channels 32 "
+        "--at [conv2,conv3,classifier] --epochs 4",
+        (1e-4, 3e-4, 1e-3),
+        128,
+    ),
     "resnet20": Size(f"{IMAGES}--model resnet20 --blocks all --epochs 3", (3e-3, 1e-2), 128),
 }
 MLP = "--rule.head MLP --rule.head.width 64"
@@ -90,6 +99,7 @@ RULES = {
     "backprop": "--rule Backprop",
     "deep-supervision": f"--rule DeepSupervision {MLP}",
     "dgl": f"--rule DGL {MLP}",
+    "dgl-256": "--rule DGL --rule.head MLP --rule.head.width 256",
     "dgl-mlpsr": "--rule DGL --rule.head MLPSR",
     "dgl-conv": "--rule DGL --rule.head Conv --rule.head.pool 4 --rule.head.hidden 64",
     "direct-global": f"--rule DirectGlobal {MLP}",
@@ -105,6 +115,8 @@ RULES = {
     "shared-readout": "--rule SharedReadout",
     "dni": f"--rule DNI {SYNTHESIZER}",
     "cdni": f"--rule DNI --rule.context true {SYNTHESIZER}",
+    "dni-5": "--rule DNI --rule.synthesizer Synthesizer",
+    "cdni-5": "--rule DNI --rule.context true --rule.synthesizer Synthesizer",
     "dtp": "--rule DifferenceTargetPropagation",
     "ldrl": "--rule LDRL",
     "forward-gradient": "--rule ForwardGradient",

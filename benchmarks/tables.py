@@ -185,13 +185,13 @@ def _ladder(result: dict[str, Any]) -> str:
 def _text(result: dict[str, Any]) -> str:
     rows, budget = result["rows"], result["budget"]
     tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
+    searched = ", ".join(map(str, rows[0]["searched_seeds"]))
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
     lines = [
         f"`{result['data']}`{python}, {result['vocabulary']} different characters; gpt of "
         f"{budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
         f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
-        f"with seed {rows[0]['seeds'][0]} for every rule: {tried}, chosen by validation; "
-        f"seeds {seeds}.\n",
+        f"with seeds {searched} for every rule: {tried}, chosen by validation; seeds {seeds}.\n",
         "| rule | test perplexity | test accuracy, % | learning rate | FLOPs | of these the "
         "heads', % | heads' parameters |",
         "|---|--:|--:|--:|--:|--:|--:|",
