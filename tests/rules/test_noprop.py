@@ -184,7 +184,7 @@ def test_levels_are_of_the_share(overlap: float) -> None:
         (_, high), (_, low) = d.before, d.after
         alpha = (high / low) ** overlap
         found = rule.levels(d, torch.zeros(4000, 3)).log()
-        ends = math.log(low / alpha), math.log(high * alpha)
+        ends = math.log(max(low / alpha, 0.002)), math.log(min(high * alpha, 80))
         assert ends[0] - 1e-5 <= found.min() < found.max() <= ends[1] + 1e-5
         # The middle of its probability is that of the draws.
         p = torch.special.ndtr((torch.tensor(ends) + 1.2) / 1.2)
@@ -192,9 +192,40 @@ def test_levels_are_of_the_share(overlap: float) -> None:
         assert (found < middle).float().mean() == pytest.approx(0.5, abs=0.04)
 
 
-def test_diffusion_blocks_against_a_naive_implementation() -> None:
+@pytest.mark.parametrize("squared", [False, True])
+def test_golden_diffusion_blocks(squared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two classes, label 0, so u = (1, 0); noise (1, 2); sigma = 1.2 and s = 0.5, so n = 1.3; of F
+    nothing but its last bias, (13/202.8, 0), is left; the readout is the identity.
+
+    z = u + 1.2 (1, 2) = (2.2, 2.4); D = 0.25/1.69 z + 0.6/1.3 (13/202.8, 0)
+        = (0.55/1.69 + 0.05/1.69, 0.6/1.69) = 0.6/1.69 (1, 1), so p = (1/2, 1/2); w = 1.69/0.36
+    Cross entropy: w ln 2; with respect to the scores w (-1/2, 1/2), so
+        readout:    dW = w (-1/2, 1/2)^T 0.6/1.69 (1, 1) = (-5/6, 5/6)^T (1, 1)
+        last bias:  w 0.6/1.3 (-1/2, 1/2) = (-13/12, 13/12)
+    Squared error: (-1/2, 1/2), w/4; with respect to the scores w (-1/4, 1/4), half of that.
+    """
+    net = models.diffusion_vit((1, 2, 2), 2, steps=1, layers=1, patch=1, width=4, heads=1).double()
+    denoiser, readout = net
+    with torch.no_grad():
+        denoiser.out[-1].weight.zero_()
+        denoiser.out[-1].bias.copy_(torch.tensor([13 / 202.8, 0], dtype=torch.float64))
+    rule = rules.DiffusionBlocks(Blocks([denoiser, readout]), squared=squared)
+    monkeypatch.setattr(torch, "randn_like", lambda u: torch.tensor([1.0, 2.0]).expand_as(u))
+    monkeypatch.setattr(rule, "levels", lambda d, u: torch.full_like(u[:, :1], 1.2))
+    report = rule.backward(torch.randn(3, 1, 2, 2).double(), torch.tensor([0, 0, 0]))
+    w, half = 1.69 / 0.36, torch.tensor([-0.5, 0.5]).double() * (0.5 if squared else 1.0)
+    expected = w / 4 if squared else w * math.log(2)
+    assert report.local_losses[0].item() == pytest.approx(expected, rel=1e-12)
+    weight = torch.outer(half, torch.full_like(half, 5 / 3))
+    torch.testing.assert_close(denoiser.readout.weight.grad, weight, atol=1e-12, rtol=0)
+    torch.testing.assert_close(denoiser.readout.bias.grad, w * half, atol=1e-12, rtol=0)
+    torch.testing.assert_close(denoiser.out[-1].bias.grad, 13 / 6 * half, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_diffusion_blocks_against_a_naive_implementation(squared: bool) -> None:
     case = networks.diffusion_vit(torch.float64)
-    rule = rules.DiffusionBlocks(case.blocks)
+    rule = rules.DiffusionBlocks(case.blocks, squared=squared)
     torch.manual_seed(3)
     rule.backward(case.x, case.y)
     got = grads(rule)
@@ -205,28 +236,44 @@ def test_diffusion_blocks_against_a_naive_implementation() -> None:
     total = torch.zeros(()).double()
     for d in denoisers:
         sigma = rule.levels(d, u)
-        out = d.estimate(d.features(case.x), u + sigma * torch.randn_like(u), sigma)
-        for b in range(6):
-            s2, n2 = 1 / 3, float(sigma[b]) ** 2  # of unit vectors with 3 features
-            weight = (n2 + s2) / (n2 * s2)
-            total = total + weight * ((out[b] - u[b]) ** 2).sum() / 2 / 6
+        scores = d.scores(d.features(case.x), u + sigma * torch.randn_like(u), sigma)
+        for b, p in enumerate(scores.softmax(1)):
+            weight = 1 / 0.5**2 + 1 / float(sigma[b]) ** 2
+            wrong = ((p - u[b]) ** 2).sum() / 2 if squared else -p[case.y[b]].log()
+            total = total + weight * wrong / 6
     z = u + 0.002 * torch.randn_like(u)
     (total + F.cross_entropy(readout(z), case.y)).backward()
     assert_close(got, grads(rule), atol=1e-9)
 
 
 def test_steps_of_euler() -> None:
-    """z + (sigma' - sigma) (z - u) / sigma; without noise the estimate is z itself."""
-    net = models.diffusion_vit((1, 4, 4), 3, steps=3, layers=1, patch=2, width=8, heads=2).eval()
-    x, z = torch.randn(2, 1, 4, 4), torch.randn(2, 3)
+    """z + (sigma' - sigma) (z - u) / sigma, with u the mean of the labels' vectors."""
+    net = models.diffusion_vit((1, 4, 4), 3, steps=3, layers=1, patch=2, width=8, heads=2)
+    net = net.double().eval()
+    x, z = torch.randn(2, 1, 4, 4).double(), torch.randn(2, 3).double()
     middle = net[1]
     (_, before), (_, after) = middle.before, middle.after
-    u = middle.estimate(middle.features(x), z)
+    features = middle.features(x)
+    p = middle.scores(features, z, torch.full((2, 1), before).double()).softmax(1)
+    u = sum(p[:, c : c + 1] * torch.eye(3).double()[c] for c in range(3))
     h = middle(torch.cat([x.flatten(1), z], 1))
     torch.testing.assert_close(h[:, :16], x.flatten(1), rtol=0, atol=0)
     torch.testing.assert_close(h[:, 16:], z + (after - before) * (z - u) / before)
-    almost = middle.estimate(middle.features(x), z, torch.full((2, 1), 1e-6))
-    torch.testing.assert_close(almost, z, atol=1e-4, rtol=0)
+
+
+def test_limits_of_a_denoiser() -> None:
+    """Without noise D is z itself; and who knows the label leaves u_y + sigma' eps of
+    u_y + sigma eps."""
+    net = models.diffusion_vit((1, 4, 4), 3, steps=3, layers=1, patch=2, width=8, heads=2)
+    middle = net.double()[1]
+    x, eps = torch.randn(2, 1, 4, 4).double(), torch.randn(2, 3).double()
+    almost = middle.scores(middle.features(x), eps, torch.full((2, 1), 1e-12).double())
+    torch.testing.assert_close(almost, eps, atol=1e-10, rtol=0)
+    u = torch.eye(3).double()[[1, 1]]
+    with torch.no_grad():
+        middle.readout.bias.copy_(1e4 * u[0])
+    h = middle(torch.cat([x.flatten(1), u + middle.before[1] * eps], 1))
+    torch.testing.assert_close(h[:, 16:], u + middle.after[1] * eps, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("name", networks.OWN_NETWORKS)

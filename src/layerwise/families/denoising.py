@@ -55,7 +55,8 @@ class DenoisingRule(ForwardRule):
         super().__init__(blocks)
         # Not registered: they are the blocks' own.
         self._denoisers, self._readout = _parts(type(self).__name__, blocks, kind, remedy)
-        self._end = [d for mine in self._denoisers for d in mine][-1].after
+        chain = [denoiser for mine in self._denoisers for denoiser in mine]
+        self._start, self._end = chain[0].before, chain[-1].after
         self.criterion = criterion
         last = len(blocks) - 1
         for k in range(last):

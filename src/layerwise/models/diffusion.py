@@ -17,15 +17,16 @@ from layerwise.models.vit import Patches
 
 
 class VitDenoiser(Denoiser):
-    """Transformer layers over an image's patches and one token for z, told the noise level sigma.
+    """Transformer layers F over an image's patches and one token for z, told the noise level sigma.
 
-    With the preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, s the standard
-    deviation of the label vectors' features:
+    With the preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, and a readout that
+    starts as the identity, for the labels' vectors are the unit vectors:
 
-        u = s^2 / n^2 z + sigma s / n F(z / n, x, ln sigma / 4),    n^2 = sigma^2 + s^2
+        D = s^2 / n^2 z + sigma s / n F(z / n, x, ln sigma / 4),    n^2 = sigma^2 + s^2
+        u = softmax(readout(D))                               the labels' vectors' mean
 
     Attributes:
-        sigma_data: s.
+        sigma_data: s, what the standard deviation of the labels' vectors is taken for.
         spread: the mean and standard deviation of ln sigma in training, over all denoisers.
     """
 
@@ -47,20 +48,26 @@ class VitDenoiser(Denoiser):
         self.level = nn.Sequential(nn.Linear(16, width), nn.SiLU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(_Layer(width, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, self.size))
+        self.readout = nn.Linear(self.size, self.size)
+        nn.init.eye_(self.readout.weight)
+        nn.init.zeros_(self.readout.bias)
 
     def features(self, x: Tensor) -> Tensor:
         return self.patches(x)
 
-    def estimate(self, features: Tensor, z: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """u, (B, E), at noise levels sigma, (B, 1); by default at which this step begins."""
-        sigma = torch.full_like(z[:, :1], self.before[1]) if sigma is None else sigma
+    def estimate(self, features: Tensor, z: Tensor) -> Tensor:
+        sigma = torch.full_like(z[:, :1], self.before[1])
+        return F.softmax(self.scores(features, z, sigma), 1)
+
+    def scores(self, features: Tensor, z: Tensor, sigma: Tensor) -> Tensor:
+        """readout(D), class scores (B, E), at noise levels sigma, (B, 1)."""
         s, total = self.sigma_data, torch.sqrt(sigma**2 + self.sigma_data**2)
         token = self.latent(z / total)
         level = self.level(_waves(sigma.log() / 4))
         h = torch.cat([token.unsqueeze(1), features], 1)  # (B, 1 + T, D)
         for layer in self.layers:
             h = layer(h, level)
-        return (s / total) ** 2 * z + sigma * s / total * self.out(h[:, 0])
+        return self.readout((s / total) ** 2 * z + sigma * s / total * self.out(h[:, 0]))
 
 
 class _Layer(nn.Module):
@@ -96,7 +103,6 @@ def diffusion_vit(
     patch: int = 4,
     width: int = 128,
     heads: int = 4,
-    embedding: int | None = None,
     noise: float = 0.0,
 ) -> nn.Sequential:
     """`steps` denoisers of `layers` transformer layers each, and a linear classifier: the network
@@ -108,7 +114,13 @@ def diffusion_vit(
 
         z_t = z_{t-1} + (sigma_t - sigma_{t-1}) (z_{t-1} - u_t) / sigma_{t-1}
 
-    Deviation: every denoiser makes patches of the image for itself, for blocks share no parameter.
+    with u_t the mean of the labels' vectors under the softmax of the denoiser's class scores.
+
+    Deviations: the labels' vectors are the unit vectors of as many features as classes, fixed (the
+    authors': learned, of `width` features, scaled to length 1); every denoiser has its own readout,
+    patches of the image and embedding of the noise level, for blocks share no parameter (one for
+    all); steps begin and end where shares do (the authors' code: at `steps` levels of equal
+    probability from 80 to 0.002).
 
     Args:
         shape: of an image, (C, H, W); both sides multiples of `patch`.
@@ -118,15 +130,12 @@ def diffusion_vit(
         patch: side of a patch, pixels.
         width: features of a token; an MLP in a layer has four times as many units.
         heads: attention heads.
-        embedding: features of a label's vector; null for as many as classes.
         noise: of inference; with 1 z_0 ~ N(0, 80^2), with 0 z_0 = 0.
     """
-    size = num_classes if embedding is None else embedding
-    if min(steps, layers, patch, width, heads, size) < 1 or width % heads:
+    if min(steps, layers, patch, width, heads) < 1 or width % heads:
         raise InputError(
             f"diffusion_vit(steps={steps}, layers={layers}, patch={patch}, width={width}, "
-            f"heads={heads}, embedding={embedding}): give sizes of at least 1, and a width that "
-            "the heads divide"
+            f"heads={heads}): give sizes of at least 1, and a width that the heads divide"
         )
     if shape[1] % patch or shape[2] % patch:
         raise InputError(
@@ -143,9 +152,9 @@ def diffusion_vit(
             layers,
             width,
             heads,
-            1 / math.sqrt(size),  # of unit vectors
-            spread,
-            size=size,
+            sigma_data=0.5,
+            spread=spread,
+            size=num_classes,
             before=(1.0, before),
             after=(1.0, after),
             coefficients=(1 - after / before, after / before, 0.0),
@@ -154,7 +163,7 @@ def diffusion_vit(
             noise=noise,
         )
         named.append((f"denoiser{t}", denoiser))
-    return chain([*named, ("classifier", nn.Linear(size, num_classes))])
+    return chain([*named, ("classifier", nn.Linear(num_classes, num_classes))])
 
 
 def equal_shares(
