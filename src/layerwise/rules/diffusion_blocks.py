@@ -33,18 +33,18 @@ class DiffusionBlocks(DenoisingRule):
         loss   = CE(readout(u_y + sigma_T eps), y)                       the classifier's
 
     sigma is drawn for every sample and denoiser. The weight is that of Karras et al. 2022
-    (arXiv:2206.00364). With `squared` it is eq. 6 with the squared error, of what the step that
-    follows is made with: loss_t = mean_b w/2 |softmax(readout_t(D_t)) - u_y|^2. `forward` is
-    inference, one step of Euler's method in every denoiser. The step's report has the class scores
-    of inference; it runs on beside the training, on the same features of the image. The last
-    block's reported loss is that of inference, others' is loss_t.
+    (arXiv:2206.00364). With `squared` the loss within eq. 6 is the squared error of the label's
+    vector: loss_t = mean_b w/2 |softmax(readout_t(D_t)) - u_y|^2. `forward` is inference, one step
+    of Euler's method in every denoiser. The step's report has the class scores of inference; it
+    runs on beside the training, on the same features of the image. The last block's reported loss
+    is that of inference, others' is loss_t.
 
     A denoiser's gradient depends on its own weights, the images and the labels alone, and not on
     how the chain is cut into blocks: with one block it is still this rule, not backpropagation.
 
     Deviations: all denoisers learn in every step (one, drawn: the same in the mean, but for a
     factor); the labels' vectors are fixed, and no denoiser shares its readout (`diffusion_vit`).
-    The authors' code multiplies the batch's mean of w and mean of CE; this is their eq. 6.
+    Public copies of the authors' code multiply the batch's means of w and of CE; this is eq. 6.
 
     Args:
         blocks: `models.diffusion_vit`, cut between its modules.
