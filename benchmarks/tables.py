@@ -1,12 +1,13 @@
-"""Write docs/results.md from the files in benchmarks/results/.
+"""Write docs/results.md and the README's tables from the files in benchmarks/results/.
 
-python benchmarks/tables.py            write it
-python benchmarks/tables.py --check    fail where it is not what the files give
+python benchmarks/tables.py            write them
+python benchmarks/tables.py --check    fail where they are not what the files give
 """
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from layerwise.report.comparison import markdown as accuracy_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "results.md"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 
 INTRODUCTION = """\
 # Results
@@ -30,6 +31,53 @@ Written by `make tables` from the files in `benchmarks/results/`; each holds the
 it, versions, machine and every raw number. Times and bytes are ratios to backpropagation on the
 same network and batch, measured in turns in one run, while the other core did other work.
 """
+
+
+# Of the ladder's and of the measured steps, those that the README shows.
+SHOWN = ("backprop", "deep-supervision", "auglocal", "dgl-conv", "dgl", "usf", "dfa", "fa")
+SHOWN_STEPS = ("resnet110-16", "resnet50-8", "vit12-12", "vgg8b-linear")
+
+
+def readme() -> str:
+    """The README with its tables as the files give them."""
+    text = README.read_text()
+    for name, table in (("accuracy", _reached()), ("memory", _saved())):
+        between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(between, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
+    return text
+
+
+def _reached() -> str:
+    rows = {row["rule"]: row for row in json.loads((RESULTS / "ladder-m.json").read_text())["rows"]}
+    lines = [
+        "| rule | test accuracy, % | FLOPs of a step | time | memory |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name in (*SHOWN, "random-fixed"):
+        costs, step = rows[name]["costs"], rows[name]["step"]
+        ratios = (a / b for a, b in zip(step["times_s"], step["backprop_times_s"], strict=True))
+        lines.append(
+            f"| `{name}` | {_spread(rows[name], 'last')} "
+            f"| {costs['step_flops'] / costs['backprop_flops']:.2f} "
+            f"| {statistics.median(ratios):.2f} | {step['bytes'] / step['backprop_bytes']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _saved() -> str:
+    lines = [
+        "| network, batch | blocks | time: checkpointing | local | memory: checkpointing | local |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in SHOWN_STEPS:
+        table = StepTable.load(RESULTS / f"step-{name}.json")
+        checkpointing, local = map(table.ratios, table.contenders[1:3])
+        lines.append(
+            f"| {table.title}, {'x'.join(map(str, table.batch))} | {len(table.setting['blocks'])} "
+            f"| {checkpointing['time']['median']:.2f} | {local['time']['median']:.2f} "
+            f"| {checkpointing['peak_bytes']:.2f} | {local['peak_bytes']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def page() -> str:
@@ -338,12 +386,11 @@ def _commands(commands: list[str]) -> str:
 
 
 def main() -> None:
-    text = page()
-    if sys.argv[1:] == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text() != text:
-            sys.exit(f"{PAGE.name} is not what benchmarks/results/ gives; run `make tables`")
-        return
-    PAGE.write_text(text)
+    for path, text in ((PAGE, page()), (README, readme())):
+        if sys.argv[1:] != ["--check"]:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            sys.exit(f"{path.name} is not what benchmarks/results/ gives; run `make tables`")
 
 
 if __name__ == "__main__":
