@@ -82,7 +82,7 @@ def _saved() -> str:
 
 def page() -> str:
     """The whole document."""
-    parts = [INTRODUCTION]
+    parts = []
     if steps := sorted(RESULTS.glob("step-*.json")):
         parts += ["## A training step\n", step_table(steps)]
         commands = {json.loads(path.read_text())["command"] for path in steps}
@@ -101,7 +101,13 @@ def page() -> str:
         parts += ["## Without labels\n", *(_probes(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("data-*.json")):
         parts += ["## The data path\n", _data([json.loads(path.read_text()) for path in paths])]
-    return "\n".join(parts)
+    text = "\n".join(parts)
+    contents = [f"- [{name}](#{_anchor(name)})" for name in re.findall(r"^## (.*)$", text, re.M)]
+    return "\n".join([INTRODUCTION, *contents, "", text])
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def _peers(tables: list[StepTable]) -> str:
@@ -196,7 +202,8 @@ def _ladder(result: dict[str, Any]) -> str:
     machines = dict.fromkeys(f"{m['cpu']}, torch {m['torch']}" for m in measured)
     commands = dict.fromkeys(m["command"] for m in measured)
     lines = [
-        f"`{result['size']}`: {config['data']['name']} ({', '.join(augment) or 'as they are'}), "
+        f"### {result['size']}\n",
+        f"{config['data']['name']} ({', '.join(augment) or 'as they are'}), "
         f"{config['model']['name']}, {len(rows[0]['costs']['blocks'])} blocks, "
         f"{config['epochs']} epochs, {config['optimizer']['name']}, precision "
         f"{config['precision']}; learning rates tried with seed {rows[0]['seeds'][0]} for every "
@@ -236,7 +243,7 @@ def _text(result: dict[str, Any]) -> str:
     searched = ", ".join(map(str, rows[0]["searched_seeds"]))
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
     lines = [
-        f"`{result['data']}`{python}, {result['vocabulary']} different characters; gpt of "
+        f"### {result['data']}{python}\n\n{result['vocabulary']} different characters; gpt of "
         f"{budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
         f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
         f"with seeds {searched} for every rule: {tried}, chosen by validation; seeds {seeds}.\n",
