@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from layerwise.trainer import phase_of
+
 OPTIONS = {
     "rule": {"name": "Sequential", "objectives": {"name": "Classify", "head": {"name": "Linear"}}},
     "model": {"name": "mlp", "layers": 2, "width": 12, "batch_norm": True, "dropout": 0.2},
@@ -36,6 +38,11 @@ def test_the_schedule_runs_anew_and_only_one_block_is_trained(trainer_in):
     assert "block" not in lines[-1]
     assert not any("(best)" in line for line in lines[:5])
     assert "(best)" in lines[5]
+
+
+def test_the_phase_of_an_epoch() -> None:
+    assert [phase_of(epoch, (2, 1, 3)) for epoch in range(-1, 8)] == [0, 0, 0, 1, 2, 2, 2, 2, 2]
+    assert [phase_of(epoch, (4,)) for epoch in (0, 3, 4)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(("optimizer", "step_per_block"), [("SGD", False), ("AdamW", True)])

@@ -3,6 +3,7 @@
 from layerwise.trainer.checkpoint import load_evaluated, load_rule
 from layerwise.trainer.device import fabric_for
 from layerwise.trainer.loop import Logger, Progress, Trainer
+from layerwise.trainer.rate import phase_of
 from layerwise.trainer.settings import Precision, Settings
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "fabric_for",
     "load_evaluated",
     "load_rule",
+    "phase_of",
 ]

@@ -20,8 +20,7 @@ class LearningRate:
     """
 
     def __init__(self, lr: float, schedule: Schedule, phases: Sequence[int], steps_per_epoch: int):
-        self.lr, self.steps_per_epoch = lr, steps_per_epoch
-        self.ends = list(itertools.accumulate(phases))
+        self.lr, self.phases, self.steps_per_epoch = lr, phases, steps_per_epoch
         self.factors = [
             schedule.factor(epochs * steps_per_epoch, steps_per_epoch) for epochs in phases
         ]
@@ -30,9 +29,20 @@ class LearningRate:
         """The learning rate of a step, counted from the training's first."""
         epoch = step // self.steps_per_epoch
         phase = self.phase(epoch)
-        start = self.ends[phase - 1] if phase else 0
+        start = sum(self.phases[:phase])
         return self.lr * self.factors[phase](step - start * self.steps_per_epoch)
 
     def phase(self, epoch: int) -> int:
         """Number of the phase that an epoch is in."""
-        return min(bisect.bisect_right(self.ends, epoch), len(self.ends) - 1)
+        return phase_of(epoch, self.phases)
+
+
+def phase_of(epoch: int, phases: Sequence[int]) -> int:
+    """Number of the phase that an epoch is in, both from 0.
+
+    Args:
+        epoch: after the last phase it counts as that one's, before the first as the first's.
+        phases: the epochs of each.
+    """
+    ends = list(itertools.accumulate(phases))
+    return min(bisect.bisect_right(ends, epoch), len(ends) - 1)
