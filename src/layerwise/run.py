@@ -5,7 +5,8 @@ another run, and a file is either the old one or the new one, whole.
     environment.json    command, versions, machine
     log.txt             what was said, with times
     metrics.csv         one row per epoch
-    alignment.jsonl     angles to backpropagation's gradient, where they were asked for
+    alignment.jsonl     angles to backpropagation's gradient, and of feedback matrices to weights,
+                        where they were asked for
     outcomes/           which training images were right after each epoch, the same
     checkpoints/        last.safetensors, best.safetensors (selected on validation)
     curves/             loss and accuracy

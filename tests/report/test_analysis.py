@@ -38,6 +38,22 @@ def test_a_block_has_one_colour_whatever_the_depth(figures: list[Figure]) -> Non
     assert len(set.union(*colours.values())) == 4
 
 
+def test_the_way_back_over_the_steps(figures: list[Figure]) -> None:
+    """A layer has one colour in every run; rows and runs without the angles are left out."""
+    rows = [{"step": 0}, {"step": 2, "feedback": {"a": 90.0, "b": None}}]
+    rows.append({"step": 4, "feedback": {"a": 80.0, "b": 70.0}})
+    other = [{"step": 3, "feedback": {"b": 88.0, "c": 89.0}}]
+    analysis.draw_feedback_training({"run": rows, "none": [{"step": 0}], "other": other})
+    (figure,) = figures
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("run", "other")
+    lines = {line.get_label(): line.get_xydata().tolist() for line in left.get_lines()[:2]}
+    assert lines == {"a": [[2, 90], [4, 80]], "b": [[4, 70]]}
+    assert {label: len(of) for label, of in _colours(figure).items()} == {"a": 1, "b": 1, "c": 1}
+    assert left.get_ylim() == right.get_ylim() == (57, 95)
+    assert analysis.draw_feedback_training({"none": [{"step": 0}], "empty": []}) is None
+
+
 def test_a_run_has_one_colour_in_all_pictures(figures: list[Figure]) -> None:
     """Also where of one before it there is nothing to say."""
     analysis.draw_blocks({label: [{"probe": 0.5}, {"probe": 0.6}] for label in "abc"}, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import yaml
 from lightning_fabric import Fabric
 
-from layerwise.analysis import gradient_alignment
+from layerwise.analysis import feedback_angles, gradient_alignment
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.console import ProgressBar, console
@@ -24,10 +25,11 @@ from layerwise.environment import describe
 from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.evaluation import sample_outcomes
 from layerwise.experiment import Experiment, build, tuples
+from layerwise.families.feedback import FeedbackRule
 from layerwise.loggers import check_loggers, loggers
 from layerwise.optim import Optimizer, Schedule
 from layerwise.registry import make
-from layerwise.report.analysis import draw_alignment
+from layerwise.report.analysis import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
 from layerwise.rule import ForwardRule, Rule, Scale
@@ -250,20 +252,26 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
 def _keep_alignment(
     run: Run, step: int, rule: Rule, x: torch.Tensor, y: torch.Tensor, scale: Scale
 ) -> None:
-    """Add a row with every block's angle, degrees, and ratio of norms to alignment.jsonl."""
+    """Add a row with every block's angle, degrees, and ratio of norms to alignment.jsonl; of a rule
+    whose way back is not the weights also the angle to each weight."""
     found = gradient_alignment(rule, x, y, scale=scale)
-    row = {
+    row: dict[str, Any] = {
         "step": step,
         "angle": [None if a is None else a.angle for a in found],
         "ratio": [None if a is None else a.ratio for a in found],
     }
+    if isinstance(rule, FeedbackRule):
+        angles = feedback_angles(rule).items()
+        row["feedback"] = {name: a if math.isfinite(a) else None for name, a in angles}
     run.add_line(ALIGNMENT, row)
 
 
 def _draw_alignment(run: Run, rule: Rule) -> None:
-    rows = run.lines(ALIGNMENT)
-    if picture := draw_alignment({run.path.name: rows}, rule.blocks.names):
+    rows = {run.path.name: run.lines(ALIGNMENT)}
+    if picture := draw_alignment(rows, rule.blocks.names):
         run.write("curves/alignment.png", picture)
+    if picture := draw_feedback_training(rows):
+        run.write("curves/feedback.png", picture)
 
 
 def _outcomes(prepared: Prepared, run: Run) -> Callable[[int, Rule], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -21,6 +21,8 @@ from matplotlib.ticker import (
     NullFormatter,
     StrMethodFormatter,
 )
+
+DASHES = ("-", "--", ":", "-.")
 
 Write = Callable[[str, bytes], None]
 Row = Mapping[str, Any]
@@ -88,30 +90,18 @@ def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | Non
     most = max(len(rows[0]["angle"]) for rows in runs.values())
     for (label, rows), (angles, ratios) in zip(runs.items(), grid.T, strict=True):
         for block in range(len(rows[0]["angle"])):
-            colour = matplotlib.colormaps["viridis"](block / max(1, most - 1) * 0.9)
-            of_block = _name(block, names)
+            style = {"color": _by_depth(block, most), "label": _name(block, names)}
             for axes, key in ((angles, "angle"), (ratios, "ratio")):
-                points = [(r["step"], r[key][block]) for r in rows if r[key][block] is not None]
-                if points:
-                    marker = "o" if len(points) == 1 else None
-                    axes.plot(
-                        *zip(*points, strict=True), color=colour, label=of_block, marker=marker
-                    )
+                _over_steps(axes, [(r["step"], r[key][block]) for r in rows], style)
         angles.set_title(label, fontsize=10)
         ratios.set_xlabel("step", fontsize=9)
-        ratios.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        for axes in (angles, ratios):
-            axes.grid(alpha=0.25)
     for angles, ratios in grid.T:  # once every line is there
         _degrees(angles)
         _ratios(ratios)
     grid[0][0].set_ylabel("angle to backpropagation's gradient, degrees", fontsize=9)
     grid[1][0].set_ylabel("norm of the gradient / backpropagation's", fontsize=9)
     if most <= 16:
-        handles: dict[str, Any] = {}
-        for axes in grid[0]:
-            lines, labels = axes.get_legend_handles_labels()
-            handles |= dict(zip(labels, lines, strict=True))
+        handles = _handles(grid[0])
         figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8)
     return _png(figure)
 
@@ -154,6 +144,40 @@ def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
         axes.grid(axis="x", alpha=0.25)
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    return _png(figure)
+
+
+def draw_feedback_training(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
+    """Angle of every feedback matrix to its weight over the steps; a panel per run, a colour per
+    layer.
+
+    Args:
+        runs: each run's label and rows of alignment.jsonl; those without `feedback` are left out.
+    """
+    seen = {label: [row for row in rows if row.get("feedback")] for label, rows in runs.items()}
+    seen = {label: rows for label, rows in seen.items() if rows}
+    if not seen:
+        return None
+    layers = list(dict.fromkeys(name for rows in seen.values() for name in rows[0]["feedback"]))
+    figure = Figure(figsize=(4.4 * len(seen) + 2.2, 4.2), layout="constrained")
+    grid = figure.subplots(1, len(seen), squeeze=False, sharey="row")[0]
+    for (label, rows), axes in zip(seen.items(), grid, strict=True):
+        for i, name in enumerate(layers):
+            # The styles tell neighbours apart, whose colours are near.
+            style = {"color": _by_depth(i, len(layers)), "linestyle": DASHES[i % len(DASHES)]}
+            points = [(r["step"], r["feedback"].get(name)) for r in rows]
+            _over_steps(axes, points, {"label": name, **style})
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("step", fontsize=9)
+    known = [
+        a for rows in seen.values() for r in rows for a in r["feedback"].values() if a is not None
+    ]
+    for axes in grid:  # once every line is there
+        _degrees(axes, 15 * math.floor(min([75, *known]) / 15))
+    grid[0].set_ylabel("angle of the feedback matrix to the weight, degrees", fontsize=9)
+    if len(layers) <= 24:
+        handles = _handles(grid)
+        figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=7)
     return _png(figure)
 
 
@@ -253,6 +277,23 @@ def _style(k: int) -> dict[str, Any]:
     }
 
 
+def _by_depth(i: int, count: int) -> Any:
+    """The colour of one of `count` blocks or layers."""
+    return matplotlib.colormaps["viridis"](i / max(1, count - 1) * 0.9)
+
+
+def _over_steps(
+    axes: Axes, points: Sequence[tuple[int, float | None]], style: Mapping[str, Any]
+) -> None:
+    """A line of (step, value), without values that are not known."""
+    known = [(step, value) for step, value in points if value is not None]
+    if known:
+        marker = "o" if len(known) == 1 else None
+        axes.plot(*zip(*known, strict=True), marker=marker, **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(alpha=0.25)
+
+
 def _over_blocks(axes: Axes, names: Sequence[str] | None, count: int) -> None:
     axes.grid(alpha=0.25)
     axes.set_xlim(-0.3, count - 0.7)
@@ -263,11 +304,11 @@ def _over_blocks(axes: Axes, names: Sequence[str] | None, count: int) -> None:
         axes.set_xlabel("block", fontsize=9)
 
 
-def _degrees(axes: Axes) -> None:
-    """From 0, with a line where two directions have nothing in common."""
+def _degrees(axes: Axes, least: int = 0) -> None:
+    """From `least`, with a line where two directions have nothing in common."""
     axes.axhline(90, color="black", linewidth=0.8, linestyle=":")
-    axes.set_ylim(-3, max(95, axes.get_ylim()[1]))
-    axes.yaxis.set_major_locator(FixedLocator(range(0, 181, 15)))
+    axes.set_ylim(least - 3, max(95, axes.get_ylim()[1]))
+    axes.yaxis.set_major_locator(FixedLocator(range(least, 181, 15 if least < 45 else 5)))
 
 
 def _ratios(axes: Axes) -> None:
@@ -286,11 +327,17 @@ def _name(block: int, names: Sequence[str] | None) -> str:
     return f"{block}" if names is None or names[block] == f"{block}" else f"{block} {names[block]}"
 
 
-def _legend(figure: Figure, runs: Mapping[str, object]) -> None:
+def _handles(panels: Iterable[Axes]) -> dict[str, Any]:
+    """What the legend shows of every label."""
     handles: dict[str, Any] = {}
-    for axes in figure.axes:
+    for axes in panels:
         lines, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
+    return handles
+
+
+def _legend(figure: Figure, runs: Mapping[str, object]) -> None:
+    handles = _handles(figure.axes)
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3)
 

@@ -34,7 +34,8 @@ class Settings:
         pictures: epochs between pictures of what blocks reconstruct and of the first layer's
             filters; the first and the last epoch always have them; 0 for none.
         alignment_every: steps between measurements of the angle between every block's gradient and
-            backpropagation's, kept in alignment.jsonl; 0 for none. Each costs a step of both.
+            backpropagation's, and between feedback matrices and weights where a rule has such, kept
+            in alignment.jsonl; 0 for none. Each costs a step of both.
         outcomes: keep which training images are predicted right after each epoch, and the loss on
             each, in eval mode and without augmentation, which costs a forward pass: what
             `layerwise analyze` tells their difficulty by.
