@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.cli import main, train
+from layerwise.report import analysis
 
 TINY = (
     "--model mlp --model.layers 2 --model.width 12 --blocks 2 --epochs 2 --batch_size 200 "
@@ -49,6 +50,12 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training."""
     monkeypatch.setattr(train, "draw_run", lambda run: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of analyses are made, but their files hold none."""
+    monkeypatch.setattr(analysis, "_png", lambda figure: b"none")
 
 
 @pytest.fixture

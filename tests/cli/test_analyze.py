@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from layerwise.analysis import feedback_angles
 from layerwise.data import Curriculum, read_scores
+from layerwise.experiment import build
 from layerwise.run import Run
 
 WATCHED = "--alignment_every 3 --outcomes true"
@@ -109,6 +111,33 @@ def test_the_way_back(trained, cli):
     assert "the way back" in result.out
 
 
+def test_the_way_back_in_training(trained, cli, undrawn):
+    """At the first step it is that of the weights that a run begins with. Magnitudes that are drawn
+    for every batch are drawn for the measurement alone."""
+    options = "--epochs 1 --rule SignSymmetry"
+    run = trained("signs", f"{options} --alignment_every 4")
+    rows = Run(run).lines("alignment.jsonl")
+    assert [row["step"] for row in rows] == [0, 4]
+    begun = feedback_angles(build(Run(run).config).rule)
+    assert rows[0]["feedback"] == pytest.approx(begun, abs=1e-6)
+    assert rows[1]["feedback"].keys() == begun.keys()
+    assert rows[1]["feedback"] != rows[0]["feedback"]
+    assert (run / "curves/feedback.png").exists()
+
+    drawn = f"{options} --rule.random_magnitude true --rule.redraw true"
+    plain, seen = trained("plain", drawn), trained("seen", f"{drawn} --alignment_every 1")
+    weights = [load_file(of / "model.safetensors") for of in (plain, seen)]
+    assert all(torch.equal(weights[0][name], t) for name, t in weights[1].items())
+
+    result = cli(f"analyze {run} {plain} --questions feedback {QUICK}")
+    assert result.code == 0, result.err
+    assert sorted(p.name for p in (run / "analysis-1").iterdir()) == [
+        "analysis.json",
+        "feedback-training.png",
+        "feedback.png",
+    ]
+
+
 def test_what_is_recorded_changes_nothing(trained):
     """From the command line, too: the same network, and every third step's angles."""
     plain, seen = trained("plain"), trained("seen", WATCHED)
@@ -117,9 +146,35 @@ def test_what_is_recorded_changes_nothing(trained):
     rows = Run(seen).lines("alignment.jsonl")
     assert [row["step"] for row in rows] == [0, 3, 6, 9]
     assert all(row["ratio"][1] == 1 for row in rows)
+    assert not any("feedback" in row for row in rows)  # DGL has no other way back
     assert not (plain / "alignment.jsonl").exists()
     assert not (plain / "outcomes").exists()
     assert (seen / "curves/alignment.png").exists()
+
+
+def test_a_run_that_cannot_answer_is_left_out(trained, cli, undrawn):
+    """Where a question is named, a line says so; the others answer. Nor are runs held against each
+    other on other images, or on the same under other labels."""
+    random = trained("random", "--epochs 1 --data.random_labels 1")
+    trained("toy", "--epochs 1 --data hierarchical --data.size 8")
+    trained("true", "--epochs 1")
+    line = "analyze runs/random runs/toy runs/true --questions memorization,cka"
+    result = cli(f"{line} --samples 50 --split train")
+    assert result.code == 0, result.err
+    why = "was trained on true labels; train one with --data.random_labels 1"
+    assert result.err.splitlines() == [
+        f"left out of memorization: runs/toy {why}",
+        f"left out of memorization: runs/true {why}",
+        "left out of cka: random beside toy, whose samples or labels differ (50 images of digits; "
+        "50 images of hierarchical)",
+        "left out of cka: random beside true, whose samples or labels differ (50 images of digits; "
+        "50 images of digits)",
+    ]
+    found = json.loads((random / "analysis-1/analysis.json").read_text())
+    kept = [["memorized" in block for block in run["blocks"]] for run in found["runs"]]
+    assert kept == [[True, True], [False, False], [False, False]]
+    pairs = [(c["rows"], c["columns"]) for c in found["cka"]]
+    assert pairs == [("random", "random"), ("toy", "toy"), ("true", "true")]
 
 
 def test_what_cannot_be_answered(trained, cli):
@@ -131,7 +186,7 @@ def test_what_cannot_be_answered(trained, cli):
         (f"{run} --checkpoint best", "there is: last"),
         (f"{run} --split validation", "no such split"),
         (f"{run} --device cuda:5", "no such device"),
-        (f"{run} runs/toy --questions cka", "trained on different data (digits, hierarchical)"),
+        (f"runs/toy {run} --questions feedback", "feedback: runs/toy: DGL has no matrix"),
         (f"{run} {run}", "give every run once"),
         (f"{run} --samples 1", "give 2 or more"),
         (f"{run} --questions difficulty", "outcomes cannot be read"),

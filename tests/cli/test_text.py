@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from layerwise.cli import compare
+from layerwise.run import Run
 
 GPT = (
     "train --data text:alphabet.txt --data.context 8 --model gpt --model.layers 1 --model.width 8 "
@@ -61,6 +62,33 @@ def test_a_known_entropy_rate_is_told(cli, no_pictures) -> None:
     found = json.loads(Path("runs/m/evaluation-validation-last.json").read_text())
     assert found["entropy_rate"] < found["exits"][-1]["loss"]
     assert "nats a token" in " ".join(result.out.split())
+
+
+def test_what_a_text_has_to_say(cli, no_pictures, undrawn) -> None:
+    """Angles, in training and after it, and how alike blocks are; nothing about images."""
+    result = cli(f"{GPT} --epochs 1 --rule FeedbackAlignment --alignment_every 50 --name fa")
+    assert result.code == 0, result.err
+    (first, *_) = rows = Run(Path("runs/fa")).lines("alignment.jsonl")
+    assert [row["step"] for row in rows] == [0]
+    assert first["angle"][0] > first["angle"][1]
+
+    result = cli("analyze runs/fa --samples 20")
+    assert (result.code, "left out" in result.err) == (0, False), result.err
+    found = json.loads(Path("runs/fa/analysis-1/analysis.json").read_text())
+    (of_run,) = found["runs"]
+    assert all(set(block) == {"name", "angle", "ratio"} for block in of_run["blocks"])
+    assert of_run["difficulty"] is None
+    assert {layer["name"] for layer in of_run["feedback"]} == set(first["feedback"])
+    values = found["cka"][0]["values"]
+    assert [values[i][i] for i in (0, 1)] == pytest.approx([1, 1])
+    assert values[0][1] == values[1][0]
+
+    for question in ("probe", "separability", "information", "memorization", "difficulty"):
+        result = cli(f"analyze runs/fa --questions alignment,{question}")
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        says = f"--questions {question}: runs/fa was trained on a text; give a run on images"
+        assert says in result.err
+    assert len(list(Path("runs/fa").glob("analysis-*"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -15,8 +16,8 @@ from layerwise.analysis import (
     difficulty,
 )
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.cli.subject import Subject
-from layerwise.console import output
+from layerwise.cli.subject import OF_IMAGES, Subject
+from layerwise.console import console, output
 from layerwise.errors import InputError, choices
 from layerwise.report.analysis import (
     draw_alignment,
@@ -24,6 +25,7 @@ from layerwise.report.analysis import (
     draw_cka,
     draw_difficulty,
     draw_feedback,
+    draw_feedback_training,
 )
 from layerwise.run import ALIGNMENT, Run, claim_numbered
 
@@ -38,6 +40,8 @@ QUESTIONS = {
     "difficulty": "which training images were learned late or forgotten (--outcomes true)",
 }
 
+OF_TEXT = [question for question in QUESTIONS if question not in OF_IMAGES]
+
 
 def main(arguments: list[str]) -> None:
     """What the networks of runs have learned, block by block: numbers as JSON and pictures as PNG,
@@ -49,7 +53,8 @@ def main(arguments: list[str]) -> None:
         "--questions",
         type=list[str] | None,
         default=None,
-        help=f"null: all that the runs can answer; else any of these. {asked}",
+        help="null: of each run all that it can answer, of one on a text "
+        f"{', '.join(OF_TEXT)}; else any of these. {asked}",
     )
     parser.add_argument(
         "--checkpoint",
@@ -64,7 +69,8 @@ def main(arguments: list[str]) -> None:
         "--samples",
         type=int,
         default=2000,
-        help="how many images of a split are looked at, drawn at random; 0 for all",
+        help="how many images of a split, or windows of a text, are looked at, drawn at random; 0 "
+        "for all",
     )
     parser.add_argument(
         "--epochs", type=int, default=10, help="for which probes, classifiers and decoders train"
@@ -75,7 +81,7 @@ def main(arguments: list[str]) -> None:
         default=2,
         help="probes and separability: average feature maps down to pool x pool; null keeps all",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the images and of the probes")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn, and of the probes")
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
     _check(found)
@@ -85,9 +91,27 @@ def main(arguments: list[str]) -> None:
     if len(set(labels)) < len(labels):
         raise InputError(f"analyze {' '.join(found['runs'])}: give every run once")
     subjects = [Subject.of(run, label, found) for run, label in zip(runs, labels, strict=True)]
-    for subject in subjects if found["questions"] else ():
-        subject.check(found["questions"])
-    _report(subjects, found["questions"] or list(QUESTIONS))
+    _report(subjects, _answered(subjects, found["questions"]))
+
+
+def _answered(subjects: list[Subject], named: list[str] | None) -> dict[str, list[str]]:
+    """Of each run's label the questions that it answers; of `named` ones a line tells which runs
+    are left out.
+
+    Raises:
+        InputError: a question is named that no run can answer.
+    """
+    answered: dict[str, list[str]] = {subject.label: [] for subject in subjects}
+    for question in named or QUESTIONS:
+        lacking = {s.label: why for s in subjects if (why := s.lacks(question)) is not None}
+        if named and len(lacking) == len(subjects):
+            raise InputError(f"--questions {question}: {lacking[subjects[0].label]}")
+        for label, of_run in answered.items():
+            if label not in lacking:
+                of_run.append(question)
+            elif named:
+                console.print(f"left out of {question}: {lacking[label]}", soft_wrap=True)
+    return answered
 
 
 def _check(options: dict[str, Any]) -> None:
@@ -104,19 +128,22 @@ def _check(options: dict[str, Any]) -> None:
         if options[name] is not None and options[name] < least:
             raise InputError(f"--{name} {options[name]}: give {least} or more")
     if options["samples"] == 1:
-        raise InputError("--samples 1: one image has no spread; give 2 or more, or 0 for all")
+        raise InputError("--samples 1: one sample has no spread; give 2 or more, or 0 for all")
 
 
-def _report(subjects: list[Subject], questions: list[str]) -> None:
-    """Find the answers, write them, print them."""
+def _report(subjects: list[Subject], questions: Mapping[str, Sequence[str]]) -> None:
+    """Find the answers to each run's questions, write them, print them."""
     first = subjects[0]
-    rows = {subject.label: subject.blocks(questions) for subject in subjects}
-    similar = _cka(subjects) if "cka" in questions else []
-    aligned = {
-        s.label: s.run.lines(ALIGNMENT) if "alignment" in questions else [] for s in subjects
-    }
-    hard = {s.label: s.outcomes if "difficulty" in questions else None for s in subjects}
-    back = {s.label: s.feedback if "feedback" in questions else [] for s in subjects}
+
+    def answers(question: str, find: Callable[[Subject], Any], none: Any) -> dict[str, Any]:
+        return {s.label: find(s) if question in questions[s.label] else none for s in subjects}
+
+    rows = {subject.label: subject.blocks(questions[subject.label]) for subject in subjects}
+    similar = _cka(subjects) if "cka" in questions[first.label] else []
+    aligned = answers("alignment", lambda s: s.run.lines(ALIGNMENT), [])
+    hard = answers("difficulty", lambda s: s.outcomes, None)
+    back = answers("feedback", lambda s: s.feedback, [])
+    back_in_training = answers("feedback", lambda s: s.run.lines(ALIGNMENT), [])
     learned = {label: difficulty(o[1]) for label, o in hard.items() if o is not None}
     result = {
         "runs": [
@@ -148,6 +175,7 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
         "blocks.png": draw_blocks(rows, of_blocks),
         "alignment.png": draw_alignment(aligned, of_blocks),
         "feedback.png": draw_feedback(_finite(back)),
+        "feedback-training.png": draw_feedback_training(back_in_training),
         "cka.png": draw_cka(_finite(similar)),
         "difficulty.png": draw_difficulty(lists, epochs),
     }
@@ -173,17 +201,15 @@ def _report(subjects: list[Subject], questions: list[str]) -> None:
 
 
 def _cka(subjects: list[Subject]) -> list[dict[str, Any]]:
-    """Of every run with itself, and of the first with every other."""
+    """Of every run with itself, and of the first with every other on the same data."""
     first = subjects[0]
     pairs = [(s, s) for s in subjects] + [(first, s) for s in subjects[1:]]
     tables = []
     for a, b in pairs:
-        if a.experiment.splits.name != b.experiment.splits.name or a.held.size != b.held.size:
-            raise InputError(
-                f"--questions cka: {a.label} and {b.label} were trained on different data "
-                f"({a.experiment.splits.name}, {b.experiment.splits.name}); leave cka out, or one "
-                "of the runs"
-            )
+        if not a.same_samples_as(b):
+            differ = f"whose samples or labels differ ({a.samples}; {b.samples})"
+            console.print(f"left out of cka: {a.label} beside {b.label}, {differ}", soft_wrap=True)
+            continue
         with a.fabric.autocast():
             values = cka(a.rule, b.rule, a.held, b.held).tolist()
         tables.append(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,15 +22,18 @@ from layerwise.analysis import (
     memorization,
     pseudo_inverse_angles,
 )
-from layerwise.data import Augment, Images, Loader, Stream, Text
+from layerwise.data import Augment, Loader, Text
+from layerwise.data.splits import Source
 from layerwise.errors import InputError, reason
 from layerwise.experiment import Experiment, build, tuples
 from layerwise.families.feedback import FeedbackRule
 from layerwise.rule import Rule
 from layerwise.run import OUTCOMES, Run
-from layerwise.trainer import fabric_for, load_evaluated
+from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
 BATCH = 128
+# Questions about images that have one label each.
+OF_IMAGES = ("probe", "separability", "information", "memorization", "difficulty")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ class Subject:
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
             experiment = build(run.config)
-        if isinstance(experiment.splits.train, Text):
-            raise InputError(f"{run.path}: trained on a text; analyze takes runs on images")
         fabric = fabric_for(options["device"], experiment.settings.precision)
         load_evaluated(experiment.rule, state)
         experiment.rule.to(fabric.device).eval()
@@ -67,25 +66,24 @@ class Subject:
             )
         return cls(run, label, experiment, state["epoch"], fabric, options)
 
-    def check(self, questions: list[str]) -> None:
-        """Refuse questions that the run has nothing to say to."""
-        if "memorization" in questions and self.experiment.splits.relabelled is None:
-            raise InputError(
-                f"--questions memorization: {self.run.path} was trained on true labels; train one "
-                "with --data.random_labels 1"
+    def lacks(self, question: str) -> str | None:
+        """Why the run has nothing to say to a question, and which has; None where it has."""
+        path = self.run.path
+        if question in OF_IMAGES and isinstance(self.experiment.splits.train, Text):
+            return f"{path} was trained on a text; give a run on images"
+        if question == "memorization" and self.experiment.splits.relabelled is None:
+            return f"{path} was trained on true labels; train one with --data.random_labels 1"
+        if question == "difficulty" and self.outcomes is None:
+            return (
+                f"{path} did not keep what was right after each epoch; train one with "
+                "--outcomes true"
             )
-        if "difficulty" in questions and self.outcomes is None:
-            raise InputError(
-                f"--questions difficulty: {self.run.path} did not keep what was right after each "
-                "epoch; train one with --outcomes true"
+        if question == "feedback" and not isinstance(self.rule, FeedbackRule):
+            return (
+                f"{path}: {type(self.rule).__name__} has no matrix in the place of a weight; give "
+                "a run of FeedbackAlignment, SignSymmetry or KolenPollack"
             )
-
-        if "feedback" in questions and not isinstance(self.rule, FeedbackRule):
-            raise InputError(
-                f"--questions feedback: {self.run.path}: {type(self.rule).__name__} has no matrix "
-                "in the place of a weight; give a run of FeedbackAlignment, SignSymmetry or "
-                "KolenPollack"
-            )
+        return None
 
     @property
     def rule(self) -> Rule:
@@ -107,20 +105,35 @@ class Subject:
 
     @cached_property
     def held(self) -> Loader:
-        """The images of the split that is measured on."""
+        """The samples of the split that is measured on."""
         return self._loader(self.options["split"], shuffled=False)
+
+    @property
+    def samples(self) -> str:
+        """How many of what is measured on."""
+        name = self.experiment.splits.name
+        within = f"{self.held.shape[0]} tokens of " if self.held.tokens else ""
+        return f"{self.held.size} {self.held.unit} of {within}{name}"
+
+    def same_samples_as(self, other: Subject) -> bool:
+        """Whether both are measured on the same samples, by their names, numbers and labels."""
+        pairs = zip(self.held.labels(0), other.held.labels(0), strict=True)
+        return self.samples == other.samples and all(torch.equal(a, b) for a, b in pairs)
 
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
-        part: Images | Stream = getattr(splits, split)
-        assert not isinstance(splits.train, Text)  # refused by `of`
+        part: Source = getattr(splits, split)
         generator = torch.Generator().manual_seed(self.options["seed"])
-        # The same images for every run; a set may be sorted by class, and CKA wants mixed batches.
+        # The same samples for every run; a set may be sorted by class, and CKA wants mixed batches.
         chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]
+        part = part.subset(chosen)
+        if not isinstance(part, Text):
+            assert not isinstance(splits.train, Text)  # the parts of a set are of one kind
+            part = part.normalized_by(splits.train)
         augment = Augment(**tuples(config["augment"]))
         kept = {name: getattr(augment, name) for name in ("normalize", "mean", "std")}
         return Loader(
-            part.subset(chosen).normalized_by(splits.train),
+            part,
             min(BATCH, len(chosen)),
             augment=Augment(**kept),
             train=shuffled,
@@ -129,8 +142,8 @@ class Subject:
             channels_last=self.experiment.settings.channels_last,
         )
 
-    def blocks(self, questions: list[str]) -> list[dict[str, Any]]:
-        """A row of numbers for every block."""
+    def blocks(self, questions: Container[str]) -> list[dict[str, Any]]:
+        """A row of numbers for every block, of questions that the run can answer."""
         rows: list[dict[str, Any]] = [{"name": name} for name in self.names]
 
         def answer(question: str, find: Callable[[], dict[str, tuple[Any, ...]]]) -> None:
@@ -164,9 +177,8 @@ class Subject:
 
     def _memorization(self) -> dict[str, tuple[Any, ...]]:
         relabelled = self.experiment.splits.relabelled
-        if relabelled is None:
-            return {}
         loader = self.experiment.loaders(self.fabric.device, evaluation=True)["train"]
+        assert relabelled is not None
         assert loader is not None
         return {"memorized": memorization(self.rule, loader, relabelled)}
 
@@ -176,8 +188,7 @@ class Subject:
         assert loader is not None
         x, y = next(loader.epoch(0))
         phases = self.rule.phases(self.experiment.settings.epochs)
-        ends = list(itertools.accumulate(phases))
-        self.rule.begin(min(bisect.bisect_left(ends, self.epoch), len(ends) - 1))
+        self.rule.begin(phase_of(self.epoch - 1, phases))  # of the last epoch completed
         self.rule.train()
         found = gradient_alignment(self.rule, x, y)
         self.rule.eval()
@@ -189,8 +200,6 @@ class Subject:
     @property
     def feedback(self) -> list[dict[str, Any]]:
         """A row for every layer that sends a gradient back through another matrix."""
-        if not isinstance(self.rule, FeedbackRule):
-            return []
         inverse = pseudo_inverse_angles(self.rule)
         return [
             {"name": name, "to_weight": angle, "to_pseudo_inverse": inverse[name]}
