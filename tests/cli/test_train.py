@@ -112,7 +112,12 @@ NEEDS = {
 }
 
 
-@pytest.mark.parametrize("rule", rules.__all__)
+SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp"}  # two seconds each
+
+
+@pytest.mark.parametrize(
+    "rule", [pytest.param(r, marks=[pytest.mark.slow] * (r in SLOW)) for r in rules.__all__]
+)
 def test_every_rule_learns(rule, cli, no_pictures):
     options = NEEDS.get(rule, f"{MLP} --optimizer.lr 0.1")
     result = cli(
