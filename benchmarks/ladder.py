@@ -66,7 +66,7 @@ SIZES = {
     ),
     "m": Size(
         f"{IMAGES}--model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] --epochs 4",
-        (3e-3, 1e-2, 3e-2),
+        (3e-3, 1e-2),
         128,
     ),
     "first": Size(
