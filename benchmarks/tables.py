@@ -48,20 +48,26 @@ def readme() -> str:
 
 
 def _reached() -> str:
-    rows = {row["rule"]: row for row in json.loads((RESULTS / "ladder-m.json").read_text())["rows"]}
+    cnn, resnet = (_rows_of(size) for size in ("m", "resnet20"))
     lines = [
-        "| rule | test accuracy, % | FLOPs of a step | time | memory |",
-        "|---|--:|--:|--:|--:|",
+        "| rule | CNN, % | ResNet-20, % | CNN: FLOPs | time | memory |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for name in (*SHOWN, "random-fixed"):
-        costs, step = rows[name]["costs"], rows[name]["step"]
+        costs, step = cnn[name]["costs"], cnn[name]["step"]
         ratios = (a / b for a, b in zip(step["times_s"], step["backprop_times_s"], strict=True))
         lines.append(
-            f"| `{name}` | {_spread(rows[name], 'last')} "
+            f"| `{name}` | {_spread(cnn[name], 'last')} "
+            f"| {_spread(resnet[name], 'last') if name in resnet else ''} "
             f"| {costs['step_flops'] / costs['backprop_flops']:.2f} "
             f"| {statistics.median(ratios):.2f} | {step['bytes'] / step['backprop_bytes']:.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _rows_of(size: str) -> dict[str, dict[str, Any]]:
+    found = json.loads((RESULTS / f"ladder-{size}.json").read_text())
+    return {row["rule"]: row for row in found["rows"]}
 
 
 def _saved() -> str:
