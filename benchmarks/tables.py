@@ -34,7 +34,18 @@ same network and batch, measured in turns in one run, while the other core did o
 
 
 # Of the ladder's and of the measured steps, those that the README shows.
-SHOWN = ("backprop", "deep-supervision", "auglocal", "dgl-conv", "dgl", "usf", "dfa", "fa")
+SHOWN = (
+    "backprop",
+    "deep-supervision",
+    "auglocal",
+    "dgl-conv",
+    "dgl",
+    "kolen-pollack",
+    "usf",
+    "dtp",
+    "dfa",
+    "fa",
+)
 SHOWN_STEPS = ("resnet110-16", "resnet50-8", "vit12-12", "vgg8b-linear")
 
 
