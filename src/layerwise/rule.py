@@ -181,15 +181,11 @@ class Rule(nn.Module, ABC):
     ) -> None:
         """Give block `i` its objective, built for its place; `among` others than `objectives`."""
         blocks = self.blocks
-        if blocks.shapes is not None and blocks.input_shape is not None:
-            shape, classes = blocks.shapes[i], blocks.shapes[-1]
-            before = unpooled_shape or shape
-            objective.place(Site(i, len(blocks), shape, before, blocks.input_shape, classes))
-        elif objective.needs_site:
-            raise InputError(
-                f"{type(self).__name__}(blocks): the shapes between these blocks are not known, so "
-                "no head can be made; give an example: Blocks([...], example=x)"
-            )
+        if blocks.shapes is not None or objective.needs_site:
+            name = type(self).__name__
+            input_shape, shapes = blocks.known_shapes(name, "no head can be made")
+            before = unpooled_shape or shapes[i]
+            objective.place(Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1]))
         weight = self._weight(i)
         if weight is not None:
             objective.to(weight.device, weight.dtype)

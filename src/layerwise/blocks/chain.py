@@ -106,6 +106,23 @@ class Blocks(nn.Module):
         self.input_shape, self.input_dtype = tuple(example.shape[1:]), example.dtype
         self.shapes = tuple(shapes)
 
+    def known_shapes(self, asked_by: str, lacking: str) -> tuple[Shape, tuple[Shape, ...]]:
+        """`input_shape` and `shapes`.
+
+        Args:
+            asked_by: the call, for errors.
+            lacking: what follows where they are not known, such as "no head can be made".
+
+        Raises:
+            InputError: the blocks were made without an example.
+        """
+        if self.input_shape is None or self.shapes is None:
+            raise InputError(
+                f"{asked_by}(blocks): the shapes between these blocks are not known, so {lacking}; "
+                "give an example: Blocks([...], example=x)"
+            )
+        return self.input_shape, self.shapes
+
     def zeros(self, rows: int, like: Tensor) -> Tensor:
         """An input of nought, (rows, ...), on the device of `like` and, but for tokens, of its
         type."""

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.unchanged import unchanged
-from layerwise.errors import InputError
 
 Shape = tuple[int, ...]
 # Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with
@@ -57,11 +56,7 @@ def layer_calls(
     Raises:
         InputError: shapes between the blocks are not known.
     """
-    if blocks.input_shape is None:
-        raise InputError(
-            f"{asked_by}(blocks): the shapes between these blocks are not known, so its layers are "
-            "not either; give an example: Blocks([...], example=x)"
-        )
+    blocks.known_shapes(asked_by, "its layers are not either")
     found: defaultdict[Tensor, list[Call]] = defaultdict(list)
 
     def layer(

@@ -66,12 +66,7 @@ class Projections(nn.Module):
         super().__init__()
         if not scale > 0:
             raise InputError(f"{asked_by}(scale={scale}): give a positive number")
-        if blocks.shapes is None:
-            raise InputError(
-                f"{asked_by}(blocks): the shapes between these blocks are not known, so no "
-                "feedback matrix can be made; give an example: Blocks([...], example=x)"
-            )
-        *between, scores = blocks.shapes
+        _, (*between, scores) = blocks.known_shapes(asked_by, "no feedback matrix can be made")
         self.tokens = len(scores) == 2
         self.units: dict[str, int] = {}
         for k, shape in enumerate(between):

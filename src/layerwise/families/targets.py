@@ -77,16 +77,11 @@ class TargetRule(Rule):
         for name, value in {"beta": beta, "noise": noise, "samples": samples}.items():
             if not value > 0:
                 raise InputError(f"{call}({name}={value}): give a positive number")
-        if blocks.shapes is None:
-            raise InputError(
-                f"{call}(blocks): the shapes between these blocks are not known, so no inverse can "
-                "be made; give an example: Blocks([...], example=x)"
-            )
+        _, shapes = blocks.known_shapes(call, "no inverse can be made")
         self.beta, self.noise, self.samples = beta, noise, samples
         self.draw: Callable[[Tensor], Tensor] = torch.randn_like
         last = len(blocks) - 1
         self.objectives[str(last)] = Classify(criterion=criterion)
-        shapes = blocks.shapes
         self.inverses = nn.ModuleDict(
             {
                 str(k): inverse(shapes[k], shapes[k - 1])

@@ -66,19 +66,15 @@ class DNI(ForwardRule):
             raise InputError(
                 f"DNI(update_probability={update_probability}): give more than 0, at most 1"
             )
-        if blocks.shapes is None or blocks.input_shape is None:
-            raise InputError(
-                "DNI(blocks): the shapes between these blocks are not known, so no synthesizer can "
-                "be made; give an example: Blocks([...], example=x)"
-            )
+        input_shape, shapes = blocks.known_shapes("DNI", "no synthesizer can be made")
         self.recipe, self.context = synthesizer, context
         self.update_probability = update_probability
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
-        classes = blocks.shapes[-1][-1] if context else None
-        between = blocks.shapes[:-1]
+        classes = shapes[-1][-1] if context else None
+        between = shapes[:-1]
         self.synthesizers = nn.ModuleList(synthesizer(shape, classes) for shape in between)
         self.inputs = nn.ModuleList(
-            InputSynthesizer()(blocks.input_shape, shape) for shape in between if synthetic_inputs
+            InputSynthesizer()(input_shape, shape) for shape in between if synthetic_inputs
         )
         weight = self._weight(0)
         if weight is not None:

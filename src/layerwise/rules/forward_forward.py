@@ -184,15 +184,10 @@ class ForwardForward(ForwardRule):
 
 def _checked(blocks: Blocks) -> tuple[tuple[int, ...], int]:
     """The shape of an input, and how many classes there are."""
-    if blocks.input_shape is None or blocks.shapes is None:
-        raise InputError(
-            "ForwardForward(blocks): the shapes between these blocks are not known, so no label "
-            "can be embedded; give an example: Blocks([...], example=x)"
-        )
-    scores = blocks.shapes[-1]
+    shape, (*_, scores) = blocks.known_shapes("ForwardForward", "no label can be embedded")
     if len(scores) != 1 or scores[0] < 2:
         raise InputError(
             f"ForwardForward: the network gives scores of {scores} for a sample; it needs one "
             "label a sample, of two classes or more: take rules.DGL"
         )
-    return blocks.input_shape, scores[0]
+    return shape, scores[0]

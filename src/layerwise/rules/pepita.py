@@ -138,18 +138,14 @@ def _own(h: Tensor, block: torch.nn.Module) -> Tensor:
 def _feedback(rule: Rule, scale: float) -> Tensor:
     """F, (classes, d)."""
     blocks = rule.blocks
-    if blocks.shapes is None or blocks.input_shape is None:
+    shape, (*_, scores) = blocks.known_shapes("PEPITA", "no feedback matrix can be made")
+    if len(scores) != 1:
         raise InputError(
-            "PEPITA(blocks): the shapes between these blocks are not known, so no feedback matrix "
-            "can be made; give an example: Blocks([...], example=x)"
-        )
-    if len(blocks.shapes[-1]) != 1:
-        raise InputError(
-            f"PEPITA: the network gives scores of {blocks.shapes[-1]} for a sample; it needs one "
+            f"PEPITA: the network gives scores of {scores} for a sample; it needs one "
             "label a sample: take rules.DirectFeedbackAlignment"
         )
-    units = math.prod(blocks.input_shape)
+    units = math.prod(shape)
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    matrix = torch.empty(blocks.shapes[-1][0], units, device=like.device, dtype=like.dtype)
+    matrix = torch.empty(scores[0], units, device=like.device, dtype=like.dtype)
     bound = scale * math.sqrt(6 / units)
     return matrix.uniform_(-bound, bound)
