@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from layerwise.analysis.angle import degrees_between
 from layerwise.batch import identity
 from layerwise.blocks.unchanged import unchanged
 from layerwise.cost import without_gradients
@@ -94,7 +94,4 @@ def _compared(of_rule: list[Tensor | None], of_backprop: list[Tensor | None]) ->
     norm, norm_wanted = g.norm(), wanted.norm()
     if not norm or not norm_wanted:
         return None
-    # Kahan's formula: exact where the two agree, where the arc cosine has lost half its digits.
-    a, b = g / norm, wanted / norm_wanted
-    angle = 2 * math.degrees(math.atan2((a - b).norm().item(), (a + b).norm().item()))
-    return Alignment(angle, (norm / norm_wanted).item())
+    return Alignment(degrees_between(g, wanted), (norm / norm_wanted).item())

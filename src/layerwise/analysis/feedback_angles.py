@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from layerwise.analysis.angle import degrees_between
 from layerwise.errors import InputError
 from layerwise.families.feedback import FeedbackRule
 from layerwise.rule import Rule
@@ -33,7 +33,7 @@ def feedback_angles(rule: Rule) -> dict[str, float]:
     Raises:
         InputError: another rule.
     """
-    return {name: _degrees(b, w) for name, b, w in _pairs("feedback_angles", rule)}
+    return {name: degrees_between(b, w) for name, b, w in _pairs("feedback_angles", rule)}
 
 
 def pseudo_inverse_angles(rule: Rule) -> dict[str, float]:
@@ -46,7 +46,10 @@ def pseudo_inverse_angles(rule: Rule) -> dict[str, float]:
     Args and what else is said: as `feedback_angles`.
     """
     pairs = _pairs("pseudo_inverse_angles", rule)
-    return {name: _degrees(b.flatten(1).T, torch.linalg.pinv(w.flatten(1))) for name, b, w in pairs}
+    return {
+        name: degrees_between(b.flatten(1).T, torch.linalg.pinv(w.flatten(1)))
+        for name, b, w in pairs
+    }
 
 
 def _pairs(call: str, rule: Rule) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -64,9 +67,3 @@ def _pairs(call: str, rule: Rule) -> Iterator[tuple[str, Tensor, Tensor]]:
         for name in names:
             weight = block.get_parameter(name)
             yield f"{label}.{name}", matrices[weight].detach().double(), weight.detach().double()
-
-
-def _degrees(a: Tensor, b: Tensor) -> float:
-    """atan2 of |a/|a| - b/|b|| and its like: right for small angles, too, where arccos is not."""
-    a, b = a / a.norm(), b / b.norm()
-    return math.degrees(2 * math.atan2((a - b).norm().item(), (a + b).norm().item()))

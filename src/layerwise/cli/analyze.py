@@ -27,7 +27,7 @@ from layerwise.report.analysis import (
     draw_feedback,
     draw_feedback_training,
 )
-from layerwise.run import ALIGNMENT, Run, claim_numbered
+from layerwise.run import Run, claim_numbered
 
 QUESTIONS = {
     "alignment": "angle and ratio of norms to backpropagation's gradient",
@@ -140,10 +140,10 @@ def _report(subjects: list[Subject], questions: Mapping[str, Sequence[str]]) -> 
 
     rows = {subject.label: subject.blocks(questions[subject.label]) for subject in subjects}
     similar = _cka(subjects) if "cka" in questions[first.label] else []
-    aligned = answers("alignment", lambda s: s.run.lines(ALIGNMENT), [])
+    aligned = answers("alignment", lambda s: s.aligned, [])
     hard = answers("difficulty", lambda s: s.outcomes, None)
     back = answers("feedback", lambda s: s.feedback, [])
-    back_in_training = answers("feedback", lambda s: s.run.lines(ALIGNMENT), [])
+    back_in_training = answers("feedback", lambda s: s.aligned, [])
     learned = {label: difficulty(o[1]) for label, o in hard.items() if o is not None}
     result = {
         "runs": [

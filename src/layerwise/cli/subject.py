@@ -28,7 +28,7 @@ from layerwise.errors import InputError, reason
 from layerwise.experiment import Experiment, build, tuples
 from layerwise.families.feedback import FeedbackRule
 from layerwise.rule import Rule
-from layerwise.run import OUTCOMES, Run
+from layerwise.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
 BATCH = 128
@@ -205,6 +205,11 @@ class Subject:
             {"name": name, "to_weight": angle, "to_pseudo_inverse": inverse[name]}
             for name, angle in feedback_angles(self.rule).items()
         ]
+
+    @cached_property
+    def aligned(self) -> list[dict[str, Any]]:
+        """Rows of alignment.jsonl, empty where the run kept none."""
+        return self.run.lines(ALIGNMENT)
 
     @cached_property
     def outcomes(self) -> tuple[Tensor, Tensor] | None:

@@ -283,9 +283,10 @@ class Trainer:
             self.ema.update_parameters(self.rule)
 
     def _set_lr(self) -> None:
+        lr = self.rate.at(self.step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = self.rate.at(self.step)
+                group["lr"] = lr
 
     @torch.no_grad()
     def _evaluate(self, loader: Loader) -> Tally:
