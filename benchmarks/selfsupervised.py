@@ -3,10 +3,11 @@
     python benchmarks/selfsupervised.py NAME --data digits --size 16 --epochs 20 --seeds 0 1 2
 
 Trains a small CNN block by block without labels: Greedy InfoMax (InfoNCE on overlapping patches,
-each encoded by itself) and NT-Xent on whole images. Beside each stands the same network untrained,
-and with its blocks fixed as they were initialised (`LastBlock`: the statistics of BatchNorm move,
-only the classifier learns). The file holds the linear probe's test accuracy after each
-convolutional block.
+each encoded by itself), and on whole images NT-Xent and inpainting, with colours also contrastive
+multiview coding and colorization. Beside each stands the same network untrained, and with its
+blocks fixed as they were initialised (`LastBlock`: the statistics of BatchNorm move, only the
+classifier learns). The file holds the linear probe's test accuracy after each convolutional block.
+What was measured before with the same options stays in it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from layerwise.analysis import linear_probe
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.environment import describe
-from layerwise.objectives import InfoNCE, NTXent
+from layerwise.objectives import CMC, Colorize, InfoNCE, Inpaint, NTXent, Objective
 from layerwise.trainer import fabric_for
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--skip", type=int, default=0)
+    parser.add_argument("--negatives", type=int, help="of InfoNCE; all patches by default")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="32")
     given = parser.parse_args()
@@ -74,20 +76,32 @@ def main() -> None:
     def whole() -> torch.nn.Module:
         return models.basic_cnn(shape, splits.num_classes, given.channels, 3)
 
-    def infomax(blocks: Blocks) -> Rule:
-        return rules.Greedy(blocks, InfoNCE(rows, given.steps, given.skip))
-
-    def nt_xent(blocks: Blocks) -> Rule:
-        return rules.Greedy(blocks, NTXent())
+    def greedy(objective: Objective) -> Callable[[Blocks], Rule]:
+        return lambda blocks: rules.Greedy(blocks, objective)
 
     contenders: dict[str, tuple[Callable, Callable | None]] = {
-        "Greedy InfoMax (InfoNCE), patches": (patches, infomax),
+        "Greedy InfoMax (InfoNCE), patches": (
+            patches,
+            greedy(InfoNCE(rows, given.steps, given.skip, given.negatives)),
+        ),
         "random fixed blocks, patches": (patches, rules.LastBlock),
         "untrained, patches": (patches, None),
-        "NT-Xent": (whole, nt_xent),
+        "NT-Xent": (whole, greedy(NTXent())),
+        "CMC": (whole, greedy(CMC())),
+        "Colorize": (whole, greedy(Colorize(kind="classify", rebalance=True))),
+        "Inpaint": (whole, greedy(Inpaint())),
         "random fixed blocks": (whole, rules.LastBlock),
         "untrained": (whole, None),
     }
+    if shape[0] == 1:
+        del contenders["CMC"], contenders["Colorize"]
+    out = RESULTS / f"probe-{given.name}.json"
+    options = {
+        k: v for k, v in vars(given).items() if k not in ("data", "called", "name", "only", "seeds")
+    }
+    before = json.loads(out.read_text()) if out.exists() else {"given": options, "runs": []}
+    if before["given"] != options:
+        raise SystemExit(f"{out}: measured with {before['given']}; give another name")
     results = []
     for seed in given.seeds:
         for name, (network, rule) in contenders.items():
@@ -97,16 +111,20 @@ def main() -> None:
                 {"contender": name, "seed": seed, **_measure(network, rule, splits, given, seed)}
             )
             print(json.dumps(results[-1]), flush=True)
+    now = {(result["contender"], result["seed"]) for result in results}
+    kept = [
+        {**run, "results": left}
+        for run in before["runs"]
+        if (left := [r for r in run["results"] if (r["contender"], r["seed"]) not in now])
+    ]
     content = {
         "benchmark": "selfsupervised",
-        **describe(),
         "data": given.called or splits.name,
-        "given": {k: v for k, v in vars(given).items() if k not in ("data", "called", "name")},
+        "given": options,
         "augment": {"NT-Xent": repr(VIEWS[shape[0]]), "others": repr(PLAIN[shape[0]])},
         "blocks": ["conv1", "conv2", "conv3"],
-        "results": results,
+        "runs": [*kept, {**describe(), "results": results}],
     }
-    out = RESULTS / f"probe-{given.name}.json"
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
 

@@ -299,7 +299,7 @@ def _text(result: dict[str, Any]) -> str:
     )
 
 
-def _of_seeds(found: list[float], places: int) -> str:
+def _of_seeds(found: Sequence[float], places: int) -> str:
     spread = f" ± {statistics.stdev(found):.{places}f}" if len(found) > 1 else ""
     return f"{statistics.mean(found):.{places}f}{spread}"
 
@@ -361,29 +361,35 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def _probes(found: dict[str, Any]) -> str:
-    """Linear probes' test accuracy in %, mean and standard deviation over seeds."""
-    of: dict[str, list[list[float]]] = {}
-    for result in found["results"]:
-        of.setdefault(result["contender"], []).append([100 * a for a in result["accuracy"]])
+    """Linear probes' test accuracy in %, mean and standard deviation over seeds; the last two
+    columns are differences seed by seed."""
+    of: dict[str, dict[int, list[float]]] = {}
+    for result in (result for run in found["runs"] for result in run["results"]):
+        of.setdefault(result["contender"], {})[result["seed"]] = [
+            100 * a for a in result["accuracy"]
+        ]
+    base = ("random fixed blocks", "untrained")
     lines = [
-        f"| {found['data']}, linear probe after | {' | '.join(found['blocks'])} |",
-        "|---|" + "--:|" * len(found["blocks"]),
+        f"| {found['data']}, linear probe after | {' | '.join(found['blocks'])} | seeds | "
+        f"{found['blocks'][-1]} above {base[0]} | above {base[1]} |",
+        "|---|" + "--:|" * (len(found["blocks"]) + 3),
     ]
     for name, seeds in of.items():
-        cells = [
-            f"{statistics.mean(block):.1f}"
-            + (f" ± {statistics.stdev(block):.1f}" if len(block) > 1 else "")
-            for block in zip(*seeds, strict=True)
-        ]
+        cells = [_of_seeds(block, 1) for block in zip(*seeds.values(), strict=True)]
+        cells.append(str(len(seeds)))
+        kind = ", patches" if name.endswith(", patches") else ""
+        for other in (b + kind for b in base):
+            both = sorted(seeds.keys() & of[other].keys())
+            above = [seeds[seed][-1] - of[other][seed][-1] for seed in both]
+            cells.append("" if name.removesuffix(kind) in base else _of_seeds(above, 1))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    given = found["given"]
+    given, made = found["given"], {f"{r['cpu']}, torch {r['torch']}" for r in found["runs"]}
     images = f", {given['images']} training images" if given["images"] else ""
     return (
         "\n".join(lines)
-        + f"\n\nTest accuracy in %, {len(given['seeds'])} seed(s), {given['epochs']} epochs"
-        f"{images}; blocks learn without labels, probes on the frozen output averaged down to "
-        f"{given['pool']}x{given['pool']}. {found['cpu']}, torch {found['torch']}.\n\n"
-        f"{_commands([found['command']])}"
+        + f"\n\nTest accuracy in %, {given['epochs']} epochs{images}; blocks learn without labels, "
+        f"probes on the frozen output averaged down to {given['pool']}x{given['pool']}. "
+        f"{'; '.join(sorted(made))}.\n\n{_commands([r['command'] for r in found['runs']])}"
     )
 
 
