@@ -27,6 +27,7 @@ ANYWHERE: dict[str, Head] = {
 ON_MAPS: dict[str, Head] = {
     "conv": heads.Conv(),
     "conv_deep": heads.Conv(layers=2, channels=3, kernel_size=5, reduce=3, pool=1, hidden=6),
+    "conv_narrowing": heads.Conv(layers=2, stride=2, widen=2),
     "conv_all": heads.Conv(kernel_size=1, pool=None),
     "mlp_sr": heads.MLPSR(),
     "mlp_sr_small": heads.MLPSR(convs=1, layers=1, width=5),

@@ -149,6 +149,30 @@ def test_conv_value() -> None:
     torch.testing.assert_close(head(h), last(hidden(z).relu()))
 
 
+def test_conv_of_half_the_resolution_and_twice_the_channels() -> None:
+    """8x6 with 2 channels: 4x3 with 4, 2x2 with 8, and with `channels` 5: 5 and 10."""
+    h = torch.randn(5, 2, 8, 6)
+    for channels, wanted in ((None, [4, 8]), (5, [5, 10])):
+        head = heads.Conv(layers=2, channels=channels, stride=2, widen=2, pool=None)(
+            (2, 8, 6), CLASSES
+        )
+        convs = [m for m in head if isinstance(m, nn.Conv2d)]
+        assert [conv.out_channels for conv in convs] == wanted
+        z = h
+        for conv in convs:
+            z = F.conv2d(z, conv.weight, stride=2, padding=1)
+            z = F.batch_norm(z, None, None, training=True).relu()
+        assert z.shape[2:] == (2, 2)
+        torch.testing.assert_close(head(h), head[-1](z.flatten(1)))
+
+
+def test_conv_strides_over_one_position_under_autocast() -> None:
+    head = heads.Conv(layers=2, stride=2, widen=2)((64, 1, 1), CLASSES)
+    for _ in range(10):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert head(torch.randn(128, 64, 1, 1)).isfinite().all()
+
+
 @pytest.mark.parametrize("convs", [1, 3])
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("width", [None, 7])
@@ -245,6 +269,8 @@ def test_per_token() -> None:
         lambda: heads.Conv(reduce=0),
         lambda: heads.Conv(pool=0),
         lambda: heads.Conv(hidden=0),
+        lambda: heads.Conv(stride=0),
+        lambda: heads.Conv(widen=0),
         lambda: heads.MLPSR(convs=0),
         lambda: heads.MLPSR(layers=0),
         lambda: heads.MLPSR(width=0),

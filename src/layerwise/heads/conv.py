@@ -15,15 +15,19 @@ class Conv(Head):
     """[reduce,] `layers` times (convolution, BatchNorm, ReLU), [pool,] flatten, [hidden,] linear.
 
     On a vector, as a fully connected layer gives, only what follows the convolutions remains. At
-    full resolution its cost is a convolution of the network's own; `reduce` makes it light.
+    full resolution its cost is a convolution of the network's own; `reduce` makes it light. With
+    stride=2 and widen=2 it goes on as networks do, with half the resolution and twice the channels:
+    a layer then costs half of one that keeps both.
 
     Args:
         layers: how many convolutions.
-        channels: their output channels; null keeps the block's.
-        kernel_size: odd; the resolution is kept.
+        channels: the first one's output channels; null for `widen` times the block's.
+        kernel_size: odd.
         reduce: average the feature maps down to reduce x reduce before the convolutions.
         pool: average down to pool x pool after them; null keeps every position.
         hidden: units of a hidden layer (linear, ReLU) before the last; null for none.
+        stride: of each convolution; 1 keeps the resolution.
+        widen: how many times as many channels each convolution has as the one before.
     """
 
     layers: int = 1
@@ -32,6 +36,8 @@ class Conv(Head):
     reduce: int | None = None
     pool: int | None = 2
     hidden: int | None = None
+    stride: int = 1
+    widen: int = 1
 
     def __post_init__(self) -> None:
         positive(
@@ -42,6 +48,8 @@ class Conv(Head):
             reduce=self.reduce,
             pool=self.pool,
             hidden=self.hidden,
+            stride=self.stride,
+            widen=self.widen,
         )
         if self.kernel_size % 2 == 0:
             raise InputError(
@@ -63,14 +71,17 @@ class Conv(Head):
         if self.reduce is not None and (height > self.reduce or width > self.reduce):
             height, width = min(self.reduce, height), min(self.reduce, width)
             layers.append(nn.AdaptiveAvgPool2d((height, width)))
-        for _ in range(self.layers):
-            out = self.channels or channels
+        k = self.kernel_size
+        for i in range(self.layers):
+            out = channels * self.widen if i or self.channels is None else self.channels
+            # Of one position a stride changes nothing, and oneDNN's bfloat16 kernel gives NaN.
+            stride = self.stride if max(height, width) > 1 else 1
             layers += [
-                nn.Conv2d(channels, out, self.kernel_size, padding="same", bias=False),
+                nn.Conv2d(channels, out, k, stride, padding=k // 2, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(),
             ]
-            channels = out
+            channels, height, width = out, -(-height // stride), -(-width // stride)
         # After feature_maps the order is (C, H, W), also where H = W = C could be read otherwise.
         if self.pool is not None and (height > self.pool or width > self.pool):
             height, width = min(self.pool, height), min(self.pool, width)
