@@ -52,7 +52,9 @@ def test_one_step_by_hand() -> None:
         assert tuple(v and v.item() for v in report.local_losses) == losses
 
 
-def _naive(rule: rules.Overlap, x: Tensor, y: Tensor, m: int, w: float) -> dict[str, Tensor]:
+def _naive(
+    rule: rules.Overlap, x: Tensor, y: Tensor, m: int, w: float, s: int
+) -> dict[str, Tensor]:
     """A graph of its own for every loss, from the input of the first block it reaches."""
     inputs = [x]
     for block in rule.blocks:
@@ -75,22 +77,26 @@ def _naive(rule: rules.Overlap, x: Tensor, y: Tensor, m: int, w: float) -> dict[
         return lambda h: F.cross_entropy(objective.predict(h), y)
 
     for k in range(last + 1):
-        if k >= m:
-            add(k - m, k, 1 - w, of(rule.objectives[str(k)]))
+        ends = k == last or (k >= m and (k - m) % s == 0)
+        if ends:
+            add(max(0, k - m), k, 1 - w, of(rule.objectives[str(k)]))
         if w:
-            alone = rule.objectives if k < m or k == last else rule.independents
+            alone = rule.objectives if not ends or k == last else rule.independents
             add(k, k, w, of(alone[str(k)]))
     return total
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("overlap", [0, 1, 2])
+@pytest.mark.parametrize(("overlap", "every"), [(0, 1), (1, 1), (2, 1), (1, 2), (2, 2), (2, 3)])
 @pytest.mark.parametrize("independent", [0.0, 0.25])
-def test_against_a_graph_for_every_loss(network: str, overlap: int, independent: float) -> None:
+def test_against_a_graph_for_every_loss(
+    network: str, overlap: int, every: int, independent: float
+) -> None:
     case = NETWORKS[network](torch.float64)
-    rule = rules.Overlap(case.blocks, _classify(), overlap, independent).eval()
+    rule = rules.Overlap(case.blocks, _classify(), overlap, independent, every=every).eval()
     rule.backward(case.x, case.y)
-    assert_close(grads(rule), _naive(rule, case.x, case.y, overlap, independent), atol=1e-11)
+    wanted = _naive(rule, case.x, case.y, overlap, independent, every)
+    assert_close(grads(rule), wanted, atol=1e-11)
 
 
 def _same_step(rule: Rule, other: Rule, case: networks.Case) -> None:
@@ -118,6 +124,26 @@ def test_windows_of_one_block_are_greedy(network: str, options: dict[str, Any]) 
     greedy = rules.Greedy(case.blocks, _classify())
     greedy.load_state_dict(rule.state_dict())
     _same_step(rule, greedy, case)
+
+
+@pytest.mark.parametrize("network", ["cnn", "transformer"])
+@pytest.mark.parametrize("size", [2])
+def test_units_that_share_nothing_are_greedy_on_larger_blocks(network: str, size: int) -> None:
+    """Chunked local updates: the graph of a chunk is gone before the next one starts."""
+    case = NETWORKS[network](torch.float64)
+    rule = rules.Overlap(case.blocks, _classify(), size - 1, every=size)
+    parts = list(copy.deepcopy(case.blocks))
+    chunks = [nn.Sequential(*parts[i : i + size]) for i in range(0, len(parts), size)]
+    greedy = rules.Greedy(Blocks(chunks, example=case.x), _classify())
+    mine = [*rule.blocks.parameters(), *rule.objectives.parameters()]
+    its = [*greedy.blocks.parameters(), *greedy.objectives.parameters()]
+    with torch.no_grad():
+        for p, q in zip(mine, its, strict=True):
+            q.copy_(p)
+    rule.backward(case.x, case.y)
+    greedy.backward(case.x, case.y)
+    for p, q in zip(mine, its, strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -160,13 +186,13 @@ class _Held:
         self.tensor, self.block = tensor, block
 
 
-@pytest.mark.parametrize("overlap", [0, 1, 2, 3])
+@pytest.mark.parametrize(("overlap", "every"), [(0, 1), (1, 1), (2, 1), (3, 1), (1, 2), (2, 3)])
 @pytest.mark.parametrize("independent", [0.0, 0.25])
-def test_only_the_windows_graphs_are_alive(overlap: int, independent: float) -> None:
-    """When block k starts, graphs of the `overlap` blocks before are alive and of none earlier;
-    each block runs once."""
-    case = networks.cnn()
-    rule = rules.Overlap(case.blocks, _classify(), overlap, independent)
+def test_only_the_windows_graphs_are_alive(overlap: int, every: int, independent: float) -> None:
+    """When block k starts, graphs of blocks that a loss still to come reaches are alive and of no
+    other; each block runs once."""
+    case = networks.transformer()
+    rule = rules.Overlap(case.blocks, _classify(), overlap, independent, every=every)
     alive: weakref.WeakSet[_Held] = weakref.WeakSet()
     found: list[set[int]] = []
     running = itertools.count()
@@ -187,7 +213,11 @@ def test_only_the_windows_graphs_are_alive(overlap: int, independent: float) -> 
         rule.backward(case.x, case.y)
     for handle in handles:
         handle.remove()
-    wanted = [set(range(max(0, k - overlap), k)) for k in range(len(rule.blocks))]
+    count = len(rule.blocks)
+    ends = {*range(overlap, count, every), count - 1}
+    wanted = [
+        {j for j in range(k) if any(k <= end <= j + overlap for end in ends)} for k in range(count)
+    ]
     assert found == wanted
     assert not alive
 
@@ -255,5 +285,7 @@ def test_bad_input() -> None:
         rules.Overlap(blocks, _classify(), -1)
     with pytest.raises(ValueError, match=r"independent=1.5\): give a weight in \[0, 1\]"):
         rules.Overlap(blocks, _classify(), 1, 1.5)
+    with pytest.raises(ValueError, match=r"every=3, overlap=1\): .* give 1 to overlap \+ 1"):
+        rules.Overlap(blocks, _classify(), 1, every=3)
     with pytest.raises(ValueError, match="Overlap needs forward and backward information"):
         check_rule(rules.Overlap(blocks, _classify()), 2)

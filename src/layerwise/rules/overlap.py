@@ -26,14 +26,16 @@ class Overlap(ObjectiveRule):
 
     With m the overlap, unit k ends at block k and its loss reaches the m blocks before it:
 
-        L_k    = objective_k(h_k),   k = m ... K-1,   h_k = f_k(h_{k-1})
-        grad_j = sum over k = j ... j+m of d L_k / d f_j
+        L_k    = objective_k(h_k),   k = m, m+s, m+2s ... and K-1,   h_k = f_k(h_{k-1})
+        grad_j = sum over these k in j ... j+m of d L_k / d f_j
 
     A block that units share gets the sum of their gradients, those of the sum of all losses; each
     unit has a head of its own. Xiong, Ren & Urtasun 2020 (LoCo, arXiv:2008.01342), with any loss in
-    the place of the contrastive one: a unit there is two stages of a ResNet, so the blocks before
-    the first unit's end have no loss of their own. Laskin et al. 2020 (arXiv:2012.03837) call it
-    overlapping local updates. With m = 0 it is `Greedy`, with m >= K-1 backpropagation.
+    the place of the contrastive one: a unit there is two stages of a ResNet and ends with every
+    stage, m = 2s-1 with s blocks a stage, so the blocks before the first unit's end have no loss of
+    their own. Laskin et al. 2020 (arXiv:2012.03837) call it overlapping local updates, and with
+    s = m+1, where nothing overlaps, chunked ones. With m = 0 it is `Greedy`, with m >= K-1
+    backpropagation.
 
     With `independent` = w every block but the last has a second objective, with a head of its own,
     that reaches nothing but the block. It weighs w, the unit's 1 - w; so does the last block's loss
@@ -45,22 +47,24 @@ class Overlap(ObjectiveRule):
     twice (and moves BatchNorm's statistics twice); the first block has an independent loss, too;
     features are not averaged over patches.
 
-    The graphs of m + 1 blocks and of their heads are alive at a time. Each block runs forward once,
-    and backward once for its weights and up to m times for its input. Compiled blocks run as they
-    are written, unless m = 0.
+    The graphs of at most m + 1 blocks and of their heads are alive at a time. Each block runs
+    forward once, and backward once for its weights and about m/s times for its input. Compiled
+    blocks run as they are written, unless m = 0.
 
     Args:
         blocks: the network, made with an example where an objective has a head.
         objectives: one, of which every block but the last gets its own copy; or one per block; or
             one per block but the last. Where the last is left out it predicts the labels from the
-            network's own output. Those of the first m blocks are used by `independent` alone.
+            network's own output. Those of blocks that end no unit are used by `independent` alone.
         overlap: m, how many blocks a loss reaches before its own; 0 or more.
         independent: w, the weight of a block's second loss, which reaches the block alone, in
             [0, 1]; 0 for none.
         criterion: the last block's loss where its objective is left out.
+        every: s, a unit ends with every s-th block; 1 to m + 1, so that none is left out.
 
     Raises:
-        InputError: a negative overlap; a weight outside [0, 1].
+        InputError: a negative overlap; a weight outside [0, 1]; units between which there is a
+            gap.
     """
 
     needs = Needs.FORWARD | Needs.BACKWARD
@@ -72,20 +76,28 @@ class Overlap(ObjectiveRule):
         overlap: int = 1,
         independent: float = 0.0,
         criterion: Criterion = cross_entropy,
+        every: int = 1,
     ):
         if overlap < 0:
             raise InputError(f"Overlap(overlap={overlap}): give 0 or more blocks; with 0: Greedy")
         if not 0 <= independent <= 1:
             raise InputError(f"Overlap(independent={independent}): give a weight in [0, 1]")
+        if not 1 <= every <= overlap + 1:
+            raise InputError(
+                f"Overlap(every={every}, overlap={overlap}): losses {every} blocks apart, each of "
+                f"which reaches {overlap} before its own, leave some out; give 1 to overlap + 1"
+            )
         if independent == 1:  # units would weigh nothing: windows of one block are left
-            overlap, independent = 0, 0.0
-        first = min(overlap, len(blocks) - 1)  # the block that ends the first unit
+            overlap, independent, every = 0, 0.0, 1
+        last = len(blocks) - 1
+        self.overlap, self.independent = min(overlap, last), independent
+        self.ends = [*range(self.overlap, last, every), last]
         found = one_per_block("Overlap", blocks, objectives, criterion)
-        second = copy.deepcopy(found[first:-1]) if independent else []
-        super().__init__(blocks, found if independent else [None] * first + found[first:])
-        self.overlap, self.independent = first, independent
+        second = {k: copy.deepcopy(found[k]) for k in self.ends[:-1] if independent}
+        of_units = [objective if k in self.ends else None for k, objective in enumerate(found)]
+        super().__init__(blocks, found if independent else of_units)
         self.independents = nn.ModuleDict()
-        for k, objective in enumerate(second, start=first):
+        for k, objective in second.items():
             if objective is not None:
                 objective.number(k, len(blocks))
                 self._attach(k, objective, self._unpooled_shape(k), self.independents)
@@ -108,11 +120,13 @@ class Overlap(ObjectiveRule):
                 h = self._run(k, leaf.clone() if copies else leaf, batch)
             window.append(_Open(k, leaf, h, list(block.parameters())))
             self._spread(self._learn(window[-1], batch), window)
-            if len(window) > self.overlap:
+            while window and not self._awaits(window[0].number, k):
                 self._close(window.popleft(), scale, on_block)
-        while window:
-            self._close(window.popleft(), scale, on_block)
         return batch.report(h, len(self.blocks))
+
+    def _awaits(self, j: int, k: int) -> bool:
+        """Whether a loss later than block k's reaches block j."""
+        return any(k < end <= j + self.overlap for end in self.ends)
 
     def _learn(self, block: _Open, batch: Batch) -> Tensor | None:
         """Block k's own losses; what they give of its input's gradient, for the blocks before."""
@@ -120,7 +134,7 @@ class Overlap(ObjectiveRule):
         last = k == len(self.blocks) - 1
         first = h[: len(batch.y)] if len(h) > len(batch.y) else h  # views lie below
         unit, second = self._objective(k), None
-        if k < self.overlap:
+        if k not in self.ends:
             unit, second = None, unit
         elif str(k) in self.independents:
             second = self._second(k)
