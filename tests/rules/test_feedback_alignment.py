@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from layerwise import Blocks, rules
+from layerwise import Blocks, Rule, rules
 from layerwise.families.feedback import FeedbackRule, key
 
 
@@ -337,6 +337,32 @@ def test_compiled_blocks_run_as_written() -> None:
     rule.backward(case.x, case.y)
     assert_same(grads(rule), wanted)
     torch._dynamo.reset()
+
+
+class _Product(nn.Module):
+    def __init__(self, product: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x, self.weight)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [F.linear, torch.matmul, lambda x, w: torch.einsum("bi,oi->bo", x, w)],
+    ids=["imported", "matmul", "einsum"],
+)
+@pytest.mark.parametrize(
+    "make", [rules.FeedbackAlignment, lambda b: rules.DirectFeedbackAlignment(b, layers=True)]
+)
+def test_it_warns_of_products_that_it_does_not_see(
+    product: Callable[[Tensor, Tensor], Tensor], make: Callable[[Blocks], Rule]
+) -> None:
+    blocks = Blocks([nn.Linear(6, 6), _Product(product), nn.Linear(6, 3)], example=torch.ones(2, 6))
+    with pytest.warns(UserWarning, match=r": 1\.weight is multiplied otherwise .* true gradient"):
+        make(blocks)
 
 
 def test_functions_are_put_back() -> None:
