@@ -53,7 +53,7 @@ class Experiment:
         as in `Loader`."""
         settings = self.settings
         augment = Augment(**tuples(self.config["augment"]))
-        curriculum = _curriculum(self.config) if not evaluation else None
+        curriculum = _curriculum(self.config, self.splits) if not evaluation else None
 
         def loader(split: Any, train: bool) -> Loader | None:
             if split is None:
@@ -136,10 +136,12 @@ def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization |
     return Normalization(mean, std)
 
 
-def _curriculum(config: Mapping[str, Any]) -> Curriculum | None:
+def _curriculum(config: Mapping[str, Any], splits: Splits) -> Curriculum | None:
     options = dict(config.get("curriculum") or {})
     path = options.pop("scores", None)
-    return None if path is None else Curriculum(read_scores(path), **options)
+    if path is None:
+        return None
+    return Curriculum(read_scores(path, getattr(splits.train, "labels", None)), **options)
 
 
 def _check_curriculum(config: Mapping[str, Any]) -> None:

@@ -65,7 +65,11 @@ def test_one_run(trained, cli):
     evaluation = json.loads((run / "evaluation-train-last.json").read_text())
     accuracy = evaluation["exits"][1]["accuracy"]
     assert epochs[1]["right"].double().mean().item() == pytest.approx(accuracy)
-    assert len(Curriculum(read_scores(folder / "difficulty.safetensors"))) == count
+    labels = build(Run(run).config).splits.train.labels
+    scores = read_scores(folder / "difficulty.safetensors", labels)
+    assert len(Curriculum(scores)) == count
+    with pytest.raises(ValueError, match="they are of other images"):
+        read_scores(folder / "difficulty.safetensors", labels.flip(0))
 
     again = cli(f"analyze {run} --questions probe {QUICK}")
     assert again.code == 0

@@ -182,7 +182,8 @@ def _report(subjects: list[Subject], questions: Mapping[str, Sequence[str]]) -> 
     for label, d in learned.items():
         outcomes = hard[label]
         assert outcomes is not None
-        tensors = {"losses": outcomes[0].mean(0), **vars(d)}
+        (labels,) = (s.experiment.splits.train.labels for s in subjects if s.label == label)
+        tensors = {"losses": outcomes[0].mean(0), "labels": labels, **vars(d)}
         name = "difficulty" if len(learned) == 1 else f"difficulty-{label.replace('/', '-')}"
         files[f"{name}.safetensors"] = save(tensors)
     written = {name: content for name, content in files.items() if content is not None}

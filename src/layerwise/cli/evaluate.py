@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import safetensors.torch
+import torch
 from rich.table import Table
 
 from layerwise.cli.parser import Parser, tokens_of
@@ -76,6 +77,8 @@ def main(arguments: list[str]) -> None:
     output.print(f"{run.path / name}", soft_wrap=True)
     if found["losses"]:
         losses = {"losses": sample_losses(experiment.rule, loader, fabric)}
+        if not loader.tokens:
+            losses["labels"] = torch.cat(list(loader.labels(0))).cpu()
         name = f"losses-{found['split']}-{found['checkpoint']}.safetensors"
         run.write(name, safetensors.torch.save(losses))
         output.print(f"{run.path / name}", soft_wrap=True)

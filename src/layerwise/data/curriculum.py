@@ -88,16 +88,27 @@ class Curriculum:
         return admitted[torch.arange(first, first + size) % len(admitted)]
 
 
-def read_scores(path: str | Path) -> Tensor:
+def read_scores(path: str | Path, labels: Tensor | None = None) -> Tensor:
     """The scores in a file that `layerwise evaluate --losses true` wrote, (N,).
 
+    Args:
+        path: of the file.
+        labels: of the samples that they are to order, (N,).
+
     Raises:
-        InputError: there is no such file, or it is another.
+        InputError: there is no such file, or it is another; it tells of samples with other labels.
     """
     try:
-        return load_file(path)["losses"]
+        found = load_file(path)
+        scores, scored = found["losses"], found.get("labels")
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(
             f"--curriculum.scores {path}: cannot be read; give what `layerwise evaluate RUN "
             "--split train --losses true` wrote"
         ) from error
+    if scored is not None and labels is not None and not torch.equal(scored, labels.cpu()):
+        raise InputError(
+            f"--curriculum.scores {path}: they are of other images, or in another order; give "
+            "those of a run on the same data and --seed, by which validation images are chosen"
+        )
+    return scores
