@@ -260,8 +260,9 @@ def _text(result: dict[str, Any]) -> str:
     tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
     searched = ", ".join(map(str, rows[0]["searched_seeds"]))
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
+    norm = "" if budget["norm_first"] else ", layers that end with their normalisation"
     lines = [
-        f"### {result['data']}{python}\n\n{result['vocabulary']} different characters; gpt of "
+        f"### {result['data']}{python}{norm}\n\n{result['vocabulary']} different characters; gpt of "
         f"{budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
         f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
         f"with seeds {searched} for every rule: {tried}, chosen by validation; seeds {seeds}.\n",

@@ -2,6 +2,7 @@
 
     python benchmarks/text.py                         the generated language `markov`: minutes
     python benchmarks/text.py --data python-topics    English: the help texts of this Python
+    python benchmarks/text.py --norm_last             layers end with their normalisation
     python benchmarks/text.py --only dfa dgl          these alone; `--train` writes no file
 
 Each rule trains with every learning rate of the list on the first three seeds, for one of feedback
@@ -58,13 +59,20 @@ class Budget:
     context: int = 32
     layers: int = 2
     width: int = 64
+    norm_first: bool = True
     batch_size: int = 16
     steps: int = 1124
 
 
 def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
     torch.manual_seed(seed)
-    network = models.gpt(splits.shape, splits.num_classes, budget.layers, budget.width)
+    network = models.gpt(
+        splits.shape,
+        splits.num_classes,
+        budget.layers,
+        budget.width,
+        norm_first=budget.norm_first,
+    )
     at = [f"layer{i}" for i in range(2, budget.layers + 1)]
     example = torch.zeros(2, *splits.shape, dtype=torch.long)
     return RULES[name](cut(network, at=[*at, "classifier"], example=example))
@@ -108,7 +116,7 @@ def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
 
 
 def search(
-    name: str, seeds: list[int], splits: Splits, budget: Budget, runs: Path
+    name: str, rates: list[float], seeds: list[int], splits: Splits, budget: Budget, runs: Path
 ) -> dict[str, Any]:
     """Search, train, and what came out."""
 
@@ -122,7 +130,7 @@ def search(
 
     tried = {
         rate: statistics.mean(trained(rate, seed)["validation"] for seed in seeds[:SEARCHED])
-        for rate in RATES
+        for rate in rates
     }
     rate = min(tried, key=lambda r: tried[r])
     costs = Costs.of(rule_of(name, splits, budget, seeds[0]))
@@ -161,10 +169,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
     parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--norm_last", action="store_true")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
-    budget, runs = Budget(), Path("experiments") / f"text-{given.data}"
+    budget = Budget(norm_first=not given.norm_last)
+    kind = given.data + ("-norm-last" if given.norm_last else "")
+    runs = Path("experiments") / f"text-{kind}"
     runs.mkdir(parents=True, exist_ok=True)
     name, version = given.data, None
     if name == "python-topics":
@@ -172,7 +184,7 @@ def main() -> None:
         path.write_text("\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
         name = f"text:{path}"
     splits = data.load(name, context=budget.context)
-    rows = [search(rule, given.seeds, splits, budget, runs) for rule in given.only]
+    rows = [search(rule, given.rates, given.seeds, splits, budget, runs) for rule in given.only]
     if given.train:
         return
     rate = splits.entropy_rate
@@ -189,7 +201,7 @@ def main() -> None:
         "counted": counted(splits),
         "rows": rows,
     }
-    out = RESULTS / f"text-{given.data}.json"
+    out = RESULTS / f"text-{kind}.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(out)
 

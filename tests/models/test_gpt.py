@@ -53,6 +53,29 @@ def test_attention_by_definition() -> None:
     torch.testing.assert_close(layer(h), layer.write(wanted))
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_a_layer_is_pytorchs(norm_first: bool) -> None:
+    layer = small(norm_first=norm_first).double().layer1
+    theirs = torch.nn.TransformerEncoderLayer(
+        8, 2, 32, 0.0, "gelu", batch_first=True, norm_first=norm_first, dtype=torch.float64
+    )
+    names = {
+        "self_attn.in_proj_": "attention.read.",
+        "self_attn.out_proj.": "attention.write.",
+        "linear1.": "mlp.0.",
+        "linear2.": "mlp.2.",
+    }
+    state = layer.state_dict()
+    for key in theirs.state_dict():
+        mine = key
+        for its, ours in names.items():
+            mine = mine.replace(its, ours)
+        theirs.state_dict()[key].copy_(state[mine])
+    h = torch.randn(3, CONTEXT, 8, dtype=torch.float64)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(CONTEXT, dtype=torch.float64)
+    torch.testing.assert_close(layer(h), theirs(h, src_mask=mask, is_causal=True))
+
+
 def test_shorter_windows() -> None:
     network = small().eval()
     x = torch.randint(TOKENS, (2, CONTEXT))

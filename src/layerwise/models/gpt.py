@@ -45,10 +45,12 @@ class CausalAttention(nn.Module):
 
 
 class CausalLayer(nn.Module):
-    """h + attention(norm(h)), then h + MLP(norm(h)): (B, T, D) -> (B, T, D)."""
+    """h + attention(norm(h)), then h + MLP(norm(h)): (B, T, D) -> (B, T, D). Without `norm_first`
+    norm(h + attention(h)), then norm(h + MLP(h))."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float, norm_first: bool):
         super().__init__()
+        self.norm_first = norm_first
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = CausalAttention(width, heads, dropout)
         self.mlp = nn.Sequential(
@@ -57,8 +59,11 @@ class CausalLayer(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, h: Tensor) -> Tensor:
-        h = h + self.drop(self.attention(self.norm1(h)))
-        return h + self.drop(self.mlp(self.norm2(h)))
+        if self.norm_first:
+            h = h + self.drop(self.attention(self.norm1(h)))
+            return h + self.drop(self.mlp(self.norm2(h)))
+        h = self.norm1(h + self.drop(self.attention(h)))
+        return self.norm2(h + self.drop(self.mlp(h)))
 
 
 def gpt(
@@ -68,8 +73,9 @@ def gpt(
     width: int = 64,
     heads: int = 4,
     dropout: float = 0.0,
+    norm_first: bool = True,
 ) -> nn.Sequential:
-    """Pre-norm transformer decoder: of every token the scores of the next one.
+    """Transformer decoder: of every token the scores of the next one.
 
     Tokens of any window up to the context go in; scores are (B, T, num_classes). Deviations from
     GPT-2: the classifier has weights of its own, for a parameter belongs to one block; weights are
@@ -82,6 +88,8 @@ def gpt(
         width: features of a token; an MLP has four times as many units.
         heads: attention heads.
         dropout: probability of dropping.
+        norm_first: normalise what attention and MLP read, as GPT-2; else what a layer and its
+            residual add up to, as the first transformer (Vaswani et al. 2017, arXiv:1706.03762).
     """
     if len(shape) != 1:
         raise InputError(
@@ -94,6 +102,8 @@ def gpt(
             "of at least 1, and a width that the heads divide"
         )
     named: list[tuple[str, nn.Module]] = [("embedding", Embedding(num_classes, *shape, width))]
-    named += [(f"layer{i + 1}", CausalLayer(width, heads, dropout)) for i in range(layers)]
+    named += [
+        (f"layer{i + 1}", CausalLayer(width, heads, dropout, norm_first)) for i in range(layers)
+    ]
     classifier = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, num_classes))
     return chain([*named, ("classifier", classifier)])
