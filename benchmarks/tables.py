@@ -262,8 +262,8 @@ def _text(result: dict[str, Any]) -> str:
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
     norm = "" if budget["norm_first"] else ", layers that end with their normalisation"
     lines = [
-        f"### {result['data']}{python}{norm}\n\n{result['vocabulary']} different characters; gpt of "
-        f"{budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
+        f"### {result['data']}{python}{norm}\n\n{result['vocabulary']} different characters; gpt "
+        f"of {budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
         f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
         f"with seeds {searched} for every rule: {tried}, chosen by validation; seeds {seeds}.\n",
         "| rule | test perplexity | test accuracy, % | learning rate | FLOPs | of these the "
