@@ -84,6 +84,18 @@ BESIDE = "--rule.objectives.Classify.head MLP --rule.objectives.Classify.head.wi
 SYNTHESIZER = "--rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3"
 
 
+def _narrow(head: str) -> str:
+    """A head of two convolutions, each of half the resolution and twice the channels."""
+    return f"--{head} Conv --{head}.layers 2 --{head}.stride 2 --{head}.widen 2"
+
+
+def _windows(overlap: int, every: int) -> str:
+    return (
+        f"--rule Overlap --rule.overlap {overlap} --rule.every {every} "
+        f"--rule.objectives Classify {_narrow('rule.objectives.head')}"
+    )
+
+
 def _beside(objective: str, weight: str, classify: str, more: str = "") -> str:
     """Class scores and another objective on every block."""
     options = f"--rule.objectives.{objective}.{more} " if more else ""
@@ -98,10 +110,12 @@ def _beside(objective: str, weight: str, classify: str, more: str = "") -> str:
 RULES = {
     "backprop": "--rule Backprop",
     "deep-supervision": f"--rule DeepSupervision {MLP}",
+    "deep-supervision-narrow": f"--rule DeepSupervision {_narrow('rule.head')}",
     "dgl": f"--rule DGL {MLP}",
     "dgl-256": "--rule DGL --rule.head MLP --rule.head.width 256",
     "dgl-mlpsr": "--rule DGL --rule.head MLPSR",
     "dgl-conv": "--rule DGL --rule.head Conv --rule.head.pool 4 --rule.head.hidden 64",
+    "dgl-narrow": f"--rule DGL {_narrow('rule.head')}",
     "direct-global": f"--rule DirectGlobal {MLP}",
     "auglocal": "--rule AugLocal",
     "man": f"--rule MAN {MLP}",
@@ -109,6 +123,9 @@ RULES = {
     "sgr": f"--rule SGR {MLP}",
     "local-critic": f"--rule LocalCritic {MLP}",
     "overlap": f"--rule Overlap --rule.overlap 1 {CLASSIFY}",
+    "overlap-2-2": _windows(2, 2),
+    "overlap-3-3": _windows(3, 3),
+    "overlap-4-3": _windows(4, 3),
     "hpff": f"--rule Overlap --rule.overlap 1 --rule.independent 0.001 {CLASSIFY}",
     "sequential": f"--rule Sequential {CLASSIFY}",
     "mono-forward": "--rule MonoForward",
@@ -132,6 +149,7 @@ RULES = {
     "kolen-pollack": "--rule KolenPollack --optimizer.weight_decay 0.1",
     "dfa": "--rule DirectFeedbackAlignment",
     "dfa-layers": "--rule DirectFeedbackAlignment --rule.layers true",
+    "dfa-normalize": "--rule DirectFeedbackAlignment --rule.normalize true",
     "drtp": "--rule DirectRandomTargetProjection",
     "forward-forward": "--rule ForwardForward --rule.waves true",
     "forward-forward-goodness": "--rule ForwardForward --rule.waves true --rule.by_goodness true",

@@ -46,6 +46,9 @@ RULES: dict[str, Callable[[Blocks], Rule]] = {
     "FeedbackAlignment": rules.FeedbackAlignment,
     "DirectFeedbackAlignment": rules.DirectFeedbackAlignment,
     "DirectFeedbackAlignment to layers": lambda b: rules.DirectFeedbackAlignment(b, layers=True),
+    "DirectFeedbackAlignment, normalize": lambda b: rules.DirectFeedbackAlignment(
+        b, normalize=True
+    ),
     "DGL": lambda blocks: rules.DGL(blocks, head=heads.MLP(width=64)),
     "LastBlock": rules.LastBlock,
 }

@@ -213,6 +213,9 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "direct_feedback_alignment_layers": lambda blocks: rules.DirectFeedbackAlignment(
             blocks, layers=True
         ),
+        "direct_feedback_alignment_normalize": lambda blocks: rules.DirectFeedbackAlignment(
+            blocks, normalize=True
+        ),
     },
     "DirectGlobal": {
         "direct_global": lambda blocks: rules.DirectGlobal(blocks, 0.25, head=SMALL_HEAD),

@@ -44,6 +44,51 @@ def test_with_the_networks_own_matrix_it_is_backprop(depth: int) -> None:
     assert_close(got, grads(rule), atol=1e-15)
 
 
+def test_through_a_normalisation_by_hand() -> None:
+    """h = W x = (a, 0, -a), a = sqrt(3/2), has the mean 0 and the standard deviation 1, so it is
+    N(h). With scores of 0 and the label 0, e = (-1/2, 1/2), and B's first row (-2, 0, 0) makes
+    e B = g = (1, 0, 0). Then
+
+        dL/dh = g - mean(g) - N(h) mean(g N(h)) = (1, 0, 0) - 1/3 - (a, 0, -a) a/3
+              = (1/6, -1/3, 1/6)
+
+    which has no part along h and none along (1, 1, 1). x = 2 makes dW twice that.
+    """
+    a = math.sqrt(1.5)
+    first, last = nn.Linear(1, 3, bias=False).double(), nn.Linear(3, 2, bias=False).double()
+    with torch.no_grad():
+        first.weight.copy_(torch.tensor([[a / 2], [0.0], [-a / 2]]))
+        last.weight.zero_()
+    x = torch.full((1, 1), 2.0).double()
+    rule = rules.DirectFeedbackAlignment(Blocks([first, last], example=x), normalize=True)
+    rule.feedback.get_buffer("0").copy_(torch.tensor([[-2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+    rule.backward(x, torch.zeros(1, dtype=torch.long))
+    wanted = torch.tensor([[1 / 3], [-2 / 3], [1 / 3]]).double()
+    torch.testing.assert_close(first.weight.grad, wanted, atol=2e-5, rtol=0)  # LayerNorm's eps
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 4, 2), (5, 6)])
+def test_through_the_networks_own_normalisation_it_is_backprop(shape: tuple[int, ...]) -> None:
+    """Of vectors, feature maps, and tokens with a label each: the last block normalises what it
+    reads, and B is its weight."""
+    tokens = len(shape) == 2
+    over = shape[-1:] if tokens else shape
+    units = math.prod(over)
+    first = nn.Linear(shape[-1], shape[-1]).double()
+    flat = nn.Identity() if tokens else nn.Flatten()
+    classify = nn.Linear(units, 3).double()
+    last = nn.Sequential(nn.LayerNorm(over, elementwise_affine=False), flat, classify)
+    x = torch.randn(4, *shape).double()
+    y = torch.randint(3, (4, shape[0]) if tokens else (4,))
+    rule = rules.DirectFeedbackAlignment(Blocks([first, last], example=x), normalize=True)
+    rule.feedback.get_buffer("0").copy_(classify.weight.detach())
+    rule.backward(x, y)
+    got = grads(rule)
+    rule.zero_grad()
+    F.cross_entropy(last(first(x)).flatten(0, -2), y.flatten()).backward()
+    assert_close(got, grads(rule), atol=1e-14)
+
+
 def _matrix(rule: Rule, k: int, units: int) -> Tensor:
     if "all" in dict(rule.feedback.named_buffers()):
         return rule.feedback.get_buffer("all")[:, :units] * 0.7 / math.sqrt(units)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
@@ -42,6 +43,16 @@ class DirectFeedbackAlignment(Rule):
     that read anything but a block's input, sends its input e B in the place of a gradient through
     its weight. On one block of a chain of layers that is the paper's rule, with no cut at all.
 
+    With `normalize` the error goes to the output as layer normalisation leaves it, without its
+    parameters, and from there to the output by its true gradient:
+
+        grad_k = (e B_k) dN(h_k) / d f_k,    N(h) = (h - mean) / std
+
+    over the features of vectors and tokens, over all units of feature maps. It is not of the
+    papers. Where blocks add to a residual stream, e B_k alone pushes every token the same way,
+    whatever its size: the stream grows, tokens become alike, and the network's last normalisation,
+    which would take both from a true gradient, is not on the error's way.
+
     Every block's graph is kept until the error is there, as in backpropagation.
 
     Deviations: class scores for every token go back token by token; an output (B, T, D) of a
@@ -56,6 +67,7 @@ class DirectFeedbackAlignment(Rule):
         at: names or numbers of the blocks whose output gets the error; null for all.
         layers: send it to the layers within blocks, too.
         criterion: of class scores and labels, a scalar.
+        normalize: send it through a normalisation of the block's output.
 
     Raises:
         InputError: as `Projections`; no such block; with `layers`, one that reads inputs of several
@@ -72,13 +84,14 @@ class DirectFeedbackAlignment(Rule):
         at: tuple[str | int, ...] | None = None,
         layers: bool = False,
         criterion: Criterion = cross_entropy,
+        normalize: bool = False,
     ):
         super().__init__(blocks)
         last = len(blocks) - 1
         self.objectives[str(last)] = Classify(criterion=criterion)
         numbers = range(last) if at is None else _numbers(blocks, at)
         self.ends = sorted({*numbers, last})  # of what learns together, the last blocks
-        self.layers = layers
+        self.layers, self.normalize = layers, normalize
         call = "DirectFeedbackAlignment"
         inputs = layer_inputs(blocks, self.ends, f"{call}(layers=True)") if layers else {}
         self.feedback = Projections(blocks, scale, shared, call, self.ends, inputs)
@@ -98,7 +111,7 @@ class DirectFeedbackAlignment(Rule):
                     h = h.clone() if starts_in_place(block) else h
                 h = block(h)
                 if k in self.ends:
-                    outputs[k] = h
+                    outputs[k] = _normalized(h) if self.normalize and k < last else h
             scores = h.detach().requires_grad_()
             loss = self.objectives[str(last)](scores, batch)
             differentiate(loss, scale, inputs=(scores,))
@@ -142,6 +155,11 @@ class DirectFeedbackAlignment(Rule):
 
         with as_written(self.blocks), sending(names, gradient):
             yield
+
+
+def _normalized(h: Tensor) -> Tensor:
+    """Mean 0 and mean square 1 over features, (B, D) and (B, T, D), or all units, (B, C, H, W)."""
+    return F.layer_norm(h, h.shape[-1:] if h.dim() <= 3 else h.shape[1:])
 
 
 def _numbers(blocks: Blocks, at: Sequence[str | int]) -> list[int]:
