@@ -18,6 +18,7 @@ from layerwise.analysis import (
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.subject import OF_IMAGES, Subject
 from layerwise.console import console, output
+from layerwise.data import Text
 from layerwise.errors import InputError, choices
 from layerwise.report.analysis import (
     draw_alignment,
@@ -182,8 +183,9 @@ def _report(subjects: list[Subject], questions: Mapping[str, Sequence[str]]) -> 
     for label, d in learned.items():
         outcomes = hard[label]
         assert outcomes is not None
-        (labels,) = (s.experiment.splits.train.labels for s in subjects if s.label == label)
-        tensors = {"losses": outcomes[0].mean(0), "labels": labels, **vars(d)}
+        (train,) = (s.experiment.splits.train for s in subjects if s.label == label)
+        assert not isinstance(train, Text)  # of which there are no outcomes
+        tensors = {"losses": outcomes[0].mean(0), "labels": train.labels, **vars(d)}
         name = "difficulty" if len(learned) == 1 else f"difficulty-{label.replace('/', '-')}"
         files[f"{name}.safetensors"] = save(tensors)
     written = {name: content for name, content in files.items() if content is not None}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.unchanged import unchanged
+from layerwise.families.products import Products
 
 Shape = tuple[int, ...]
 # Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with
@@ -61,18 +61,18 @@ def layer_calls(
     """
     blocks.known_shapes(asked_by, "its layers are not either")
     found: defaultdict[Tensor, list[Call]] = defaultdict(list)
-    unseen = _Products(dict(blocks.named_parameters()))
+    products = Products(dict(blocks.named_parameters()))
 
     def layer(
         name: str, op: Callable[..., Tensor], back: Back, x: Tensor, weight: Tensor
     ) -> Tensor:
         whole = weight if weight._base is None else weight._base
         found[whole].append(Call(x.detach(), x.requires_grad, "conv" in name))
-        with unseen.paused():
+        with products.paused():
             return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with _trained(blocks), unchanged(blocks), replaced(layer), as_written(blocks), unseen:
+    with _trained(blocks), unchanged(blocks), replaced(layer), as_written(blocks), products:
         blocks.train()  # in eval mode attention may be one kernel
         for module in blocks.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -84,55 +84,14 @@ def layer_calls(
         for k, block in enumerate(blocks):
             h = block(h)
             h = h.detach() if k in ends else h
-    if unseen.found:
+    if products.found:
         warnings.warn(
-            f"{asked_by}: {', '.join(unseen.found)} is multiplied otherwise than by a call of "
+            f"{asked_by}: {', '.join(products.found)} is multiplied otherwise than by a call of "
             "F.linear, F.conv or torch.addmm under these names, and keeps its true gradient; "
             "write F.linear(x, weight), not x @ weight.T or a function imported by itself",
             stacklevel=2,
         )
     return dict(found)
-
-
-class _Products(TorchDispatchMode):
-    """Finds the matrices among parameters that enter a product.
-
-    Attributes:
-        found: their names.
-    """
-
-    OPS = frozenset(
-        getattr(torch.ops.aten, op) for op in ("mm", "addmm", "bmm", "baddbmm", "mv", "convolution")
-    )
-
-    def __init__(self, parameters: Mapping[str, Tensor]):
-        super().__init__()
-        self.names = {
-            p.untyped_storage().data_ptr(): name for name, p in parameters.items() if p.dim() > 1
-        }
-        self.found: dict[str, None] = {}
-        self.pauses = False
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.pauses = True
-        try:
-            yield
-        finally:
-            self.pauses = False
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func.overloadpacket in self.OPS and not self.pauses:
-            for arg in filter(torch.is_tensor, args):
-                name = self.names.get(arg.untyped_storage().data_ptr())
-                self.found.update({} if name is None else {name: None})
-        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
