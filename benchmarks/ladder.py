@@ -18,8 +18,10 @@ that made it.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import shlex
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,12 @@ from typing import Any
 import torch
 
 from layerwise import environment
-from layerwise.bench.measure import Contender, measure
+from layerwise.bench.measure import Contender, When, measure
 from layerwise.cli import main as layerwise
 from layerwise.cost import Costs
 from layerwise.errors import InputError
 from layerwise.experiment import build
-from layerwise.rule import ForwardRule
+from layerwise.rule import ForwardRule, Rule
 from layerwise.rules import Backprop
 from layerwise.run import Run
 from layerwise.runtime.plan import block_seconds
@@ -217,7 +219,8 @@ def climb(size: str, rule: str, seeds: list[int], runs: Path, more: list[str]) -
 
 
 def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> None:
-    """Add to every row what its step takes, beside backpropagation's and checkpointing's."""
+    """Add to every row what its step takes, beside backpropagation's and checkpointing's; of a rule
+    with phases the mean time and the most bytes."""
     built = [
         build(Run.open(str(runs / f"{row['rule']}-{row['rate']:g}-{row['seeds'][0]}")).config)
         for row in found
@@ -228,21 +231,23 @@ def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> N
     contenders = [
         Contender("backprop", Backprop(built[0].rule.blocks)),
         Contender("checkpointing", Backprop(built[0].rule.blocks, checkpoint=True)),
-        *(
-            Contender(row["rule"], e.rule, "block" if isinstance(e.rule, ForwardRule) else "end")
-            for row, e in zip(found, built, strict=True)
-        ),
     ]
+    for row, e in zip(found, built, strict=True):
+        when: When = "block" if isinstance(e.rule, ForwardRule) else "end"
+        contenders += [Contender(row["rule"], rule, when) for rule in _phases(e.rule)]
     measured = measure(
         contenders, x, y, lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True), rounds=rounds
     )
-    backprop, checkpointing = measured[:2]
-    for row, e, own in zip(found, built, measured[2:], strict=True):
+    backprop, checkpointing, *others = measured
+    for row, e in zip(found, built, strict=True):
+        own = [measure for measure in others if measure.name == row["rule"]]
         row["step"] = {
-            "times_s": own.times_s,
+            "times_s": [
+                statistics.mean(times) for times in zip(*(m.times_s for m in own), strict=True)
+            ],
             "backprop_times_s": backprop.times_s,
             "checkpointing_times_s": checkpointing.times_s,
-            "bytes": own.peak.bytes,
+            "bytes": max(m.peak.bytes for m in own),
             "backprop_bytes": backprop.peak.bytes,
             "checkpointing_bytes": checkpointing.peak.bytes,
             "batch": batch,
@@ -250,6 +255,15 @@ def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> N
         row["block_seconds"] = (
             block_seconds(e.rule, x, y) if isinstance(e.rule, ForwardRule) else None
         )
+
+
+def _phases(rule: Rule) -> list[Rule]:
+    """The rule as it is in each of its phases."""
+    count = len(rule.phases(len(rule.blocks)))
+    each = [rule] if count == 1 else [copy.deepcopy(rule) for _ in range(count)]
+    for phase, of_phase in enumerate(each):
+        of_phase.begin(phase)
+    return each
 
 
 def main() -> None:

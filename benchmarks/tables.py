@@ -258,8 +258,8 @@ def _ladder(result: dict[str, Any]) -> str:
         + "\n\nMean ± standard deviation over the seeds. FLOPs, time (median of rounds in turns, "
         "lowest to highest) and memory of a training step, heads and optimizer with it, are ratios "
         "to backpropagation's, in float32. The largest block's share of a step bounds what blocks "
-        "in parallel can gain; - where they cannot. `Sequential`'s FLOPs are the mean over its "
-        "phases, time and memory those of the first. "
+        "in parallel can gain; - where they cannot. `sequential`: FLOPs and time are the mean "
+        "over its phases, memory is the most of one. "
         f"{'; '.join(machines)}.\n\n"
         + _commands([*commands, *(f"{row['rule']}: {row['command']}" for row in rows)])
     )
