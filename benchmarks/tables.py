@@ -123,6 +123,7 @@ def page() -> str:
         parts += ["## The ladder\n", *(_ladder(json.loads(path.read_text())) for path in paths)]
     if paths := sorted(RESULTS.glob("text-*.json")):
         parts += ["## Text\n", *(_text(json.loads(path.read_text())) for path in paths)]
+        parts.append(_streams(json.loads((RESULTS / "streams.json").read_text())))
     if paths := sorted(RESULTS.glob("stages-*.json")):
         parts += ["## Layers in parallel\n", *(_stages(json.loads(p.read_text())) for p in paths)]
     if paths := sorted(RESULTS.glob("probe-*.json")):
@@ -307,6 +308,33 @@ def _text(result: dict[str, Any]) -> str:
         "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation "
         f"and the classifier; all before stays random.{floor} {result['cpu']}, torch "
         f"{result['torch']}.\n\n" + _commands([result["command"]])
+    )
+
+
+def _streams(result: dict[str, Any]) -> str:
+    """At the start of training and at its end, after every block but the last."""
+    lines = [
+        "### The residual stream\n",
+        "| rule, English | step | perplexity, validation | norm of a token after each block "
+        "| effective rank | angle to backpropagation's gradient, degrees |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        of.setdefault(row["rule"], []).append(row)
+    for name, rows in of.items():
+        for k in (0, -1):
+            found = [row["steps"][k] for row in rows]
+            cells = [
+                "; ".join(_of_seeds(of_block, 0) for of_block in zip(*values, strict=True))
+                for values in ([one[key] for one in found] for key in ("norm", "rank", "angle"))
+            ]
+            perplexities = _of_seeds([one["perplexity"] for one in found], 1)
+            lines.append(f"| {name} | {found[0]['step']} | {perplexities} | {' | '.join(cells)} |")
+    return (
+        "\n".join(lines) + "\n\nMean ± standard deviation over "
+        f"{len(rows)} seeds. {result['cpu']}, torch {result['torch']}.\n\n"
+        + _commands([result["command"]])
     )
 
 

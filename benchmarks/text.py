@@ -81,8 +81,16 @@ def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
     return RULES[name](cut(network, at=[*at, "classifier"], example=example))
 
 
-def train(name: str, rate: float, seed: int, splits: Splits, budget: Budget) -> dict[str, Any]:
-    """Validation and test perplexity of one training, infinite where it broke down."""
+def train(
+    name: str,
+    rate: float,
+    seed: int,
+    splits: Splits,
+    budget: Budget,
+    look: Callable[[int, Rule], None] = lambda step, rule: None,
+) -> dict[str, Any]:
+    """Validation and test perplexity of one training, infinite where it broke down; `look` is shown
+    the rule before every step and after the last."""
     rule = rule_of(name, splits, budget, seed)
     optimizer = AdamW(lr=rate, weight_decay=0.0)(rule.parameters())
     loader = Loader(splits.train, budget.batch_size, train=True, seed=seed)
@@ -92,12 +100,14 @@ def train(name: str, rate: float, seed: int, splits: Splits, budget: Budget) -> 
         epoch, batch = divmod(step, len(loader))
         if batch == 0:
             batches = loader.epoch(epoch)
+        look(step, rule)
         x, y = next(batches)
         for group in optimizer.param_groups:
             group["lr"] = rate * factor(step)
         optimizer.zero_grad()
         rule.backward(x, y)
         optimizer.step()
+    look(budget.steps, rule)
     found = {"rule": name, "rate": rate, "seed": seed, "cpu_s": time.process_time() - began}
     for part in ("validation", "test"):
         loss, accuracy = evaluate(rule, getattr(splits, part))
@@ -148,6 +158,11 @@ def search(
     }
 
 
+def english() -> str:
+    """The help texts of this Python."""
+    return "\n".join(topics[topic] for topic in sorted(topics))
+
+
 def counted(splits: Splits) -> dict[str, float]:
     """Test perplexities of the two smallest models: counts in training, and one more of each."""
     train, test = splits.train, splits.test
@@ -184,7 +199,7 @@ def main() -> None:
     name, version = given.data, None
     if name == "python-topics":
         path, version = runs / "topics.txt", sys.version.split()[0]
-        path.write_text("\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
+        path.write_text(english(), encoding="utf-8")
         name = f"text:{path}"
     splits = data.load(name, context=budget.context)
     rows = [search(rule, given.rates, given.seeds, splits, budget, runs) for rule in given.only]
