@@ -271,9 +271,10 @@ def _text(result: dict[str, Any]) -> str:
     tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
     searched = ", ".join(map(str, rows[0]["searched_seeds"]))
     python = f" of Python {result['of_python']}" if result["of_python"] else ""
-    norm = "" if budget["norm_first"] else ", layers that end with their normalisation"
+    kind = "" if budget["norm_first"] else ", layers that end with their normalisation"
+    kind += "" if budget["layers"] == 2 else f", {budget['layers']} layers"
     lines = [
-        f"### {result['data']}{python}{norm}\n\n{result['vocabulary']} different characters; gpt "
+        f"### {result['data']}{python}{kind}\n\n{result['vocabulary']} different characters; gpt "
         f"of {budget['layers']} layers of width {budget['width']}, each a block; {budget['steps']} "
         f"steps on {budget['batch_size']} windows of {budget['context']}. Learning rates tried "
         f"with seeds {searched} for every rule: {tried}, chosen by validation; seeds {seeds}.\n",

@@ -3,6 +3,7 @@
     python benchmarks/text.py                         the generated language `markov`: minutes
     python benchmarks/text.py --data python-topics    English: the help texts of this Python
     python benchmarks/text.py --norm_last             layers end with their normalisation
+    python benchmarks/text.py --layers 6              six layers, not two
     python benchmarks/text.py --only dfa dgl          these alone; `--train` writes no file
 
 Each rule trains with every learning rate of the list on the first three seeds, for one of feedback
@@ -188,12 +189,14 @@ def main() -> None:
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
     parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--norm_last", action="store_true")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
-    budget = Budget(norm_first=not given.norm_last)
+    budget = Budget(layers=given.layers, norm_first=not given.norm_last)
     kind = given.data + ("-norm-last" if given.norm_last else "")
+    kind += f"-{given.layers}-layers" if given.layers != Budget.layers else ""
     runs = Path("experiments") / f"text-{kind}"
     runs.mkdir(parents=True, exist_ok=True)
     name, version = given.data, None
