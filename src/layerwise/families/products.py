@@ -25,7 +25,9 @@ class Products(TorchDispatchMode):
     def __init__(self, parameters: Mapping[str, Tensor]):
         super().__init__()
         self.names = {
-            p.untyped_storage().data_ptr(): name for name, p in parameters.items() if p.dim() > 1
+            p.untyped_storage().data_ptr(): name
+            for name, p in parameters.items()
+            if p.dim() > 1 and p.numel()
         }
         self.found: dict[str, None] = {}
         self.pauses = False
