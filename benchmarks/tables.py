@@ -57,7 +57,7 @@ SHOWN_STEPS = ("resnet110-16", "resnet50-8", "vit12-12", "vgg8b-linear")
 def readme() -> str:
     """The README with its tables as the files give them."""
     text = README.read_text()
-    for name, table in (("accuracy", _reached()), ("memory", _saved())):
+    for name, table in (("accuracy", _reached()), ("text", _read()), ("memory", _saved())):
         between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(between, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
     return text
@@ -84,6 +84,25 @@ def _reached() -> str:
                 f"{step['bytes'] / step['backprop_bytes']:.2f}",
             ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _read() -> str:
+    """Perplexities of the small transformer."""
+    texts = {
+        "a generated language": "markov",
+        "English": "python-topics",
+    }
+    found = [json.loads((RESULTS / f"text-{name}.json").read_text()) for name in texts.values()]
+    lines = [f"| rule | {' | '.join(texts)} | FLOPs |", "|---|" + "--:|" * (len(texts) + 1)]
+    for rows in zip(*(result["rows"] for result in found), strict=True):
+        assert len({row["rule"] for row in rows}) == 1
+        cells = [_of_seeds([run["test"] for run in row["runs"]], 2) for row in rows]
+        costs = rows[-1]["costs"]
+        lines.append(
+            f"| `{rows[0]['rule']}` | {' | '.join(cells)} "
+            f"| {costs['step_flops'] / costs['backprop_flops']:.2f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
