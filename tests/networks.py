@@ -269,6 +269,9 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
+        "overlap_every": lambda blocks: rules.Overlap(
+            blocks, objectives.Classify(SMALL_HEAD), 2, every=2
+        ),
         "overlap_independent": lambda blocks: rules.Overlap(
             blocks, objectives.Classify(SMALL_HEAD), independent=0.25
         ),
