@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from runs import left_to_train
 
 from layerwise import environment
 from layerwise.bench.measure import Contender, When, measure
@@ -174,14 +175,10 @@ RULES = {
 def train(size: str, rule: str, rate: float, seed: int, runs: Path, more: list[str]) -> Run:
     """The run of a rule at a learning rate; trained where it is not there yet."""
     path = runs / f"{rule}-{rate:g}-{seed}"
-    if not (path / "model.safetensors").exists():
-        if (path / "config.yaml").exists():
-            arguments = ["--resume", str(path)]
-        else:
-            arguments = [*shlex.split(SIZES[size].options), *shlex.split(RULES[rule]), *more]
-            arguments += ["--optimizer.lr", str(rate), "--seed", str(seed)]
-            arguments += ["--runs", str(runs), "--name", path.name]
-        code = layerwise(["train", *arguments])
+    arguments = [*shlex.split(SIZES[size].options), *shlex.split(RULES[rule]), *more]
+    arguments += ["--optimizer.lr", str(rate), "--seed", str(seed)]
+    if (left := left_to_train(path, arguments)) is not None:
+        code = layerwise(["train", *left])
         if code == 130:
             raise KeyboardInterrupt
         if code:  # such as a loss that is not finite: it counts as the worst

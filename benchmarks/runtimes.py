@@ -3,9 +3,10 @@
     python benchmarks/runtimes.py --data NAME [--seeds 0 1 2] [--runs FOLDER] [OPTIONS]
 
 BasicCNN of 32 channels in three blocks, flip and crop, DGL. OPTIONS go to every `layerwise train`.
-A run that is there is left alone; `python benchmarks/accuracy.py runtimes FOLDER/*` keeps what they
-measured. It ends with what differs between the serial weights and those of the stages in step:
-nothing, where their processes compute with as many threads.
+A run that is there is continued where it was interrupted, and left alone where it is done; `python
+benchmarks/accuracy.py runtimes FOLDER/*` keeps what they measured. It ends with what differs
+between the serial weights and those of the stages in step: nothing, where their processes compute
+with as many threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+
+from runs import left_to_train
 
 COMMON = (
     "--model basic_cnn --model.channels 32 --at [conv2,conv3] --rule DGL --rule.head MLP "
@@ -38,12 +41,10 @@ def main() -> None:
     for seed in given.seeds:
         for name, variant in VARIANTS.items():
             run = given.runs / f"{name}-{seed}"
-            if (run / "model.safetensors").exists():
-                continue
-            command = [sys.executable, "-m", "layerwise", "train", *shlex.split(COMMON)]
-            command += [*shlex.split(variant), "--data", given.data, "--seed", str(seed)]
-            command += ["--runs", str(given.runs), "--name", run.name, *options]
-            subprocess.run(command, check=True)
+            arguments = [*shlex.split(COMMON), *shlex.split(variant)]
+            arguments += ["--data", given.data, "--seed", str(seed), *options]
+            if (left := left_to_train(run, arguments)) is not None:
+                subprocess.run([sys.executable, "-m", "layerwise", "train", *left], check=True)
         serial, in_step = (
             (given.runs / f"{name}-{seed}" / "model.safetensors").read_bytes()
             for name in ("serial", "in-step")

@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runs import left_to_train
+
 COMMON = (
     "--model basic_cnn --model.channels 32 --augment.flip true --augment.crop 4 "
     "--optimizer SGD --optimizer.lr 0.05 --schedule OneCycle --epochs 6 --batch_size 64 "
@@ -50,16 +52,10 @@ def main() -> None:
     for seed in given.seeds:
         for name in given.only:
             run = given.runs / f"{name}-{seed}"
-            if (run / "model.safetensors").exists():
-                continue
-            if (run / "config.yaml").exists():
-                arguments = ["--resume", str(run)]
-            else:
-                arguments = [*shlex.split(COMMON), *shlex.split(VARIANTS[name])]
-                arguments += ["--data", given.data, "--seed", str(seed)]
-                arguments += ["--runs", str(given.runs), "--name", run.name, *options]
-            command = [sys.executable, "-m", "layerwise", "train", *arguments]
-            subprocess.run(command, check=True)
+            arguments = [*shlex.split(COMMON), *shlex.split(VARIANTS[name])]
+            arguments += ["--data", given.data, "--seed", str(seed), *options]
+            if (left := left_to_train(run, arguments)) is not None:
+                subprocess.run([sys.executable, "-m", "layerwise", "train", *left], check=True)
 
 
 if __name__ == "__main__":
