@@ -84,8 +84,8 @@ class Overlap(ObjectiveRule):
             raise InputError(f"Overlap(independent={independent}): give a weight in [0, 1]")
         if not 1 <= every <= overlap + 1:
             raise InputError(
-                f"Overlap(every={every}): losses {every} blocks apart, each of which reaches {overlap} "
-                f"before its own, leave out some; give 1 to {overlap + 1}, or overlap more"
+                f"Overlap(every={every}): losses {every} blocks apart that reach {overlap} before "
+                f"their own leave out some; give 1 to {overlap + 1}, or overlap more"
             )
         if independent == 1:  # units would weigh nothing: windows of one block are left
             overlap, independent, every = 0, 0.0, 1
