@@ -4,10 +4,9 @@
 
 Trains the small transformer of `text.py` on English, by backpropagation and by direct feedback
 alignment with and without a normalisation on the error's way, each with its own best learning rate
-there. At steps on the way the file has, after every block but the last, the mean norm of tokens,
-the effective rank of their features (Roy & Vetterli 2007: the exponential of the entropy of the
-singular values, which add up to 1, of centred features; at most the width) and the angle of the
-block's gradient to backpropagation's in degrees, and the perplexity on validation.
+there. At steps on the way the file has, after every block but the last, the mean norm of tokens and
+the effective rank of their features (`layerwise.analysis.extent`, at most the width) and the angle
+of the block's gradient to backpropagation's in degrees, and the perplexity on validation.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import text
 import torch
 
 from layerwise import Rule, data, environment
-from layerwise.analysis import gradient_alignment
+from layerwise.analysis import extent, gradient_alignment
 from layerwise.data import Loader
 from layerwise.tally import perplexity
 
@@ -34,12 +33,6 @@ CONTENDERS = {
 STEPS = (0, 100, 200, 400, 800, 1124)
 
 
-def effective_rank(h_ND: torch.Tensor) -> float:
-    p = torch.linalg.svdvals(h_ND - h_ND.mean(0))
-    p = p / p.sum()
-    return torch.special.entr(p).sum().exp().item()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -49,14 +42,14 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(text.english(), encoding="utf-8")
     splits = data.load(f"text:{path}", context=budget.context)
-    batch = next(Loader(splits.validation, 64, train=False).epoch(0))
+    few = Loader(splits.validation.subset(torch.arange(64)), 64, train=False)
+    batch = next(few.epoch(0))
     rows: list[dict[str, Any]] = []
 
     def look(step: int, rule: Rule) -> None:
         if step not in STEPS:
             return
-        with torch.no_grad():
-            outputs = [h.flatten(0, 1) for h in rule.blocks.outputs(batch[0])[:-1]]
+        extents = extent(rule, few)[:-1]
         aligned = gradient_alignment(rule, *batch)[:-1]
         loss, _ = text.evaluate(rule, splits.validation)
         rule.train()
@@ -64,8 +57,8 @@ def main() -> None:
             {
                 "step": step,
                 "perplexity": perplexity(loss),
-                "norm": [h.norm(dim=1).mean().item() for h in outputs],
-                "rank": [effective_rank(h) for h in outputs],
+                "norm": [e.norm for e in extents],
+                "rank": [e.rank for e in extents],
                 "angle": [a and a.angle for a in aligned],
             }
         )

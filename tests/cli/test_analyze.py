@@ -42,6 +42,8 @@ def test_one_run(trained, cli):
             assert 0 <= block[share] <= 1
         assert block["label"] < 2.31  # log 10
         assert block["reconstruction"] > 0
+        assert 1 < block["rank"] < 500
+        assert block["norm"] > 0
     assert 0 < first["angle"] < 180
     assert (last["angle"], last["ratio"]) == (0, 1)
     (similar,) = found["cka"]
@@ -49,7 +51,7 @@ def test_one_run(trained, cli):
     for name in ("blocks", "alignment", "cka", "difficulty"):
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.width > 300
-    for text in ("probe", "nats", "degrees", "0 fc1", "analysis-1", "never learned"):
+    for text in ("probe", "nats", "degrees", "0 fc1", "analysis-1", "never learned", "rank"):
         assert text in result.out
 
     # Difficulty: of every training image, and an order for a curriculum.

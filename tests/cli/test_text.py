@@ -76,7 +76,8 @@ def test_what_a_text_has_to_say(cli, no_pictures, undrawn) -> None:
     assert (result.code, "left out" in result.err) == (0, False), result.err
     found = json.loads(Path("runs/fa/analysis-1/analysis.json").read_text())
     (of_run,) = found["runs"]
-    assert all(set(block) == {"name", "angle", "ratio"} for block in of_run["blocks"])
+    numbers = {"angle", "ratio", "rank", "norm"}
+    assert all(set(block) == {"name", *numbers} for block in of_run["blocks"])
     assert of_run["difficulty"] is None
     assert {layer["name"] for layer in of_run["feedback"]} == set(first["feedback"])
     values = found["cka"][0]["values"]

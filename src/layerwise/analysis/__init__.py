@@ -3,6 +3,7 @@
 from layerwise.analysis.alignment import Alignment, gradient_alignment
 from layerwise.analysis.cka import cka, linear_cka
 from layerwise.analysis.difficulty import Difficulty, difficulty
+from layerwise.analysis.extent import Extent, extent
 from layerwise.analysis.feedback_angles import feedback_angles, pseudo_inverse_angles
 from layerwise.analysis.information import Information, information
 from layerwise.analysis.memorization import memorization
@@ -12,9 +13,11 @@ from layerwise.analysis.separability import linear_separability
 __all__ = [
     "Alignment",
     "Difficulty",
+    "Extent",
     "Information",
     "cka",
     "difficulty",
+    "extent",
     "feedback_angles",
     "gradient_alignment",
     "information",

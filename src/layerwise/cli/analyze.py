@@ -35,6 +35,7 @@ QUESTIONS = {
     "probe": "accuracy of a linear classifier on each block's output",
     "separability": "share of the training images that a linear classifier can fit there",
     "information": "what each block still tells of the image and of the label",
+    "extent": "in how many dimensions what each block gives lies, and how large it is",
     "cka": "how alike blocks are, in a run and between the first run and the others",
     "memorization": "share of random labels that is known by heart (--data.random_labels)",
     "feedback": "angle between the way back and the weights (FeedbackAlignment and its like)",
@@ -268,6 +269,10 @@ TABLES = {
     "what each block tells of image and label": {
         "image loss, nats": ("reconstruction", 1, 3),
         "label, nats": ("label", 1, 2),
+    },
+    "what each block gives": {
+        "effective rank": ("rank", 1, 1),
+        "mean norm": ("norm", 1, 1),
     },
     "random labels that are known by heart": {"memorized, %": ("memorized", 100, 1)},
     "the gradient, beside backpropagation's": {

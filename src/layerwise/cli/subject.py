@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from layerwise.analysis import (
+    extent,
     feedback_angles,
     gradient_alignment,
     information,
@@ -163,6 +164,7 @@ class Subject:
                 "separability",
                 lambda: {"separability": linear_separability(self.rule, self.fitted, **pool)},
             )
+            answer("extent", self._extent)
             answer("information", lambda: self._information(reads))
             answer("memorization", self._memorization)
             answer("alignment", self._alignment)
@@ -174,6 +176,10 @@ class Subject:
             "reconstruction": tuple(f.reconstruction for f in found),
             "label": tuple(f.label for f in found),
         }
+
+    def _extent(self) -> dict[str, tuple[Any, ...]]:
+        found = extent(self.rule, self.held)
+        return {"rank": tuple(f.rank for f in found), "norm": tuple(f.norm for f in found)}
 
     def _memorization(self) -> dict[str, tuple[Any, ...]]:
         relabelled = self.experiment.splits.relabelled

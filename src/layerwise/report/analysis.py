@@ -33,6 +33,8 @@ BY_BLOCK = {
     "separability": ("linearly separable, %", 100),
     "reconstruction": ("image: reconstruction loss, nats", 1),
     "label": ("label: information, nats (at least)", 1),
+    "rank": ("effective rank", 1),
+    "norm": ("mean norm of features", 1),
     "angle": ("angle to backpropagation's gradient, degrees", 1),
     "ratio": ("norm of the gradient / backpropagation's", 1),
     "memorized": ("random labels known by heart, %", 100),
