@@ -71,6 +71,8 @@ def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) 
             _degrees(axes)
         if key == "ratio":
             _ratios(axes)
+        if key == "norm" and all(y > 0 for line in axes.get_lines() for y in line.get_ydata()):
+            _powers(axes)
     for axes in grid[len(known) :]:
         axes.set_axis_off()
     _legend(figure, runs)
@@ -318,8 +320,14 @@ def _ratios(axes: Axes) -> None:
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     low, high = axes.get_ylim()
-    low, high = min(low, 0.5), max(high, 2)
-    axes.set_ylim(low, high)
+    axes.set_ylim(min(low, 0.5), max(high, 2))
+    _powers(axes)
+
+
+def _powers(axes: Axes) -> None:
+    """Powers of ten as plain numbers, and between them 2 and 5 where these have room."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
