@@ -99,9 +99,7 @@ def main() -> None:
     options = {
         k: v for k, v in vars(given).items() if k not in ("data", "called", "name", "only", "seeds")
     }
-    before = json.loads(out.read_text()) if out.exists() else {"given": options, "runs": []}
-    if before["given"] != options:
-        raise SystemExit(f"{out}: measured with {before['given']}; give another name")
+    _runs_before(out, options)
     results = []
     for seed in given.seeds:
         for name, (network, rule) in contenders.items():
@@ -114,7 +112,7 @@ def main() -> None:
     now = {(result["contender"], result["seed"]) for result in results}
     kept = [
         {**run, "results": left}
-        for run in before["runs"]
+        for run in _runs_before(out, options)  # others may have written meanwhile
         if (left := [r for r in run["results"] if (r["contender"], r["seed"]) not in now])
     ]
     content = {
@@ -127,6 +125,16 @@ def main() -> None:
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
+
+
+def _runs_before(out: Path, options: dict[str, object]) -> list[dict[str, object]]:
+    """What the file has from before, where it was measured with the same options."""
+    if not out.exists():
+        return []
+    before = json.loads(out.read_text())
+    if before["given"] != options:
+        raise SystemExit(f"{out}: measured with {before['given']}; give another name")
+    return before["runs"]
 
 
 def _measure(
