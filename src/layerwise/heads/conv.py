@@ -22,7 +22,7 @@ class Conv(Head):
     Args:
         layers: how many convolutions.
         channels: the first one's output channels; null for `widen` times the block's.
-        kernel_size: odd.
+        kernel_size: of each convolution, odd.
         reduce: average the feature maps down to reduce x reduce before the convolutions.
         pool: average down to pool x pool after them; null keeps every position.
         hidden: units of a hidden layer (linear, ReLU) before the last; null for none.
