@@ -73,6 +73,31 @@ def test_where_blocks_were(config: dict, wanted: str) -> None:
     assert summary.cells()["runtime"] == wanted
 
 
+def test_runs_that_differ_in_what_is_no_column_are_no_seeds_of_one_experiment() -> None:
+    runs = [dataclasses.replace(RUN, run=f"{name}-0") for name in ("fast", "slow")]
+    *_, first, second = over_seeds(runs).strip().splitlines()
+    assert (first.split()[1], second.split()[1]) == ("fast", "slow")
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "wanted"),
+    [
+        (None, ""),
+        ({"scores": None, "anti": False}, ""),
+        ({"scores": "losses", "anti": False}, "; the easiest first (0.04, x1.9 every 100)"),
+        ({"scores": "losses", "anti": True}, "; the hardest first (0.04, x1.9 every 100)"),
+    ],
+)
+def test_in_which_order_samples_came(curriculum: dict | None, wanted: str) -> None:
+    config = {"model": {"name": "mlp"}, "rule": {"name": "DGL"}, "augment": {}, "seed": 0}
+    config["data"] = {"name": "digits", "validation": 0.1}
+    pacing = {"start": 0.04, "increase": 1.9, "every": 100}
+    config["curriculum"] = None if curriculum is None else pacing | curriculum
+    rows = [{"epoch": 1, "images_per_s": 1.0}]
+    summary = Summary.of_metrics("run", config, rows, Costs((BlockCost("a", (1,), 1, 1, 0, 0),)))
+    assert summary.data == f"digits (no augmentation; validation 0.1{wanted})"
+
+
 def test_an_epoch_that_did_not_train_the_output_is_not_the_best() -> None:
     """Under a rule that trains one block after the other, those before the last one's."""
     rows = [

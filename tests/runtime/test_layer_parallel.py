@@ -116,9 +116,9 @@ def _synthetic_stage(rank: int, folder: str, network: str, starts: list[int]) ->
 @pytest.mark.parametrize(
     ("network", "starts"),
     [
-        pytest.param("mlp", [0, 1], marks=pytest.mark.slow),
+        ("mlp", [0, 1]),
         pytest.param("cnn", [0, 2], marks=pytest.mark.slow),
-        ("transformer", [0, 1, 3]),
+        pytest.param("transformer", [0, 1, 3], marks=pytest.mark.slow),
     ],
 )
 def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_one_block_after_the_other(tmp_path: Path) -> None:
         pytest.param("mlp", [0, 1], marks=pytest.mark.slow),
         ("cnn", [0, 2]),
         pytest.param("transformer", [0, 1, 3], marks=pytest.mark.slow),
-        ("holes", [0, 2]),
+        pytest.param("holes", [0, 2], marks=pytest.mark.slow),
         ("reconciled", [0, 1, 3]),
     ],
 )

@@ -179,7 +179,8 @@ def _rows(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def over_seeds(summaries: Sequence[Summary]) -> str:
-    """For a document: a row per experiment, mean and standard deviation over its seeds."""
+    """For a document: a row per experiment, mean and standard deviation over its seeds. Runs of one
+    are called alike but for the seed: what differs need not be in a column, as a learning rate."""
     experiments: dict[tuple[str, ...], list[Summary]] = {}
     differ = ("run", "seed", "images/s")
     for summary in summaries:
@@ -189,10 +190,11 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
             for k, v in cells.items()
             if k not in differ and " accuracy, " not in k and " perplexity, " not in k
         }
-        experiments.setdefault(tuple(same.values()), []).append(summary)
+        experiment = summary.run.removesuffix(f"-{summary.seed}")
+        experiments.setdefault((experiment, *same.values()), []).append(summary)
     rows = [
         {
-            "experiment": runs[0].run.removesuffix(f"-{runs[0].seed}"),
+            "experiment": experiment,
             **{k: v for k, v in runs[0].cells().items() if k not in differ},
             "test accuracy, best on validation, %": _spread([r.test_selected for r in runs]),
             "test accuracy, last, %": _spread([r.test_last for r in runs]),
@@ -201,7 +203,7 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
             "test perplexity, last": _mean([r.perplexity_last for r in runs]),
             "seeds": ", ".join(str(r.seed) for r in runs),
         }
-        for runs in experiments.values()
+        for (experiment, *_), runs in experiments.items()
     ]
     return _rows(rows)
 
@@ -239,6 +241,9 @@ def _data(config: Mapping[str, Any]) -> str:
     held_out = f"; validation {config['data']['validation']}"
     if random := config["data"].get("random_labels"):
         held_out += f"; random labels {random:g}"
+    if (curriculum := config.get("curriculum") or {}).get("scores") is not None:
+        held_out += "; the hardest first" if curriculum["anti"] else "; the easiest first"
+        held_out += " ({start:g}, x{increase:g} every {every})".format_map(curriculum)
     return f"{config['data']['name']} ({', '.join(augment) or 'no augmentation'}{held_out})"
 
 
