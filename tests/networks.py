@@ -269,11 +269,8 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
-        "overlap_every": lambda blocks: rules.Overlap(
-            blocks, objectives.Classify(SMALL_HEAD), 2, every=2
-        ),
         "overlap_independent": lambda blocks: rules.Overlap(
-            blocks, objectives.Classify(SMALL_HEAD), independent=0.25
+            blocks, objectives.Classify(SMALL_HEAD), 2, independent=0.25, every=2
         ),
     },
     "PEPITA": {

@@ -178,7 +178,7 @@ def test_one_block_after_the_other(tmp_path: Path) -> None:
         ("cnn", [0, 2]),
         pytest.param("transformer", [0, 1, 3], marks=pytest.mark.slow),
         pytest.param("holes", [0, 2], marks=pytest.mark.slow),
-        ("reconciled", [0, 1, 3]),
+        pytest.param("reconciled", [0, 1, 3], marks=pytest.mark.slow),
     ],
 )
 def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
