@@ -38,10 +38,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = parser.parse_args()
     budget = text.Budget()
-    path = Path("experiments") / "topics.txt"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text.english(), encoding="utf-8")
-    splits = data.load(f"text:{path}", context=budget.context)
+    folder = Path("experiments")
+    folder.mkdir(exist_ok=True)
+    splits = data.load(text.english(folder), context=budget.context)
     few = Loader(splits.validation.subset(torch.arange(64)), 64, train=False)
     batch = next(few.epoch(0))
     rows: list[dict[str, Any]] = []

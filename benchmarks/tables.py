@@ -79,7 +79,7 @@ def _reached() -> str:
             ratios = (a / b for a, b in zip(step["times_s"], step["backprop_times_s"], strict=True))
             cells += [
                 _spread(row, "last"),
-                f"{costs['step_flops'] / costs['backprop_flops']:.2f}",
+                _flops(costs),
                 f"{statistics.median(ratios):.2f}",
                 f"{step['bytes'] / step['backprop_bytes']:.2f}",
             ]
@@ -99,10 +99,7 @@ def _read() -> str:
         assert len({row["rule"] for row in rows}) == 1
         cells = [_of_seeds([run["test"] for run in row["runs"]], 2) for row in rows]
         costs = rows[-1]["costs"]
-        lines.append(
-            f"| `{rows[0]['rule']}` | {' | '.join(cells)} "
-            f"| {costs['step_flops'] / costs['backprop_flops']:.2f} |"
-        )
+        lines.append(f"| `{rows[0]['rule']}` | {' | '.join(cells)} | {_flops(costs)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -269,7 +266,7 @@ def _ladder(result: dict[str, Any]) -> str:
         share = f"{max(seconds) / sum(seconds):.2f}" if seconds else "-"
         lines.append(
             f"| {row['rule']} | {_spread(row, 'best')} | {_spread(row, 'last')} "
-            f"| {row['rate']:g} | {costs['step_flops'] / costs['backprop_flops']:.2f} | {heads:,} "
+            f"| {row['rate']:g} | {_flops(costs)} | {heads:,} "
             f"| {_ratio(step['times_s'], step['backprop_times_s'])} "
             f"| {step['bytes'] / step['backprop_bytes']:.2f} | {share} |"
         )
@@ -307,7 +304,7 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(
             f"| {row['rule']} | {_of_seeds([run['test'] for run in runs], 3)} "
             f"| {_of_seeds([100 * run['test_accuracy'] for run in runs], 2)} | {row['rate']:g} "
-            f"| {costs['step_flops'] / costs['backprop_flops']:.2f} "
+            f"| {_flops(costs)} "
             f"| {100 * costs['step_head_flops'] / costs['step_flops']:.1f} | {heads:,} |"
         )
     counted = result["counted"]
@@ -356,6 +353,11 @@ def _streams(result: dict[str, Any]) -> str:
         f"{len(rows)} seeds. {result['cpu']}, torch {result['torch']}.\n\n"
         + _commands([result["command"]])
     )
+
+
+def _flops(costs: dict[str, Any]) -> str:
+    """Of a step, beside backpropagation's."""
+    return f"{costs['step_flops'] / costs['backprop_flops']:.2f}"
 
 
 def _of_seeds(found: Sequence[float], places: int) -> str:
@@ -437,10 +439,10 @@ def _probes(found: dict[str, Any]) -> str:
         cells = [_of_seeds(block, 1) for block in zip(*seeds.values(), strict=True)]
         cells.append(str(len(seeds)))
         kind = ", patches" if name.endswith(", patches") else ""
-        for other in (b + kind for b in base):
-            both = sorted(seeds.keys() & of[other].keys())
-            above = [seeds[seed][-1] - of[other][seed][-1] for seed in both]
-            cells.append("" if name.removesuffix(kind) in base else _of_seeds(above, 1))
+        for other in (of.get(b + kind, {}) for b in base):
+            above = [seeds[seed][-1] - other[seed][-1] for seed in sorted(seeds.keys() & other)]
+            own = name.removesuffix(kind) in base
+            cells.append("" if own or not above else _of_seeds(above, 1))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     given, made = found["given"], {f"{r['cpu']}, torch {r['torch']}" for r in found["runs"]}
     images = f", {given['images']} training images" if given["images"] else ""

@@ -159,9 +159,11 @@ def search(
     }
 
 
-def english() -> str:
-    """The help texts of this Python."""
-    return "\n".join(topics[topic] for topic in sorted(topics))
+def english(folder: Path) -> str:
+    """The help texts of this Python, written into the folder; their name as data."""
+    path = folder / "topics.txt"
+    path.write_text("\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
+    return f"text:{path}"
 
 
 def counted(splits: Splits) -> dict[str, float]:
@@ -189,7 +191,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
     parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--norm_last", action="store_true")
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=Budget.layers)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
@@ -201,9 +203,7 @@ def main() -> None:
     runs.mkdir(parents=True, exist_ok=True)
     name, version = given.data, None
     if name == "python-topics":
-        path, version = runs / "topics.txt", sys.version.split()[0]
-        path.write_text(english(), encoding="utf-8")
-        name = f"text:{path}"
+        name, version = english(runs), sys.version.split()[0]
     splits = data.load(name, context=budget.context)
     rows = [search(rule, given.rates, given.seeds, splits, budget, runs) for rule in given.only]
     if given.train:

@@ -72,6 +72,7 @@ def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) 
         if key == "ratio":
             _ratios(axes)
         if key == "norm" and all(y > 0 for line in axes.get_lines() for y in line.get_ydata()):
+            axes.set_yscale("log")
             _powers(axes)
     for axes in grid[len(known) :]:
         axes.set_axis_off()
@@ -326,7 +327,6 @@ def _ratios(axes: Axes) -> None:
 
 def _powers(axes: Axes) -> None:
     """Powers of ten as plain numbers, and between them 2 and 5 where these have room."""
-    axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
