@@ -112,7 +112,7 @@ NEEDS = {
 }
 
 
-SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp"}  # two seconds each
+SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp", "PredictiveCoding"}  # two seconds each
 
 
 @pytest.mark.parametrize(

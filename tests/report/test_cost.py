@@ -67,7 +67,7 @@ def test_flops_of_phases() -> None:
 
 
 @pytest.mark.parametrize("name", ALL_RULES)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["resnet", "transformer"])  # statistics, and random numbers
 def test_nothing_is_changed(network: str, name: str) -> None:
     case = NETWORKS[network](dropout=0.2)
     rule = ALL_RULES[name](case.blocks).eval()

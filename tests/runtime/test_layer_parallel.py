@@ -23,6 +23,11 @@ pytestmark = pytest.mark.gloo
 STEPS = 4
 
 
+def _in_processes(run: Callable, args: tuple, nprocs: int) -> None:
+    mp.set_forkserver_preload(["layerwise", "torchvision"])  # once, not in every process
+    mp.start_processes(run, args, nprocs, start_method="forkserver")
+
+
 def _rule(network: str) -> tuple[LocalRule, list[tuple[torch.Tensor, torch.Tensor]]]:
     torch.manual_seed(0)
     rule: LocalRule
@@ -124,7 +129,7 @@ def _synthetic_stage(rank: int, folder: str, network: str, starts: list[int]) ->
 def test_synthetic_gradients(network: str, starts: list[int], tmp_path: Path) -> None:
     """Targets travel back on their own time: between steps their order and number are those of the
     serial loop, so what accumulates is the same, bit for bit."""
-    mp.spawn(_synthetic_stage, (str(tmp_path), network, starts), nprocs=len(starts))
+    _in_processes(_synthetic_stage, (str(tmp_path), network, starts), nprocs=len(starts))
     rule, data = _synthetic(network)
     _accumulate(rule, data, Serial(rule).backward)
     got: dict[str, torch.Tensor] = {}
@@ -163,7 +168,7 @@ def _stage_in_phases(rank: int, folder: str) -> None:
 
 def test_one_block_after_the_other(tmp_path: Path) -> None:
     """A stage before the active block's sends outputs on; one after it takes them and rests."""
-    mp.spawn(_stage_in_phases, (str(tmp_path),), nprocs=2)
+    _in_processes(_stage_in_phases, (str(tmp_path),), nprocs=2)
     rule, data = _in_phases()
     _train_in_phases(rule, data, rule.backward)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -182,7 +187,7 @@ def test_one_block_after_the_other(tmp_path: Path) -> None:
     ],
 )
 def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
-    mp.spawn(_stage, (str(tmp_path), network, starts), nprocs=len(starts))
+    _in_processes(_stage, (str(tmp_path), network, starts), nprocs=len(starts))
     rule, data = _rule(network)
     wanted = _train(rule, data, rule.backward, range(len(rule.blocks)))
     got: dict = {"weights": {}, "buffers": {}}
@@ -240,7 +245,7 @@ def _every_stage(rank: int, folder: str) -> None:
 def test_every_rule(tmp_path: Path) -> None:
     """Two stages of every rule that needs no more than forward information: over several batches
     each gradient is in one of them, and is the serial loop's."""
-    mp.spawn(_every_stage, (str(tmp_path),), nprocs=2)
+    _in_processes(_every_stage, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first.keys() >= {"dgl-cnn", "sgr-transformer", "local_critic-cnn", "cdni-cnn"}
     assert first.keys() >= {"direct_random_target_projection-transformer", "noprop"}
@@ -290,7 +295,7 @@ def _views_stage(rank: int, folder: str, starts: list[int]) -> None:
 
 @pytest.mark.parametrize("starts", [pytest.param([0, 1], marks=pytest.mark.slow), [0, 2]])
 def test_augmented_views_travel(starts: list[int], tmp_path: Path) -> None:
-    mp.spawn(_views_stage, (str(tmp_path), starts), nprocs=2)
+    _in_processes(_views_stage, (str(tmp_path), starts), nprocs=2)
     rule, data = _views()
     logits = [rule.backward(x, y).logits for x, y in data]
     first, last = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
@@ -336,7 +341,7 @@ def _whole() -> tuple[rules.DGL, list]:
 def test_replicas_are_the_whole_batch(starts: list[int] | None, tmp_path: Path) -> None:
     """The mean over replicas of two accumulated batches; each replica ends with the same."""
     stages = len(starts or [0])
-    mp.spawn(_replica, (str(tmp_path), starts), nprocs=2 * stages)
+    _in_processes(_replica, (str(tmp_path), starts), nprocs=2 * stages)
     rule, data = _whole()
     for x, y in data:
         rule.backward(x, y, scale=lambda loss: loss / len(data))
