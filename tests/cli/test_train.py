@@ -112,7 +112,8 @@ NEEDS = {
 }
 
 
-SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp", "PredictiveCoding"}  # two seconds each
+# Two seconds each.
+SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp", "PredictiveCoding"}
 
 
 @pytest.mark.parametrize(
