@@ -79,7 +79,7 @@ class TargetRule(Rule):
                 raise InputError(f"{call}({name}={value}): give a positive number")
         _, shapes = blocks.known_shapes(call, "no inverse can be made")
         self.beta, self.noise, self.samples = beta, noise, samples
-        self.draw: Callable[[Tensor], Tensor] = torch.randn_like
+        self.draw: Callable[[Tensor], Tensor] = normal_like
         last = len(blocks) - 1
         self.objectives[str(last)] = Classify(criterion=criterion)
         self.inverses = nn.ModuleDict(
@@ -175,3 +175,11 @@ class TargetRule(Rule):
             losses.append(loss.detach())
         if k < len(self.blocks) - 1:  # the last block's loss is the network's
             batch.finish(k, torch.stack(losses).sum())
+
+
+def normal_like(h: Tensor) -> Tensor:
+    """Standard normal numbers in the shape and memory format of `h`. In channels last `randn_like`
+    draws them one by one, which takes seven times as long on a CPU."""
+    noise = torch.empty_like(h)
+    noise.as_strided((h.numel(),), (1,)).normal_()
+    return noise

@@ -97,12 +97,13 @@ class Inverse:
             layers.append(nn.AdaptiveAvgPool2d((h, w)))
         strides = round(height / h), round(width / w)
         kernel = self.kernel_size + strides[0] - 1, self.kernel_size + strides[1] - 1
-        layers += [
-            nn.ConvTranspose2d(features, channels, kernel, strides),
-            _Fit(self.kernel_size // 2, height, width),
-            *([ChannelsLast()] if last else []),
-        ]
-        return nn.Sequential(*layers)
+        border = self.kernel_size // 2
+        fits = (h * strides[0], w * strides[1]) == (height, width)
+        layers.append(
+            nn.ConvTranspose2d(features, channels, kernel, strides, border if fits else 0)
+        )
+        layers += [] if fits else [_Fit(border, height, width)]
+        return nn.Sequential(*layers, *([ChannelsLast()] if last else []))
 
 
 class _Fit(nn.Module):
