@@ -312,6 +312,9 @@ def differentiate(
                 loss = scale(loss)
             else:
                 gradient = scale(gradient).to(loss.dtype)
+                if loss.dim() == 4 and loss.is_contiguous(memory_format=torch.channels_last):
+                    # Else every operation on the way back copies into the other format.
+                    gradient = gradient.contiguous(memory_format=torch.channels_last)
             more = list(also)
             torch.autograd.backward(
                 [loss, *(tensor for tensor, _ in more)],
