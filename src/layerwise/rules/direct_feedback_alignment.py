@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -120,16 +121,14 @@ class DirectFeedbackAlignment(Rule):
             assert e is not None
             error.append(e)
             del h
-            done = 0
-            for k in self.ends:
+            for before, k in reversed([*pairwise([-1, *self.ends])]):
                 h = outputs.pop(k)
                 if h.requires_grad:
                     differentiate(h, gradient=e if k == last else self._project(k, e, h))
                 del h  # and its graph
                 if on_block is not None:
-                    for i in range(done, k + 1):
+                    for i in range(k, before, -1):
                         on_block(i)
-                done = k + 1
         return batch.report(scores, len(self.blocks))
 
     @torch.no_grad()

@@ -74,8 +74,8 @@ class DirectGlobal(Rule):
             graphs.append((z, self._gradient(k, z, batch)))
         logits, d_last = h.detach(), graphs[last][1]
         del h, z
-        for k in range(len(self.blocks)):
-            z, d = graphs.pop(0)
+        for k in reversed(range(len(self.blocks))):
+            z, d = graphs.pop()
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
             del z  # and block k's graph
             if on_block is not None:
