@@ -449,7 +449,8 @@ def _probes(found: dict[str, Any]) -> str:
     return (
         "\n".join(lines)
         + f"\n\nTest accuracy in %, {given['epochs']} epochs{images}; blocks learn without labels, "
-        f"probes on the frozen output averaged down to {given['pool']}x{given['pool']}. "
+        f"probes on the frozen output averaged down to {given['pool']}x{given['pool']}; patches of "
+        f"{given['patch']}x{given['patch']} pixels, half overlapping. "
         f"{'; '.join(sorted(made))}.\n\n{_commands([r['command'] for r in found['runs']])}"
     )
 
