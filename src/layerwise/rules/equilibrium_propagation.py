@@ -8,7 +8,7 @@ from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.errors import InputError
-from layerwise.families.energy import Energy, check_inference
+from layerwise.families.energy import Energy, check_inference, full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale
@@ -77,7 +77,8 @@ class EquilibriumPropagation(Rule):
         batch = self._batch(x, y, scale)
         objective = self._objective(len(self.blocks) - 1)
         assert objective is not None
-        with as_written(self.blocks):  # a block runs many times, with other buffers
+        # A block runs many times, with other buffers.
+        with as_written(self.blocks), full_precision(x, self.blocks) as x:
             energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
             batch.finish(len(self.blocks) - 1, energy.loss)
             nudges = (self.beta, -self.beta) if self.centred else (self.beta,)

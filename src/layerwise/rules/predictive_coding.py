@@ -9,7 +9,13 @@ from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.families.energy import Energy, back, check_inference, of_samples
+from layerwise.families.energy import (
+    Energy,
+    back,
+    check_inference,
+    full_precision,
+    of_samples,
+)
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
@@ -82,10 +88,11 @@ class PredictiveCoding(Rule):
                 return self._fixed(batch, on_block)
             objective = self._objective(len(self.blocks) - 1)
             assert objective is not None
-            energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
-            batch.finish(len(self.blocks) - 1, energy.loss)
-            h = energy.relax(self.steps, self.step_size, beta=1.0)
-            energy.learn([(1.0, h)], on_block)
+            with full_precision(x, self.blocks) as x:
+                energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
+                batch.finish(len(self.blocks) - 1, energy.loss)
+                h = energy.relax(self.steps, self.step_size, beta=1.0)
+                energy.learn([(1.0, h)], on_block)
         return batch.report(energy.logits, len(self.blocks))
 
     def _fixed(self, batch: Batch, on_block: OnBlock | None) -> Report:
