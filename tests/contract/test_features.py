@@ -85,6 +85,21 @@ def test_autocast_is_plain_autocast(network: str, checkpoint: bool | None) -> No
         assert torch.equal(p.grad, q.grad)
 
 
+@pytest.mark.parametrize(
+    "name", ["equilibrium_propagation", "pepita", "pepita_recomputed", "predictive_coding"]
+)
+def test_autocast_does_not_round_differences(name: str) -> None:
+    """Of activities that are nearly equal."""
+    case = networks.cnn()
+    rule = ALL_RULES[name](case.blocks)
+    logits, wanted = rule.backward(case.x, case.y).logits, grads(rule)
+    rule.zero_grad()
+    with _autocast():
+        assert torch.equal(rule.backward(case.x, case.y).logits, logits)
+        assert_same(grads(rule), wanted)
+        rule.backward(case.x.bfloat16(), case.y)  # what is given is taken
+
+
 @pytest.mark.parametrize("network", ["cnn", "transformer"])
 @pytest.mark.parametrize("name", ALL_RULES)
 def test_one_long_autocast_context(network: str, name: str) -> None:

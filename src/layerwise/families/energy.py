@@ -3,8 +3,7 @@ minimise."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,9 +25,7 @@ class Energy:
     Making one is the feed-forward pass, at which all but the last term are 0. Blocks run again on
     moved activities as the same functions: dropout's masks stay, and BatchNorm's running statistics
     move in the feed-forward pass alone. One block's graph is there at a time. Activities are in at
-    least single precision. Blocks run in that of their weights under autocast, too, within
-    `full_precision`: an error is the difference of nearly equal numbers, of which 8 bits leave
-    noise.
+    least single precision. To be made and asked within `full_precision`.
 
     Args:
         blocks: the network.
@@ -134,14 +131,6 @@ class Energy:
     def _pull_at(self, h: Tensor) -> Tensor:
         leaf = h.detach().requires_grad_()
         return of_samples(self._loss_at(leaf), leaf, self._scale)
-
-
-@contextlib.contextmanager
-def full_precision(x: Tensor, blocks: Blocks) -> Iterator[Tensor]:
-    """Without autocast; gives x in the precision of the weights."""
-    weight = next(blocks.parameters(), x)
-    with torch.autocast(x.device.type, enabled=False):
-        yield x.to(weight.dtype) if x.is_floating_point() else x
 
 
 def of_samples(loss: Tensor, leaf: Tensor, scale: Scale, retain: bool = False) -> Tensor:

@@ -8,7 +8,8 @@ from layerwise.batch import Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.errors import InputError
-from layerwise.families.energy import Energy, check_inference, full_precision
+from layerwise.families.energy import Energy, check_inference
+from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale

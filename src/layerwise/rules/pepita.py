@@ -8,13 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.blocks.straight_through import StraightThrough
 from layerwise.errors import InputError
+from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
@@ -35,8 +36,8 @@ class PEPITA(Rule):
     For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. Nothing passes back between
     blocks, and the first pass keeps no graph; in the second a block's graph is gone before the next
     block runs. Both passes have the same dropout masks, as the paper's; running statistics are of
-    the first. Hidden blocks have no loss. With one block nothing is modulated and it is
-    backpropagation.
+    the first. Both are in the precision of the weights under autocast, too. Hidden blocks have no
+    loss. With one block nothing is modulated and it is backpropagation.
 
     Deviations: a convolution's gradient is the sum over positions (the authors': the mean), and
     biases learn.
@@ -77,7 +78,10 @@ class PEPITA(Rule):
     def backward(
         self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
-        batch = self._batch(x, y, scale)
+        with full_precision(x, self.blocks) as x:
+            return self._two_passes(x, self._batch(x, y, scale), on_block)
+
+    def _two_passes(self, x: Tensor, batch: Batch, on_block: OnBlock | None) -> Report:
         last = len(self.blocks) - 1
         again: list[Again] = []
         outputs: list[Tensor] = []  # h_k
@@ -110,7 +114,7 @@ class PEPITA(Rule):
                     h_ = block(_own(modulated, block))
                 if h_.requires_grad:
                     asked = e if k == last else (h - h_.detach()) / samples
-                    differentiate(h_, scale, asked)
+                    differentiate(h_, batch.scale, asked)
                 modulated = h_.detach()
                 del h_
                 if on_block is not None:
@@ -126,8 +130,7 @@ class PEPITA(Rule):
                 "numbers, not to tokens: take rules.DirectFeedbackAlignment"
             )
         matrix = self.get_buffer("feedback")
-        with torch.autocast(x.device.type, enabled=False):
-            return x + (e.to(matrix.dtype) @ matrix).view(x.shape).to(x.dtype)
+        return x + (e.to(matrix.dtype) @ matrix).view(x.shape).to(x.dtype)
 
 
 def _own(h: Tensor, block: torch.nn.Module) -> Tensor:

@@ -9,13 +9,8 @@ from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.families.energy import (
-    Energy,
-    back,
-    check_inference,
-    full_precision,
-    of_samples,
-)
+from layerwise.families.energy import Energy, back, check_inference, of_samples
+from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
