@@ -109,6 +109,12 @@ def _beside(objective: str, weight: str, classify: str, more: str = "") -> str:
     )
 
 
+def _bpf(*more: str) -> str:
+    """Without transported weights: labels through a fixed random matrix."""
+    options = ("features 4096", "projection 128", *more)
+    return " ".join(f"--rule.objectives.{option}" for option in options)
+
+
 # The same head for all that have one. The last block always learns from the labels.
 RULES = {
     "backprop": "--rule Backprop",
@@ -158,6 +164,8 @@ RULES = {
     "forward-forward-goodness": "--rule ForwardForward --rule.waves true --rule.by_goodness true",
     "pepita": "--rule PEPITA",
     "predsim": _beside("SimilarityMatching", "0.99", "0.01"),
+    "sim-bpf": f"--rule Greedy --rule.objectives SimilarityMatching {_bpf('convolve false')}",
+    "pred-bpf": f"--rule Greedy --rule.objectives PredictProjection {_bpf()}",
     "infopro": _beside("Reconstruct", "[2,0.2]", "[0.5,1]", "distance bce"),
     "dgl-reconstruct": _beside("Reconstruct", "0.5", "0.5"),
     "dgl-contrast": _beside("SupervisedContrastive", "1.0", "1.0"),
