@@ -44,6 +44,7 @@ SHOWN = (
     "man",
     "dgl-narrow",
     "dgl-conv",
+    "mono-forward",
     "dgl",
     "kolen-pollack",
     "usf",
