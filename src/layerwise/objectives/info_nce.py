@@ -24,9 +24,9 @@ class InfoNCE(Objective):
 
     nats. A patch is a position of the feature maps, averaged down to the grid. Positions of a
     convolutional network see each other's pixels; in the paper each patch is encoded by itself,
-    which a network over patches does: `models.basic_cnn(patch=16)`. Deviations: the mean over k, not
-    the sum; the context is the patch alone, as in Greedy InfoMax, without contrastive predictive
-    coding's autoregressive network.
+    which a network over patches does: `models.basic_cnn(patch=16)`. Deviations: the mean over k,
+    not the sum; the context is the patch alone, as in Greedy InfoMax, without contrastive
+    predictive coding's autoregressive network.
 
     Args:
         grid: rows and columns of patches; feature maps are averaged down to as many. Null takes
