@@ -15,6 +15,7 @@ from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
+from layerwise.families.precision import full_precision
 from layerwise.heads import Inverse
 from layerwise.heads.head import refuse_class
 from layerwise.objectives import Classify
@@ -109,9 +110,8 @@ class TargetRule(Rule):
     def invert(self, k: int, h: Tensor) -> Tensor:
         """g_k(h), (B, ...), in the precision of its weights."""
         inverse = self.inverses[str(k)]
-        weight = next(inverse.parameters(), h)
-        with torch.autocast(h.device.type, enabled=False):
-            return inverse(h.to(weight.dtype))
+        with full_precision(h, inverse) as h:
+            return inverse(h)
 
     @torch.no_grad()
     def again(self, k: int, x: Tensor) -> Tensor:
