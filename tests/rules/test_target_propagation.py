@@ -330,14 +330,15 @@ def test_inverses_learn_what_they_are_for() -> None:
         rule = make(Blocks(parts, example=x))
         optimizer = torch.optim.SGD(rule.inverses.parameters(), lr=0.5, momentum=0.5)
         wanted = _backprop(rule, x, y)["0.weight"]
-        losses, off = [], []
+        losses, off, late = [], [], []
         for _ in range(60):
             rule.zero_grad()
             losses.append(rule.backward(x, y).local_losses[1])
             optimizer.step()
-            off.append((parts[0].weight.grad - wanted).norm() / wanted.norm())
-        if make is rules.LDRL:
-            assert off[-1] < 0.25 < 0.5 < off[0]
+            late = [*late[-19:], parts[0].weight.grad.clone()]
+            off.append((torch.stack(late).mean(0) - wanted).norm() / wanted.norm())
+        if make is rules.LDRL:  # in the mean over the noise of 20 steps
+            assert off[-1] < 0.1 < 0.5 < off[0]
         else:
             assert losses[-1] < 0.3 * losses[0]
 
