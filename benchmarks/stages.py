@@ -43,7 +43,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import layerwise as lw
 from layerwise import environment, models
-from layerwise.blocks.partition import partition
+from layerwise.blocks.balance import partition
 from layerwise.runtime import LayerParallel
 from layerwise.runtime.plan import Plan
 

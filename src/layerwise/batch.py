@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
+
+from layerwise.blocks.chain import Passes
+from layerwise.blocks.inputs import Inputs, first_rows, leading
 
 # The input seen otherwise, sample by sample: (B, ...) -> (B, ...).
 View = Callable[[Tensor], Tensor]
@@ -13,6 +17,10 @@ View = Callable[[Tensor], Tensor]
 
 def identity(loss: Tensor) -> Tensor:
     return loss
+
+
+def nothing(block: int) -> None:
+    """Do nothing when a block is done."""
 
 
 @dataclass(eq=False)
@@ -39,18 +47,23 @@ class Batch:
     """One step's input and labels, shared by all blocks; blocks leave their results here.
 
     Attributes:
-        x: the network's input, (B, ...). More rows are further augmented views of the same
-            samples, view after view: they are taken into `drawn`, and here is the first view.
+        inputs: what the network is called with: a tensor, a tuple of arguments or a dict of named
+            ones; None in a process that has later blocks and does without. More rows than labels
+            are further augmented views of the same samples, view after view.
         y: labels, (B,) or (B, T).
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches); what is reported stays unscaled.
+        on_block: called with a block's number when the gradients of the block and of its auxiliary
+            networks are complete.
+        passes: the batch's way through the blocks, while the step lasts.
+        x: the first tensor of the network's inputs, (B, ...), in the first view.
         unpooled: of the block under way, its output before the pooling that ends it, (B, ...); its
             output where none does.
         views: of the block under way, its output for each view that an objective asked for,
             (B, ...).
         augmented: of the block under way, where an objective compares augmented views, its output
             for each, (V, B, ...); the first is the block's output that every objective is given.
-        drawn: the network's input in all augmented views, (V B, ...).
+        drawn: `inputs`, with all augmented views, (V B, ...).
         synthetic: under a block's number, what its auxiliary network predicted of its target, with
             the graph of that prediction.
         targets: under a block's number, what the next block found that its auxiliary networks are
@@ -59,24 +72,46 @@ class Batch:
             left for the block under way, which leaves its own for the next.
     """
 
-    x: Tensor
+    inputs: Inputs
     y: Tensor
     scale: Callable[[Tensor], Tensor] = identity
+    on_block: Callable[[int], None] = nothing
     losses: dict[int, Tensor] = field(default_factory=dict)
     logits: dict[int, Tensor] = field(default_factory=dict)
     unpooled: Tensor | None = None
     views: dict[View, Tensor] = field(default_factory=dict)
     augmented: Tensor | None = None
-    drawn: Tensor = field(init=False)
+    x: Tensor = field(init=False)
+    drawn: Inputs = field(init=False)
     synthetic: dict[int, Tensor] = field(default_factory=dict)
     targets: dict[int, Tensor] = field(default_factory=dict)
     along: tuple[Tensor, ...] = ()
+    passes: Passes | None = None
     _predicted: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.drawn = self.x
+        self.drawn = self.inputs
+        self.x = self.y if self.inputs is None else leading(self.inputs)
         if len(self.x) > len(self.y):
-            self.x = self.x[: len(self.y)]
+            self.inputs = first_rows(self.inputs, len(self.y))
+            self.x = leading(self.inputs)
+
+    def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        """Block k's output, (B, ...), in the network's own forward.
+
+        Args:
+            k: number of the block.
+            h: its input, (B, ...); of the first block the network's inputs.
+            stream: number of the forward, where several go through side by side.
+        """
+        assert self.passes is not None, "a step has begun"
+        return self.passes.run(k, h, stream)
+
+    def again(self, k: int, h: Tensor, stream: int = 0) -> Tensor:
+        """Block k's output, (B, ...), by itself: the network's forward goes on as if it had not
+        run. `k`, `h` and `stream` as of `run`."""
+        assert self.passes is not None, "a step has begun"
+        return self.passes.again(k, h, stream)
 
     def predicted(self, logits: Tensor) -> None:
         """Called by an objective with the class scores it computed on its way to the loss."""

@@ -13,7 +13,8 @@ import torch
 from rich.table import Table
 
 from layerwise.blocks.chain import dry_run
-from layerwise.blocks.cost import flops
+from layerwise.blocks.cost import counted
+from layerwise.blocks.inputs import first_rows
 from layerwise.blocks.unchanged import unchanged
 from layerwise.flops import count_flops
 from layerwise.rule import Rule
@@ -71,7 +72,7 @@ class Costs:
         assert blocks.shapes is not None
         weight = next(rule.parameters(), torch.zeros(()))
         rows = SAMPLES * (views or max(1, rule.needs_views))
-        x = blocks.zeros(rows, weight)
+        x, one = blocks.zeros(rows, weight), blocks.zeros(1, weight)
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
         phases = len(rule.phases(len(blocks)))
         trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
@@ -83,13 +84,14 @@ class Costs:
                 trained.train()
                 steps.append(count_flops(lambda: trained.backward(x, y), trained))
             rule.train()
-            backprop = count_flops(lambda: Backprop(blocks).backward(x[:SAMPLES], y))
+            backprop = count_flops(lambda: Backprop(blocks).backward(first_rows(x, SAMPLES), y))
         costs = []
-        with dry_run(rule):
-            h = x[:1]
+        with dry_run(rule), blocks.passes(one) as passes:
+            h = one
             for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
-                of_block = flops(block, h)
-                h = block(h)
+                with counted() as counter:
+                    h = passes.run(i, h)
+                of_block = counter.get_total_flops()
                 auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
                 costs.append(
                     BlockCost(

@@ -18,6 +18,7 @@ from torchmetrics.classification import (
 )
 
 from layerwise.blocks.chain import dry_run
+from layerwise.blocks.inputs import call
 from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.objectives import cross_entropy
@@ -168,7 +169,7 @@ class Exit(nn.Module):
                 f"Exit({name}, {i}): {name} does not predict by its blocks one after the other; "
                 "take rule.exits(x)"
             )
-        self.blocks = nn.Sequential(*list(rule.blocks)[: i + 1])
+        self.blocks, self.i = rule.blocks.up_to(i), i
         self.head = rule.objectives[str(i)] if i < last and str(i) in rule.objectives else None
         if i < last and not self._predicts(rule):
             raise InputError(
@@ -176,9 +177,9 @@ class Exit(nn.Module):
                 "another, or an objective that predicts: Classify"
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores."""
-        h = self.blocks(x)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Class scores, of what the network is called with."""
+        h = self.blocks(*args, **kwargs)
         return h if self.head is None else self.head.predict(h)  # type: ignore[operator]
 
     def _predicts(self, rule: Rule) -> bool:
@@ -186,7 +187,7 @@ class Exit(nn.Module):
             return False
         weight = next(rule.parameters(), torch.zeros(()))
         with dry_run(self):
-            return self(rule.blocks.zeros(1, weight)) is not None
+            return call(self, rule.blocks.zeros(1, weight)) is not None
 
 
 def _metrics(num_classes: int) -> MetricCollection:

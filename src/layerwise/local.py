@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import dry_run
+from layerwise.blocks.inputs import Inputs, describe, detached
 from layerwise.blocks.pooling import before_pooling
 from layerwise.errors import InputError
 from layerwise.objectives import Classify, Objective
@@ -67,21 +69,28 @@ class ObjectiveRule(Rule):
         objectives = map(self._objective, range(len(self.blocks)))
         return max((o.needs_views for o in objectives if o is not None), default=0)
 
-    def enter(self, batch: Batch) -> Tensor:
+    def enter(self, batch: Batch) -> Inputs:
         """The first block's input, detached: the batch in its V augmented views, and below it every
         view of the first that an objective asks for, ((V + views) B, ...)."""
         self._check_drawn(batch)
         return self._stacked(batch)
 
-    def _stacked(self, batch: Batch) -> Tensor:
-        x, first = batch.drawn.detach(), batch.x.detach()  # sg[h_0]
-        views = self._views[0]
-        return torch.cat([x, *(view(first) for view in views)]) if views else x
+    def _stacked(self, batch: Batch) -> Inputs:
+        inputs, views = detached(batch.drawn), self._views[0]  # sg[h_0]
+        if not views:
+            return inputs
+        if not isinstance(inputs, Tensor):
+            raise InputError(
+                f"{type(self).__name__}: an objective asks for further views of the input, and the "
+                f"network takes {describe(inputs)}; views are of one tensor"
+            )
+        first = batch.x.detach()
+        return torch.cat([inputs, *(view(first) for view in views)])
 
     def illustrate(self, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
         batch = Batch(x, y)
         pictures = {}
-        with torch.no_grad():
+        with torch.no_grad(), self.blocks.passes(batch.drawn) as batch.passes:
             h = self._stacked(batch)
             for i in range(len(self.blocks)):
                 h = self._run(i, h, batch)
@@ -91,21 +100,22 @@ class ObjectiveRule(Rule):
                     pictures[i] = found
         return pictures
 
-    def _run(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+    def _run(self, i: int, h: Any, batch: Batch) -> Tensor:
         """Block i's output; what its objective reads beside goes into `batch`."""
         return self._hand_out(i, self._activity(i, h, batch), batch)
 
-    def _activity(self, i: int, h: Tensor, batch: Batch) -> Tensor:
+    def _activity(self, i: int, h: Any, batch: Batch) -> Tensor:
         """What all that block i's objective reads is made of: the block's output, before the
         pooling that ends it where the objective reads that."""
         views, count = self._views[i], len(batch.y)
-        augmented = len(h) // count - len(self._views[i - 1] if i else views)
-        if self._compared[i] or augmented == 1:
-            h = h[: count * (augmented + len(views))]
-        else:  # the further augmented views have come to their end
-            others = h[count * augmented :][: count * len(views)]
-            h = torch.cat([h[:count], others]) if views else h[:count]
-        return self._parts[i][0](h) if i in self._parts else self.blocks[i](h)
+        if isinstance(h, Tensor) and len(h) > count:
+            augmented = len(h) // count - len(self._views[i - 1] if i else views)
+            if self._compared[i] or augmented == 1:
+                h = h[: count * (augmented + len(views))]
+            else:  # the further augmented views have come to their end
+                others = h[count * augmented :][: count * len(views)]
+                h = torch.cat([h[:count], others]) if views else h[:count]
+        return self._parts[i][0](h) if i in self._parts else batch.run(i, h)
 
     def _hand_out(self, i: int, unpooled: Tensor, batch: Batch) -> Tensor:
         """Block i's output, and what its objective reads beside, of what `_activity` gave."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch, Report, identity, nothing
 from layerwise.blocks import Blocks
+from layerwise.blocks.chain import Passes
+from layerwise.blocks.inputs import Inputs, detached, leading
 from layerwise.errors import InputError
 from layerwise.objectives import Objective, Site
 
@@ -62,14 +65,25 @@ class Rule(nn.Module, ABC):
         return 0
 
     @abstractmethod
+    def step(self, batch: Batch) -> Tensor:
+        """The rule's gradient of a batch, into `.grad`.
+
+        `batch.run(k, h)` runs block k; `batch.finish(k, loss)` keeps its loss and
+        `batch.on_block(k)` says that its gradients are complete.
+
+        Returns:
+            The network's class scores, (B, C).
+        """
+
     def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
+        self, inputs: Inputs, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
     ) -> Report:
         """Accumulate the rule's gradient into `.grad`, as autograd does.
 
         Args:
-            x: a batch, (B, ...); for a rule that compares augmented views (V B, ...), view after
-                view, as `data.Loader(views=V)` gives it.
+            inputs: what the network is called with: a batch (B, ...), a tuple of arguments, or a
+                dict of named ones. For a rule that compares augmented views one tensor (V B, ...),
+                view after view, as `data.Loader(views=V)` gives it.
             y: its labels, (B,), or (B, T) for one label per token.
             scale: applied to every loss before it is differentiated: `scaler.scale` for a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
@@ -78,7 +92,15 @@ class Rule(nn.Module, ABC):
                 are complete; it may step them and set them to None. A local rule calls it as soon
                 as a block is done, so that a whole network's gradients never exist at once;
                 backpropagation after all are. In which order is the rule's own.
+
+        Raises:
+            InputError: inputs that are not as many, or a multiple, of the labels; views that the
+                rule cannot use, or too few; a step where gradients are off.
         """
+        batch = Batch(inputs, y, scale, on_block or nothing)
+        self._check_drawn(batch)
+        with self.blocks.passes(batch.drawn) as batch.passes, kept_graphs(self.blocks.shares):
+            return batch.report(self.step(batch), len(self.blocks))
 
     def phases(self, epochs: int) -> Sequence[int]:
         """How many of `epochs` each phase of training takes; by default there is one. A trainer
@@ -89,27 +111,34 @@ class Rule(nn.Module, ABC):
         """Training stands in this phase, from 0; also called when it is continued there. By
         default nothing follows from that."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """The network's output, as at inference."""
-        return self.blocks(x)
+        return self.blocks(inputs)
 
-    def activities(self, x: Tensor) -> list[Tensor]:
+    def activities(self, inputs: Inputs) -> list[Tensor]:
         """What every block gives at inference, a row for each input."""
-        return self.blocks.outputs(x)
+        return self.blocks.outputs(inputs)
 
-    def exits(self, x: Tensor) -> tuple[Tensor | None, ...]:
+    def exits(self, inputs: Inputs) -> tuple[Tensor | None, ...]:
         """Class scores after every block, None where a block does not predict; the last is
-        `forward(x)`."""
-        h = x
+        `forward(inputs)`."""
+        h = inputs
         scores: list[Tensor | None] = []
-        for i in range(len(self.blocks)):
-            h, predicted = self.exit(i, h)
-            scores.append(predicted)
+        with self.blocks.passes(inputs) as passes:
+            for i in range(len(self.blocks)):
+                h, predicted = self.exit(i, h, passes)
+                scores.append(predicted)
         return tuple(scores)
 
-    def exit(self, i: int, h: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Block i's output and the class scores there, as in `exits`."""
-        h = self.blocks[i](h)
+    def exit(self, i: int, h: Any, passes: Passes) -> tuple[Tensor, Tensor | None]:
+        """Block i's output and the class scores there, as in `exits`.
+
+        Args:
+            i: number of the block.
+            h: its input, (B, ...); of the first block the network's inputs.
+            passes: the batch's way through the blocks.
+        """
+        h = passes.run(i, h)
         if i == len(self.blocks) - 1:
             return h, h
         objective = self._objective(i)
@@ -153,21 +182,12 @@ class Rule(nn.Module, ABC):
         parts = [self.blocks[i], *self.auxiliary(i)]
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def _batch(self, x: Tensor, y: Tensor, scale: Scale) -> Batch:
-        """The step's batch.
-
-        Raises:
-            InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels.
-        """
-        batch = Batch(x, y, scale)
-        self._check_drawn(batch)
-        return batch
-
     def _check_drawn(self, batch: Batch) -> None:
-        views, rest = divmod(len(batch.drawn), max(1, len(batch.y)))
+        rows = len(batch.y) if batch.drawn is None else len(leading(batch.drawn))
+        views, rest = divmod(rows, max(1, len(batch.y)))
         if rest or not views:
             raise InputError(
-                f"{type(self).__name__}: got {len(batch.drawn)} inputs for {len(batch.y)} labels; "
+                f"{type(self).__name__}: got {rows} inputs for {len(batch.y)} labels; "
                 "give one label for each input, or for its views, view after view"
             )
         self.check_views(views)
@@ -235,40 +255,70 @@ class ForwardRule(Rule):
         """Block i's step: its detached input in, its detached output out; its gradients are in
         `.grad` when this returns. What else the next block needs goes into `batch.along`."""
 
-    def enter(self, batch: Batch) -> Tensor:
+    def enter(self, batch: Batch) -> Inputs:
         """The first block's input, detached.
 
         Raises:
             InputError: augmented views that the rule cannot use, or too few for it.
         """
         self._check_drawn(batch)
-        return batch.x.detach()
+        return detached(batch.inputs)
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """Give up the weights of all blocks but these, and of their auxiliary networks: another
+        process has them.
+
+        Raises:
+            InputError: a parameter is used by several blocks; a block that does not run by itself.
+        """
+        blocks = list(blocks)
+        self.blocks.keep(blocks)
+        for i in set(range(len(self.blocks))) - set(blocks):
+            for module in self.auxiliary(i):
+                module.to("meta")
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
         """Whether these blocks read `batch.x`, other than as the first block's input."""
+        blocks = list(blocks)
         objectives = map(self._objective, blocks)
-        return any(o.reads_input for o in objectives if o is not None)
+        return any(o.reads_input for o in objectives if o is not None) or any(
+            i > 0 and self.blocks.reads_inputs(i) for i in blocks
+        )
 
     def learn(self, i: int, h: Tensor, batch: Batch) -> None:
         """What block i's auxiliary networks learn from `batch.targets[i]`, which block i+1 found on
         its input h."""
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = Batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         before = h = self.enter(batch)
         for k in range(len(self.blocks)):
             h = self.local_backward(k, before, batch)
             if k and self.sends_back:
                 self.learn(k - 1, before, batch)
-                if on_block is not None:
-                    on_block(k - 1)  # its auxiliary networks had to wait for block k
-            if on_block is not None and (k == last or not self.sends_back):
-                on_block(k)
+                batch.on_block(k - 1)  # its auxiliary networks had to wait for block k
+            if k == last or not self.sends_back:
+                batch.on_block(k)
             before = h
-        return batch.report(h, len(self.blocks))
+        return h
+
+
+# Within a step of a network of which several blocks use a tensor that depends on parameters alone.
+_KEEPS_GRAPHS: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps graphs", default=False)
+
+
+@contextlib.contextmanager
+def kept_graphs(kept: bool) -> Iterator[None]:
+    """Within, where `kept`, differentiating a loss leaves its graph: a part of it is another
+    block's, too. The graph goes with the tensors that have it."""
+    if not kept:
+        yield
+        return
+    token = _KEEPS_GRAPHS.set(True)
+    try:
+        yield
+    finally:
+        _KEEPS_GRAPHS.reset(token)
 
 
 def checked(call: str, blocks: Blocks) -> Blocks:
@@ -319,7 +369,7 @@ def differentiate(
             torch.autograd.backward(
                 [loss, *(tensor for tensor, _ in more)],
                 [gradient, *(g for _, g in more)],  # type: ignore[arg-type]
-                retain_graph=retain,
+                retain_graph=retain or _KEEPS_GRAPHS.get(),
                 inputs=wanted,
             )
     forget_casts(loss.device)

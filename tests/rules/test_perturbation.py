@@ -95,7 +95,9 @@ def test_golden_local(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     rule = _local(blocks, weights=True)
     rule.zero_grad()
-    given = iter([{"block.weight": 1.0, "objective.head.weight": -1.0}, {"block.weight": 2.0}] * 2)
+    given = iter(
+        [{"blocks.0.weight": 1.0, "objective.head.weight": -1.0}, {"blocks.1.weight": 2.0}] * 2
+    )
 
     def along(self: Directions, i: int, n: int) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
         if not hasattr(self, "given"):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerwise.analysis.angle import degrees_between
 from layerwise.batch import identity
+from layerwise.blocks.inputs import first_rows
 from layerwise.blocks.unchanged import unchanged
 from layerwise.cost import without_gradients
 from layerwise.objectives import Classify, cross_entropy
@@ -63,7 +64,7 @@ def gradient_alignment(
     """
     backprop = Backprop(rule.blocks, criterion=criterion or _criterion(rule))
     of_rule = _gradients(rule, lambda: rule.backward(x, y, scale=scale))
-    of_backprop = _gradients(rule, lambda: backprop.backward(x[: len(y)], y, scale=scale))
+    of_backprop = _gradients(rule, lambda: backprop.backward(first_rows(x, len(y)), y, scale=scale))
     return tuple(map(_compared, of_rule, of_backprop))
 
 

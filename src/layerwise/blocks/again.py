@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from layerwise.blocks.chain import Blocks
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import leading
+from layerwise.blocks.stretches import Stretch
 
 Buffers = list[tuple[nn.Module, str, Tensor]]
+
+
+class Runs(Protocol):
+    """A batch's way through blocks: `Passes`, or a step's batch."""
+
+    def run(self, k: int, h: Any) -> Tensor: ...
+
+    def again(self, k: int, h: Any) -> Tensor: ...
 
 
 class Again:
@@ -27,15 +40,16 @@ class Again:
 
     def __init__(self, module: nn.Module, x: Tensor):
         self.buffers = buffers_of(module)
-        self.random = torch.get_rng_state()
+        self.random, self.python = torch.get_rng_state(), random.getstate()
         self.devices, self.states = get_device_states(x)
         self.x = x.new_empty(())  # on its device
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """Within, the module runs again; random numbers go on after it as if it had not."""
-        now = torch.get_rng_state(), get_device_states(self.x)
+        now, python = (torch.get_rng_state(), get_device_states(self.x)), random.getstate()
         torch.set_rng_state(self.random)
+        random.setstate(self.python)
         set_device_states(self.devices, self.states)
         try:
             with buffers_as([(m, key, buffer.clone()) for m, key, buffer in self.buffers]):
@@ -43,43 +57,51 @@ class Again:
         finally:
             torch.set_rng_state(now[0])
             set_device_states(*now[1])
+            random.setstate(python)
 
 
 class Repeatable:
     """A block that can run again, on what became of its input, as the function that it was.
 
     Args:
-        block: one tensor to one tensor.
+        passes: the batch's way through the blocks.
+        blocks: the network.
+        k: number of the block.
 
     Attributes:
         block: the block.
     """
 
-    def __init__(self, block: nn.Module):
-        self.block = block
+    def __init__(self, passes: Runs, blocks: Blocks, k: int):
+        self.block, self._k, self._passes = blocks[k], k, passes
         self._again: Again | None = None
 
-    def first(self, h: Tensor) -> Tensor:
-        """The block's output, (B, ...), as if it was called."""
-        self._again = Again(self.block, h)
-        return self._run(h)
+    def first(self, h: Any) -> Tensor:
+        """The block's output, (B, ...), where it follows what has run."""
+        self._again = Again(self.block, leading(h))
+        return self._passes.run(self._k, self._own(h))
 
-    def __call__(self, h: Tensor) -> Tensor:
+    def __call__(self, h: Any) -> Tensor:
         """The block's output, (B, ...), as the function of its first run."""
         assert self._again is not None
         with self._again.run():
-            return self._run(h)
+            return self._passes.again(self._k, self._own(h))
 
-    def _run(self, h: Tensor) -> Tensor:
+    def _own(self, h: Any) -> Any:
+        """The input, which the block may change in place, and which is no leaf."""
+        if not isinstance(h, Tensor):
+            return h
         if starts_in_place(self.block):
-            h = h.clone()
-        elif h.requires_grad and h.is_leaf:  # hooks on what a module is given want no leaf
-            h = h.view_as(h)
-        return self.block(h)
+            return h.clone()
+        # Hooks on what a module is given want no leaf.
+        return h.view_as(h) if h.requires_grad and h.is_leaf else h
 
 
 def buffers_of(block: nn.Module) -> Buffers:
     """A copy of each buffer."""
+    if isinstance(block, Stretch):
+        places = [(m, key, m._buffers.get(key)) for m, key in block.places]
+        return [(m, key, b.clone()) for m, key, b in places if b is not None]
     return [
         (module, key, buffer.clone())
         for module in block.modules()

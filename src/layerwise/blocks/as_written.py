@@ -7,10 +7,12 @@ import contextlib
 import torch
 from torch import nn
 
+from layerwise.blocks.intercept import is_compiled
+
 
 def as_written(module: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Within, what is compiled in `module` runs as it is written: compiled code has no second
     derivatives, may give its buffers away in its first backward pass, and knows nothing of
     functions that are replaced."""
-    compiled = any(getattr(m, "_compiled_call_impl", None) is not None for m in module.modules())
+    compiled = any(map(is_compiled, module.modules()))
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from layerwise.blocks.inputs import Inputs, leading, plain
 from layerwise.errors import InputError, reason
 
 Shape = tuple[int, ...]
@@ -37,6 +40,8 @@ class Blocks(nn.Module):
     input_shape: Shape | None = None
     input_dtype: torch.dtype | None = None
     shapes: tuple[Shape, ...] | None = None
+    example: Inputs = None
+    shares = False
 
     def __init__(
         self,
@@ -68,19 +73,61 @@ class Blocks(nn.Module):
     def __getitem__(self, i: int) -> nn.Module:
         return list(self)[i]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The network's output: every block in turn."""
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The network's output."""
+        h = inputs
         for block in self:
-            x = block(x)
-        return x
+            h = block(h)
+        return h
 
-    def outputs(self, x: Tensor) -> list[Tensor]:
+    def outputs(self, inputs: Inputs) -> list[Tensor]:
         """What every block gives in `forward`."""
-        found = []
-        for block in self:
-            x = block(x)
-            found.append(x)
+        found, h = [], inputs
+        with self.passes(inputs) as passes:
+            for k in range(len(self)):
+                h = passes.run(k, h)
+                found.append(h)
         return found
+
+    def passes(self, inputs: Inputs) -> Passes:
+        """A batch's way through the blocks, to run them one by one:
+
+        with blocks.passes(inputs) as passes:
+            h = passes.run(0, inputs)
+            h = passes.run(1, h)
+        """
+        return Passes(self, inputs)
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """Give up the weights of all blocks but these: they go to the meta device, and the blocks
+        that have them can no longer run.
+
+        Raises:
+            InputError: a parameter is used by several blocks; a block that does not run by itself.
+        """
+        for k in set(range(len(self))) - set(blocks):
+            self[k].to("meta")
+
+    def up_to(self, k: int) -> nn.Module:
+        """The network that ends with block k, as a module that is called as the network is; nothing
+        after it runs."""
+        return nn.Sequential(*list(self)[: k + 1])
+
+    def key(self, k: int, name: str) -> str:
+        """The name, in the blocks, of what block k calls by a name of its own."""
+        return f"{k}.{name}"
+
+    def reads_inputs(self, k: int) -> bool:
+        """Whether block k > 0 depends on the network's inputs other than through the output of the
+        block before it."""
+        return False
+
+    def check_alone(self, k: int) -> None:
+        """See that block k runs by itself.
+
+        Raises:
+            InputError: it does not.
+        """
 
     def _find_shapes(self, example: Tensor) -> None:
         h, shapes = example, []
@@ -100,6 +147,7 @@ class Blocks(nn.Module):
                     )
                 shapes.append(tuple(h.shape[1:]))
         self.keep_shapes(example, shapes)
+        self.example = example[:2].detach()
 
     def keep_shapes(self, example: Tensor, shapes: Sequence[Shape]) -> None:
         """Keep what a dry run on `example` has shown."""
@@ -123,13 +171,70 @@ class Blocks(nn.Module):
             )
         return self.input_shape, self.shapes
 
-    def zeros(self, rows: int, like: Tensor) -> Tensor:
-        """An input of nought, (rows, ...), on the device of `like` and, but for tokens, of its
-        type."""
+    def zeros(self, rows: int, like: Tensor) -> Inputs:
+        """Inputs to run the network on for its shapes, on the device of `like`.
+
+        Args:
+            rows: how many.
+            like: has the device and, except for tokens, the type.
+
+        Returns:
+            Zeros, (rows, ...). Of a network that takes several inputs the example's rows, over and
+            over, because zeros may mean something in a mask.
+        """
         assert self.input_shape is not None, "made with an example"
         assert self.input_dtype is not None
+        if not isinstance(self.example, Tensor):
+            return repeated(self.example, rows, like.device)
         dtype = like.dtype if self.input_dtype.is_floating_point else self.input_dtype
         return torch.zeros(rows, *self.input_shape, device=like.device, dtype=dtype)
+
+
+class Passes:
+    """A batch's way through blocks."""
+
+    def __init__(self, blocks: Blocks, inputs: Inputs):
+        self.blocks, self.inputs = blocks, inputs
+
+    def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        """Block k's output, (B, ...), where it follows what has run: in the network's own forward.
+
+        Args:
+            k: number of the block.
+            h: its input, (B, ...); of the first block the network's inputs.
+            stream: number of the forward, where several batches go through side by side.
+        """
+        return self.blocks[k](h)
+
+    def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        """Block k's output, (B, ...), by itself: what follows in the forward is not touched.
+
+        Args:
+            k, h: as of `run`.
+            stream: number of the forward whose inputs the block may read.
+        """
+        return self.blocks[k](h)
+
+    def close(self) -> None:
+        """Give up what is left of the forward."""
+
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def repeated(inputs: Inputs, rows: int, device: torch.device) -> Inputs:
+    """The samples of a batch over and over, until there are `rows`."""
+    count = len(leading(inputs))
+    index = torch.arange(rows) % count
+
+    def take(tensor: Tensor) -> Tensor:
+        batched = tensor.dim() and len(tensor) == count
+        return (tensor[index.to(tensor.device)] if batched else tensor).to(device)
+
+    return pytree.tree_map_only(Tensor, take, plain(inputs))
 
 
 @contextlib.contextmanager

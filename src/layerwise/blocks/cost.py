@@ -15,7 +15,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from layerwise.blocks.chain import Blocks, dry_run
+from layerwise.blocks.chain import Blocks
 from layerwise.blocks.unchanged import unchanged
 
 
@@ -47,11 +47,15 @@ def saved_bytes(module: nn.Module, *inputs: Any) -> int:
 
 def saved_by_each(blocks: Blocks, x: Tensor) -> list[int]:
     """`saved_bytes` of every block in turn, on a batch for the first."""
-    kept, h = [], x
-    with dry_run(blocks):
-        for block in blocks:
-            kept.append(saved_bytes(block, h))
-            h = block(h)
+    kept: list[int] = []
+    with unchanged(blocks):
+        blocks.train()
+        with blocks.passes(x) as passes:
+            h = x
+            for k in range(len(blocks)):
+                with saved(blocks) as of_block:
+                    h = passes.run(k, h).detach()
+                kept.append(of_block.bytes)
     return kept
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from layerwise.blocks.stretches import Stretch
+
 POOLINGS = (
     nn.MaxPool1d,
     nn.MaxPool2d,
@@ -38,6 +40,8 @@ def before_pooling(block: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | No
 
 def layers_of(block: nn.Module) -> list[nn.Module]:
     """A block as a chain without its nesting; what has hooks or code of its own stays whole."""
+    if isinstance(block, Stretch) and block.chain is not None:
+        return [layer for module in block.chain for layer in layers_of(module)]
     if type(block) is not nn.Sequential or block._forward_hooks or block._forward_pre_hooks:
         return [block]
     return [layer for child in block for layer in layers_of(child)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks, Shape
+from layerwise.blocks.layers import copied
+from layerwise.blocks.pooling import layers_of
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
 
@@ -130,7 +131,8 @@ def _windows(
 ) -> tuple[_Window, _Window] | None:
     """Of a block's rows and of its columns."""
     try:
-        block = nn.Sequential(copy.deepcopy(block)).to("cpu", torch.float64).eval()
+        parts = layers_of(block) if getattr(block, "chain", None) else [block]
+        block = nn.Sequential(*map(copied, parts)).to("cpu", torch.float64).eval()
         _fix_adaptive_pooling(block, shape)
     except Exception:  # whatever a block does that cannot be copied or run in double precision
         return None

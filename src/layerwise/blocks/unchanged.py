@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,29 +16,36 @@ from torch import nn
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Put back on exit what running or tracing `model` may change.
 
-    That is its training flags, attributes and submodules, the values of its buffers (BatchNorm's
-    running statistics) and the state of the random generators. Parameters are not copied: nothing
-    here steps them.
+    That is its training flags, attributes, hooks and submodules, what its attributes hold that are
+    dicts, lists or sets, the values of its buffers (BatchNorm's running statistics) and the state
+    of the random generators. Parameters are not copied: nothing here steps them.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
-    registered = [
-        {key: dict(module.__dict__[key]) for key in ("_parameters", "_buffers", "_modules")}
+    # By content: an optimizer, a wrapper or a hook's handle may hold on to the table itself.
+    tables = [
+        (value, copy.copy(value))
         for module in modules
+        for value in module.__dict__.values()
+        if isinstance(value, dict | list | set)
     ]
-    values = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    twins = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(sorted({d.index for d in devices if d.type == "cuda"})):
         try:
+            # The model runs on copies of its buffers: a graph may still need the values they have.
+            for module in modules:
+                for key, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[key] = twins[buffer]
             yield
         finally:
-            for module, before, tables in zip(modules, attributes, registered, strict=True):
+            for module, before in zip(modules, attributes, strict=True):
                 module.__dict__.clear()
                 module.__dict__.update(before)
-                for key, table in tables.items():
-                    # In place: an optimizer or a wrapper may hold on to the dictionary itself.
-                    module.__dict__[key].clear()
-                    module.__dict__[key].update(table)
-            with torch.no_grad():
-                for buffer, value in values.items():
-                    buffer.copy_(value)
+            for table, before in tables:
+                table.clear()
+                table.extend(before) if isinstance(table, list) else table.update(before)
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Repeatable
+from layerwise.blocks.inputs import Inputs, detached
 from layerwise.errors import InputError
-from layerwise.rule import OnBlock, Scale, checked, differentiate
+from layerwise.rule import Scale, checked, differentiate
 
 Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block
 
@@ -28,24 +30,24 @@ class Energy:
     least single precision. To be made and asked within `full_precision`.
 
     Args:
+        batch: the step's.
         blocks: the network.
         loss: of its output, (), mean over the batch.
-        x: the batch, (B, ...).
-        scale: as in `Rule.backward`.
+        x: what the network is called with.
 
     Attributes:
         logits: the network's output, detached.
         loss: of it, detached.
     """
 
-    def __init__(self, blocks: Blocks, loss: Callable[[Tensor], Tensor], x: Tensor, scale: Scale):
-        self._loss, self._scale = loss, scale
-        self._blocks = [Repeatable(block) for block in blocks]
+    def __init__(self, batch: Batch, blocks: Blocks, loss: Callable[[Tensor], Tensor], x: Inputs):
+        self._batch, self._loss, self._scale = batch, loss, batch.scale
+        self._blocks = [Repeatable(batch, blocks, k) for k in range(len(blocks))]
         *before, last = self._blocks
-        self._rest: Activities = [x.detach()]  # at which the network is feed-forward
+        self._rest: Activities = [detached(x)]  # at which the network is feed-forward
         for block in before:  # with gradients on: attention has another kernel where they are off
             self._rest.append(block.first(self._rest[-1]).detach())
-        self._leaf = self._rest[-1].detach()
+        self._leaf = detached(self._rest[-1])
         if before:
             self._leaf.requires_grad_()
         out = last.first(self._leaf)
@@ -76,9 +78,7 @@ class Energy:
             h[front] = h[front] + step_size * (self._rest[front] - h[front] - pull)
         return h
 
-    def learn(
-        self, found: Sequence[tuple[float, Activities]], on_block: OnBlock | None = None
-    ) -> None:
+    def learn(self, found: Sequence[tuple[float, Activities]]) -> None:
         """Accumulate the mean over `found`, pairs of a beta and activities, of
 
             1 / (beta B) dF_beta/d theta_k = mean_b (e_k / beta) df_k(h_{k-1})/d theta_k
@@ -103,12 +103,11 @@ class Energy:
             also = [(o, self._scale(g)) for o, g in more] if wanted else []
             differentiate(out, self._scale, gradient, inputs=wanted, also=also)
             del out, terms, more, also
-            if on_block is not None:
-                on_block(k)
+            self._batch.on_block(k)
 
     def _run(self, k: int, h: Tensor) -> Tensor:
         """f_k, in the precision of its input in the feed-forward pass."""
-        return self._blocks[k](h.to(self._rest[k].dtype))
+        return self._blocks[k](h.to(self._rest[k].dtype) if k else h)
 
     def _loss_at(self, h: Tensor) -> Tensor:
         return self._loss(self._run(len(self._blocks) - 1, h))

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.layer_calls import Back, Through, layer_calls, replaced
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 # Of a weight, the matrix that the gradient goes back through; a part of a weight, as attention's
 # projections take, has that part of the matrix.
@@ -96,21 +97,17 @@ class FeedbackRule(Rule):
             for name in names
         }
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         # The way back is within, too: what is checkpointed runs again there.
         with self._through(), as_written(self.blocks):
-            h = self.blocks(batch.x.detach())
+            h = self.blocks(detached(batch.inputs))
             loss = self.objectives[str(last)](h, batch)
-            differentiate(loss, scale)
+            differentiate(loss, batch.scale)
         batch.finish(last, loss)
-        if on_block is not None:
-            for i in range(len(self.blocks)):
-                on_block(i)
-        return batch.report(h, len(self.blocks))
+        for i in range(len(self.blocks)):
+            batch.on_block(i)
+        return h
 
 
 def key(name: str) -> str:

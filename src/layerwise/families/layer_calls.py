@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inputs import leading
 from layerwise.blocks.unchanged import unchanged
 from layerwise.families.products import Products
 
@@ -79,11 +80,13 @@ def layer_calls(
                 module.eval()
         h = blocks.zeros(2, like)
         if change:
-            h[1] = torch.randn_like(h[1]) if h.is_floating_point() else 1
+            first = leading(h)
+            first[1] = torch.randn_like(first[1]) if first.is_floating_point() else 1
         torch.manual_seed(0)  # dropout
-        for k, block in enumerate(blocks):
-            h = block(h)
-            h = h.detach() if k in ends else h
+        with blocks.passes(h) as passes:
+            for k in range(len(blocks)):
+                h = passes.run(k, h)
+                h = h.detach() if k in ends else h
     if products.found:
         warnings.warn(
             f"{asked_by}: {', '.join(products.found)} is multiplied otherwise than by a call of "

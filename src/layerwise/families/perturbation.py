@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.forward_mode import as_in_training, primal
 from layerwise.families.layer_calls import Back, replaced
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
-from layerwise.rule import Needs, OnBlock, Rule, Scale, forget_casts, refuse_without_gradients
+from layerwise.rule import Needs, Rule, forget_casts, refuse_without_gradients
 
 SEEDS = (1 << 63) - 1
 # Of a block's number: its parameters to run with, by name.
@@ -74,22 +76,18 @@ class PerturbationRule(Rule):
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
         """dL/dv_n of every direction, each (); the first pass of `loss` is what is reported."""
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
+    def step(self, batch: Batch) -> Tensor:
         refuse_without_gradients()
-        batch = self._batch(x, y, scale)
         directions = Directions(self.blocks, draw_seed(), self.rademacher, self.rank)
         with torch.no_grad(), as_written(self.blocks), as_in_training():
-            loss = Loss(self, x, batch, directions)
-            derivatives = [scale(d) for d in self.derivatives(loss, directions)]
-        forget_casts(x.device)
+            loss = Loss(self, batch, directions)
+            derivatives = [batch.scale(d) for d in self.derivatives(loss, directions)]
+        forget_casts(batch.x.device)
         batch.finish(len(self.blocks) - 1, loss.value)
         for i in range(len(self.blocks)):
             directions.accumulate(i, derivatives)
-            if on_block is not None:
-                on_block(i)
-        return batch.report(loss.logits, len(self.blocks))
+            batch.on_block(i)
+        return loss.logits
 
 
 class Loss:
@@ -105,24 +103,41 @@ class Loss:
     logits: Tensor
     value: Tensor
 
-    def __init__(self, rule: PerturbationRule, x: Tensor, batch: Batch, directions: Directions):
+    def __init__(self, rule: PerturbationRule, batch: Batch, directions: Directions):
         self.blocks = rule.blocks
         self.objective = rule.objectives[str(len(rule.blocks) - 1)]
-        self.x, self.batch, self.directions = x.detach(), batch, directions
+        self.inputs, self.batch, self.directions = detached(batch.inputs), batch, directions
         self.copies = starts_in_place(rule.blocks[0])
-        self.start = Again(rule.blocks, x)
+        self.start = Again(rule.blocks, batch.x)
+        self.moved = Moved(self.blocks, batch)
         self.first = True
 
     def __call__(self, weights: Weights | None = None) -> Tensor:
         """The loss, (), with the network's own weights or others."""
         with self.directions.watch() if self.first else self.start.run():
-            h = self.x.clone() if self.copies else self.x
-            for i, block in enumerate(self.blocks):
-                h = block(h) if weights is None else functional_call(block, weights(i), (h,))
+            h = self.inputs.clone() if self.copies else self.inputs
+            for i in range(len(self.blocks)):
+                h = self.batch.run(i, h) if weights is None else self.moved.run(i, weights(i), h)
             loss = self.objective(h, self.batch)
         if self.first:
             self.logits, self.value, self.first = primal(h), primal(loss), False
         return loss
+
+
+class Moved(nn.Module):
+    """Blocks with other weights than their own."""
+
+    def __init__(self, blocks: Blocks, batch: Batch):
+        super().__init__()
+        self.blocks, self.batch = blocks, batch
+
+    def forward(self, i: int, h: Any) -> Tensor:
+        return self.batch.run(i, h)
+
+    def run(self, i: int, weights: Mapping[str, Tensor], h: Any) -> Tensor:
+        """Block i's output, (B, ...), with these of its weights, by name."""
+        moved = {f"blocks.{self.blocks.key(i, name)}": w for name, w in weights.items()}
+        return functional_call(self, moved, (i, h))
 
 
 class Directions:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from layerwise.blocks.inputs import converted, leading
 
 
 @contextlib.contextmanager
-def full_precision(x: Tensor, network: nn.Module) -> Iterator[Tensor]:
-    """Without autocast, whose 8 bits leave noise of such a difference; gives `x` in the precision
-    of the network's weights."""
-    weight = next(network.parameters(), x)
-    with torch.autocast(x.device.type, enabled=False):
-        yield x.to(weight.dtype) if x.is_floating_point() else x
+def full_precision(x: Any, network: nn.Module) -> Iterator[Any]:
+    """Without autocast, whose 8 bits leave noise of such a difference; gives `x`, a tensor or the
+    network's inputs, in the precision of the network's weights."""
+    first = leading(x)
+    weight = next(network.parameters(), first)
+    with torch.autocast(first.device.type, enabled=False):
+        yield converted(x, weight.dtype)

@@ -9,18 +9,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.precision import full_precision
 from layerwise.heads import Inverse
 from layerwise.heads.head import refuse_class
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class TargetRule(Rule):
@@ -98,13 +99,14 @@ class TargetRule(Rule):
         return [*super().auxiliary(i), *own]
 
     @abstractmethod
-    def inverse_loss(self, k: int, before: Tensor, h: Tensor) -> Tensor:
+    def inverse_loss(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
         """What inverse k minimises for one draw of noise, a scalar.
 
         Args:
             k: the block's number.
             before: its input h_{k-1}, (B, ...).
             h: its output h_k, (B, ...).
+            batch: the step's.
         """
 
     def invert(self, k: int, h: Tensor) -> Tensor:
@@ -114,45 +116,43 @@ class TargetRule(Rule):
             return inverse(h)
 
     @torch.no_grad()
-    def again(self, k: int, x: Tensor) -> Tensor:
+    def again(self, k: int, x: Tensor, batch: Batch) -> Tensor:
         """f_k(x), (B, ...), without a graph, and without a trace in the block's buffers."""
         block = self.blocks[k]
         with as_written(block), buffers_as(buffers_of(block)):
-            return block(x.clone() if starts_in_place(block) else x)
+            return batch.again(k, x.clone() if starts_in_place(block) else x)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        h = x
+        h = batch.inputs
         before: list[Tensor] = []  # h_{k-1}
         outputs: list[Tensor] = []  # h_k, with block k's graph
         for k, block in enumerate(self.blocks):
-            h = h.detach().requires_grad_(0 < k == last and not self.from_scores)
+            h = detached(h)
+            if 0 < k == last and not self.from_scores:
+                h.requires_grad_()
             before.append(h)
-            h = block(h.clone() if starts_in_place(block) else h)
+            h = batch.run(k, h.clone() if k and starts_in_place(block) else h)
             outputs.append(h)
         scores = h.detach().requires_grad_()
         loss = self.objectives[str(last)](scores, batch)
-        differentiate(loss, scale, inputs=(scores,))
+        differentiate(loss, batch.scale, inputs=(scores,))
         batch.finish(last, loss)
         differentiate(h, gradient=scores.grad)
         first = scores if self.from_scores or last == 0 else before[last]
         assert first.grad is not None
         change = self._first_change(first.grad, batch)
         for k in reversed(range(len(self.blocks))):
-            h, given = outputs.pop(), before.pop().detach()
+            h, given = outputs.pop(), detached(before.pop())
             below = self._below(k, h, change)  # by inverse k before it learns
             if k < last:
-                differentiate(h, scale, -change / (self.beta * len(x)))
+                differentiate(h, batch.scale, -change / (self.beta * len(h)))
             h = h.detach()  # without block k's graph
             if str(k) in self.inverses:
                 self._learn(k, given, h, batch)
-            if on_block is not None:
-                on_block(k)
+            batch.on_block(k)
             change = below
-        return batch.report(scores, len(self.blocks))
+        return scores
 
     def _first_change(self, gradient: Tensor, batch: Batch) -> Tensor:
         """t_j - h_j of the first target, from its scaled dL/dh_j."""
@@ -172,7 +172,7 @@ class TargetRule(Rule):
         dtype = torch.promote_types(h.dtype, torch.float32)
         losses = []
         for _ in range(self.samples):
-            loss = self.inverse_loss(k, before.to(dtype), h.to(dtype)) / self.samples
+            loss = self.inverse_loss(k, before.to(dtype), h.to(dtype), batch) / self.samples
             differentiate(loss, batch.scale)
             losses.append(loss.detach())
         if k < len(self.blocks) - 1:  # the last block's loss is the network's

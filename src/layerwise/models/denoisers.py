@@ -28,7 +28,10 @@ class Denoiser(nn.Module, ABC):
         size: of z, E.
         before, after: the factors of the label's vector and of Gaussian noise in z_{t-1}, and in
             z_t, as they are to be.
+        indivisible: that `cut` makes no block of a part of it.
     """
+
+    indivisible = True
 
     def __init__(
         self,

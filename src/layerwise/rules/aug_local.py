@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
-from layerwise.blocks.layers import fresh, has_weight, layers, shapes_of_layers
+from layerwise.blocks.layers import Layers, fresh, has_weight, layers, shapes_of_layers
 from layerwise.errors import InputError
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, feature_vector
 from layerwise.local import LocalRule
@@ -64,7 +64,7 @@ class AugLocal(LocalRule):
             )
         known = isinstance(blocks, Blocks) and blocks.shapes is not None
         given = _later(blocks, depth, decay) if known else [[]] * max(0, len(list(blocks)) - 1)
-        heads = [_Auxiliary(chosen) for chosen in given]
+        heads = [_Auxiliary(blocks, chosen) for chosen in given]
         super().__init__(blocks, [Classify(head, criterion) for head in heads], criterion)
 
 
@@ -103,27 +103,28 @@ def _later(blocks: Blocks, depth: int, decay: float) -> list[list[Placed]]:
 class _Auxiliary(Head):
     """The recipe of a head of these layers."""
 
-    def __init__(self, chosen: Sequence[Placed]):
-        self.chosen = chosen
+    def __init__(self, blocks: Blocks, chosen: Sequence[Placed]):
+        self.blocks, self.chosen = blocks, chosen
 
     def __deepcopy__(self, memo: object) -> _Auxiliary:
         return self  # the layers are the network's
 
-    def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+    def __call__(self, in_shape: Shape, out_shape: Shape) -> Layers:
         made: list[nn.Module] = []
         shape = in_shape
         for layer, own in self.chosen:
             fitted = _fitted(fresh(layer), shape, own)
             with dry_run(fitted):
-                shape = tuple(fitted(_zeros(fitted, shape)).shape[1:])
+                h = _zeros(fitted, shape)
+                shape = tuple(fitted(h, self.blocks.zeros(len(h), h)).shape[1:])
             made.append(fitted)
         pooling, features = feature_vector(shape, out_shape, 1, "AugLocal")
-        return nn.Sequential(*made, *pooling, nn.Linear(features, out_shape[-1]))
+        return Layers(*made, *pooling, nn.Linear(features, out_shape[-1]))
 
 
-def _fitted(layer: nn.Module, shape: Shape, own: Shape) -> nn.Sequential:
+def _fitted(layer: nn.Module, shape: Shape, own: Shape) -> Layers:
     """A layer that takes `shape` where in the network it takes `own`."""
-    assert isinstance(layer, nn.Sequential)
+    assert isinstance(layer, Layers)
     before: list[nn.Module] = []
     last = len(own) == 3 and own[0] == own[1] != own[2]  # (H, W, C)
     reading = next((k for k, module in enumerate(layer) if has_weight(module)), 0)
@@ -151,7 +152,7 @@ def _fitted(layer: nn.Module, shape: Shape, own: Shape) -> nn.Sequential:
     if last and before:
         before = [ChannelsFirst(), *before, ChannelsLast()]
     like = next(layer.parameters(), torch.zeros(()))
-    return nn.Sequential(*before, *layer).to(like.device, like.dtype)
+    return Layers(*before, *layer).to(like.device, like.dtype)
 
 
 def _halved(here: int, own: int) -> int:
@@ -174,4 +175,4 @@ def _conv(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
 
 def _zeros(module: nn.Module, shape: Shape) -> Tensor:
     like = next(module.parameters(), torch.zeros(()))
-    return like.new_zeros(1, *shape)
+    return like.new_zeros(2, *shape)

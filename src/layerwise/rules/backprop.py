@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import buffers_as, buffers_of
+from layerwise.blocks.inputs import leading
 from layerwise.errors import InputError
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class Backprop(Rule):
@@ -40,35 +42,37 @@ class Backprop(Rule):
         self.checkpoint = checkpoint
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        h = x
-        for name, block in zip(self.blocks.names, self.blocks, strict=True):
-            h = _checkpointed(name, block, h) if self.checkpoint else block(h)
+        h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
         loss = self.objectives[str(last)](h, batch)
-        differentiate(loss, scale)
+        differentiate(loss, batch.scale)
         batch.finish(last, loss)
-        if on_block is not None:
-            for i in reversed(range(len(self.blocks))):
-                on_block(i)
-        return batch.report(h, len(self.blocks))
+        for i in reversed(range(len(self.blocks))):
+            batch.on_block(i)
+        return h
+
+    def _checkpointed(self, batch: Batch) -> Tensor:
+        h = batch.inputs
+        for k in range(len(self.blocks)):
+            h = _kept_input(self.blocks, k, h, batch)
+        return h
 
 
-def _checkpointed(name: str, block: nn.Module, h: Tensor) -> Tensor:
-    before = buffers_of(block)
-    version = h._version
+def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch) -> Tensor:
+    """Block k's output, of which nothing is kept but the input."""
+    before = buffers_of(blocks[k])
+    tensor = leading(h)
+    version = tensor._version
     out = checkpoint(
-        block,
+        lambda h: batch.again(k, h),
         h,
         use_reentrant=False,
         context_fn=lambda: (contextlib.nullcontext(), buffers_as(before)),
     )
-    if h._version != version:
+    if tensor._version != version:
         raise InputError(
-            f"Backprop(checkpoint=True): block {name!r} changes its input in place, so it cannot "
-            "run again on it; make its first operation inplace=False, or cut elsewhere"
+            f"Backprop(checkpoint=True): block {blocks.names[k]!r} changes its input in place, so "
+            "it cannot run again on it; make its first operation inplace=False, or cut elsewhere"
         )
     return out

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class DeepSupervision(Rule):
@@ -56,16 +56,13 @@ class DeepSupervision(Rule):
         for k in range(len(blocks)):
             self._attach(k, Classify(head if k < last else None, criterion))
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         heads: list[Tensor] = []
-        h = x
+        h = batch.inputs
         for k, block in enumerate(self.blocks):
             # A head still needs what an in-place block would write over.
-            h = block(h.clone() if k and starts_in_place(block) else h)
+            h = batch.run(k, h.clone() if k and starts_in_place(block) else h)
             if k == last or self.weight > 0:
                 objective = self._objective(k)
                 assert objective is not None
@@ -76,8 +73,7 @@ class DeepSupervision(Rule):
         total = heads.pop()
         for loss in heads:
             total = total + self.weight * loss
-        differentiate(total, scale)
-        if on_block is not None:
-            for k in range(len(self.blocks)):
-                on_block(k)
-        return batch.report(h, len(self.blocks))
+        differentiate(total, batch.scale)
+        for k in range(len(self.blocks)):
+            batch.on_block(k)
+        return h

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.batch import Batch
 from layerwise.families.targets import TargetRule
 
 
@@ -47,6 +48,6 @@ class DifferenceTargetPropagation(TargetRule):
 
     from_scores = False
 
-    def inverse_loss(self, k: int, before: Tensor, h: Tensor) -> Tensor:
+    def inverse_loss(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
         noisy = before + self.noise * self.draw(before)
-        return (self.invert(k, self.again(k, noisy)) - noisy).square().mean()
+        return (self.invert(k, self.again(k, noisy, batch)) - noisy).square().mean()

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError, choices
 from layerwise.families.layer_calls import sending
 from layerwise.families.projection import Projections, layer_inputs, layer_key
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class DirectFeedbackAlignment(Rule):
@@ -97,25 +98,22 @@ class DirectFeedbackAlignment(Rule):
         inputs = layer_inputs(blocks, self.ends, f"{call}(layers=True)") if layers else {}
         self.feedback = Projections(blocks, scale, shared, call, self.ends, inputs)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         outputs: dict[int, Tensor] = {}  # h_k, with the graph since the one before
         error: list[Tensor] = []
         with self._sending(error):
-            h, k = x, -1
+            h = detached(batch.inputs)
             for k, block in enumerate(self.blocks):
-                if k == 0 or k - 1 in outputs:
+                if k - 1 in outputs:
                     h = h.detach()
                     h = h.clone() if starts_in_place(block) else h
-                h = block(h)
+                h = batch.run(k, h)
                 if k in self.ends:
                     outputs[k] = _normalized(h) if self.normalize and k < last else h
             scores = h.detach().requires_grad_()
             loss = self.objectives[str(last)](scores, batch)
-            differentiate(loss, scale, inputs=(scores,))
+            differentiate(loss, batch.scale, inputs=(scores,))
             batch.finish(last, loss)
             e = scores.grad
             assert e is not None
@@ -126,10 +124,9 @@ class DirectFeedbackAlignment(Rule):
                 if h.requires_grad:
                     differentiate(h, gradient=e if k == last else self._project(k, e, h))
                 del h  # and its graph
-                if on_block is not None:
-                    for i in range(k, before, -1):
-                        on_block(i)
-        return batch.report(scores, len(self.blocks))
+                for i in range(k, before, -1):
+                    batch.on_block(i)
+        return scores
 
     @torch.no_grad()
     def _project(self, k: int, e: Tensor, h: Tensor) -> Tensor:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class DirectGlobal(Rule):
@@ -57,16 +58,15 @@ class DirectGlobal(Rule):
         for k in range(len(blocks)):
             self._attach(k, Classify(head if k < last else None, criterion))
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         w, last = self.last_gradient_weight, len(self.blocks) - 1
         graphs: list[tuple[Tensor, Tensor]] = []  # z_k and dL(z_k)/dz_k
-        h = x
+        h = batch.inputs
         for k, block in enumerate(self.blocks):
-            h = h.detach()
-            h = block(h.clone() if starts_in_place(block) else h)  # head k-1 still needs the other
+            h = detached(h)
+            if k and starts_in_place(block):
+                h = h.clone()  # head k-1 still needs the other
+            h = batch.run(k, h)
             with self._kept(k, h):
                 objective = self._objective(k)
                 assert isinstance(objective, Classify)
@@ -78,9 +78,8 @@ class DirectGlobal(Rule):
             z, d = graphs.pop()
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
             del z  # and block k's graph
-            if on_block is not None:
-                on_block(k)
-        return batch.report(logits, len(self.blocks))
+            batch.on_block(k)
+        return logits
 
     def _gradient(self, k: int, z: Tensor, batch: Batch) -> Tensor:
         """dL(z)/dz, scaled."""

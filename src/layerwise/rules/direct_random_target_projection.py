@@ -7,6 +7,7 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.inputs import detached
 from layerwise.families.projection import Projections
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -54,7 +55,7 @@ class DirectRandomTargetProjection(ForwardRule):
         self.feedback = Projections(blocks, scale, shared, "DirectRandomTargetProjection")
 
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        h = self.blocks[i](h.detach())
+        h = batch.run(i, detached(h))
         if i == len(self.blocks) - 1:
             loss = self.objectives[str(i)](h, batch)
             differentiate(loss, batch.scale)

@@ -98,7 +98,7 @@ class DNI(ForwardRule):
         updated = self.update_probability == 1 or bool(torch.rand(()) < self.update_probability)
         before = self._before(i, h, batch, updated)
         with torch.set_grad_enabled(updated):
-            h = block(before.clone() if starts_in_place(block) else before)
+            h = batch.run(i, before.clone() if i and starts_in_place(block) else before)
         if i == last:
             with torch.set_grad_enabled(updated):
                 loss = self.objectives[str(i)](h, batch)
@@ -112,7 +112,7 @@ class DNI(ForwardRule):
             differentiate(h, batch.scale, synthetic.detach() / len(h))
             if synthetic.requires_grad:
                 batch.synthetic[i] = synthetic
-        if before.grad is not None:
+        if i and before.grad is not None:
             batch.targets[i - 1] = before.grad
         return h.detach()
 

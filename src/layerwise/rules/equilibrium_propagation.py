@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.errors import InputError
@@ -12,7 +12,7 @@ from layerwise.families.energy import Energy, check_inference
 from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale
+from layerwise.rule import Needs, Rule
 
 
 class EquilibriumPropagation(Rule):
@@ -72,17 +72,14 @@ class EquilibriumPropagation(Rule):
         self.beta, self.steps, self.step_size, self.centred = beta, steps, step_size, centred
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         objective = self._objective(len(self.blocks) - 1)
         assert objective is not None
         # A block runs many times, with other buffers.
-        with as_written(self.blocks), full_precision(x, self.blocks) as x:
-            energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
+        with as_written(self.blocks), full_precision(batch.inputs, self.blocks) as x:
+            energy = Energy(batch, self.blocks, lambda scores: objective(scores, batch), x)
             batch.finish(len(self.blocks) - 1, energy.loss)
             nudges = (self.beta, -self.beta) if self.centred else (self.beta,)
             phases = [(beta, energy.relax(self.steps, self.step_size, beta)) for beta in nudges]
-            energy.learn(phases, on_block)
-        return batch.report(energy.logits, len(self.blocks))
+            energy.learn(phases)
+        return energy.logits

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.chain import Passes
+from layerwise.blocks.inputs import Inputs
 from layerwise.errors import InputError
 from layerwise.families.goodness import Goodness, normalized
 from layerwise.families.label_embedding import LabelPixels, LabelWaves
@@ -101,33 +105,34 @@ class ForwardForward(ForwardRule):
             return self._classify(h, batch) if last not in batch.losses else batch.logits[last]
         if i == 0:
             h = self._embedded(h, batch)
-        h = self.blocks[i](h.detach())
+        h = batch.run(i, h.detach())
         with self._kept(i, h):
             loss = self.objectives[str(i)](h, batch)
         differentiate(loss, batch.scale)
         batch.finish(i, loss)
         with torch.no_grad():
-            neutral = [normalized(self.blocks[i](n)) for n in batch.along]
+            neutral = [normalized(batch.run(i, n, stream=1)) for n in batch.along]
             batch.along = tuple(neutral) if i < last - 1 else ()
             return neutral[0] if i == last - 1 and neutral else normalized(h)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """The class scores, (B, C)."""
-        scores = self.exits(x)[-1]
+        scores = self.exits(inputs)[-1]
         assert scores is not None
         return scores
 
-    def activities(self, x: Tensor) -> list[Tensor]:
+    def activities(self, inputs: Inputs) -> list[Tensor]:
         """h_k of the inputs with a neutral label, also with `by_goodness`."""
         if len(self.blocks) == 1:
-            return super().activities(x)
-        h, found = self.embedding(x, self.embedding.neutral(x).unsqueeze(0)), []
-        for block in self.blocks:
-            h = block(normalized(h))
-            found.append(h)
+            return super().activities(inputs)
+        h, found = self.embedding(inputs, self.embedding.neutral(inputs).unsqueeze(0)), []
+        with self.blocks.passes(h) as passes:
+            for k in range(len(self.blocks)):
+                h = passes.run(k, normalized(h))
+                found.append(h)
         return found
 
-    def exit(self, i: int, h: Tensor) -> tuple[Tensor, Tensor | None]:
+    def exit(self, i: int, h: Any, passes: Passes) -> tuple[Tensor, Tensor | None]:
         """What block i gives to the next, and the class scores there. By goodness that is N(h) for
         every label, flat, with the goodness so far in a last column: (C B, d + 1)."""
         last = len(self.blocks) - 1
@@ -137,14 +142,14 @@ class ForwardForward(ForwardRule):
             shares = labels.every(h) if by_goodness else labels.neutral(h).unsqueeze(0)
             h = normalized(labels(h, shares))
         if not by_goodness:
-            h = self.blocks[i](h)
+            h = passes.run(i, h)
             return (h, h) if i == last else (normalized(h), None)
         so_far = h.new_zeros(())
         if i:
             assert self.blocks.shapes is not None
             h, so_far = h[:, :-1].unflatten(1, self.blocks.shapes[i - 1]), h[:, -1]
         if i < last:
-            h = self.blocks[i](h)
+            h = passes.run(i, h)
             goodness = self.objectives[str(i)].of(h)  # type: ignore[operator]
             counts = i > 0 or last == 1  # the first, where there is no other
             so_far = so_far + (goodness if counts else torch.zeros_like(goodness))
@@ -155,7 +160,7 @@ class ForwardForward(ForwardRule):
     def _classify(self, h: Tensor, batch: Batch) -> Tensor:
         """The last block's step, on N(h_{K-1}) of the neutral inputs."""
         last = len(self.blocks) - 1
-        scores = self.blocks[last](h.detach())
+        scores = batch.run(last, h.detach(), stream=1)
         loss = self.objectives[str(last)](scores, batch)
         differentiate(loss, batch.scale)
         batch.finish(last, loss)
@@ -168,8 +173,8 @@ class ForwardForward(ForwardRule):
         neutral = normalized(labels(x, labels.neutral(x).unsqueeze(0)))
         if self.hard:
             with torch.no_grad():
-                for block in list(self.blocks)[:-1]:
-                    neutral = normalized(block(neutral))
+                for k in range(len(self.blocks) - 1):
+                    neutral = normalized(batch.run(k, neutral, stream=1))
             z = self._classify(neutral, batch)
             # The largest of z and Gumbel noise is a draw from softmax(z).
             noise = -torch.empty_like(right).exponential_().log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.batch import Batch
 from layerwise.families.targets import TargetRule
 
 
@@ -50,9 +51,9 @@ class LDRL(TargetRule):
 
     from_scores = True
 
-    def inverse_loss(self, k: int, before: Tensor, h: Tensor) -> Tensor:
+    def inverse_loss(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
         e, n = self.noise * self.draw(before), self.noise * self.draw(h)
-        moved = self.again(k, before + e).to(h.dtype)
+        moved = self.again(k, before + e, batch).to(h.dtype)
         # In one call: its weights get one gradient, and its cost is counted once.
         g, g_e, g_n = self.invert(k, torch.cat([h, moved, h + n])).chunk(3)
         return ((g_n - g).square() - 2 * e * (g_e - g)).mean() / self.noise**2

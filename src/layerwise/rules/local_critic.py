@@ -7,6 +7,7 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.inputs import detached
 from layerwise.heads import MLP, Head
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -56,7 +57,7 @@ class LocalCritic(ForwardRule):
         Its losses wait in `batch.targets` for the critic before it, those of its own critic in
         `batch.synthetic` for what the next block finds.
         """
-        h = self.blocks[i](h.detach())
+        h = batch.run(i, detached(h))
         objective = self._objective(i)
         assert isinstance(objective, Classify)
         if i == len(self.blocks) - 1:

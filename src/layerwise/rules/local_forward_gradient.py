@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
+from layerwise.blocks.inputs import leading
 from layerwise.families.forward_mode import dual, forward_mode, primal, tangent
 from layerwise.families.perturbation import (
     Directions,
@@ -131,7 +133,8 @@ class LocalForwardGradient(LocalRule):
         self, i: int, before: Tensor, objective: Objective, batch: Batch
     ) -> tuple[Tensor, Tensor]:
         local = _Local(self, i, objective)
-        directions, start = Directions([local], draw_seed(), self.rademacher), Again(local, before)
+        directions = Directions([local], draw_seed(), self.rademacher)
+        start = Again(local, leading(before))
         first: tuple[Tensor, Tensor] | None = None
         derivatives = []
         for n in range(self.directions):
@@ -152,11 +155,21 @@ class _Local(nn.Module):
 
     def __init__(self, rule: LocalForwardGradient, i: int, objective: Objective):
         super().__init__()
-        self.block, self.objective = rule.blocks[i], objective
+        self.blocks, self.number, self.objective = rule.blocks, i, objective
         self.run = lambda h, batch: rule._run(i, h, batch)
         self.kept = lambda h: rule._kept(i, h)
 
-    def forward(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.blocks[self.number].named_parameters():
+            yield f"blocks.{self.blocks.key(self.number, name)}", parameter
+        for name, parameter in self.objective.named_parameters():
+            yield f"objective.{name}", parameter
+
+    def modules(self) -> Iterator[nn.Module]:
+        yield from self.blocks[self.number].modules()
+        yield from self.objective.modules()
+
+    def forward(self, h: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         h = self.run(h, batch)
         with self.kept(h):
             return h, self.objective(h[: len(batch.y)], batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,8 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.layers import fresh, layers
+from layerwise.blocks.inputs import Inputs, applied
+from layerwise.blocks.layers import Layers, copied, fresh, layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -70,7 +69,7 @@ class MAN(LocalRule):
         following = [layers(block) for block in list(blocks)[1:]]
         # Not registered: they are the next blocks' own.
         firsts = [of_block[0] for of_block in following]
-        recipes: list[Head] = [_Recipe(first, head, scaled) for first in firsts]
+        recipes: list[Head] = [_Recipe(blocks, first, head, scaled) for first in firsts]
         if following and len(following[-1]) == 1:  # the classifier
             recipes[-1] = head
         super().__init__(blocks, [Classify(recipe, criterion) for recipe in recipes], criterion)
@@ -86,8 +85,8 @@ class MAN(LocalRule):
 class _Recipe(Head):
     """The recipe of a head that reads through copies of `layer`."""
 
-    def __init__(self, layer: nn.Sequential, head: Head, scaled: bool):
-        self.layer, self.head, self.scaled = layer, head, scaled
+    def __init__(self, blocks: Blocks, layer: Layers, head: Head, scaled: bool):
+        self.blocks, self.layer, self.head, self.scaled = blocks, layer, head, scaled
 
     def __deepcopy__(self, memo: object) -> _Recipe:
         return self  # the layer is the network's
@@ -95,12 +94,15 @@ class _Recipe(Head):
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
         like = next(self.layer.parameters(), torch.zeros(()))
         with dry_run(self.layer):
-            shape = tuple(self.layer(like.new_zeros(1, *in_shape)).shape[1:])
+            h = like.new_zeros(2, *in_shape)
+            shape = tuple(self.layer(h, self.blocks.zeros(2, like)).shape[1:])
         return _Momentum(self.layer, self.head(shape, out_shape), self.scaled)
 
 
 class _Momentum(nn.Module):
-    def __init__(self, layer: nn.Sequential, head: nn.Module, scaled: bool):
+    reads_inputs = True
+
+    def __init__(self, layer: Layers, head: nn.Module, scaled: bool):
         super().__init__()
         self.bias = fresh(layer)
         self.average = _of_buffers(layer)
@@ -108,36 +110,40 @@ class _Momentum(nn.Module):
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
         self.head = head
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
         if starts_in_place(self.bias):
-            average, bias = self.average(h.clone()), self.bias(h.clone())
+            average, bias = self.average(h.clone(), inputs), self.bias(h.clone(), inputs)
         else:
-            average, bias = self.average(h), self.bias(h)
+            average, bias = self.average(h, inputs), self.bias(h, inputs)
         if self.scale is not None:
             average, bias = (2 - self.scale) * average, self.scale * bias
-        return self.head(average + bias)
+        return applied(self.head, average + bias, inputs)
 
     @torch.no_grad()
-    def follow(self, layer: nn.Module, momentum: float) -> None:
+    def follow(self, layer: Layers, momentum: float) -> None:
         """Take in the weights of the turn before, where they have moved since."""
-        now = dict(layer.named_parameters())
-        before = {name: self.seen.get_buffer(name) for name in now}
-        if not now:
+        holders = zip(layer.holders, self.seen.holders, self.average.holders, strict=True)
+        found = [
+            (p, seen._buffers[key], average._buffers[key])
+            for module, seen, average in holders
+            for key, p in module._parameters.items()
+            if p is not None
+        ]
+        if not found:
             return
         # On the device: nothing waits for the answer.
-        moved = torch.stack([(p != before[name]).any() for name, p in now.items()]).any()
-        for name, p in now.items():
-            share = moved.to(p.dtype) * (1 - momentum)
-            self.average.get_buffer(name).lerp_(before[name], share)
-            before[name].copy_(p)
+        moved = torch.stack([(p != before).any() for p, before, _ in found]).any()
+        for p, before, mean in found:
+            mean.lerp_(before, moved.to(p.dtype) * (1 - momentum))
+            before.copy_(p)
 
 
-def _of_buffers(layer: nn.Module) -> nn.Module:
+def _of_buffers(layer: Layers) -> Layers:
     """A copy whose weights are buffers: part of the state, and never trained."""
-    made = copy.deepcopy(layer)
-    for module in made.modules():
+    made = copied(layer)
+    for module in [*made.holders, *made.modules()]:
         for name, p in list(module._parameters.items()):
             if p is not None:
+                module._buffers[name] = p.detach()
                 del module._parameters[name]
-                module.register_buffer(name, p.detach().clone())
     return made

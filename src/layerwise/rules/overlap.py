@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.local import ObjectiveRule, one_per_block
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Scale, differentiate
+from layerwise.rule import Needs, differentiate
 
 
 class Overlap(ObjectiveRule):
@@ -106,23 +107,22 @@ class Overlap(ObjectiveRule):
         second = [self.independents[str(i)]] if str(i) in self.independents else []
         return [*super().auxiliary(i), *second]
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = Batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         window: deque[_Open] = deque()  # the blocks that a loss still to come reaches
         h = self.enter(batch)
         for k, block in enumerate(self.blocks):
-            leaf = h.detach().requires_grad_(bool(window))
+            leaf = h.detach().requires_grad_() if window else detached(h)
             # The block before still needs its output, which is this one's input.
             copies = bool(window) and starts_in_place(block)
             with as_written(block) if self.overlap else contextlib.nullcontext():
                 h = self._run(k, leaf.clone() if copies else leaf, batch)
-            window.append(_Open(k, leaf, h, list(block.parameters())))
+            # What a network is called with may be several tensors; none of them wants a gradient.
+            start = leaf if isinstance(leaf, Tensor) else h.new_empty(0)
+            window.append(_Open(k, start, h, list(block.parameters())))
             self._spread(self._learn(window[-1], batch), window)
             while window and not self._awaits(window[0].number, k):
-                self._close(window.popleft(), scale, on_block)
-        return batch.report(h, len(self.blocks))
+                self._close(window.popleft(), batch)
+        return h
 
     def _awaits(self, j: int, k: int) -> bool:
         """Whether a loss later than block k's reaches block j."""
@@ -163,15 +163,14 @@ class Overlap(ObjectiveRule):
                 differentiate(block.output, gradient=reach, inputs=[block.input], retain=True)
                 reach, block.input.grad = block.input.grad, None
 
-    def _close(self, block: _Open, scale: Scale, on_block: OnBlock | None) -> None:
+    def _close(self, block: _Open, batch: Batch) -> None:
         """No later loss reaches this block: its weights' gradient, and its graph goes."""
         others = [] if block.gradient is None else [(block.output, block.gradient)]
         if block.loss is not None:
-            differentiate(block.loss, scale, inputs=block.weights, also=others)
+            differentiate(block.loss, batch.scale, inputs=block.weights, also=others)
         elif block.gradient is not None:
             differentiate(block.output, gradient=block.gradient, inputs=block.weights)
-        if on_block is not None:
-            on_block(block.number)
+        batch.on_block(block.number)
 
     def _second(self, k: int) -> Objective:
         objective = self.independents[str(k)]

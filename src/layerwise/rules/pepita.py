@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import Inputs, describe, detached, leading
 from layerwise.blocks.straight_through import StraightThrough
 from layerwise.errors import InputError
 from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class PEPITA(Rule):
@@ -75,22 +77,20 @@ class PEPITA(Rule):
         if len(blocks) > 1:
             self.register_buffer("feedback", _feedback(self, scale))
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        with full_precision(x, self.blocks) as x:
-            return self._two_passes(x, self._batch(x, y, scale), on_block)
+    def step(self, batch: Batch) -> Tensor:
+        with full_precision(batch.inputs, self.blocks) as x:
+            return self._two_passes(x, batch)
 
-    def _two_passes(self, x: Tensor, batch: Batch, on_block: OnBlock | None) -> Report:
+    def _two_passes(self, x: Inputs, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         again: list[Again] = []
         outputs: list[Tensor] = []  # h_k
-        h = x.detach()
-        for block in self.blocks:
-            again.append(Again(block, h))
+        h = detached(x)
+        for k, block in enumerate(self.blocks):
+            again.append(Again(block, leading(h)))
             # Its graph goes at once; without one attention in eval mode is a kernel of its own,
             # which rounds otherwise than in the second pass.
-            h = block(_own(h, block)).detach()
+            h = batch.run(k, _own(h, block)).detach()
             outputs.append(h.new_empty(0) if self.recompute else h)
         scores = h.detach().requires_grad_()
         loss = self.objectives[str(last)](scores, batch)
@@ -100,42 +100,41 @@ class PEPITA(Rule):
         assert e is not None
         samples = len(batch.y)
 
-        h = x.detach()
+        h = detached(x)
         modulated = h if last == 0 else self._modulated(h, samples * e)
         with contextlib.nullcontext() if self.derivative else as_written(self.blocks):
             for k, block in enumerate(self.blocks):
                 if self.recompute and k < last:
                     with again[k].run():
-                        h = block(_own(h, block)).detach()
+                        h = batch.run(k, _own(h, block), stream=2).detach()
                 elif k < last:
                     h, outputs[k] = outputs[k], outputs[k].new_empty(0)
                 through = contextlib.nullcontext() if self.derivative else StraightThrough()
                 with again[k].run(), through:
-                    h_ = block(_own(modulated, block))
+                    h_ = batch.run(k, _own(modulated, block), stream=1)
                 if h_.requires_grad:
                     asked = e if k == last else (h - h_.detach()) / samples
                     differentiate(h_, batch.scale, asked)
                 modulated = h_.detach()
                 del h_
-                if on_block is not None:
-                    on_block(k)
-        return batch.report(scores, len(self.blocks))
+                batch.on_block(k)
+        return scores
 
     @torch.no_grad()
-    def _modulated(self, x: Tensor, e: Tensor) -> Tensor:
+    def _modulated(self, x: Inputs, e: Tensor) -> Tensor:
         """x + e F."""
-        if not x.is_floating_point():
+        if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InputError(
-                f"PEPITA: got inputs of {x.dtype}; the error is added to images or other real "
+                f"PEPITA: got {describe(x)}; the error is added to images or other real "
                 "numbers, not to tokens: take rules.DirectFeedbackAlignment"
             )
         matrix = self.get_buffer("feedback")
         return x + (e.to(matrix.dtype) @ matrix).view(x.shape).to(x.dtype)
 
 
-def _own(h: Tensor, block: torch.nn.Module) -> Tensor:
+def _own(h: Any, block: torch.nn.Module) -> Any:
     """A block's input, which it may write over."""
-    return h.clone() if starts_in_place(block) else h
+    return h.clone() if isinstance(h, Tensor) and starts_in_place(block) else h
 
 
 def _feedback(rule: Rule, scale: float) -> Tensor:

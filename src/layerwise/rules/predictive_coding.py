@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inputs import detached
 from layerwise.families.energy import Energy, back, check_inference, of_samples
 from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, Scale, differentiate
 
 
 class PredictiveCoding(Rule):
@@ -74,30 +75,28 @@ class PredictiveCoding(Rule):
         self.fixed_prediction = fixed_prediction
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         with as_written(self.blocks):  # a graph is differentiated more than once
             if self.fixed_prediction:
-                return self._fixed(batch, on_block)
+                return self._fixed(batch)
             objective = self._objective(len(self.blocks) - 1)
             assert objective is not None
-            with full_precision(x, self.blocks) as x:
-                energy = Energy(self.blocks, lambda scores: objective(scores, batch), x, scale)
+            with full_precision(batch.inputs, self.blocks) as x:
+                energy = Energy(batch, self.blocks, lambda scores: objective(scores, batch), x)
                 batch.finish(len(self.blocks) - 1, energy.loss)
                 h = energy.relax(self.steps, self.step_size, beta=1.0)
-                energy.learn([(1.0, h)], on_block)
-        return batch.report(energy.logits, len(self.blocks))
+                energy.learn([(1.0, h)])
+        return energy.logits
 
-    def _fixed(self, batch: Batch, on_block: OnBlock | None) -> Report:
-        last, h = len(self.blocks) - 1, batch.x
+    def _fixed(self, batch: Batch) -> Tensor:
+        last, h = len(self.blocks) - 1, batch.inputs
         inputs: list[Tensor] = []  # of every block, leaves
         outputs: list[Tensor] = []  # with the block's graph
         for k, block in enumerate(self.blocks):
-            inputs.append(h.detach().requires_grad_() if k else h.detach())
-            h = inputs[k].clone() if starts_in_place(block) else inputs[k].view_as(inputs[k])
-            h = block(h)
+            inputs.append(h.detach().requires_grad_() if k else detached(h))
+            if k:
+                h = inputs[k].clone() if starts_in_place(block) else inputs[k].view_as(inputs[k])
+            h = batch.run(k, h)
             outputs.append(h)
         scores = h.detach()
         loss = outputs[last] = self.objectives[str(last)](h, batch)
@@ -110,9 +109,8 @@ class PredictiveCoding(Rule):
             gradient = e[k] / len(scores) if k < last else None
             differentiate(out, batch.scale, gradient, inputs=wanted)
             del out  # and block k's graph
-            if on_block is not None:
-                on_block(k)
-        return batch.report(scores, last + 1)
+            batch.on_block(k)
+        return scores
 
     def _settle(self, inputs: list[Tensor], outputs: list[Tensor], scale: Scale) -> list[Tensor]:
         """e_k of every block but the last."""

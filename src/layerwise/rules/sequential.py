@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.local import LocalRule
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import OnBlock, Scale
 
 
 class Sequential(LocalRule):
@@ -91,9 +89,6 @@ class Sequential(LocalRule):
                 return self._run(i, h, batch)
         return super().local_backward(i, h, batch)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        report = super().backward(x, y, scale=scale, on_block=on_block)
-        scores = report.local_logits[self.active]
-        return report if scores is None else replace(report, logits=scores)
+    def step(self, batch: Batch) -> Tensor:
+        h = super().step(batch)
+        return batch.logits.get(self.active, h)

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.blocks import Blocks
+from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_vector
 from layerwise.objectives import Classify, Objective, Site
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.rule import Needs, Rule, differentiate
 
 
 class SharedReadout(Rule):
@@ -62,10 +63,7 @@ class SharedReadout(Rule):
             self._attach(k, _Read(self._readout[0], normalize, criterion))
         self.objectives[str(last)] = Classify(criterion=criterion)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         weights = [p for p in self._readout[0].parameters() if p.requires_grad]
         # What blocks before the last give of the readout's gradient is added up here, so that it
@@ -73,9 +71,9 @@ class SharedReadout(Rule):
         theirs: dict[Tensor, Tensor] = {
             p: p.detach().requires_grad_(self.shared_gradient) for p in weights
         }
-        h = x
-        for k, block in enumerate(self.blocks):
-            h = block(h.detach())
+        h = batch.inputs
+        for k in range(len(self.blocks)):
+            h = batch.run(k, detached(h))
             objective = self._objective(k)
             with self._kept(k, h):
                 if isinstance(objective, _Read):
@@ -86,11 +84,10 @@ class SharedReadout(Rule):
                     assert objective is not None
                     loss = objective(h, batch)
             sums = [(p, own.grad) for p, own in theirs.items() if own.grad is not None]
-            differentiate(loss, scale, also=sums if k == last else ())
+            differentiate(loss, batch.scale, also=sums if k == last else ())
             batch.finish(k, loss)
-            if on_block is not None:
-                on_block(k)
-        return batch.report(h, len(self.blocks))
+            batch.on_block(k)
+        return h
 
 
 class _Read(Objective):

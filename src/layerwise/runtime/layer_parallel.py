@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.batch import Batch, Report, identity
+from layerwise.blocks.inputs import Inputs
 from layerwise.errors import InputError
 from layerwise.rule import ForwardRule, Needs, OnBlock, Rule, Scale
 from layerwise.runtime.batchnorm import share_statistics
@@ -128,6 +129,8 @@ class LayerParallel:
                 if backward is not None:
                     self._back = Sender(left, backward, depth)
 
+        rule.keep(self.blocks)
+
     def backward(
         self,
         x: Tensor | None,
@@ -162,6 +165,24 @@ class LayerParallel:
                 stops, self._reducer.group
             )  # the first stages of all replicas stop together
         batch, h = self._begin(x, y, scale, stops)
+        with self.rule.blocks.passes(batch.drawn) as batch.passes:
+            h = self._train(batch, h, on_block, before_block, completes)
+        if self._reducer is not None:
+            self._reducer.finish()
+        if self._back is not None:
+            target = batch.targets.pop(self.blocks[0] - 1, None)
+            self._back.send(*([] if target is None else [target]))
+        return batch.report(h, len(self.rule.blocks))
+
+    def _train(
+        self,
+        batch: Batch,
+        h: Inputs,
+        on_block: OnBlock | None,
+        before_block: OnBlock | None,
+        completes: bool,
+    ) -> Tensor:
+        """The steps of this stage's blocks; gives its output."""
         for i in self.blocks:
             if before_block is not None:
                 before_block(i)
@@ -180,19 +201,14 @@ class LayerParallel:
                     self._reducer.add(self.rule.parameters_of(k), then)
                 else:
                     then()
-        if self._reducer is not None:
-            self._reducer.finish()
-        if self._back is not None:
-            target = batch.targets.pop(self.blocks[0] - 1, None)
-            self._back.send(*([] if target is None else [target]))
-        return batch.report(h, len(self.rule.blocks))
+        return h
 
     def _begin(
         self, x: Tensor | None, y: Tensor, scale: Scale, stops: bool
     ) -> tuple[Batch, Tensor]:
         """The batch to train on, and this stage's input."""
         if self._before is None or self._replay is None:
-            batch = Batch(y if x is None else x, y, scale)
+            batch = Batch(x, y, scale)
             h, *along = self._take(self.rule.enter(batch) if self._before is None else None, stops)
             batch.along = tuple(along)
             return batch, h
@@ -201,7 +217,7 @@ class LayerParallel:
             self._receive_for_replay()
         h, y, *along = self._replay.take()
         x = along.pop(0) if self._input_travels else y
-        return Batch(x, y, scale, along=tuple(along)), h
+        return Batch(x if self._input_travels else None, y, scale, along=tuple(along)), h
 
     def _receive_for_replay(self) -> None:
         assert self._before is not None
@@ -255,8 +271,9 @@ class LayerParallel:
             return scores
         # Replicas have unlike numbers of batches to evaluate: they stop together after that.
         (h,) = self._take(x, stops and self._reducer is None)
-        for i in self.blocks:
-            h, scores[i] = rule.exit(i, h)
+        with rule.blocks.passes(x) as passes:
+            for i in self.blocks:
+                h, scores[i] = rule.exit(i, h, passes)
         if self._after is not None:
             self._after.send(h, mark=self._mark)
         return scores

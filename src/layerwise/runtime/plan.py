@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
+from layerwise.blocks.balance import partition
 from layerwise.blocks.cost import saved_by_each
-from layerwise.blocks.partition import partition
 from layerwise.blocks.unchanged import unchanged
 from layerwise.cost import without_gradients
 from layerwise.errors import InputError
@@ -36,16 +36,17 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
         rule.train()
         for _ in range(1 + rounds):
             batch = Batch(x, y)
-            h = rule.enter(batch)
-            for i in range(count):
-                start = _now(x.device)
-                before, h = h, rule.local_backward(i, h, batch)
-                seconds[i].append(_now(x.device) - start)
-                if i:
-                    rule.learn(i - 1, before, batch)
-                    seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
-                for p in rule.parameters_of(i):
-                    p.grad = None
+            with rule.blocks.passes(batch.drawn) as batch.passes:
+                h = rule.enter(batch)
+                for i in range(count):
+                    start = _now(x.device)
+                    before, h = h, rule.local_backward(i, h, batch)
+                    seconds[i].append(_now(x.device) - start)
+                    if i:
+                        rule.learn(i - 1, before, batch)
+                        seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
+                    for p in rule.parameters_of(i):
+                        p.grad = None
     return [statistics.median(of_block[1:]) for of_block in seconds]
 
 

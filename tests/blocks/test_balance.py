@@ -3,7 +3,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerwise.blocks.partition import partition
+from layerwise.blocks.balance import partition
 
 
 def largest(costs, starts):

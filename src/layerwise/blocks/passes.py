@@ -1,0 +1,295 @@
+"""How a batch goes through a network that was cut: the network's own forward, paused where a block
+ends."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from greenlet import GreenletExit, getcurrent
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from layerwise.blocks import intercept
+from layerwise.blocks.inputs import Inputs, call
+from layerwise.errors import InputError, reason
+
+if TYPE_CHECKING:
+    from layerwise.blocks.stretches import Boundary, Stretches
+
+autograd = torch._C._autograd
+Hooks = Any  # the functions of `torch.autograd.graph.saved_tensors_hooks`
+
+
+class Pass:
+    """One forward of the network, from the beginning of a block on, block after block.
+
+    The forward runs on a stack of its own. Where a block ends it hands the block's output out and
+    waits; it goes on with what it is handed back. Grad mode and autocast are those of whoever runs
+    the next block, unless the forward has set its own. Tensors that are saved while it waits are
+    not subject to the hooks of an activation checkpoint in the forward.
+
+    A pass that begins with a later block calls the network on `inputs` and passes over the modules
+    of earlier blocks: instead of running, each returns zeros of the shapes that it would return.
+
+    Args:
+        chain: the network.
+        inputs: what the network is called with; of a pass that begins with the first block, `run`
+            gets them.
+        at: number of the first block to run.
+
+    Attributes:
+        next: number of the block that `run` runs.
+        rows: how many rows the last block gave.
+    """
+
+    rows = 0
+
+    def __init__(self, chain: Stretches, inputs: Inputs = None, at: int = 0):
+        self.chain, self.inputs, self.next = chain, inputs, at
+        self._at, self._over, self._entered = at, False, at == 0
+        self._forward: intercept.Watched | None = None
+        self._modules: tuple[nn.Module, ...] = ()
+        self._counts: dict[nn.Module, int] = {}
+        # What the forward has set for itself, and whether gradients were on when it last went on.
+        self._own: dict[int, Any] = {}
+        self._hooks: list[Hooks] = []
+        self._outer: Hooks = None
+        self._gradients = True
+
+    def run(self, h: Any) -> Tensor:
+        """The next block's output, (B, ...); of the last block the network's class scores.
+
+        Args:
+            h: the block's input, (B, ...); for the first block the network's inputs.
+
+        Raises:
+            InputError: the forward does something else than when it was cut.
+        """
+        theirs, hooks = _settings(), autograd._top_saved_tensors_default_hooks(False)
+        self._outer = hooks
+        try:
+            for i, value in self._own.items():
+                _SET[i](value)
+            for hook in reversed(self._hooks):
+                autograd._push_saved_tensors_default_hooks(*hook)
+            self._gradients = torch.is_grad_enabled()
+            if self._forward is None:
+                out = self._begin(h)
+            else:
+                parent = getcurrent()
+                if self._forward.parent is not parent:
+                    self._forward.parent = parent
+                out = self._forward.switch(h)
+        except BaseException:
+            self._finish()
+            raise
+        finally:
+            self._put_back(theirs, hooks)
+        if not self._forward.dead:
+            return out
+        self._finish()
+        if self.next != len(self.chain) - 1:
+            raise InputError(
+                f"{type(self.chain.model).__name__}: the forward ended before block "
+                f"{self.chain.names[self.next + 1]!r} began, as when layers are left out at random "
+                "in train mode (layerdrop); turn that off, or cut elsewhere"
+            )
+        self.next += 1
+        return self.chain.scores(out)
+
+    def close(self) -> None:
+        """Give up what is left of the forward: nothing of it runs any more."""
+        if self._forward is not None and not self._forward.dead and not self._over:
+            theirs, hooks = _settings(), autograd._top_saved_tensors_default_hooks(False)
+            try:
+                for _ in range(8):  # a forward may catch the first
+                    if not self._forward.dead:
+                        self._forward.throw(GreenletExit)
+            finally:
+                self._put_back(theirs, hooks)
+        self._finish()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()
+
+    def _put_back(self, theirs: tuple[Any, ...], hooks: Hooks) -> None:
+        """Keep what the forward has set, and set again what it was outside."""
+        now = _settings()
+        self._own = {}
+        if now != theirs:
+            self._own = {i: v for i, (v, w) in enumerate(zip(now, theirs, strict=True)) if v != w}
+            for i in self._own:
+                _SET[i](theirs[i])
+        self._hooks = []
+        while (top := autograd._top_saved_tensors_default_hooks(False)) not in (hooks, None):
+            self._hooks.append(top)
+            autograd._pop_saved_tensors_default_hooks()
+
+    def _begin(self, h: Any) -> Any:
+        inputs = h if self._at == 0 else self.inputs
+        if self._at:
+            self._given, self._structures = h, self.chain.structures(inputs)
+            self._buffers = [(m, key, m._buffers[key].clone()) for m, key in self.chain.moving]
+            self._random = _random_state(h)
+        self._modules = self.chain.watched(self._at)
+        intercept.install(self._modules)
+        model = intercept.uncompiled(self.chain.model)  # compiled code cannot be paused
+        self._forward = intercept.Watched(lambda: call(model, inputs))
+        self._forward.handle = self._handle
+        self._forward.gr_context = contextvars.copy_context()
+        return self._forward.switch()
+
+    def _finish(self) -> None:
+        if not self._over:
+            self._over = True
+            intercept.remove(self._modules)
+
+    def _handle(
+        self, hook: intercept.Intercepted, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A module is called in the forward."""
+        chain, module = self.chain, hook.module
+        n = self._counts[module] = self._counts.get(module, -1) + 1
+        entry = chain.entries.get((module, n))
+        if entry is not None:
+            args, kwargs = self._cross(entry, (args, kwargs))
+        if not self._entered and module in chain.passed_over(self._at):
+            result = self._placeholder(hook, n, args, kwargs)
+        elif module in chain.around:  # compiled code cannot be paused
+            result = hook.as_written(*args, **kwargs)
+        else:
+            result = hook.call(*args, **kwargs)
+        leaving = chain.exits.get((module, n))
+        return result if leaving is None else self._cross(leaving, result)
+
+    def _cross(self, boundary: Boundary, value: Any) -> Any:
+        """A call's arguments, or what it returned, after the tensor that crosses has been handed
+        out and another one back."""
+        if self._entered and self.next >= boundary.number:
+            return value
+        if not self._entered and boundary.number != self._at:
+            return value
+        h = boundary.find(value)
+        if not isinstance(h, Tensor):
+            raise InputError(
+                f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
+                f"was to begin with a tensor and got {type(h).__name__}; the forward does "
+                "something else than when it was cut: cut elsewhere"
+            )
+        if not self._entered:
+            self._enter()
+            return boundary.replace(value, h, boundary.inwards(self._given))
+        given = h
+        # A block of which nothing ran gives what it was given: its layers were left out.
+        while self.next < boundary.number:
+            given = boundary.inwards(self._hand_out(boundary.outwards(given), boundary))
+        return boundary.replace(value, h, given)
+
+    def _enter(self) -> None:
+        self._entered = True
+        _set_random_state(self._random)
+        for module, key, value in self._buffers:
+            module._buffers[key].copy_(value)
+
+    def _hand_out(self, h: Tensor, boundary: Boundary) -> Tensor:
+        assert self._forward is not None
+        if self._gradients and not torch.is_grad_enabled():
+            raise InputError(
+                f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
+                "begins where the forward computes without gradients, as an activation checkpoint "
+                "does with use_reentrant=True; give it use_reentrant=False"
+            )
+        self.next += 1
+        given = self._forward.parent.switch(h)  # type: ignore[union-attr]
+        if given is not h and not boundary.closes and self._checkpointed():
+            raise InputError(
+                f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
+                "begins within an activation checkpoint, which computes again with the tensor that "
+                "it was called with; turn checkpointing on before cut, which then cuts elsewhere, "
+                "or off"
+            )
+        return given
+
+    def _checkpointed(self) -> bool:
+        """Whether the forward has hooks on the tensors that are saved here."""
+        return autograd._top_saved_tensors_default_hooks(False) not in (self._outer, None)
+
+    def _placeholder(
+        self, hook: intercept.Intercepted, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """What a module of an earlier block would return, with zeros in its tensors."""
+        if hook.module in self.chain.hollow:
+            return _by_shape(hook, args, kwargs, self._given.device)
+        structure = self._structures.get((hook.module, n))
+        return hook.call(*args, **kwargs) if structure is None else structure.zeros()
+
+
+class Structure:
+    """What a module returned, but for the values of its tensors."""
+
+    def __init__(self, value: Any):
+        self._leaves, self._spec = pytree.tree_flatten(value)
+        self._leaves = [
+            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._leaves
+        ]
+        self._tensors = [type(leaf) is tuple for leaf in self._leaves]
+
+    def zeros(self) -> Any:
+        """The same, with zeros in its tensors."""
+        made = [
+            torch.zeros(leaf[0], dtype=leaf[1], device=leaf[2]) if is_tensor else leaf
+            for leaf, is_tensor in zip(self._leaves, self._tensors, strict=True)
+        ]
+        return pytree.tree_unflatten(made, self._spec)
+
+
+def _by_shape(hook: intercept.Intercepted, args: Any, kwargs: Any, device: torch.device) -> Any:
+    """What a module whose weights are on the meta device would return, with zeros in its tensors.
+
+    Raises:
+        InputError: it asks for values.
+    """
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
+    try:
+        with torch.no_grad():
+            result = hook.as_written(*args, **kwargs)
+    except Exception as error:
+        raise InputError(
+            f"{type(hook.module).__name__}: its weights are in another process, and what it "
+            f"returns depends on more than shapes ({reason(error)}); train in one process"
+        ) from error
+    return pytree.tree_map_only(
+        Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device), result
+    )
+
+
+_DEVICES = ("cpu", *(("cuda",) if torch.cuda.is_available() else ()))
+_SET: list[Any] = [torch._C._set_grad_enabled, torch.set_autocast_cache_enabled]
+for _device in _DEVICES:
+    _SET.append(lambda value, device=_device: torch.set_autocast_enabled(device, value))
+    _SET.append(lambda value, device=_device: torch.set_autocast_dtype(device, value))
+
+
+def _settings() -> tuple[Any, ...]:
+    """Grad mode and autocast, in the order of `_SET`."""
+    found = [torch.is_grad_enabled(), torch.is_autocast_cache_enabled()]
+    for device in _DEVICES:
+        found += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+    return tuple(found)
+
+
+def _random_state(h: Tensor) -> tuple[Any, ...]:
+    return torch.get_rng_state(), get_device_states(h), random.getstate()
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    torch.set_rng_state(state[0])
+    set_device_states(*state[1])
+    random.setstate(state[2])
