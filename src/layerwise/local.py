@@ -157,6 +157,14 @@ class LocalRule(ObjectiveRule, ForwardRule):
         criterion: the last block's loss where its objective is left out.
     """
 
+    def keep(self, blocks: Iterable[int]) -> None:
+        """Keep only the weights of these blocks and of their objectives on their device."""
+        kept = set(blocks)
+        super().keep(kept)
+        for i in set(range(len(self.blocks))) - kept:
+            for module in self.auxiliary(i):
+                module.to("cpu")
+
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         """Block i's step: its detached input in, the detached input of block i+1 out.
 

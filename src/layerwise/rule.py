@@ -265,17 +265,13 @@ class ForwardRule(Rule):
         return detached(batch.inputs)
 
     def keep(self, blocks: Iterable[int]) -> None:
-        """Give up the weights of all blocks but these, and of their auxiliary networks: another
-        process has them.
+        """Keep only the weights of these blocks on their device: other processes train the others,
+        whose weights go to the CPU.
 
         Raises:
             InputError: a parameter is used by several blocks; a block that does not run by itself.
         """
-        blocks = list(blocks)
         self.blocks.keep(blocks)
-        for i in set(range(len(self.blocks))) - set(blocks):
-            for module in self.auxiliary(i):
-                module.to("meta")
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
         """Whether these blocks read `batch.x`, other than as the first block's input."""

@@ -125,10 +125,12 @@ def test_a_stage_alone_finds_the_same_holes() -> None:
     rule.backward(case.x, case.y)
     wanted = _of_block_1(rule)
     rule.zero_grad()
-    first = Batch(case.x, case.y)
+    first, second = Batch(case.x, case.y), Batch(case.x.clone(), case.y)
+    for batch in (first, second):
+        batch.passes = rule.blocks.passes(batch.x)
     h = rule.local_backward(0, rule.enter(first), first)
     torch.rand(100)
-    rule.local_backward(1, h, Batch(case.x.clone(), case.y))
+    rule.local_backward(1, h, second)
     got = _of_block_1(rule)
     assert_same(got, wanted)
     assert wanted
@@ -176,6 +178,7 @@ def test_the_loss_reads_no_pixels_outside() -> None:
     assert mask.float().mean() == 0.25
     changed = Batch(torch.where(mask, x, x + 1), torch.zeros(4, dtype=torch.long))
     batch = Batch(x, changed.y)
+    batch.passes = rule.blocks.passes(x)
     h = rule._run(0, rule.enter(batch), batch)
     objective = rule.objectives["0"].eval()
     changed.views = batch.views

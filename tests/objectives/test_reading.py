@@ -98,6 +98,7 @@ def test_no_graph_is_kept() -> None:
     case = _pooled()
     rule = rules.Greedy(case.blocks, Unpooled() + Views(negative))
     batch = Batch(case.x, case.y)
+    batch.passes = rule.blocks.passes(case.x)
     h = rule.enter(batch)
     for i in range(3):
         h = rule.local_backward(i, h, batch)

@@ -99,14 +99,14 @@ class Blocks(nn.Module):
         return Passes(self, inputs)
 
     def keep(self, blocks: Iterable[int]) -> None:
-        """Give up the weights of all blocks but these: they go to the meta device, and the blocks
-        that have them can no longer run.
+        """Keep only the weights of these blocks on their device: the others' go to the CPU, and
+        their blocks no longer run here.
 
         Raises:
             InputError: a parameter is used by several blocks; a block that does not run by itself.
         """
         for k in set(range(len(self))) - set(blocks):
-            self[k].to("meta")
+            self[k].to("cpu")
 
     def up_to(self, k: int) -> nn.Module:
         """The network that ends with block k, as a module that is called as the network is; nothing

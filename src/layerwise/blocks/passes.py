@@ -224,8 +224,9 @@ class Pass:
         self, hook: intercept.Intercepted, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """What a module of an earlier block would return, with zeros in its tensors."""
-        if hook.module in self.chain.hollow:
-            return _by_shape(hook, args, kwargs, self._given.device)
+        hollow = self.chain.hollow.get(hook.module)
+        if hollow is not None:
+            return _by_shape(hollow, args, kwargs, self._given.device)
         structure = self._structures.get((hook.module, n))
         return hook.call(*args, **kwargs) if structure is None else structure.zeros()
 
@@ -250,8 +251,8 @@ class Structure:
         return pytree.tree_unflatten(made, self._spec)
 
 
-def _by_shape(hook: intercept.Intercepted, args: Any, kwargs: Any, device: torch.device) -> Any:
-    """What a module whose weights are on the meta device would return, with zeros in its tensors.
+def _by_shape(module: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Any:
+    """What a module whose weights are on the meta device returns, with zeros in its tensors.
 
     Raises:
         InputError: it asks for values.
@@ -259,11 +260,11 @@ def _by_shape(hook: intercept.Intercepted, args: Any, kwargs: Any, device: torch
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.to("meta"), (args, kwargs))
     try:
         with torch.no_grad():
-            result = hook.as_written(*args, **kwargs)
+            result = module(*args, **kwargs)
     except Exception as error:
         raise InputError(
-            f"{type(hook.module).__name__}: its weights are in another process, and what it "
-            f"returns depends on more than shapes ({reason(error)}); train in one process"
+            f"{type(module).__name__}: its weights are in another process, and what it returns "
+            f"depends on more than shapes ({reason(error)}); train in one process"
         ) from error
     return pytree.tree_map_only(
         Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device), result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,7 +108,7 @@ class Stretches(Blocks):
         self.entries = {(b.module, b.n): b for b in boundaries if b.entry}
         self.exits = {(b.module, b.n): b for b in boundaries if not b.entry}
         self.around = _around(boundaries, calls)
-        self.hollow: set[nn.Module] = set()
+        self.hollow: dict[nn.Module, nn.Module] = {}
         self.moving: list[Place] = []
         self._names = {module: name for name, module in model.named_modules()}
         self._calls = tuple(replace(c, given=None, gave=None, hooks=None) for c in calls)
@@ -370,11 +370,12 @@ class Stretches(Blocks):
         first = kept[0]
         self.check_alone(first)
         self.reads_inputs(first) if first else None
-        later = [m for block in self._blocks[kept[-1] + 1 :] for m in block.tops]
         passed = self.passed_over(first) if first else frozenset()
+        # Without memory: they only tell the shapes of what their modules return.
+        self.hollow = {module: copy.deepcopy(module).to("meta") for module in passed}
+        later = [m for block in self._blocks[kept[-1] + 1 :] for m in block.tops]
         for module in (*passed, *later):
-            module.to("meta")
-        self.hollow = set(passed)
+            module.to("cpu")
 
     def _refuse_shared_parameters(self) -> None:
         for name, blocks in self.shared.items():
@@ -619,7 +620,11 @@ class ForwardPasses(Passes):
             if running is not None:
                 running.close()
             running = self._passes[stream] = self._begin(k, h, stream)
-        out = running.run(h)
+        block = self.blocks[k]
+        if not block._forward_pre_hooks and not block._forward_hooks:
+            out = running.run(h)
+        else:
+            out = _with_hooks(block, running.run, h)
         running.rows = len(out)
         return out
 
@@ -638,6 +643,18 @@ class ForwardPasses(Passes):
         for running in self._passes.values():
             running.close()
         self._passes.clear()
+
+
+def _with_hooks(block: Stretch, run: Callable[[Any], Tensor], h: Any) -> Tensor:
+    """What a block's own hooks make of its run, as if it were called by itself."""
+    for before in block._forward_pre_hooks.values():
+        given = before(block, (h,))
+        h = h if given is None else given[0] if isinstance(given, tuple) else given
+    out = run(h)
+    for after in block._forward_hooks.values():
+        given = after(block, (h,), out)
+        out = out if given is None else given
+    return out
 
 
 def _around(boundaries: Iterable[Boundary], calls: Iterable[Call]) -> frozenset[nn.Module]:
