@@ -63,16 +63,15 @@ class ObjectiveRule(Rule):
         for i, objective in enumerate(found):
             if objective is not None:
                 self._attach(i, objective, self._unpooled_shape(i))
+        self._needs_views = max((o.needs_views for o in found if o is not None), default=0)
 
     @property
     def needs_views(self) -> int:
-        objectives = map(self._objective, range(len(self.blocks)))
-        return max((o.needs_views for o in objectives if o is not None), default=0)
+        return self._needs_views
 
     def enter(self, batch: Batch) -> Inputs:
         """The first block's input, detached: the batch in its V augmented views, and below it every
         view of the first that an objective asks for, ((V + views) B, ...)."""
-        self._check_drawn(batch)
         return self._stacked(batch)
 
     def _stacked(self, batch: Batch) -> Inputs:

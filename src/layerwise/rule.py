@@ -98,8 +98,9 @@ class Rule(nn.Module, ABC):
                 rule cannot use, or too few; a step where gradients are off.
         """
         batch = Batch(inputs, y, scale, on_block or nothing)
-        self._check_drawn(batch)
-        with self.blocks.passes(batch.drawn) as batch.passes, kept_graphs(self.blocks.shares):
+        self.check_batch(batch)
+        kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
+        with self.blocks.passes(batch.drawn) as batch.passes, kept:
             return batch.report(self.step(batch), len(self.blocks))
 
     def phases(self, epochs: int) -> Sequence[int]:
@@ -182,7 +183,12 @@ class Rule(nn.Module, ABC):
         parts = [self.blocks[i], *self.auxiliary(i)]
         return [parameter for part in parts for parameter in part.parameters()]
 
-    def _check_drawn(self, batch: Batch) -> None:
+    def check_batch(self, batch: Batch) -> None:
+        """See that the batch has inputs for the labels, in as many views as the rule wants.
+
+        Raises:
+            InputError: it has not.
+        """
         rows = len(batch.y) if batch.drawn is None else len(leading(batch.drawn))
         views, rest = divmod(rows, max(1, len(batch.y)))
         if rest or not views:
@@ -231,10 +237,8 @@ class Rule(nn.Module, ABC):
             )
 
     def _objective(self, i: int) -> Objective | None:
-        if str(i) not in self.objectives:
-            return None
-        objective = self.objectives[str(i)]
-        assert isinstance(objective, Objective)
+        objective = self.objectives._modules.get(str(i))
+        assert objective is None or isinstance(objective, Objective)
         return objective
 
 
@@ -256,12 +260,7 @@ class ForwardRule(Rule):
         `.grad` when this returns. What else the next block needs goes into `batch.along`."""
 
     def enter(self, batch: Batch) -> Inputs:
-        """The first block's input, detached.
-
-        Raises:
-            InputError: augmented views that the rule cannot use, or too few for it.
-        """
-        self._check_drawn(batch)
+        """The first block's input, detached."""
         return detached(batch.inputs)
 
     def keep(self, blocks: Iterable[int]) -> None:
@@ -304,12 +303,9 @@ _KEEPS_GRAPHS: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps grap
 
 
 @contextlib.contextmanager
-def kept_graphs(kept: bool) -> Iterator[None]:
-    """Within, where `kept`, differentiating a loss leaves its graph: a part of it is another
-    block's, too. The graph goes with the tensors that have it."""
-    if not kept:
-        yield
-        return
+def kept_graphs() -> Iterator[None]:
+    """Within, differentiating a loss leaves its graph: a part of it is another block's, too. The
+    graph goes with the tensors that have it."""
     token = _KEEPS_GRAPHS.set(True)
     try:
         yield
@@ -353,7 +349,7 @@ def differentiate(
     refuse_without_gradients()
     wanted = None if inputs is None else [tensor for tensor in inputs if tensor.requires_grad]
     if loss.requires_grad and wanted != []:
-        with torch.autocast(loss.device.type, enabled=False):
+        with without_autocast(loss.device):
             if gradient is None:
                 loss = scale(loss)
             else:
@@ -369,6 +365,13 @@ def differentiate(
                 inputs=wanted,
             )
     forget_casts(loss.device)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Outside autocast; where it is off anyway, at no cost."""
+    if not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def refuse_without_gradients() -> None:

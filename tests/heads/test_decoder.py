@@ -172,7 +172,9 @@ def test_decoders_are_light() -> None:
     h, own, added = example, [], {Transposed(): 0, Bilinear(): 0, Same(): 0}
     for block in list(blocks)[:-2]:
         own.append(flops(block, h))
-        unpooled = nn.Sequential(*[m for m in layers_of(block) if not isinstance(m, nn.MaxPool2d)])(h)
+        unpooled = nn.Sequential(*[m for m in layers_of(block) if not isinstance(m, nn.MaxPool2d)])(
+            h
+        )
         for decoder in added:
             cost = flops(decoder(tuple(unpooled.shape[1:]), IMAGE), unpooled)
             added[decoder] += cost

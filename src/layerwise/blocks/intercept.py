@@ -10,19 +10,84 @@ through as they are.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 _SLOT = "_compiled_call_impl"
 
 
-class Watched(greenlet):
-    """A forward that runs on a stack of its own; `handle` gets its calls of intercepted modules."""
+Handle = Callable[["Intercepted", tuple[Any, ...], dict[str, Any]], Any]
 
-    handle: Callable[[Intercepted, tuple[Any, ...], dict[str, Any]], Any]
+
+class Watched(greenlet):
+    """A stack of its own on which forwards run, one after the other: a new one costs as much as a
+    small layer.
+
+    Attributes:
+        handle: gets the forward's calls of intercepted modules.
+        ended: whether the forward is over.
+        error: what it raised.
+    """
+
+    handle: Handle
+    ended = True
+    error: BaseException | None = None
+
+    @classmethod
+    def of(cls, handle: Handle) -> Watched:
+        """One that runs no forward."""
+        idle = _IDLE.__dict__.setdefault("stacks", [])
+        found = idle.pop() if idle else cls()
+        found.handle = handle
+        return found
+
+    def begin(self, forward: Callable[[], Any]) -> Any:
+        """Run a forward until it pauses or ends; gives what it hands out, or what it returns."""
+        self.ended = False
+        return self.go_on(forward)
+
+    def go_on(self, value: Any) -> Any:
+        """Let the forward go on with what it is handed back, until it pauses again or ends."""
+        here = getcurrent()
+        if self.parent is not here:
+            self.parent = here
+        out = self.switch(value)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return out
+
+    def pause(self, value: Any) -> Any:
+        """Called by the forward: hand a value out; gives what is handed back."""
+        return self.parent.switch(value)  # type: ignore[union-attr]
+
+    def give_up(self) -> None:
+        """Unwind the forward where it is paused."""
+        for _ in range(8):  # it may catch the first
+            if not self.ended:
+                self.throw(GreenletExit)
+
+    def run(self, forward: Callable[[], Any]) -> Any:  # type: ignore[override]
+        while True:
+            result = None
+            try:
+                result = contextvars.copy_context().run(forward)
+            except GreenletExit:
+                pass
+            except BaseException as error:
+                self.error = error
+            self.ended = True
+            del forward, self.handle
+            _IDLE.stacks.append(self)
+            forward = self.pause(result)
+
+
+_IDLE = threading.local()
 
 
 class Intercepted:

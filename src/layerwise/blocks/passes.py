@@ -4,12 +4,10 @@ ends."""
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import random
 from typing import TYPE_CHECKING, Any
 
 import torch
-from greenlet import GreenletExit, getcurrent
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -22,6 +20,8 @@ if TYPE_CHECKING:
     from layerwise.blocks.stretches import Boundary, Stretches
 
 autograd = torch._C._autograd
+_any_autocast = torch._C._is_any_autocast_enabled
+_top_hooks = autograd._top_saved_tensors_default_hooks
 Hooks = Any  # the functions of `torch.autograd.graph.saved_tensors_hooks`
 
 
@@ -58,7 +58,6 @@ class Pass:
         # What the forward has set for itself, and whether gradients were on when it last went on.
         self._own: dict[int, Any] = {}
         self._hooks: list[Hooks] = []
-        self._outer: Hooks = None
         self._gradients = True
 
     def run(self, h: Any) -> Tensor:
@@ -70,27 +69,25 @@ class Pass:
         Raises:
             InputError: the forward does something else than when it was cut.
         """
-        theirs, hooks = _settings(), autograd._top_saved_tensors_default_hooks(False)
-        self._outer = hooks
+        theirs, hooks, forward = _settings(), _top_hooks(False), self._forward
+        self._gradients = theirs[0]
         try:
-            for i, value in self._own.items():
-                _SET[i](value)
-            for hook in reversed(self._hooks):
-                autograd._push_saved_tensors_default_hooks(*hook)
-            self._gradients = torch.is_grad_enabled()
-            if self._forward is None:
-                out = self._begin(h)
-            else:
-                parent = getcurrent()
-                if self._forward.parent is not parent:
-                    self._forward.parent = parent
-                out = self._forward.switch(h)
+            if self._own or self._hooks:
+                self._set_again()
+            out = self._begin(h) if forward is None else forward.go_on(h)
         except BaseException:
             self._finish()
             raise
         finally:
-            self._put_back(theirs, hooks)
-        if not self._forward.dead:
+            if (
+                torch.is_grad_enabled() is not theirs[0]
+                or _any_autocast()
+                or self._own
+                or self._hooks
+                or _top_hooks(False) != hooks
+            ):
+                self._put_back(theirs, hooks)
+        if not self._forward.ended:  # type: ignore[union-attr]
             return out
         self._finish()
         if self.next != len(self.chain) - 1:
@@ -104,19 +101,26 @@ class Pass:
 
     def close(self) -> None:
         """Give up what is left of the forward: nothing of it runs any more."""
-        if self._forward is not None and not self._forward.dead and not self._over:
-            theirs, hooks = _settings(), autograd._top_saved_tensors_default_hooks(False)
+        if self._forward is not None and not self._over:
+            theirs, hooks = _settings(), _top_hooks(False)
             try:
-                for _ in range(8):  # a forward may catch the first
-                    if not self._forward.dead:
-                        self._forward.throw(GreenletExit)
+                self._forward.give_up()
             finally:
                 self._put_back(theirs, hooks)
         self._finish()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
-            self.close()
+        if not self._over and self._forward is not None:
+            with contextlib.suppress(Exception):
+                self.close()
+
+    def _set_again(self) -> None:
+        """What the forward had set for itself when it was paused."""
+        for i, value in self._own.items():
+            _SET[i](value)
+        for hook in reversed(self._hooks):
+            autograd._push_saved_tensors_default_hooks(*hook)
+        self._gradients = torch.is_grad_enabled()
 
     def _put_back(self, theirs: tuple[Any, ...], hooks: Hooks) -> None:
         """Keep what the forward has set, and set again what it was outside."""
@@ -127,7 +131,7 @@ class Pass:
             for i in self._own:
                 _SET[i](theirs[i])
         self._hooks = []
-        while (top := autograd._top_saved_tensors_default_hooks(False)) not in (hooks, None):
+        while (top := _top_hooks(False)) not in (hooks, None):
             self._hooks.append(top)
             autograd._pop_saved_tensors_default_hooks()
 
@@ -140,10 +144,8 @@ class Pass:
         self._modules = self.chain.watched(self._at)
         intercept.install(self._modules)
         model = intercept.uncompiled(self.chain.model)  # compiled code cannot be paused
-        self._forward = intercept.Watched(lambda: call(model, inputs))
-        self._forward.handle = self._handle
-        self._forward.gr_context = contextvars.copy_context()
-        return self._forward.switch()
+        self._forward = intercept.Watched.of(self._handle)
+        return self._forward.begin(lambda: call(model, inputs))
 
     def _finish(self) -> None:
         if not self._over:
@@ -155,16 +157,20 @@ class Pass:
     ) -> Any:
         """A module is called in the forward."""
         chain, module = self.chain, hook.module
-        n = self._counts[module] = self._counts.get(module, -1) + 1
+        n = self._counts.get(module, 0)
+        self._counts[module] = n + 1
         entry = chain.entries.get((module, n))
         if entry is not None:
-            args, kwargs = self._cross(entry, (args, kwargs))
+            if entry.alone and self._entered and self.next + 1 == entry.number and len(args) == 1:
+                args = (self._hand_out(args[0], entry),)
+            else:
+                args, kwargs = self._cross(entry, (args, kwargs))
         if not self._entered and module in chain.passed_over(self._at):
             result = self._placeholder(hook, n, args, kwargs)
         elif module in chain.around:  # compiled code cannot be paused
             result = hook.as_written(*args, **kwargs)
         else:
-            result = hook.call(*args, **kwargs)
+            result = (hook.compiled or module._call_impl)(*args, **kwargs)
         leaving = chain.exits.get((module, n))
         return result if leaving is None else self._cross(leaving, result)
 
@@ -206,8 +212,8 @@ class Pass:
                 "does with use_reentrant=True; give it use_reentrant=False"
             )
         self.next += 1
-        given = self._forward.parent.switch(h)  # type: ignore[union-attr]
-        if given is not h and not boundary.closes and self._checkpointed():
+        given = self._forward.pause(h)
+        if self._hooks and given is not h and not boundary.closes:
             raise InputError(
                 f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
                 "begins within an activation checkpoint, which computes again with the tensor that "
@@ -215,10 +221,6 @@ class Pass:
                 "or off"
             )
         return given
-
-    def _checkpointed(self) -> bool:
-        """Whether the forward has hooks on the tensors that are saved here."""
-        return autograd._top_saved_tensors_default_hooks(False) not in (self._outer, None)
 
     def _placeholder(
         self, hook: intercept.Intercepted, n: int, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -278,12 +280,15 @@ for _device in _DEVICES:
     _SET.append(lambda value, device=_device: torch.set_autocast_dtype(device, value))
 
 
-def _settings() -> tuple[Any, ...]:
+def _settings(
+    grad: Any = torch.is_grad_enabled,
+    cache: Any = torch.is_autocast_cache_enabled,
+    on: Any = torch.is_autocast_enabled,
+    dtype: Any = torch.get_autocast_dtype,
+) -> tuple[Any, ...]:
     """Grad mode and autocast, in the order of `_SET`."""
-    found = [torch.is_grad_enabled(), torch.is_autocast_cache_enabled()]
-    for device in _DEVICES:
-        found += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-    return tuple(found)
+    found = (grad(), cache(), on("cpu"), dtype("cpu"))
+    return found if len(_DEVICES) == 1 else (*found, on("cuda"), dtype("cuda"))
 
 
 def _random_state(h: Tensor) -> tuple[Any, ...]:

@@ -40,6 +40,7 @@ class Boundary:
         axis: which axis of the tensor is the batch.
         order: the place among all beginnings and ends of calls in the run that found it.
         closes: whether an activation checkpoint may end there.
+        alone: whether the tensor is the first argument, and its first axis the batch.
     """
 
     number: int
@@ -50,6 +51,9 @@ class Boundary:
     axis: int
     order: int
     closes: bool
+
+    def __post_init__(self) -> None:
+        self.alone = self.entry and self.path == (0, 0) and self.axis == 0
 
     def find(self, value: Any) -> Any:
         """The tensor, in a call's (args, kwargs) or in what it returned."""
@@ -114,6 +118,7 @@ class Stretches(Blocks):
         self._calls = tuple(replace(c, given=None, gave=None, hooks=None) for c in calls)
         self._tables = tuple(map(tuple, tables))
         self._owners = dict(owners)
+        self._watched: dict[int, tuple[nn.Module, ...]] = {}
         self._passed: dict[int, frozenset[nn.Module]] = {}
         self._structures: dict[Any, dict[tuple[nn.Module, int], Structure]] = {}
         self._checked: set[int] = set()
@@ -158,11 +163,11 @@ class Stretches(Blocks):
 
     def watched(self, at: int) -> tuple[nn.Module, ...]:
         """The modules whose calls a pass from block `at` on intercepts."""
-        modules = dict.fromkeys(b.module for b in self.boundaries if b.number >= at)
-        modules |= dict.fromkeys(m for m in self.around if intercept.is_compiled(m))
-        if at:
-            modules |= dict.fromkeys(self.passed_over(at))
-        return tuple(modules)
+        if at not in self._watched:
+            modules = dict.fromkeys(b.module for b in self.boundaries if b.number >= at)
+            self._watched[at] = tuple(modules | dict.fromkeys(self.passed_over(at) if at else ()))
+        compiled = [m for m in self.around if intercept.is_compiled(m)]
+        return (*self._watched[at], *compiled) if compiled else self._watched[at]
 
     def passed_over(self, at: int) -> frozenset[nn.Module]:
         """The modules that need not run for block `at` to begin: the outermost ones all of whose
@@ -211,9 +216,8 @@ class Stretches(Blocks):
 
         with unchanged(self.model), intercept.intercepted(passed), torch.no_grad():
             self.model.eval()
-            forward = intercept.Watched(lambda: call(intercept.uncompiled(self.model), inputs))
-            forward.handle = handle
-            forward.switch()
+            model = intercept.uncompiled(self.model)
+            intercept.Watched.of(handle).begin(lambda: call(model, inputs))
         return found
 
     def run_to_the_end(self, k: int, inputs: Inputs) -> Tensor:
@@ -243,9 +247,8 @@ class Stretches(Blocks):
             return cross(result) if here and not boundary.entry else result
 
         with intercept.intercepted({m for m, _ in structures} | {boundary.module}):
-            forward = intercept.Watched(lambda: call(intercept.uncompiled(self.model), inputs))
-            forward.handle = handle
-            forward.switch()
+            model = intercept.uncompiled(self.model)
+            intercept.Watched.of(handle).begin(lambda: call(model, inputs))
         return found[0]
 
     def alone(self, k: int, h: Any, inputs: Inputs = None) -> Tensor:
@@ -609,6 +612,7 @@ class ForwardPasses(Passes):
 
     def __init__(self, blocks: Stretches, inputs: Inputs):
         super().__init__(blocks, inputs)
+        self.stretches = blocks._blocks
         self._inputs: dict[int, Inputs] = {0: inputs}
         self._passes: dict[int, Pass] = {}
 
@@ -616,16 +620,16 @@ class ForwardPasses(Passes):
         running = self._passes.get(stream)
         # Where the rows are others, such as without some views of the samples, the forward would
         # still go on with those that it began with.
-        if running is None or running.next != k or k == 0 or len(h) != running.rows:
+        if running is None or running.next != k or k == 0 or h.shape[0] != running.rows:
             if running is not None:
                 running.close()
             running = self._passes[stream] = self._begin(k, h, stream)
-        block = self.blocks[k]
-        if not block._forward_pre_hooks and not block._forward_hooks:
-            out = running.run(h)
-        else:
+        block = self.stretches[k]
+        if block._forward_pre_hooks or block._forward_hooks:
             out = _with_hooks(block, running.run, h)
-        running.rows = len(out)
+        else:
+            out = running.run(h)
+        running.rows = out.shape[0]
         return out
 
     def _begin(self, k: int, h: Any, stream: int) -> Pass:

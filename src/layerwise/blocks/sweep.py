@@ -286,9 +286,7 @@ def sweep(
         return cross(module, n, False, call.ends, result)
 
     with intercept.intercepted(model.modules()), torch.enable_grad(), taint, meter:
-        forward = intercept.Watched(run)
-        forward.handle = handle
-        found.result = forward.switch()
+        found.result = intercept.Watched.of(handle).begin(run)
     found.moments.sort(key=lambda moment: moment.order)
     for moment in found.moments:
         here, after = events[moment.order], (events[moment.order + 1 :] or [(0, outside)])[0]
@@ -310,7 +308,14 @@ def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
     """A nested structure with another tensor in place of one, wherever that stands."""
     if value is old:
         return new
+    if type(value) is tuple:
+        return tuple([replaced(part, old, new) for part in value])
+    if isinstance(value, _FLAT) or value == {}:
+        return value
     return pytree.tree_map_only(Tensor, lambda t: new if t is old else t, value)
+
+
+_FLAT = (Tensor, int, float, str, type(None))  # hold no other tensors
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], tuple[int, int]]:

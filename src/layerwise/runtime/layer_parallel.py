@@ -209,6 +209,7 @@ class LayerParallel:
         """The batch to train on, and this stage's input."""
         if self._before is None or self._replay is None:
             batch = Batch(x, y, scale)
+            self.rule.check_batch(batch)
             h, *along = self._take(self.rule.enter(batch) if self._before is None else None, stops)
             batch.along = tuple(along)
             return batch, h
