@@ -1,7 +1,7 @@
 """The zoo: small networks of torchvision, timm and transformers, each with a batch for it.
 
-`NETWORKS` lists them as data, by library and name (`timm/vgg11_bn`). An entry builds its network from a configuration, never from
-trained weights. A plain training loop over a case is
+`NETWORKS` lists them as data, by library and name (`timm/vgg11_bn`). An entry builds
+its network from a configuration, never from trained weights. A plain training loop over a case is
 
     case.model.train()
     loss = case.loss(case.scores(case.model))
@@ -168,7 +168,7 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any], str]] = {
     "squeezenet1_0": (64, {}, ""),
     "squeezenet1_1": (64, {}, ""),
     "googlenet": (64, {"init_weights": False}, ""),
-    "inception_v3": (96, {"init_weights": False}, ""),
+    "inception_v3": (299, {"init_weights": False}, ""),
     "mobilenet_v2": (64, {}, ""),
     "mobilenet_v3_small": (64, {}, ""),
     "mobilenet_v3_large": (64, {}, ""),
@@ -203,7 +203,7 @@ TORCHVISION: dict[str, tuple[int, dict[str, Any], str]] = {
 }
 QUANTIZABLE: dict[str, tuple[int, dict[str, Any], str]] = {
     "googlenet": (64, {"init_weights": False}, ""),
-    "inception_v3": (96, {"init_weights": False}, ""),
+    "inception_v3": (96, {"init_weights": False, "aux_logits": False}, ""),
     "mobilenet_v2": (64, {}, ""),
     "mobilenet_v3_large": (64, {}, ""),
     "resnet18": (64, {}, ""),
@@ -215,9 +215,7 @@ VIDEO: dict[str, tuple[int, int, dict[str, Any], str]] = {
     "r3d_18": (4, 32, {}, ""),
     "mc3_18": (4, 32, {}, ""),
     "r2plus1d_18": (4, 32, {}, ""),
-    "s3d": (14, 200, {}, ""),
-    "mvit_v1_b": (4, 64, {"spatial_size": (64, 64), "temporal_size": 4}, ""),
-    "mvit_v2_s": (4, 64, {"spatial_size": (64, 64), "temporal_size": 4}, ""),
+    "s3d": (14, 224, {}, ""),
     "swin3d_t": (4, 64, {}, "swin3d_s swin3d_b"),
 }
 SEGMENTATION: dict[str, tuple[dict[str, Any], str]] = {
@@ -232,6 +230,37 @@ def _torchvision(module: str, name: str, shape: tuple[int, ...], **options: Any)
     make = getattr(importlib.import_module(module), name)
     model = make(weights=None, num_classes=CLASSES, **options)
     return _case(model, torch.randn(2, *shape))
+
+
+def _mvit(second: bool) -> Case:
+    """The builders' sizes are fixed, so here are four blocks of one."""
+    from torchvision.models.video.mvit import MSBlockConfig, MViT
+
+    channels = [16, 16, 32, 32, 32]
+    blocks = [
+        MSBlockConfig(
+            num_heads=2,
+            input_channels=channels[i],
+            output_channels=channels[i + 1],
+            kernel_q=[3, 3, 3] if i % 2 or second else [],
+            kernel_kv=[3, 3, 3],
+            stride_q=[1, 1 + i % 2, 1 + i % 2] if i % 2 or second else [],
+            stride_kv=[1, 2, 2],
+        )
+        for i in range(4)
+    ]
+    model = MViT(
+        spatial_size=(64, 64),
+        temporal_size=4,
+        block_setting=blocks,
+        residual_pool=second,
+        residual_with_cls_embed=not second,
+        rel_pos_embed=second,
+        proj_after_attn=second,
+        stochastic_depth_prob=0.2,
+        num_classes=CLASSES,
+    )
+    return _case(model, torch.randn(2, 3, 4, 64, 64))
 
 
 def _torchvisions() -> list[Network]:
@@ -251,6 +280,8 @@ def _torchvisions() -> list[Network]:
     for name, (frames, pixels, options, larger) in VIDEO.items():
         make = partial(_torchvision, module, name, (3, frames, pixels, pixels), **options)
         found.append(entry(name, "video", larger, make))
+    found.append(entry("MViT, version 1", "video", "mvit_v1_b", partial(_mvit, False)))
+    found.append(entry("MViT, version 2", "video", "mvit_v2_s", partial(_mvit, True)))
     module = "torchvision.models.segmentation"
     for name, (options, larger) in SEGMENTATION.items():
         make = partial(_torchvision, module, name, (3, 64, 64), weights_backbone=None, **options)
@@ -705,7 +736,7 @@ IMAGES: list[tuple[str, dict[str, Any]]] = [
         {
             "embed_dim": [16, 16, 32],
             "num_heads": [1, 2, 2],
-            "depth": [1, 1, 2],
+            "depth": [1, 2, 3],
             "num_attention_heads": None,
             "patch_size": None,
         },
@@ -1026,7 +1057,7 @@ def _page(architecture: str, kind: str, given: dict[str, Any]) -> Case:
 for _architecture, _kind, _given in (
     ("LayoutLMForTokenClassification", "token", {}),
     ("LiltForTokenClassification", "token", {"hidden_size": 48}),
-    ("BrosForTokenClassification", "token", {}),
+    ("BrosForTokenClassification", "token", {"hidden_size": 64, "head_dim": 16}),
     (
         "LayoutLMv3ForSequenceClassification",
         "sequence",
@@ -1059,7 +1090,7 @@ def VisualBertForVisualReasoning() -> Case:
     tokens, mask = _padded()
     inputs = {
         "input_ids": tokens,
-        "attention_mask": torch.cat([mask, torch.ones(ROWS, 4).long()], 1),
+        "attention_mask": mask,
         "visual_embeds": torch.randn(ROWS, 4, 16),
         "visual_attention_mask": torch.ones(ROWS, 4).long(),
     }
