@@ -385,7 +385,7 @@ TIMM: dict[str, tuple[str, int, dict[str, Any]]] = {
     "tnt": ("tnt_s_legacy_patch16_224", 64, _IMAGE),
     "tresnet": ("tresnet_m", 64, {}),
     "twins": ("twins_svt_small", 64, _IMAGE),
-    "vgg": ("vgg11_bn", 64, {}),
+    "vgg": ("vgg11_bn", 64, {"mlp_ratio": 0.25}),
     "visformer": ("visformer_tiny", 64, _IMAGE),
     "vision_transformer": ("vit_tiny_patch16_224", 64, _IMAGE),
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", 64, _IMAGE),
