@@ -10,12 +10,15 @@ its network from a configuration, never from trained weights. A plain training l
 
 from __future__ import annotations
 
+import copy
 import importlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,10 +89,6 @@ class Network:
 
 def seed(number: int) -> None:
     """Seed every generator that a model may draw from."""
-    import random
-
-    import numpy as np
-
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
@@ -137,8 +136,6 @@ def _case(
         mask: (B, T), zero where there is padding.
         every: the distance between labelled tokens; the others have no label.
     """
-    import copy
-
     with torch.no_grad():
         scores = take(call(copy.deepcopy(model).eval(), inputs), output)
     classes = -1 if scores.dim() < 4 else 1  # of maps (B, C, H, W) the second
@@ -834,7 +831,8 @@ def _own(kind: str, name: str = "") -> Callable[[Callable[[], Case]], Callable[[
 
 
 def _settings(given: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {k: v for k, v in (SIZE | more | given).items() if v is not None}
+    """A copy, because some configurations change the lists that they are given."""
+    return copy.deepcopy({k: v for k, v in (SIZE | more | given).items() if v is not None})
 
 
 def _of(architecture: str, settings: dict[str, Any]) -> nn.Module:

@@ -118,7 +118,7 @@ def _check(case: Case, found: Finding) -> None:
 
 def _cut(case: Case, found: Finding) -> Any:
     """The model in four blocks, or as many as there can be; None where two are too many."""
-    before = _State(case.model)
+    before, twin = _State(case.model), copy.deepcopy(case)
     blocks = None
     with _Step(found, "cut"):
         for count in range(MOST_BLOCKS, 1, -1):
@@ -128,14 +128,17 @@ def _cut(case: Case, found: Finding) -> Any:
             except InputError as error:
                 found.refusals.setdefault("cut", _line(error))
     generators = _generators()
-    # A model's own forward may leave attributes behind, which are then not cut's.
-    twin = copy.deepcopy(case)
+    # A model's own forward may leave attributes and hooks behind, which are then not cut's.
     for mode in (False, True):
         with torch.no_grad():
             call(twin.model.train(mode), twin.inputs)
-    found.changed = before.changes(case.model, allowed=_State(twin.model).attributes)
+    found.changed = before.changes(case.model, _State(twin.model))
     if generators != before.generators:
         found.changed.append("a random generator")
+    try:
+        copy.deepcopy(case.model)
+    except RuntimeError as error:
+        found.changed.append(f"that it can be copied ({str(error).splitlines()[0]})")
     if blocks is not None:
         found.blocks, found.names = len(blocks), tuple(blocks.names)
     return blocks
@@ -275,19 +278,25 @@ class _State:
         self.trained = {name: p.requires_grad for name, p in model.named_parameters()}
         self.generators = _generators()
 
-    def changes(self, model: nn.Module, allowed: dict[str, set[str]]) -> list[str]:
-        """What is different in the model now; `allowed` are attributes that may have appeared."""
+    def changes(self, model: nn.Module, run: _State) -> list[str]:
+        """What is different in the model now. Its own forward may leave attributes and hooks
+        behind: either all are as they were, or all are as in a copy that was `run`."""
         now = _State(model)
         found = [name for name, t in self.tensors.items() if not _same(now.tensors.get(name), t)]
         found += [f"the mode of {n!r}" for n, mode in self.modes.items() if now.modes[n] != mode]
-        found += [f"the hooks of {n!r}" for n, kept in self.hooks.items() if now.hooks[n] != kept]
-        for name, attributes in now.attributes.items():
-            new = attributes - self.attributes.get(name, set()) - allowed.get(name, set())
-            gone = self.attributes.get(name, set()) - attributes
-            found += [f"{name}.{attribute}" for attribute in sorted(new | gone)]
         for name, p in model.named_parameters():
             if p.requires_grad != self.trained[name] or p.grad is not None:
                 found.append(f"what is trained of {name}")
+        return found + min(now.left(self), now.left(run), key=len)
+
+    def left(self, other: _State) -> list[str]:
+        """Attributes and numbers of hooks that are not the other's."""
+        found = []
+        for name, attributes in self.attributes.items():
+            different = attributes ^ other.attributes.get(name, set())
+            found += [f"{name}.{attribute}" for attribute in sorted(different)]
+            if self.hooks[name] != other.hooks.get(name):
+                found.append(f"the hooks of {name!r}")
         return found
 
 
