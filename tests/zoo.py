@@ -580,7 +580,15 @@ TEXT_MORE: list[tuple[str, str, dict[str, Any]]] = [
     (
         "ReformerForSequenceClassification",
         "sequence",
-        {"axial_pos_embds": False, "attn_layers": ["local", "lsh"] * 2, "hash_seed": 0},
+        # Its dropout seeds the generator from the clock.
+        {
+            "axial_pos_embds": False,
+            "attn_layers": ["local", "lsh"] * 2,
+            "hash_seed": 0,
+            "hidden_dropout_prob": 0.0,
+            "local_attention_probs_dropout_prob": 0.0,
+            "lsh_attention_probs_dropout_prob": 0.0,
+        },
     ),
     ("RoCBertForSequenceClassification", "sequence", {"enable_pronunciation": False}),
     ("SolarOpenForCausalLM", "causal", EXPERTS),
