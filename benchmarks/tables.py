@@ -1,4 +1,4 @@
-"""Write docs/results.md and the README's tables from the files in benchmarks/results/.
+"""Write docs/results.md, docs/networks.md and the README's tables from benchmarks/results/.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail where they are not what the files give
@@ -23,6 +23,7 @@ from layerwise.report.comparison import markdown as accuracy_table
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+NETWORKS, ZOO = ROOT / "docs" / "networks.md", RESULTS / "zoo.json"
 
 INTRODUCTION = """\
 # Results
@@ -152,6 +153,92 @@ def page() -> str:
     text = "\n".join(parts)
     contents = [f"- [{name}](#{_anchor(name)})" for name in re.findall(r"^## (.*)$", text, re.M)]
     return "\n".join([INTRODUCTION, *contents, "", text])
+
+
+def networks(result: dict[str, Any]) -> str:
+    """Which networks are cut, and whether the blocks do what the models do."""
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        of.setdefault(row["library"], []).append(row)
+    lines = [
+        "# Networks\n",
+        f"Written by `make tables` from `benchmarks/results/{ZOO.name}`. Small networks, made from "
+        "configurations, one of every family; text comes in padded batches with a mask. Each is "
+        "cut into four blocks and compared with a plain training loop on a copy, bit for bit. "
+        "*Output equal*: in eval mode the blocks give what the model gives, also one after another "
+        "(`exits`). *Gradients equal*: in train mode, with the same seed, `Backprop` gives the "
+        "loop's loss, every parameter's gradient and every buffer. *Reached by DGL*: every "
+        "parameter that has a gradient in the loop has one. *Isolated*: the first block's gradient "
+        "does not depend on later weights.\n",
+        "| library | networks | cut | into four blocks | output equal | gradients equal "
+        "| reached by DGL | isolated |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for library, rows in of.items():
+        version = result.get(library, "")
+        counts = [
+            len(rows),
+            sum(row["blocks"] > 1 for row in rows),
+            sum(row["blocks"] == 4 for row in rows),
+            sum(bool(row["eval_equal"] and row["exits_equal"]) for row in rows),
+            sum(_trained_equal(row) for row in rows),
+            sum(row["unreached"] == [] for row in rows),
+            sum(row["isolated"] is True for row in rows),
+        ]
+        lines.append(f"| {library} {version} | {' | '.join(map(str, counts))} |")
+    refused = [(row, *why) for row in result["rows"] for why in row["refusals"].items()]
+    if refused:
+        lines += ["\n## What is refused, and why\n", "| network | blocks | step | reason |"]
+        lines += ["|---|--:|---|---|"]
+        lines += [
+            f"| {_called(row)} | {row['blocks'] or ''} | {step} | {_cell(reason)} |"
+            for row, step, reason in refused
+        ]
+    if wrong := [(row, line) for row in result["rows"] for line in _wrong(row)]:
+        lines += ["\n## What is not as it should be\n", "| network | |", "|---|---|"]
+        lines += [f"| {_called(row)} | {_cell(line)} |" for row, line in wrong]
+    lines += ["\n## The networks\n"]
+    for library, rows in of.items():
+        kinds: dict[str, list[str]] = {}
+        for row in rows:
+            # timm has one network for each kind.
+            kind = "" if library == "timm" else f", {row['kind']}"
+            kinds.setdefault(kind, []).append(f"`{row['name']}`")
+            kinds[kind] += [f"({name})" for name in row["stands_for"]]
+        lines += [f"**{library}{kind}**: {', '.join(names)}.\n" for kind, names in kinds.items()]
+    lines += [
+        "In brackets: larger networks of the same code as the one before them, which were not run. "
+        f"{result['cpu']}, torch {result['torch']}, float32.\n",
+        _commands([result["command"]]),
+    ]
+    return "\n".join(lines)
+
+
+def _trained_equal(row: dict[str, Any]) -> bool:
+    return bool(row["loss_equal"]) and row["gradients_differ"] == row["buffers_differ"] == []
+
+
+def _wrong(row: dict[str, Any]) -> list[str]:
+    found = [f"{step}: {error.splitlines()[-1]}" for step, error in row["errors"].items()]
+    found += [f"cut changes {what}" for what in row["changed"] or ()]
+    found += [
+        f"not {name.replace('_', ' ')}"
+        for name in ("eval_equal", "exits_equal", "loss_equal", "isolated")
+        if row[name] is False
+    ]
+    for name in ("gradients_differ", "buffers_differ", "unreached"):
+        if names := row[name]:
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            found.append(f"{name.replace('_', ' ')}: {', '.join(names[:2])}{more}")
+    return found
+
+
+def _called(row: dict[str, Any]) -> str:
+    return f"{row['library']}: {row['name']}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def _anchor(heading: str) -> str:
@@ -482,7 +569,10 @@ def _commands(commands: list[str]) -> str:
 
 
 def main() -> None:
-    for path, text in ((PAGE, page()), (README, readme())):
+    pages = {PAGE: page(), README: readme()}
+    if ZOO.exists():
+        pages[NETWORKS] = networks(json.loads(ZOO.read_text()))
+    for path, text in pages.items():
         if sys.argv[1:] != ["--check"]:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:

@@ -1,0 +1,63 @@
+"""The zoo: the blocks are the model, and train as it does."""
+
+import pytest
+from zoo import NETWORKS
+from zoo_checks import check
+
+# Other libraries' warnings are theirs.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SAMPLE = (
+    "torchvision/mobilenet_v3_small",
+    "torchvision/googlenet",  # a tuple in train mode, with heads that the loss does not see
+    "timm/convit_tiny",
+    "transformers/AlbertForSequenceClassification",  # one layer, called again and again
+    "transformers/BertForSequenceClassification",
+    "transformers/BertForSequenceClassification, checkpointing",
+    "transformers/BertModel, mean over the tokens",
+    "transformers/GPT2LMHeadModel",  # tied
+    "transformers/LlamaForCausalLM",
+    "transformers/MixtralForSequenceClassification",  # which experts run depends on the data
+    "transformers/SegformerForSemanticSegmentation",
+    "transformers/T5ForConditionalGeneration",
+    "transformers/Wav2Vec2ForSequenceClassification, without random draws",
+)
+
+
+def found(name):
+    network = NETWORKS[name]
+    for module in network.needs:
+        pytest.importorskip(module)
+    return check(network)
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sample(name):
+    finding = found(name)
+    assert not finding.problems()
+    assert not finding.refusals
+    assert finding.blocks == 4
+    assert finding.isolated
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - set(SAMPLE)))
+def test_zoo(name):
+    finding = found(name)
+    assert not finding.problems()
+    if finding.refusals:
+        pytest.skip("; ".join(finding.refusals.values()))
+
+
+def test_larger_networks_exist():
+    """What stands for a larger network is named as its library names it."""
+    models = pytest.importorskip("torchvision.models")
+    known = {name.removeprefix("quantized_") for name in models.list_models()}
+    larger = {name for n in NETWORKS.values() for name in n.stands_for}
+    assert larger <= known, larger - known
+
+
+def test_every_timm_family_is_there():
+    timm = pytest.importorskip("timm")
+    families = {network.kind for network in NETWORKS.values() if network.library == "timm"}
+    assert not set(timm.list_modules()) - families, "timm has families that the zoo has not"
