@@ -20,11 +20,11 @@ class Report:
     """What a step leaves behind. Detached tensors on the device; reading one is the caller's.
 
     Attributes:
-        logits: the network's output, (B, C) or (B, T, C).
+        logits: the network's output, (B, C), (B, T, C) or of maps (B, C, H, W).
         loss: the last block's loss, (); None where another process has it.
         local_losses: each block's loss, (); None for a block that has no objective of its own.
         local_logits: each block's class scores; None for a block that does not predict.
-        y: the labels that belong to them, (B,) or (B, T).
+        y: the labels that belong to them, as in `Batch`.
     """
 
     logits: Tensor
@@ -41,7 +41,8 @@ class Batch:
     Attributes:
         x: the network's input, (B, ...). More rows are further augmented views of the same
             samples, view after view: they are taken into `drawn`, and here is the first view.
-        y: labels, (B,) or (B, T).
+        y: labels: class numbers (B,), (B, T) or of maps (B, H, W), int64 whatever integer type they
+            were given in; or the classes' probabilities; or what a criterion of the user's reads.
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches); what is reported stays unscaled.
         unpooled: of the block under way, its output before the pooling that ends it, (B, ...); its
@@ -75,6 +76,8 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.drawn = self.x
+        if not (self.y.is_floating_point() or self.y.is_complex()):
+            self.y = self.y.long()
         if len(self.x) > len(self.y):
             self.x = self.x[: len(self.y)]
 

@@ -9,22 +9,17 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-)
 
 from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
 from layerwise.errors import InputError
-from layerwise.objectives import cross_entropy
+from layerwise.labels import IGNORED, true_classes
+from layerwise.objectives.classify import cross_entropy
 from layerwise.rule import Rule
 from layerwise.tally import perplexity
 
 CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
+BINS = 15  # of the calibration error
 
 
 # Sums of the exits' class scores: how much more each weighs than the one before. `sum` is that of
@@ -56,15 +51,21 @@ def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
 @torch.no_grad()
 def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
     """The network's loss on every sample of `loader`, in its order, and whether it predicts it
-    right: (N,) nats and (N,) bool, on the CPU; of tokens the mean, and whether all are right."""
+    right: (N,) nats and (N,) bool, on the CPU; of tokens and of pixels the mean over the labels
+    that count, and whether all of them are right."""
     rule = rule.to(fabric.device).eval()
     losses, right = [], []
     with fabric.autocast():
         for x, y in loader.epoch(0):
             scores = rule(x).float()
-            loss = F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none")
-            losses.append(loss.view(len(y), -1).mean(1))
-            right.append((scores.argmax(-1) == y).view(len(y), -1).all(1))
+            classes, axis = _classes_of(scores, y)
+            each = F.cross_entropy(
+                scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
+            ).view(len(y), -1)
+            counts = (classes != IGNORED).view(len(y), -1)
+            # By 1, exactly, where all count.
+            losses.append(each.mean(1) * (counts.shape[1] / counts.sum(1).clamp(min=1)))
+            right.append(((scores.argmax(axis) == classes).view(len(y), -1) | ~counts).all(1))
     return torch.cat(losses).cpu(), torch.cat(right).cpu()
 
 
@@ -86,47 +87,97 @@ def evaluate(
         calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599); of a text also
         `perplexity`, the exponential of the loss. The same of each of
         `ENSEMBLES`, where more than one block predicts. And how often each class (a row) was taken
-        for each (a column) by the last block, C x C; None beyond 1000 classes.
+        for each (a column) by the last block, C x C; None beyond 1000 classes. All are over the
+        labels that count, and of soft labels the most probable class is the true one.
+
+    Raises:
+        InputError: labels that are no classes of the network's scores.
     """
     rule = rule.to(fabric.device).eval()
-    metrics: dict[int | str, MetricCollection] = {}
-    losses: dict[int | str, MeanMetric] = {}
-    confusion = (
-        MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
-        if num_classes <= CONFUSION_CLASSES
-        else None
-    )
+    sums: dict[int | str, _Sums] = {}
     with fabric.autocast():
         for x, y in loader.epoch(0):
             exits = rule.exits(x)
-            predicting = {i: z for i, z in enumerate(exits) if z is not None}
-            several: dict[int | str, Tensor] = {**predicting}
-            if len(predicting) > 1:
+            several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
+            if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
             for i, logits in several.items():
-                if i not in metrics:
-                    metrics[i] = _metrics(num_classes).to(fabric.device)
-                    losses[i] = MeanMetric().to(fabric.device)
-                losses[i].update(cross_entropy(logits.float(), y), weight=y.numel())
-                predicted = logits.float().softmax(-1).flatten(0, -2)
-                metrics[i].update(predicted, y.flatten())
-                if confusion is not None and i == len(rule.blocks) - 1:
-                    confusion.update(predicted, y.flatten())
-    means = {i: mean.compute().item() for i, mean in losses.items()}
-    results = {
-        i: {
-            "loss": means[i],
-            "top5": None,
-            **{key: value.item() for key, value in found.compute().items()},
-            **({"perplexity": perplexity(means[i])} if loader.tokens else {}),
-        }
-        for i, found in metrics.items()
-    }
+                if i not in sums:
+                    table = i == len(rule.blocks) - 1 and num_classes <= CONFUSION_CLASSES
+                    sums[i] = _Sums(num_classes, table, fabric.device)
+                sums[i].add(logits.float(), y)
+    results = {i: found.means(loader.tokens) for i, found in sums.items()}
+    last = sums.get(len(rule.blocks) - 1)
     return (
         [results.get(i) for i in range(len(rule.blocks))],
         {name: results[name] for name in ENSEMBLES if name in results},
-        None if confusion is None else confusion.compute().tolist(),
+        None if last is None or last.confusion is None else last.confusion.tolist(),
     )
+
+
+class _Sums:
+    """What is counted of one exit, on the device; nothing waits for it until asked.
+
+    Args:
+        num_classes: C.
+        table: whether to count which class is taken for which.
+        device: where the sums live.
+    """
+
+    def __init__(self, num_classes: int, table: bool, device: torch.device):
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.counted, self.loss, self.right, self.top5 = torch.zeros(
+            4, 1, device=device, dtype=wide
+        )
+        # Of each bin of confidence: how sure the exit was, and how often it was right.
+        self.bins = torch.zeros(2, BINS + 1, device=device, dtype=wide)
+        self.classes, self.confusion = num_classes, None
+        if table:
+            shape = (num_classes, num_classes)
+            self.confusion = torch.zeros(shape, device=device, dtype=torch.int64)
+
+    def add(self, logits: Tensor, y: Tensor) -> None:
+        """Count a batch's class scores, in single precision."""
+        classes, axis = _classes_of(logits, y)
+        p_NC = logits.softmax(axis).movedim(axis, -1).flatten(0, -2)
+        true = classes.flatten()
+        counts = true != IGNORED
+        (most, predicted), wide = p_NC.max(-1), self.loss.dtype
+        hit, weight = (predicted == true).to(wide), counts.to(wide)
+        self.loss += cross_entropy(logits, y).to(wide) * weight.sum()
+        self.counted += weight.sum()
+        self.right += hit.sum()
+        if self.classes > 5:
+            self.top5 += (p_NC.topk(5).indices == true.unsqueeze(1)).sum()
+        edges = torch.linspace(0, 1, BINS + 1, device=most.device)
+        place = torch.bucketize(most, edges, right=True) - 1
+        self.bins.index_add_(1, place, torch.stack([most.to(wide) * weight, hit]))
+        if self.confusion is not None:
+            pair = true.clamp(min=0) * self.classes + predicted
+            self.confusion.view(-1).index_add_(0, pair, counts.long())
+
+    def means(self, tokens: bool) -> dict[str, Any]:
+        """As `evaluate` returns them."""
+        labels = self.counted.clamp(min=1)
+        sure, right = self.bins
+        found = {
+            "loss": (self.loss / labels).item(),
+            "top5": (self.top5 / labels).item() if self.classes > 5 else None,
+            "accuracy": (self.right / labels).item(),
+            "calibration_error": ((sure - right).abs().sum() / labels).item(),
+        }
+        return {**found, "perplexity": perplexity(found["loss"])} if tokens else found
+
+
+def _classes_of(scores: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """The true classes, and the axis of the classes."""
+    found = true_classes(scores, y)
+    if found is None:
+        raise InputError(
+            f"evaluate: got class scores {tuple(scores.shape)} with labels {tuple(y.shape)} of "
+            f"{y.dtype}, which are no classes of these; it measures class scores alone"
+        )
+    return found
 
 
 def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) -> int:
@@ -187,15 +238,3 @@ class Exit(nn.Module):
         weight = next(rule.parameters(), torch.zeros(()))
         with dry_run(self):
             return self(rule.blocks.zeros(1, weight)) is not None
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-        "calibration_error": MulticlassCalibrationError(num_classes, validate_args=False),
-    }
-    if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(
-            num_classes, top_k=5, average="micro", validate_args=False
-        )
-    return MetricCollection(metrics, compute_groups=False)

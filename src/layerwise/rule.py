@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from layerwise.batch import Batch, Report, identity
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
+from layerwise.heads.layout import channels_first
+from layerwise.labels import prepared
 from layerwise.objectives import Objective, Site
+from layerwise.objectives.classify import is_cross_entropy
 
 OnBlock = Callable[[int], None]
 Scale = Callable[[Tensor], Tensor]
@@ -54,6 +57,8 @@ class Rule(nn.Module, ABC):
         super().__init__()
         self.blocks = checked(type(self).__name__, blocks)
         self.objectives = nn.ModuleDict()
+        self._default_criterion: bool | None = None  # whether an objective has it; found once
+        self._values_read = False  # of labels, in a step before
 
     @property
     def needs_views(self) -> int:
@@ -70,7 +75,9 @@ class Rule(nn.Module, ABC):
         Args:
             x: a batch, (B, ...); for a rule that compares augmented views (V B, ...), view after
                 view, as `data.Loader(views=V)` gives it.
-            y: its labels, (B,), or (B, T) for one label per token.
+            y: its labels. Under the default criterion class numbers of any integer type, (B,),
+                (B, T) for one label per token, (B, H, W) for one per pixel, -100 for what is not to
+                count; or the classes' probabilities, of the scores' shape.
             scale: applied to every loss before it is differentiated: `scaler.scale` for a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
                 batches.
@@ -157,7 +164,8 @@ class Rule(nn.Module, ABC):
         """The step's batch.
 
         Raises:
-            InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels.
+            InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels;
+                labels that the default criterion cannot use.
         """
         batch = Batch(x, y, scale)
         self._check_drawn(batch)
@@ -171,6 +179,23 @@ class Rule(nn.Module, ABC):
                 "give one label for each input, or for its views, view after view"
             )
         self.check_views(views)
+        self._check_labels(batch)
+
+    def _check_labels(self, batch: Batch) -> None:
+        """Bring labels that the default criterion reads to what all parts of a rule read, or refuse
+        them; those of another criterion are its own. Of labels on a device values are read in the
+        first step alone, for which the host waits."""
+        shapes = self.blocks.shapes
+        if self._default_criterion is None:
+            asking = [self, *self.objectives.modules()]
+            found = (is_cross_entropy(getattr(m, "criterion", None)) for m in asking)
+            self._default_criterion = any(found)
+        if shapes is None or not self._default_criterion:
+            return
+        look = batch.y.device.type == "cpu" or not self._values_read
+        first = len(shapes[-1]) == 2 and channels_first(self.blocks[len(self.blocks) - 1])
+        batch.y = prepared(batch.y, shapes[-1], first, type(self).__name__, look)
+        self._values_read = True
 
     def _attach(
         self,

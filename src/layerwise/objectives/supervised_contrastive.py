@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
+from layerwise.labels import IGNORED, class_numbers
 from layerwise.objectives.contrast import Contrastive
 from layerwise.objectives.objective import Site
 
@@ -25,7 +27,7 @@ class SupervisedContrastive(Contrastive):
 
     Raises:
         InputError: a temperature that is not above 0; when it is built, a network with a label for
-            every token.
+            every token; in a step, labels that are no class numbers.
     """
 
     def __init__(
@@ -49,4 +51,6 @@ class SupervisedContrastive(Contrastive):
         return 1
 
     def group(self, batch: Batch, views: int) -> Tensor:
-        return batch.y.repeat(views)
+        y = class_numbers(batch.y, "SupervisedContrastive")
+        alone = -1 - torch.arange(len(y), device=y.device)  # of no class: with its own views
+        return torch.where(y == IGNORED, alone, y).repeat(views)

@@ -177,7 +177,7 @@ def _measure(objective: Objective, h: Tensor, batch: Batch) -> Found:
             with torch.autocast(h.device.type, enabled=False):
                 (e,) = torch.autograd.grad(part, leaf)
             wide = torch.promote_types(e.dtype, torch.float32)
-            along = (e.to(wide) * dz.to(wide)).flatten(1).sum(1)
+            along = (e.to(wide) * dz.to(wide)).reshape(len(e), -1).sum(1)
             learn.append((z, weight * e))
         else:
             moving = term(h, batch)
