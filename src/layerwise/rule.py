@@ -193,7 +193,7 @@ class Rule(nn.Module, ABC):
         if shapes is None or not self._default_criterion:
             return
         look = batch.y.device.type == "cpu" or not self._values_read
-        first = len(shapes[-1]) == 2 and channels_first(self.blocks[len(self.blocks) - 1])
+        first = len(shapes[-1]) == 2 and channels_first(list(self.blocks))
         batch.y = prepared(batch.y, shapes[-1], first, type(self).__name__, look)
         self._values_read = True
 
@@ -210,7 +210,12 @@ class Rule(nn.Module, ABC):
             name = type(self).__name__
             input_shape, shapes = blocks.known_shapes(name, "no head can be made")
             before = unpooled_shape or shapes[i]
-            objective.place(Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1]))
+            turned = [
+                len(shapes[k]) == 2 and channels_first(list(blocks)[: k + 1])
+                for k in (i, len(blocks) - 1)
+            ]
+            site = Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1], *turned)
+            objective.place(site)
         weight = self._weight(i)
         if weight is not None:
             objective.to(weight.device, weight.dtype)

@@ -30,8 +30,8 @@ class Head(ABC):
         out_shape   (classes,); (T, classes) where every token has its own label; (classes, H, W) or
                     (classes, F, H, W) where every pixel has
 
-    Any function of the same two arguments serves as a head. A module whose `reads_inputs` is true is
-    called `head(h, inputs)`, with what the network was given, all others `head(h)`.
+    Any function of the same two arguments serves as a head. A module whose `reads_inputs` is true
+    is called `head(h, inputs)`, with what the network was given, all others `head(h)`.
 
     Attributes:
         takes_tokens: whether it also reads features of one-dimensional convolutions, (D, T): an

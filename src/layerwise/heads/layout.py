@@ -1,26 +1,96 @@
-"""Which axis of a block's output holds its features."""
+"""Features of one-dimensional convolutions, (D, T), which heads read as tokens."""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
 
-FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.LazyConv1d, nn.LazyConvTranspose1d)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.heads.head import Head, Inputs, Shape, scored
+
+FIRST = (nn.Conv1d, nn.ConvTranspose1d)
+LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 
-def channels_first(block: nn.Module) -> bool:
-    """Whether an output of two axes of this block is (D, T), as one-dimensional convolutions give
-    it, and not (T, D).
+def channels_first(blocks: Sequence[nn.Module]) -> bool:
+    """Whether an output of two axes of the last of these blocks, (a, b) for each sample, is (D, T),
+    as one-dimensional convolutions give it, and not (T, D).
 
     Shapes do not tell the two apart. They are told by the last module, in the order of
-    registration, whose weight maps features: whether it is a one-dimensional convolution. A block
-    that has none, and one that turns a convolution's output round, are taken by that, too; such a
-    network is better given its own head and criterion.
+    registration, that maps features: whether it is a one-dimensional convolution. A network that
+    turns a convolution's output round afterwards is told wrongly, and one that convolves by a
+    function of `torch.nn.functional` is not told; give such a network heads and a criterion of its
+    own.
     """
-    maps = [m for m in block.modules() if _maps_features(m)]
+    maps = [m for block in blocks for m in block.modules() if isinstance(m, (*FIRST, *LAST))]
     return bool(maps) and isinstance(maps[-1], FIRST)
 
 
-def _maps_features(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    recurrent = isinstance(module, nn.RNNBase | nn.MultiheadAttention)
-    return recurrent or (isinstance(weight, nn.Parameter) and weight.dim() > 1)
+def built(
+    recipe: Head, shape: Shape, out_shape: Shape, first: bool = False, out_first: bool = False
+) -> nn.Module:
+    """A recipe's head for a block's output and a network's, also where these are no shapes of the
+    recipe's: one number for each sample, and features of one-dimensional convolutions.
+
+    Args:
+        recipe: called with shapes; whether it reads tokens is its `takes_tokens`.
+        shape: of the block's output, without the batch dimension.
+        out_shape: of the network's.
+        first: whether a `shape` of two axes is (D, T).
+        out_first: whether an `out_shape` of two axes is (classes, T).
+    """
+    tokens = getattr(recipe, "takes_tokens", False)
+    first, out_first = first and tokens, out_first and tokens
+    if out_shape == ():
+        return OneNumber(built(recipe, shape, (1,), first))
+    if not first and not out_first:
+        return recipe(shape, out_shape)
+    shape, out_shape = shape[::-1] if first else shape, out_shape[::-1] if out_first else out_shape
+    factor = out_shape[0] / shape[0] if len(out_shape) == len(shape) == 2 else 1.0
+    return Sequences(recipe(shape, out_shape), first, out_first, factor)
+
+
+class Sequences(nn.Module):
+    """A head of tokens where the block, or the network, has its features before the positions.
+
+    Args:
+        head: (B, T, D) to (B, T, classes), or to (B, classes).
+        first: whether the block gives (B, D, T).
+        out_first: whether the scores are to be (B, classes, T).
+        factor: how many positions the network's output has for each of the block's; scores between
+            are linearly interpolated.
+    """
+
+    reads_inputs = True
+
+    def __init__(self, head: nn.Module, first: bool, out_first: bool, factor: float):
+        super().__init__()
+        self.head = head
+        self.first, self.out_first, self.factor = first, out_first, factor
+
+    def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+        scores = scored(self.head, h.transpose(1, 2) if self.first else h, inputs)
+        if scores.dim() < 3:
+            return scores
+        scores = scores.transpose(1, 2)  # (B, classes, T)
+        if self.factor != 1:
+            size = round(scores.shape[2] * self.factor)
+            scores = F.interpolate(scores, size, mode="linear")
+        return scores if self.out_first else scores.transpose(1, 2)
+
+    def extra_repr(self) -> str:
+        return f"first={self.first}, out_first={self.out_first}, factor={self.factor}"
+
+
+class OneNumber(nn.Module):
+    """A head of one output as one number for each sample: (B, ...) -> (B,)."""
+
+    reads_inputs = True
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+        return scored(self.head, h, inputs).squeeze(1)

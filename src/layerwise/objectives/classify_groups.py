@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.heads.head import refuse_class
+from layerwise.heads.head import Inputs, refuse_class, scored
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.objectives.objective import Objective, Site
 
@@ -89,9 +89,9 @@ class ClassifyGroups(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def predict(self, h: Tensor) -> Tensor | None:
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
         """Class scores, (B, C) or (B, T, C), where every class is its own group; None before."""
-        return self.head(h) if self._every_class else None
+        return scored(self.head, h, inputs) if self._every_class else None
 
     def _groups_of(self, y: Tensor) -> Tensor:
         """The groups of labels; of classes' probabilities the groups'."""
@@ -102,7 +102,7 @@ class ClassifyGroups(Objective):
         return torch.where(y < 0, y, self.groups[y.clamp(min=0)])
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        logits = self.head(h)
+        logits = scored(self.head, h, getattr(batch, "inputs", None))
         if self._every_class:
             batch.predicted(logits)
         return self.criterion(logits, self._groups_of(batch.y))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError
-from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.heads.head import Inputs, feature_maps, fewer_positions, positive
 from layerwise.labels import IGNORED, counted, rows_of
 from layerwise.objectives.objective import Objective, Site
 
@@ -79,7 +79,7 @@ class PredictProjection(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def predict(self, h: Tensor) -> Tensor:
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
         """Class scores, (B, C)."""
         z_BP = self.linear(self.pool(h))
         return z_BP @ self.codes.T.to(z_BP.dtype)

@@ -70,7 +70,7 @@ class DirectGlobal(Rule):
             with self._kept(k, h):
                 objective = self._objective(k)
                 assert isinstance(objective, Classify)
-                z = objective.predict(h)
+                z = objective.predict(h, getattr(batch, "inputs", None))
             graphs.append((z, self._gradient(k, z, batch)))
         logits, d_last = h.detach(), graphs[last][1]
         del h, z

@@ -67,7 +67,7 @@ class LocalCritic(ForwardRule):
             leaf = h.detach().requires_grad_()
             with self._kept(i, h):
                 # No leaf: hooks on what a module is given do not go with `autograd.grad` else.
-                scores = objective.predict(leaf.view_as(leaf))
+                scores = objective.predict(leaf.view_as(leaf), getattr(batch, "inputs", None))
             loss = self.criterion(scores, batch.y)
             batch.predicted(scores)
             differentiate(loss, inputs=())  # refuses where gradients are off
@@ -87,7 +87,7 @@ class LocalCritic(ForwardRule):
         assert isinstance(objective, Classify)
         target, each = batch.targets.pop(i), batch.synthetic.pop(i, None)
         if each is None:
-            each = self._each(objective.predict(h), batch.y)
+            each = self._each(objective.predict(h, getattr(batch, "inputs", None)), batch.y)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         differentiate((each - target).abs().mean(), batch.scale, inputs=parameters)
 

@@ -23,7 +23,7 @@ from layerwise.families.perturbation import (
 )
 from layerwise.local import LocalRule
 from layerwise.objectives import Classify, Objective
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
 from layerwise.rule import differentiate, forget_casts, refuse_without_gradients
 
 # What an objective gives in forward mode: its loss (); its derivative (B,), or () for the batch as
@@ -84,6 +84,7 @@ class LocalForwardGradient(LocalRule):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, objectives, criterion)
+        with_scores(self)
         check_directions("LocalForwardGradient", directions)
         self.directions, self.weights, self.rademacher = directions, weights, rademacher
 
@@ -168,7 +169,7 @@ def _measure(objective: Objective, h: Tensor, batch: Batch) -> Found:
     loss, d, learn = h.new_zeros(()), h.new_zeros(()), []
     for weight, term in objective.parts():
         if isinstance(term, Classify):
-            moving = term.predict(h)
+            moving = term.predict(h, getattr(batch, "inputs", None))
             z, dz = primal(moving), tangent(moving)
             batch.predicted(z)
             leaf = z.detach().requires_grad_()

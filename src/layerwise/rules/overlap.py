@@ -17,7 +17,7 @@ from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.local import ObjectiveRule, one_per_block
 from layerwise.objectives import Objective
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
 from layerwise.rule import Needs, OnBlock, Scale, differentiate
 
 
@@ -101,6 +101,7 @@ class Overlap(ObjectiveRule):
             if objective is not None:
                 objective.number(k, len(blocks))
                 self._attach(k, objective, self._unpooled_shape(k), self.independents)
+        with_scores(self)
 
     def auxiliary(self, i: int) -> list[nn.Module]:
         second = [self.independents[str(i)]] if str(i) in self.independents else []
