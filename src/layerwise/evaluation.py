@@ -230,7 +230,7 @@ class Exit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
         h = self.blocks(x)
-        return h if self.head is None else self.head.predict(h)  # type: ignore[operator]
+        return h if self.head is None else self.head.predict(h, x)  # type: ignore[operator]
 
     def _predicts(self, rule: Rule) -> bool:
         if self.head is None:

@@ -99,10 +99,9 @@ class OfTokens(nn.Sequential):
     reads_inputs = True
 
     def forward(self, input: Tensor, inputs: Inputs = None) -> Tensor:
-        first, *rest = self
-        h = first(input, padding_mask(inputs, input))
-        for layer in rest:
-            h = layer(h)
+        h, mask = input, padding_mask(inputs, input)
+        for layer in self:
+            h = layer(h, mask) if isinstance(layer, PoolTokens) else layer(h)
         return h
 
 

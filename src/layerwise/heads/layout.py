@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.errors import InputError
 from layerwise.heads.head import Head, Inputs, Shape, scored
 
 FIRST = (nn.Conv1d, nn.ConvTranspose1d)
@@ -39,8 +40,17 @@ def built(
         out_shape: of the network's.
         first: whether a `shape` of two axes is (D, T).
         out_first: whether an `out_shape` of two axes is (classes, T).
+
+    Raises:
+        InputError: such scores, and a recipe that does not read tokens.
     """
     tokens = getattr(recipe, "takes_tokens", False)
+    if out_first and isinstance(recipe, Head) and not tokens:
+        raise InputError(
+            f"{type(recipe).__name__}: the network gives {out_shape} for each sample, class scores "
+            "of a one-dimensional convolution; heads.Linear and heads.MLP predict them: take "
+            "rules.DGL, or give a function that makes your own head"
+        )
     first, out_first = first and tokens, out_first and tokens
     if out_shape == ():
         return OneNumber(built(recipe, shape, (1,), first))

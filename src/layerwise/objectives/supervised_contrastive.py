@@ -18,7 +18,8 @@ class SupervisedContrastive(Contrastive):
 
     Khosla et al. 2020 (arXiv:2004.11362), eq. 2 (L_out), on the projected outputs of all views of
     the batch; as a local objective in Wang et al. 2021 (InfoPro, arXiv:2101.10832). It works with
-    one view or more. Deviations: the mean over samples that have another of their class, not the
+    one view or more. A sample whose label does not count is of no other's class, as in NT-Xent.
+    Deviations: the mean over samples that have another of their class, not the
     sum over all; as their code does, without its factor temperature / base temperature.
 
     Args:

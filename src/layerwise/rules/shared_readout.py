@@ -129,7 +129,8 @@ class _Read(Objective):
 
 def _classifier(blocks: Blocks) -> nn.Linear:
     linear = [m for m in blocks[len(blocks) - 1].modules() if isinstance(m, nn.Linear)]
-    classes = blocks.shapes[-1][-1] if blocks.shapes else None
+    # A single number for each sample, (B,), is no linear layer's output.
+    classes = (*blocks.shapes[-1][-1:], 0)[0] if blocks.shapes is not None else None
     if not linear or classes not in (None, linear[-1].out_features):
         raise InputError(
             "SharedReadout(blocks): the last block has no nn.Linear that gives the class scores; "
