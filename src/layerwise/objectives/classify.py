@@ -13,7 +13,7 @@ from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import Head, Inputs, refuse_class, scored
 from layerwise.heads.layout import built
-from layerwise.labels import IGNORED, class_axis
+from layerwise.labels import IGNORED, class_axis, counted
 from layerwise.objectives.objective import Objective, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -155,8 +155,12 @@ def chunked_cross_entropy(
     """`cross_entropy(linear(h), y)`, computed without the scores of all tokens at once.
 
     PyTorch's `F.linear_cross_entropy` finds the gradient with the loss, chunk by chunk, so it can
-    be differentiated once, and in reverse mode alone. Under autocast features and weights are in
-    its type, sums in single precision.
+    be differentiated once, and in reverse mode alone. It keeps the gradients of h and of the
+    weights; in 16 bits it keeps h and the weights, and finds the gradients on the way back. Under
+    autocast h and the weights are in its type, sums in single precision.
+
+    With label smoothing s the loss of a token is -log p_y + s (z_y - mean_c z_c), whose second term
+    needs no other scores than z_y = h . (W_y - mean_c W_c).
 
     Args:
         h: features, (B, T, D).
@@ -170,15 +174,24 @@ def chunked_cross_entropy(
         h, weight = h.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with torch.autocast(device, enabled=False):
+        h_ND, y_N = h.flatten(0, 1), y.flatten()
+        wide = torch.promote_types(h.dtype, torch.float32)
+        # A sum in 16 bits would be rounded, or too large; a mean over no labels is not a number.
         loss = F.linear_cross_entropy(
-            h.flatten(0, 1),
+            h_ND,
             weight,
-            y.flatten(),
+            y_N,
             linear_bias=bias,
-            label_smoothing=label_smoothing,
+            reduction="sum" if h.dtype == wide else "none",
             options=nn.LinearCrossEntropyOptions(),
-        )
-    return torch.where((y != IGNORED).any(), loss, 0.0)
+        ).sum(dtype=wide)
+        if label_smoothing:
+            known_N = y_N.clamp(min=0)
+            over_N = (h_ND * (F.embedding(known_N, weight) - weight.mean(0))).sum(1, dtype=wide)
+            if bias is not None:
+                over_N = over_N + (bias[known_N] - bias.mean())
+            loss = loss + label_smoothing * torch.where(y_N != IGNORED, over_N, 0.0).sum()
+        return loss / counted(y_N)
 
 
 def with_scores(objective: nn.Module) -> None:
