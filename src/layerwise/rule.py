@@ -58,6 +58,7 @@ class Rule(nn.Module, ABC):
         self.blocks = checked(type(self).__name__, blocks)
         self.objectives = nn.ModuleDict()
         self._default_criterion: bool | None = None  # whether an objective has it; found once
+        self._scores_first: bool | None = None  # whether scores are (classes, T); found once
         self._values_read = False  # of labels, in a step before
 
     @property
@@ -193,8 +194,10 @@ class Rule(nn.Module, ABC):
         if shapes is None or not self._default_criterion:
             return
         look = batch.y.device.type == "cpu" or not self._values_read
-        first = len(shapes[-1]) == 2 and channels_first(list(self.blocks))
-        batch.y = prepared(batch.y, shapes[-1], first, type(self).__name__, look)
+        if self._scores_first is None:
+            self._scores_first = channels_first(list(self.blocks), shapes[-1])
+        call = type(self).__name__
+        batch.y = prepared(batch.y, shapes[-1], self._scores_first, call, look)
         self._values_read = True
 
     def _attach(
@@ -211,8 +214,7 @@ class Rule(nn.Module, ABC):
             input_shape, shapes = blocks.known_shapes(name, "no head can be made")
             before = unpooled_shape or shapes[i]
             turned = [
-                len(shapes[k]) == 2 and channels_first(list(blocks)[: k + 1])
-                for k in (i, len(blocks) - 1)
+                channels_first(list(blocks)[: k + 1], shapes[k]) for k in (i, len(blocks) - 1)
             ]
             site = Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1], *turned)
             objective.place(site)

@@ -213,12 +213,14 @@ def test_sequences_of_changing_length() -> None:
 
 def test_what_tells_features_of_convolutions() -> None:
     conv, linear, norm = nn.Conv1d(2, 3, 3), nn.Linear(3, 3), nn.BatchNorm1d(3)
-    assert channels_first([nn.Sequential(conv, norm)])
-    assert channels_first([conv, nn.ReLU(), norm])
-    assert channels_first([linear, nn.Sequential(conv)])
-    assert not channels_first([conv, linear])
-    assert not channels_first([nn.Conv2d(2, 3, 3)])
-    assert not channels_first([nn.ReLU()])
+    assert channels_first([nn.Sequential(conv, norm)], (3, 8))
+    assert channels_first([conv, nn.ReLU(), norm], (3, 8))
+    assert channels_first([linear, nn.Sequential(conv)], (3, 3))
+    assert not channels_first([conv], (8, 3))  # turned round
+    assert not channels_first([conv], (3, 8, 8))
+    assert not channels_first([conv, linear], (3, 8))
+    assert not channels_first([nn.Conv2d(2, 3, 3)], (3, 8))
+    assert not channels_first([nn.ReLU()], (3, 8))
 
 
 def audio(end: list[nn.Module]) -> Blocks:

@@ -71,7 +71,7 @@ class Projections(nn.Module):
         if not scale > 0:
             raise InputError(f"{asked_by}(scale={scale}): give a positive number")
         _, (*between, scores) = blocks.known_shapes(asked_by, "no feedback matrix can be made")
-        if len(scores) > 2 or (len(scores) == 2 and channels_first(list(blocks))):
+        if len(scores) > 2 or channels_first(list(blocks), scores):
             raise InputError(
                 f"{asked_by}: the network gives scores of {scores} for a sample, for every "
                 "position of maps; it needs (classes,), or (tokens, classes): take rules.DGL"

@@ -14,18 +14,26 @@ FIRST = (nn.Conv1d, nn.ConvTranspose1d)
 LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 
-def channels_first(blocks: Sequence[nn.Module]) -> bool:
-    """Whether an output of two axes of the last of these blocks, (a, b) for each sample, is (D, T),
-    as one-dimensional convolutions give it, and not (T, D).
+def channels_first(blocks: Sequence[nn.Module], shape: Shape) -> bool:
+    """Whether the output of the last of these blocks is (D, T) for each sample, as one-dimensional
+    convolutions give it, and not tokens (T, D).
 
     Shapes do not tell the two apart. They are told by the last module, in the order of
-    registration, that maps features: whether it is a one-dimensional convolution. A network that
-    turns a convolution's output round afterwards is told wrongly, and one that convolves by a
-    function of `torch.nn.functional` is not told; give such a network heads and a criterion of its
-    own.
+    registration, that maps features: whether it is a one-dimensional convolution of as many
+    channels as the output's first axis has. A network that turns a convolution's output round
+    afterwards, where there are as many positions as channels, is told wrongly; one that convolves
+    by a function of `torch.nn.functional` is not told. Give such a network heads and a criterion of
+    its own.
+
+    Args:
+        blocks: the network's, up to that block.
+        shape: of its output, without the batch dimension.
     """
+    if len(shape) != 2:
+        return False
     maps = [m for block in blocks for m in block.modules() if isinstance(m, (*FIRST, *LAST))]
-    return bool(maps) and isinstance(maps[-1], FIRST)
+    last = maps[-1] if maps else None
+    return isinstance(last, FIRST) and last.out_channels == shape[0]
 
 
 def built(

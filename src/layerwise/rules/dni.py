@@ -151,8 +151,8 @@ class DNI(ForwardRule):
 def _classes(blocks: Blocks) -> int:
     """How many classes there are, of which a synthesizer is given the labels."""
     _, (*_, scores) = blocks.known_shapes("DNI", "no synthesizer can be made")
-    first = len(scores) == 2 and channels_first(list(blocks))
-    if len(scores) not in (1, 2) or scores[-1] < 2 or first:
+    maps = len(scores) > 2 or channels_first(list(blocks), scores)
+    if not scores or maps or scores[-1] < 2:
         raise InputError(
             f"DNI(context=True): the network gives scores of {scores} for a sample; synthesizers "
             "are given the labels where scores are (classes,) or (tokens, classes): leave context "
