@@ -146,6 +146,11 @@ def _refuse_unless_probabilities(y: Tensor, axis: int, asked_by: str) -> None:
 
 
 def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
+    if not y.numel():
+        return
+    least, most = y.aminmax()
+    if bool((least >= 0) & (most < classes)):
+        return
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
         raise InputError(

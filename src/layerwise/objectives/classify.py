@@ -89,6 +89,7 @@ class Classify(Objective):
         self.recipe = head
         self.criterion = criterion
         self.chunk_above = chunk_above
+        self._classes_seen = False  # whether the head's are the network's; found once
 
     def build(self, site: Site) -> None:
         if self.recipe is not None:
@@ -120,8 +121,9 @@ class Classify(Objective):
             return chunked_cross_entropy(h, linear, batch.y, _smoothing(self.criterion))
         logits = self.predict(h, getattr(batch, "inputs", None))
         batch.predicted(logits)
-        if self.site is not None and is_cross_entropy(self.criterion):
+        if self.site is not None and not self._classes_seen and is_cross_entropy(self.criterion):
             self._refuse_other_classes(logits, batch.y, self.site.output_shape)
+            self._classes_seen = True
         return self.criterion(logits, batch.y)
 
     def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
