@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from layerwise.blocks.chain import Passes
-from layerwise.blocks.inputs import Inputs, first_rows, leading
+from layerwise.inputs import Inputs, first_rows, leading
 
 # The input seen otherwise, sample by sample: (B, ...) -> (B, ...).
 View = Callable[[Tensor], Tensor]
@@ -28,11 +28,11 @@ class Report:
     """What a step leaves behind. Detached tensors on the device; reading one is the caller's.
 
     Attributes:
-        logits: the network's output, (B, C) or (B, T, C).
+        logits: the network's output, (B, C), (B, T, C) or of maps (B, C, H, W).
         loss: the last block's loss, (); None where another process has it.
         local_losses: each block's loss, (); None for a block that has no objective of its own.
         local_logits: each block's class scores; None for a block that does not predict.
-        y: the labels that belong to them, (B,) or (B, T).
+        y: the labels that belong to them, as in `Batch`.
     """
 
     logits: Tensor
@@ -50,7 +50,8 @@ class Batch:
         inputs: what the network is called with: a tensor, a tuple of arguments or a dict of named
             ones; None in a process that has later blocks and does without. More rows than labels
             are further augmented views of the same samples, view after view.
-        y: labels, (B,) or (B, T).
+        y: labels: class numbers (B,), (B, T) or of maps (B, H, W), int64 whatever integer type they
+            were given in; or the classes' probabilities; or what a criterion of the user's reads.
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches); what is reported stays unscaled.
         on_block: called with a block's number when the gradients of the block and of its auxiliary
@@ -92,6 +93,8 @@ class Batch:
     def __post_init__(self) -> None:
         self.drawn = self.inputs
         self.x = self.y if self.inputs is None else leading(self.inputs)
+        if not (self.y.is_floating_point() or self.y.is_complex()):
+            self.y = self.y.long()
         if len(self.x) > len(self.y):
             self.inputs = first_rows(self.inputs, len(self.y))
             self.x = leading(self.inputs)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import counted
-from layerwise.blocks.inputs import first_rows
 from layerwise.blocks.unchanged import unchanged
 from layerwise.flops import count_flops
+from layerwise.inputs import first_rows
 from layerwise.rule import Rule
 from layerwise.rules import Backprop
 

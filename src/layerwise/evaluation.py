@@ -18,10 +18,11 @@ from torchmetrics.classification import (
 )
 
 from layerwise.blocks.chain import dry_run
-from layerwise.blocks.inputs import call
 from layerwise.data import Loader
 from layerwise.errors import InputError
-from layerwise.objectives import cross_entropy
+from layerwise.inputs import call
+from layerwise.labels import IGNORED, true_classes
+from layerwise.objectives.classify import cross_entropy
 from layerwise.rule import Rule
 from layerwise.tally import perplexity
 
@@ -57,15 +58,21 @@ def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
 @torch.no_grad()
 def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
     """The network's loss on every sample of `loader`, in its order, and whether it predicts it
-    right: (N,) nats and (N,) bool, on the CPU; of tokens the mean, and whether all are right."""
+    right: (N,) nats and (N,) bool, on the CPU; of tokens and of pixels the mean over the labels
+    that count, and whether all of them are right."""
     rule = rule.to(fabric.device).eval()
     losses, right = [], []
     with fabric.autocast():
         for x, y in loader.epoch(0):
             scores = rule(x).float()
-            loss = F.cross_entropy(scores.flatten(0, -2), y.flatten(), reduction="none")
-            losses.append(loss.view(len(y), -1).mean(1))
-            right.append((scores.argmax(-1) == y).view(len(y), -1).all(1))
+            classes, axis = _classes_of(scores, y)
+            each = F.cross_entropy(
+                scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
+            ).view(len(y), -1)
+            counts = (classes != IGNORED).view(len(y), -1)
+            # By 1, exactly, where all count.
+            losses.append(each.mean(1) * (counts.shape[1] / counts.sum(1).clamp(min=1)))
+            right.append(((scores.argmax(axis) == classes).view(len(y), -1) | ~counts).all(1))
     return torch.cat(losses).cpu(), torch.cat(right).cpu()
 
 
@@ -87,11 +94,16 @@ def evaluate(
         calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599); of a text also
         `perplexity`, the exponential of the loss. The same of each of
         `ENSEMBLES`, where more than one block predicts. And how often each class (a row) was taken
-        for each (a column) by the last block, C x C; None beyond 1000 classes.
+        for each (a column) by the last block, C x C; None beyond 1000 classes. All are over the
+        labels that count, and of soft labels the most probable class is the true one.
+
+    Raises:
+        InputError: labels that are no classes of the network's scores.
     """
     rule = rule.to(fabric.device).eval()
     metrics: dict[int | str, MetricCollection] = {}
     losses: dict[int | str, MeanMetric] = {}
+    last = len(rule.blocks) - 1
     confusion = (
         MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
         if num_classes <= CONFUSION_CLASSES
@@ -100,19 +112,18 @@ def evaluate(
     with fabric.autocast():
         for x, y in loader.epoch(0):
             exits = rule.exits(x)
-            predicting = {i: z for i, z in enumerate(exits) if z is not None}
-            several: dict[int | str, Tensor] = {**predicting}
-            if len(predicting) > 1:
+            several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
+            if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
             for i, logits in several.items():
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
                     losses[i] = MeanMetric().to(fabric.device)
-                losses[i].update(cross_entropy(logits.float(), y), weight=y.numel())
-                predicted = logits.float().softmax(-1).flatten(0, -2)
-                metrics[i].update(predicted, y.flatten())
-                if confusion is not None and i == len(rule.blocks) - 1:
-                    confusion.update(predicted, y.flatten())
+                predicted, true = _counted(logits.float(), y)
+                losses[i].update(cross_entropy(logits.float(), y), weight=true.numel())
+                metrics[i].update(predicted, true)
+                if confusion is not None and i == last:
+                    confusion.update(predicted, true)
     means = {i: mean.compute().item() for i, mean in losses.items()}
     results = {
         i: {
@@ -128,6 +139,25 @@ def evaluate(
         {name: results[name] for name in ENSEMBLES if name in results},
         None if confusion is None else confusion.compute().tolist(),
     )
+
+
+def _counted(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The probabilities (N, C) and the true classes (N,) of all labels that count."""
+    classes, axis = _classes_of(scores, y)
+    p_NC, true = scores.softmax(axis).movedim(axis, -1).flatten(0, -2), classes.flatten()
+    counts = true != IGNORED
+    return (p_NC, true) if bool(counts.all()) else (p_NC[counts], true[counts])
+
+
+def _classes_of(scores: Tensor, y: Tensor) -> tuple[Tensor, int]:
+    """The true classes, and the axis of the classes."""
+    found = true_classes(scores, y)
+    if found is None:
+        raise InputError(
+            f"evaluate: got class scores {tuple(scores.shape)} with labels {tuple(y.shape)} of "
+            f"{y.dtype}, which are no classes of these; it measures class scores alone"
+        )
+    return found
 
 
 def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) -> int:
@@ -180,7 +210,10 @@ class Exit(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Class scores, of what the network is called with."""
         h = self.blocks(*args, **kwargs)
-        return h if self.head is None else self.head.predict(h)  # type: ignore[operator]
+        if self.head is None:
+            return h
+        inputs = kwargs or (args[0] if len(args) == 1 else args)
+        return self.head.predict(h, inputs)  # type: ignore[operator]
 
     def _predicts(self, rule: Rule) -> bool:
         if self.head is None:

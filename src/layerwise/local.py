@@ -12,9 +12,9 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import dry_run
-from layerwise.blocks.inputs import Inputs, describe, detached
 from layerwise.blocks.pooling import before_pooling
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs, describe, detached
 from layerwise.objectives import Classify, Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import ForwardRule, Rule, checked, differentiate

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from layerwise.batch import Batch, Report, identity, nothing
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
-from layerwise.blocks.inputs import Inputs, detached, leading
 from layerwise.errors import InputError
+from layerwise.heads.layout import channels_first
+from layerwise.inputs import Inputs, detached, leading
+from layerwise.labels import prepared
 from layerwise.objectives import Objective, Site
+from layerwise.objectives.classify import is_cross_entropy
 
 OnBlock = Callable[[int], None]
 Scale = Callable[[Tensor], Tensor]
@@ -57,6 +60,9 @@ class Rule(nn.Module, ABC):
         super().__init__()
         self.blocks = checked(type(self).__name__, blocks)
         self.objectives = nn.ModuleDict()
+        self._default_criterion: bool | None = None  # whether an objective has it; found once
+        self._scores_first: bool | None = None  # whether scores are (classes, T); found once
+        self._kinds_read: set[tuple[torch.dtype, int]] = set()  # labels, in steps before
 
     @property
     def needs_views(self) -> int:
@@ -84,7 +90,9 @@ class Rule(nn.Module, ABC):
             inputs: what the network is called with: a batch (B, ...), a tuple of arguments, or a
                 dict of named ones. For a rule that compares augmented views one tensor (V B, ...),
                 view after view, as `data.Loader(views=V)` gives it.
-            y: its labels, (B,), or (B, T) for one label per token.
+            y: its labels. Under the default criterion class numbers of any integer type, (B,),
+                (B, T) for one label per token, (B, H, W) for one per pixel, -100 for what is not to
+                count; or the classes' probabilities, of the scores' shape.
             scale: applied to every loss before it is differentiated: `scaler.scale` for a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
                 batches.
@@ -143,7 +151,7 @@ class Rule(nn.Module, ABC):
         if i == len(self.blocks) - 1:
             return h, h
         objective = self._objective(i)
-        return h, None if objective is None else objective.predict(h)
+        return h, None if objective is None else objective.predict(h, passes.inputs)
 
     def check_views(self, views: int) -> None:
         """Refuse batches of as many augmented views.
@@ -187,7 +195,8 @@ class Rule(nn.Module, ABC):
         """See that the batch has inputs for the labels, in as many views as the rule wants.
 
         Raises:
-            InputError: it has not.
+            InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels;
+                labels that the default criterion cannot use.
         """
         rows = len(batch.y) if batch.drawn is None else len(leading(batch.drawn))
         views, rest = divmod(rows, max(1, len(batch.y)))
@@ -197,6 +206,26 @@ class Rule(nn.Module, ABC):
                 "give one label for each input, or for its views, view after view"
             )
         self.check_views(views)
+        self._check_labels(batch)
+
+    def _check_labels(self, batch: Batch) -> None:
+        """Bring labels that the default criterion reads to what all parts of a rule read, or refuse
+        them; those of another criterion are its own. Values are read once for each kind of labels:
+        for them the host waits for the device."""
+        shapes = self.blocks.shapes
+        if self._default_criterion is None:
+            asking = [self, *self.objectives.modules()]
+            found = (is_cross_entropy(getattr(m, "criterion", None)) for m in asking)
+            self._default_criterion = any(found)
+        if shapes is None or not self._default_criterion:
+            return
+        kind = batch.y.dtype, batch.y.dim()
+        look = kind not in self._kinds_read
+        if self._scores_first is None:
+            self._scores_first = channels_first(list(self.blocks), shapes[-1])
+        call = type(self).__name__
+        batch.y = prepared(batch.y, shapes[-1], self._scores_first, call, look)
+        self._kinds_read.add(kind)
 
     def _attach(
         self,
@@ -211,7 +240,11 @@ class Rule(nn.Module, ABC):
             name = type(self).__name__
             input_shape, shapes = blocks.known_shapes(name, "no head can be made")
             before = unpooled_shape or shapes[i]
-            objective.place(Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1]))
+            turned = [
+                channels_first(list(blocks)[: k + 1], shapes[k]) for k in (i, len(blocks) - 1)
+            ]
+            site = Site(i, len(blocks), shapes[i], before, input_shape, shapes[-1], *turned)
+            objective.place(site)
         weight = self._weight(i)
         if weight is not None:
             objective.to(weight.device, weight.dtype)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.labels import IGNORED, Shape, true_classes
+
 SMALL = 1 << 22  # scores; stacking more of them would take memory that shows
 
 
@@ -47,7 +49,16 @@ class Tally:
         self.has_loss = [False] * blocks
         self.has_logits = [False] * blocks
         self.samples = 0
-        self.labels = 0
+        self.counted = torch.zeros((), dtype=wide, device=device)  # labels
+
+    @property
+    def labels(self) -> int:
+        """How many labels counted. Waits for the device."""
+        return round(self.counted.item())
+
+    @labels.setter
+    def labels(self, count: int) -> None:
+        self.counted.fill_(count)
 
     @torch.no_grad()
     def add(
@@ -55,25 +66,40 @@ class Tally:
     ) -> Tensor:
         """Count one batch.
 
+        A label that does not count counts in nothing; of soft labels the most probable class is the
+        right one. A block has no accuracy where the labels are no classes of its scores, as those
+        of a regression.
+
         Args:
-            losses: each block's mean loss, (), or None.
-            logits: each block's class scores, (B, C) or (B, T, C), or None.
-            y: labels, (B,) or (B, T).
+            losses: each block's loss, (), the mean over the labels that count, or None.
+            logits: each block's class scores, (B, C), (B, T, C), (B, C, H, W) ..., or None.
+            y: labels, as `labels.class_axis` says.
 
         Returns:
             The losses, (blocks,), nought where there is none.
         """
         self.samples += len(y)
-        self.labels += y.numel()
+        true = [None if scores is None else true_classes(scores, y) for scores in logits]
+        classes = next((found[0] for found in true if found is not None), None)
+        counted = (
+            self.counted.new_full((), y.numel())
+            if classes is None
+            else (classes != IGNORED).sum().to(self.counted.dtype)
+        )
+        self.counted.add_(counted)
         # No index goes to the device: where a block has none, a nought stands in its place.
         nought = self.loss_sums.new_zeros(())
         stacked = torch.stack([nought if loss is None else loss for loss in losses])
-        self.loss_sums.add_(stacked, alpha=y.numel())
+        self.loss_sums.addcmul_(stacked.to(self.loss_sums.dtype), counted)
         self.has_loss = [loss is not None for loss in losses]
-        self.has_logits = [scores is not None for scores in logits]
-        predicting = [scores for scores in logits if scores is not None]
-        if predicting:
-            right = (_predicted(predicting) == y).flatten(1).sum(1)
+        self.has_logits = [found is not None for found in true]
+        predicting = [
+            (scores, found[1])
+            for scores, found in zip(logits, true, strict=True)
+            if scores is not None and found is not None
+        ]
+        if classes is not None:
+            right = (_predicted(predicting) == classes).flatten(1).sum(1)
             if len(predicting) < len(logits):
                 counts, none = iter(right.unbind()), right.new_zeros(())
                 right = torch.stack([next(counts) if has else none for has in self.has_logits])
@@ -82,18 +108,19 @@ class Tally:
 
     def losses(self) -> list[float | None]:
         """Mean nats per label of each block. Waits for the device."""
-        means = (self.loss_sums / max(1, self.labels)).tolist()
+        means = (self.loss_sums / self.counted.clamp(min=1)).tolist()
         return [m if has else None for m, has in zip(means, self.has_loss, strict=True)]
 
     def accuracies(self) -> list[float | None]:
         """Share of right predictions of each block, 0 to 1. Waits for the device."""
-        shares = (self.right / max(1, self.labels)).tolist()
+        shares = (self.right / self.counted.clamp(min=1)).tolist()
         return [s if has else None for s, has in zip(shares, self.has_logits, strict=True)]
 
     def only(self, blocks: Sequence[int]) -> None:
         """Forget what was counted of all other blocks; without blocks, everything."""
         if not blocks:
-            self.samples = self.labels = 0
+            self.samples = 0
+            self.counted.zero_()
         for i in range(len(self.has_loss)):
             if i not in blocks:
                 self.loss_sums[i] = self.right[i] = 0.0
@@ -110,8 +137,11 @@ class Tally:
                 setattr(self, key, value)
 
 
-def _predicted(logits: Sequence[Tensor]) -> Tensor:
-    """The class that each block predicts, (blocks, B) or (blocks, B, T)."""
-    if sum(scores.numel() for scores in logits) <= SMALL:
-        return torch.stack(list(logits)).argmax(-1)  # one kernel for all blocks
-    return torch.stack([scores.argmax(-1) for scores in logits])
+def _predicted(scores: Sequence[tuple[Tensor, int]]) -> Tensor:
+    """The class that each block predicts, (blocks, ...), of scores and of their classes' axis."""
+    kinds: set[tuple[Shape, int]] = {(tuple(z.shape), axis) for z, axis in scores}
+    if len(kinds) == 1 and sum(z.numel() for z, _ in scores) <= SMALL:
+        ((_, axis),) = kinds
+        # One kernel for all blocks.
+        return torch.stack([z for z, _ in scores]).argmax(axis + 1 if axis > 0 else axis)
+    return torch.stack([z.argmax(axis) for z, axis in scores])

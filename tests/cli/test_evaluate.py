@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from layerwise import data, evaluation, models, objectives, rules
+from layerwise import InputError, data, evaluation, models, objectives, rules
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.run import Run
@@ -229,3 +229,59 @@ def test_a_run_without_a_checkpoint(trained, cli):
     result = cli(f"evaluate {run}")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "no checkpoint yet" in result.err
+
+
+class Batches:
+    """A loader of these batches."""
+
+    tokens = False
+
+    def __init__(self, *batches: tuple[torch.Tensor, torch.Tensor]):
+        self.batches = batches
+
+    def epoch(self, epoch: int):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("kind", ["maps", "tokens", "soft"])
+def test_labels_that_do_not_count_are_left_out(kind):
+    """Of pixels and tokens: loss, accuracy, calibration and confusion are those of the others."""
+    maps = kind == "maps"
+    shape = (2, 4, 7) if maps else (4, 2)
+    layer = nn.Conv2d(2, 7, 1) if maps else nn.Linear(2, 7)
+    x = 3 * torch.randn(6, *shape)
+    blocks = Blocks([nn.Identity(), layer], example=x)
+    rule = rules.Greedy(blocks, [None])
+    logits = layer(x).detach().movedim(1, -1) if maps else layer(x).detach()
+    y = torch.randint(0, 7, logits.shape[:-1])
+    if kind != "soft":
+        y[0], y[3, 1:] = -100, -100
+    given = F.one_hot(y, 7).float() if kind == "soft" else y
+    loader = Batches((x[:4], given[:4]), (x[4:], given[4:]))
+    fabric = fabric_for("cpu")
+    (_, found), _, confusion = evaluation.evaluate(rule, loader, 7, fabric)
+    counts = y != -100
+    z, true = logits[counts], y[counts]
+    assert found["loss"] == pytest.approx(F.cross_entropy(z, true).item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx((z.argmax(1) == true).double().mean().item())
+    top5 = (z.topk(5).indices == true[:, None]).any(1).double().mean().item()
+    assert found["top5"] == pytest.approx(top5)
+    assert found["calibration_error"] == pytest.approx(calibration_error(z, true), abs=1e-5)
+    wanted = torch.zeros(7, 7, dtype=torch.long)
+    for pair in zip(true, z.argmax(1), strict=True):
+        wanted[pair] += 1
+    assert confusion == wanted.tolist()
+
+    losses, right = evaluation.sample_outcomes(rule, loader, fabric)
+    for k in range(6):
+        own = counts[k]
+        mean = F.cross_entropy(logits[k][own], y[k][own]).item() if own.any() else 0.0
+        assert losses[k].item() == pytest.approx(mean, rel=1e-5)
+        assert right[k] == (logits[k].argmax(-1) == y[k])[own].all()
+
+
+def test_labels_that_are_no_classes_are_refused():
+    x = torch.randn(4, 2)
+    rule = rules.Backprop(Blocks([nn.Linear(2, 1)], example=x))
+    with pytest.raises(InputError, match="which are no classes of these"):
+        evaluation.evaluate(rule, Batches((x, torch.randn(4))), 2, fabric_for("cpu"))

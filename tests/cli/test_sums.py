@@ -108,7 +108,11 @@ def test_the_command_line_and_a_file_say_the_same(trained, cli):
     a, b = trained("a", WORDS), trained("b", "--config c.yaml")
     assert objectives(a) == {
         "name": "Classify+Quiet",
-        "Classify": {"weight": 0.5, "head": {"name": "MLP", "layers": 1, "width": 7, "pool": 2}},
+        "Classify": {
+            "weight": 0.5,
+            "head": {"name": "MLP", "layers": 1, "width": 7, "pool": 2},
+            "chunk_above": 8192,
+        },
         "Quiet": {"weight": 2.0, "power": 1.0, "shift": [5, 16]},
     }
     assert (a / "config.yaml").read_text() == (b / "config.yaml").read_text()
@@ -118,7 +122,7 @@ def test_the_command_line_and_a_file_say_the_same(trained, cli):
     result = cli(f"compare {a} --out out")
     assert result.code == 0
     table = Path("out/comparison-1/table.md").read_text()
-    head = "Classify(MLP(layers=1, width=7, pool=2))"
+    head = "Classify(chunk_above=8192, MLP(layers=1, width=7, pool=2))"
     assert f"Greedy(0.5*{head} + 2*Quiet(power=1.0, shift=[5, 16]))" in table
 
 

@@ -307,16 +307,21 @@ def test_on_a_vector_what_follows_the_convolutions_remains() -> None:
 
 
 @pytest.mark.parametrize("head", [heads.Linear(), heads.MLP()])
-@pytest.mark.parametrize("shape", [(3, 2, 4, 4), ()])
+@pytest.mark.parametrize("shape", [(3, 2, 2, 4, 4), ()])
 def test_shapes_without_a_reading(head: Head, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"not feature maps"):
         head(shape, CLASSES)
 
 
-@pytest.mark.parametrize("head", [heads.Linear(), heads.MLP(), heads.Conv(), heads.MLPSR()])
-@pytest.mark.parametrize("out_shape", [(4, 8, 8), ()])
-def test_one_label_per_pixel_is_refused(head: Head, out_shape: tuple[int, ...]) -> None:
-    """A network that gives (C, H, W) or a number: no head of ours predicts that."""
+@pytest.mark.parametrize(
+    ("head", "out_shape"),
+    [
+        *[(head, (4, 8, 8)) for head in (heads.Conv(), heads.MLPSR())],
+        *[(head, ()) for head in (heads.Linear(), heads.MLP(), heads.Conv(), heads.MLPSR())],
+    ],
+)
+def test_outputs_without_a_reading(head: Head, out_shape: tuple[int, ...]) -> None:
+    """Convolutional heads for (C, H, W), and any recipe for a number, which `Classify` makes."""
     with pytest.raises(InputError, match=r"predicts one label per sample") as e:
         head((3, 8, 8), out_shape)
     assert "\n" not in str(e.value)

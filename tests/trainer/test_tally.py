@@ -56,3 +56,65 @@ def test_state_comes_back():
 
 def test_an_empty_tally():
     assert Tally(1).losses() == [None]
+
+
+def summed(y: torch.Tensor, logits: list[torch.Tensor], axis: int) -> tuple[Tally, list[float]]:
+    """A tally of two batches, and each block's loss over all labels that count."""
+    tally = Tally(len(logits))
+    whole = [F.cross_entropy(z.movedim(axis, 1), y).item() for z in logits]
+    for part in (slice(0, 4), slice(4, None)):
+        losses = [F.cross_entropy(z[part].movedim(axis, 1), y[part]) for z in logits]
+        tally.add(losses, [z[part] for z in logits], y[part])
+    return tally, whole
+
+
+@pytest.mark.parametrize("small", [1 << 22, 0], ids=["stacked", "one by one"])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((7, 4), 1), ((7, 5, 4), 2), ((7, 4, 5, 4), 1), ((7, 4, 2, 5, 4), 1)]
+)
+def test_labels_that_do_not_count(shape, axis, small, monkeypatch):
+    """Batches have unlike numbers of labels that count."""
+    monkeypatch.setattr(module, "SMALL", small)
+    logits = [torch.randn(shape) for _ in range(2)]
+    y = torch.randint(0, 4, [s for k, s in enumerate(shape) if k != axis])
+    y[0] = -100
+    y[-1].fill_(-100)
+    tally, losses = summed(y, logits, axis)
+    assert tally.losses() == pytest.approx(losses)
+    counts = y != -100
+    right = [(z.argmax(axis) == y)[counts].double().mean().item() for z in logits]
+    assert tally.accuracies() == pytest.approx(right)
+    assert (tally.samples, tally.labels) == (7, int(counts.sum()))
+
+
+def test_a_batch_of_which_no_label_counts():
+    tally = Tally(1)
+    tally.add([torch.zeros(())], [torch.randn(3, 4)], torch.full((3,), -100))
+    assert (tally.losses(), tally.accuracies(), tally.labels) == ([0.0], [0.0], 0)
+
+
+def test_soft_labels_count_by_the_most_probable_class():
+    y = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]])
+    tally = Tally(1)
+    tally.add([torch.ones(())], [torch.eye(3)[[0, 1]]], y)
+    assert tally.accuracies() == [0.5]
+    assert tally.labels == 2
+    maps = y.T.reshape(1, 3, 1, 2)
+    tally.add([torch.ones(())], [maps], maps)
+    assert tally.accuracies() == [0.75]
+
+
+def test_labels_that_are_no_classes_have_no_accuracy():
+    tally = Tally(2)
+    tally.add([torch.ones(()), None], [torch.randn(3, 1), None], torch.randn(3))
+    assert tally.losses() == [1.0, None]
+    assert tally.accuracies() == [None, None]
+
+
+def test_no_value_reaches_the_host():
+    """Counting on a device that has no values."""
+    tally = Tally(2, "meta")
+    y = torch.zeros(3, 5, dtype=torch.long, device="meta")
+    losses = [torch.ones((), device="meta"), None]
+    tally.add(losses, [torch.zeros(3, 5, 4, device="meta"), None], y)
+    assert tally.samples == 3

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from layerwise.analysis.angle import degrees_between
 from layerwise.batch import identity
-from layerwise.blocks.inputs import first_rows
 from layerwise.blocks.unchanged import unchanged
 from layerwise.cost import without_gradients
+from layerwise.inputs import first_rows
 from layerwise.objectives import Classify, cross_entropy
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Rule, Scale

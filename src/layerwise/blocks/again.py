@@ -13,8 +13,8 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import leading
 from layerwise.blocks.stretches import Stretch
+from layerwise.inputs import leading
 
 Buffers = list[tuple[nn.Module, str, Tensor]]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from layerwise.blocks.inputs import Inputs, leading, plain
 from layerwise.errors import InputError, reason
+from layerwise.inputs import Inputs, leading, plain
 
 Shape = tuple[int, ...]
 

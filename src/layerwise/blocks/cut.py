@@ -18,12 +18,12 @@ from torch.nn.parameter import is_lazy
 from layerwise.blocks.balance import Balance
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.cost import saved
-from layerwise.blocks.inputs import Inputs, Take, call, describe, detached, leading, scores
 from layerwise.blocks.points import Points, as_chain, changed, outermost
 from layerwise.blocks.stretches import Boundary, Place, Stretches
 from layerwise.blocks.sweep import Call, Crossing, Cut, Graph, Moment, Sweep, candidates, sweep
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, choices, reason
+from layerwise.inputs import Inputs, Take, call, describe, detached, leading, scores
 
 
 def cut(

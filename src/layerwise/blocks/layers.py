@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks, Shape, dry_run
-from layerwise.blocks.inputs import Inputs, applied
 from layerwise.blocks.pooling import layers_of
 from layerwise.blocks.stretches import Stretch
+from layerwise.inputs import Inputs, applied
 
 
 class Layers(nn.Sequential):

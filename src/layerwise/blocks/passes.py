@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from layerwise.blocks import intercept
-from layerwise.blocks.inputs import Inputs, call
 from layerwise.errors import InputError, reason
+from layerwise.inputs import Inputs, call
 
 if TYPE_CHECKING:
     from layerwise.blocks.stretches import Boundary, Stretches

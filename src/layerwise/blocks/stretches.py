@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 
 from layerwise.blocks import intercept
 from layerwise.blocks.chain import Blocks, Passes, Shape
-from layerwise.blocks.inputs import Inputs, Take, call, leading, moved, plain, scores, signature
 from layerwise.blocks.passes import Pass, Structure
 from layerwise.blocks.sweep import Call, Path, at_path, buffers_of, replaced
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, reason
+from layerwise.inputs import Inputs, Take, call, leading, moved, plain, scores, signature
 
 Place = tuple[
     nn.Module, str

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from layerwise.blocks import intercept
-from layerwise.blocks.inputs import Inputs, tensors
+from layerwise.inputs import Inputs, tensors
 
 Node = Any  # torch.autograd.graph.Node
 Output = tuple[Node, int]  # one of the tensors that a node gives

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
+from layerwise.labels import mean_of_counted, rows_of
 from layerwise.models.denoisers import Denoiser
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion
@@ -20,7 +21,9 @@ from layerwise.rule import ForwardRule, Needs, differentiate
 class DenoisingRule(ForwardRule):
     """A rule for networks of denoisers with a linear classifier behind (`models.denoisers`).
 
-    Every denoiser minimises its own loss on noisy vectors of the labels, drawn anew, and the
+    Labels are class numbers; of soft ones u_y is the mean of the classes' vectors, weighed so. A
+    sample whose label does not count asks nothing of a denoiser. Every denoiser minimises its own
+    loss on noisy vectors of the labels, drawn anew, and the
     classifier's readout the criterion on what the last denoiser is to give:
 
         z = signal u_y + noise eps,    eps ~ N(0, I)
@@ -82,7 +85,7 @@ class DenoisingRule(ForwardRule):
     def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
         last = i == len(self.blocks) - 1
         vectors = self._vectors(last, batch)
-        u = vectors[batch.y]
+        u = rows_of(vectors, batch.y)
         distance = self._objective(i)
         assert distance is not None
         h, loss = h.detach(), u.new_zeros(())
@@ -120,10 +123,11 @@ class DenoisingRule(ForwardRule):
 
 
 class Distance(Objective):
-    """Of a denoiser's errors, (B, E): half their squares, mean over the batch."""
+    """Of a denoiser's errors, (B, E): half their squares, mean over the samples whose label
+    counts."""
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        return h.square().sum(1).mean() / 2
+        return mean_of_counted(h.square().sum(1), batch.y) / 2
 
     @property
     def reads_input(self) -> bool:

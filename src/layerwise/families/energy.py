@@ -11,8 +11,8 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Repeatable
-from layerwise.blocks.inputs import Inputs, detached
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs, detached
 from layerwise.rule import Scale, checked, differentiate
 
 Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block

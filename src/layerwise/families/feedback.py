@@ -15,9 +15,9 @@ from torch.autograd.function import once_differentiable
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.layer_calls import Back, Through, layer_calls, replaced
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, Rule, differentiate

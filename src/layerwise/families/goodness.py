@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError
+from layerwise.labels import mean_of_counted
 from layerwise.objectives import Objective
 
 EPS = 1e-8
@@ -18,7 +19,8 @@ class Goodness(Objective):
 
         g = mean_j h_j^2 - theta,    mean (softplus(-g_positive) + softplus(g_negative)) / 2
 
-    Hinton 2022 (arXiv:2212.13345), whose goodness is the sum.
+    Hinton 2022 (arXiv:2212.13345), whose goodness is the sum. The mean is over the samples whose
+    label counts.
 
     Args:
         threshold: theta, the mean square that is neither positive nor negative.
@@ -47,7 +49,8 @@ class Goodness(Objective):
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         """h: (2 B, ...), the positive ones first."""
         positive, negative = self.of(h).chunk(2)
-        return (F.softplus(-positive) + F.softplus(negative)).mean() / 2
+        each = F.softplus(-positive) + F.softplus(negative)
+        return mean_of_counted(each, batch.y) / 2
 
 
 def normalized(h: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
-from layerwise.blocks.inputs import leading
 from layerwise.blocks.unchanged import unchanged
 from layerwise.families.products import Products
+from layerwise.inputs import leading
 
 Shape = tuple[int, ...]
 # Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with

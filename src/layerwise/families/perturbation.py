@@ -16,10 +16,10 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.forward_mode import as_in_training, primal
 from layerwise.families.layer_calls import Back, replaced
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion
 from layerwise.rule import Needs, Rule, forget_casts, refuse_without_gradients

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerwise.blocks.inputs import converted, leading
+from layerwise.inputs import converted, leading
 
 
 @contextlib.contextmanager

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.families.layer_calls import layer_calls
+from layerwise.heads.layout import channels_first
+from layerwise.labels import counted, rows_of
 
 Shape = tuple[int, ...]
 
@@ -38,7 +40,8 @@ class Projections(nn.Module):
 
     Where the network gives scores for every token, a block's output is (B, T, D) and B_k maps each
     token's scores to D. Else B_k maps the scores to all units, but where the output is (B, T, D) to
-    D, the same for all T. The matrices are buffers.
+    D, the same for all T. A network that gives one number for each sample, (B,), has C = 1. The
+    matrices are buffers.
 
     Args:
         blocks: made with an example.
@@ -51,7 +54,8 @@ class Projections(nn.Module):
 
     Raises:
         InputError: shapes between the blocks are not known; scores for every token and an output
-            that is not (B, T, D); a scale that is not positive.
+            that is not (B, T, D); scores for every position of maps, or of a one-dimensional
+            convolution; a scale that is not positive.
     """
 
     def __init__(
@@ -67,7 +71,12 @@ class Projections(nn.Module):
         if not scale > 0:
             raise InputError(f"{asked_by}(scale={scale}): give a positive number")
         _, (*between, scores) = blocks.known_shapes(asked_by, "no feedback matrix can be made")
-        self.tokens = len(scores) == 2
+        if len(scores) > 2 or channels_first(list(blocks), scores):
+            raise InputError(
+                f"{asked_by}: the network gives scores of {scores} for a sample, for every "
+                "position of maps; it needs (classes,), or (tokens, classes): take rules.DGL"
+            )
+        self.tokens, self.classes = len(scores) == 2, (scores or (1,))[-1]
         self.units: dict[str, int] = {}
         for k, shape in enumerate(between):
             if among is not None and k not in among:
@@ -81,11 +90,11 @@ class Projections(nn.Module):
             self.units[str(k)] = math.prod(shape[-1:] if len(shape) == 2 else shape)
         self.layers = dict(layers or {})
         self.units |= {name: layer.units for name, layer in self.layers.items()}
-        self.scale, self.shared = scale, shared
+        self.scale, self.shared, self.asked_by = scale, shared, asked_by
         like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
 
         def uniform(units: int, bound: float) -> Tensor:
-            matrix = torch.empty(scores[-1], units, device=like.device, dtype=like.dtype)
+            matrix = torch.empty(self.classes, units, device=like.device, dtype=like.dtype)
             return matrix.uniform_(-bound, bound)
 
         if shared:
@@ -99,7 +108,7 @@ class Projections(nn.Module):
 
         Args:
             k: the block's number.
-            e: (B, C) or (B, T, C).
+            e: (B, C) or (B, T, C); (B,) where there is one number for each sample.
             shape: of its output, with the batch.
         """
         return self._spread(self._project(str(k), e), shape)
@@ -109,11 +118,32 @@ class Projections(nn.Module):
 
         Args:
             k: the block's number.
-            y: (B,) or (B, T).
+            y: class numbers, (B,) or (B, T); or what each class is to be, such as probabilities,
+                (B, C) or (B, T, C); of a network that gives one number for each sample, (B,).
             shape: of its output, with the batch.
+
+        Raises:
+            InputError: other real numbers.
         """
-        found = self._matrix(str(k))[y.clamp(min=0)] * (y >= 0).unsqueeze(-1)
+        matrix, axes = self._matrix(str(k)), 2 + self.tokens
+        if self.classes == 1:
+            y = y.to(matrix.dtype).reshape(*y.shape[: axes - 1], 1)
+        elif y.dim() == axes and y.shape[-1] == self.classes:
+            y = y.to(matrix.dtype)
+        elif y.is_floating_point() or y.dim() != axes - 1:
+            raise InputError(
+                f"{self.asked_by}: got labels {tuple(y.shape)} of {y.dtype}; a block's target is "
+                f"made of class numbers, or of one number for each of the {self.classes} classes: "
+                "take rules.DirectFeedbackAlignment"
+            )
+        found = rows_of(matrix, y)
         return self._spread(found * self._factor(str(k)) if self.shared else found, shape)
+
+    def counted(self, y: Tensor) -> int | Tensor:
+        """How many of the labels that `rows` takes count."""
+        if self.classes == 1 or y.dim() == 2 + self.tokens:
+            return math.prod(y.shape[: 1 + self.tokens])
+        return counted(y)
 
     def to_layer(self, name: str, e: Tensor, shape: Shape) -> Tensor:
         """e B as a gradient of a layer's input: (N, features), or (B, channels, ...); where there
@@ -128,7 +158,7 @@ class Projections(nn.Module):
 
     def _project(self, name: str, e: Tensor) -> Tensor:
         matrix = self._matrix(name)
-        e = e.to(matrix.dtype)
+        e = (e.unsqueeze(1) if e.dim() == 1 else e).to(matrix.dtype)
         return (e * self._factor(name) if self.shared else e) @ matrix
 
     def _matrix(self, name: str) -> Tensor:

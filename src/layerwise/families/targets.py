@@ -14,11 +14,11 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.families.precision import full_precision
 from layerwise.heads import Inverse
 from layerwise.heads.head import refuse_class
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate

@@ -63,6 +63,8 @@ class Inverse:
         layers = self._linear(math.prod(out_shape), math.prod(in_shape))
         if len(out_shape) > 1:
             layers.insert(0, nn.Flatten())
+        elif not out_shape:  # one number for each sample, (B,)
+            layers.insert(0, nn.Unflatten(0, (-1, 1)))
         if len(in_shape) > 1:
             layers.append(nn.Unflatten(1, in_shape))
         return nn.Sequential(*layers)

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
 from layerwise.heads.head import (
     Head,
     Shape,
+    chain,
     feature_maps,
     feature_vector,
     fewer_positions,
+    head_of_maps,
     positive,
 )
 
 
 @dataclass(frozen=True)
 class Linear(Head):
-    """[pool,] flatten, linear.
+    """[pool,] flatten, linear. Where every pixel has a label: a 1x1 convolution at the block's
+    resolution, and bilinear interpolation of the class scores to the network's.
+
+    Tokens (T, D) may change in number from batch to batch, where `pool` averages them; padding, as
+    the `attention_mask` of the network's inputs tells it, is left out of the means.
 
     Args:
-        pool: average feature maps down to pool x pool (tokens down to `pool`) before; null keeps
-            every position.
+        pool: average feature maps down to pool x pool (of videos to pool x pool x pool, tokens down
+            to `pool`) before; null keeps every position.
         features: instead, average feature maps down until at most so many numbers are left; height
             and width are halved in turn, height first. The local classifier of Nøkland & Eidnes
             2019 (arXiv:1901.06656), who take 2048 or 4096.
@@ -33,10 +40,14 @@ class Linear(Head):
     features: int | None = None
     bias: bool = True
 
+    takes_tokens: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         positive("heads.Linear", pool=self.pool, features=self.features)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        if len(out_shape) > 2:
+            return head_of_maps(in_shape, out_shape, (), self.bias, "heads.Linear")
         if self.features is not None and len(in_shape) == 3 and len(out_shape) == 1:
             layers, maps = feature_maps(in_shape, "heads.Linear")
             channels, height, width = fewer_positions(maps, self.features)
@@ -45,4 +56,4 @@ class Linear(Head):
             linear = nn.Linear(channels * height * width, out_shape[-1], bias=self.bias)
             return nn.Sequential(*layers, nn.Flatten(), linear)
         layers, features = feature_vector(in_shape, out_shape, self.pool, "heads.Linear")
-        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1], bias=self.bias))
+        return chain([*layers, nn.Linear(features, out_shape[-1], bias=self.bias)])

@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_vector, positive
+from layerwise.heads.head import Head, Shape, chain, feature_vector, head_of_maps, positive
 
 
 @dataclass(frozen=True)
 class MLP(Head):
-    """[pool,] flatten, `layers` times (linear, ReLU), linear.
+    """[pool,] flatten, `layers` times (linear, ReLU), linear. Where every pixel has a label: the
+    same layers as 1x1 convolutions at the block's resolution, and bilinear interpolation of the
+    class scores to the network's.
+
+    Tokens (T, D) may change in number from batch to batch, where `pool` averages them; padding, as
+    the `attention_mask` of the network's inputs tells it, is left out of the means.
 
     Args:
         layers: how many hidden layers.
         width: units in each hidden layer.
-        pool: average feature maps down to pool x pool (tokens down to `pool`) before; null keeps
-            every position.
+        pool: average feature maps down to pool x pool (of videos to pool x pool x pool, tokens down
+            to `pool`) before; null keeps every position.
     """
 
     layers: int = 1
     width: int = 256
     pool: int | None = 2
 
+    takes_tokens: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         positive("heads.MLP", layers=self.layers, width=self.width, pool=self.pool)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        if len(out_shape) > 2:
+            hidden = [self.width] * self.layers
+            return head_of_maps(in_shape, out_shape, hidden, True, "heads.MLP")
         layers, features = feature_vector(in_shape, out_shape, self.pool, "heads.MLP")
         for _ in range(self.layers):
             layers += [nn.Linear(features, self.width), nn.ReLU()]
             features = self.width
-        return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
+        return chain([*layers, nn.Linear(features, out_shape[-1])])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, positive
+from layerwise.labels import rows_of
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,9 @@ class Synthesizer:
     linear layer of the one-hot label is added to the first layer's output.
 
     Calling it with the activation's shape, and how many classes there are or None to go without
-    labels, makes a module `(h, y) -> gradient`: h and gradient (B, *shape), y (B,) or (B, T), or
-    None. Any function of the same two arguments serves as a synthesizer.
+    labels, makes a module `(h, y) -> gradient`: h and gradient (B, *shape), y class numbers, (B,)
+    or (B, T), or probabilities, (B, C) or (B, T, C), or None. Any function of the same two
+    arguments serves as a synthesizer.
 
     Args:
         layers: how many layers before the last.
@@ -93,10 +95,25 @@ class _Synthesis(nn.Module):
             self.context = nn.Embedding(classes, width)
             nn.init.uniform_(self.context.weight, -(classes**-0.5), classes**-0.5)
 
+    def _context(self, y: Tensor) -> Tensor:
+        """What the labels add; nothing where one does not count."""
+        assert self.context is not None
+        classes = self.context.num_embeddings
+        if y.is_floating_point():
+            if y.shape[-1] != classes:
+                raise InputError(
+                    f"heads.Synthesizer: got labels {tuple(y.shape)} of {y.dtype}; it is given "
+                    f"class numbers, or one number for each of the {classes} classes: leave "
+                    "context out"
+                )
+            return rows_of(self.context.weight, y)
+        return self.context(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
+
     def forward(self, h: Tensor, y: Tensor | None = None) -> Tensor:
         out = self.first(h)
         if self.context is not None:
-            context = self.context(y)
+            assert y is not None
+            context = self._context(y)
             while context.dim() < out.dim():  # the same at every position
                 context = context.unsqueeze(-1 if isinstance(self.first, nn.Conv2d) else 1)
             out = out + context

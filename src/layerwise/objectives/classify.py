@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.batch import Batch
+from layerwise.errors import InputError
 from layerwise.heads.head import Head, refuse_class
+from layerwise.heads.layout import built
+from layerwise.inputs import Inputs, applied
+from layerwise.labels import IGNORED, class_axis, counted
 from layerwise.objectives.objective import Objective, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean nats per label; logits (B, C) with y (B,), or (B, T, C) with y (B, T)."""
-    return F.cross_entropy(logits.flatten(0, -2), y.flatten(), label_smoothing=label_smoothing)
+    """Cross-entropy of class scores, (), in nats: the mean over the labels that count.
+
+    The labels are class numbers of any integer type, one for each sample, token or pixel; or the
+    classes' probabilities (soft labels, one-hot ones), of the scores' shape. Which axis of the
+    scores holds the classes follows from the shapes, as `labels.class_axis` says: the last of
+    (B, C) and of tokens (B, T, C), the second of maps (B, C, H, W). A label of -100 does not count;
+    where none counts the loss is 0, and so is its gradient.
+
+    A rule also refuses values that are neither classes nor probabilities, such as multi-hot labels:
+    in every step where the labels are on the CPU, else in the first, so that later ones do not wait
+    for the device.
+
+    Args:
+        logits: class scores, (B, C), (B, T, C), (B, C, H, W), ...
+        y: the labels.
+        label_smoothing: the share of every label that goes to all classes alike.
+
+    Raises:
+        InputError: labels of another shape; real numbers that have not the scores' shape; a single
+            output, of which the loss would always be 0. `criterion=` of a rule is for those.
+    """
+    axis = class_axis(logits, y)
+    soft = y.shape == logits.shape
+    y = y.to(torch.promote_types(logits.dtype, torch.float32)) if soft else y.long()
+    if axis == -1:
+        logits, y = logits.flatten(0, -2), y.flatten(0, -2) if soft else y.flatten()
+    loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    # The mean over no labels is not a number. On the device: nothing waits for the answer.
+    return loss if soft else torch.where((y != IGNORED).any(), loss, 0.0)
+
+
+def is_cross_entropy(criterion: object) -> bool:
+    """Whether a criterion is the default one, with label smoothing or without."""
+    if isinstance(criterion, functools.partial):
+        return criterion.func is cross_entropy and not criterion.args
+    return criterion is cross_entropy
 
 
 class Classify(Objective):
@@ -26,18 +66,41 @@ class Classify(Objective):
         head: the auxiliary network's recipe; without one the block's output is the class scores,
             as the last block's is.
         criterion: of class scores and labels, a scalar.
+        chunk_above: where every token has a label, the head ends in an `nn.Linear` of more classes
+            than this, and the criterion is cross-entropy: compute the loss and its gradient over
+            chunks of tokens (`F.linear_cross_entropy`, PyTorch 2.14), so that the scores of all
+            tokens never exist at once. Such a block's scores are not in the step's report, and its
+            accuracy in training is not known; `predict` gives them. The numbers differ from the
+            usual computation's by rounding. Null for never.
+
+    Raises:
+        InputError: in a step under the default criterion, labels that it cannot use, and a head
+            that gives scores of other classes than the network.
     """
 
-    def __init__(self, head: Head | None = None, criterion: Criterion = cross_entropy):
+    def __init__(
+        self,
+        head: Head | None = None,
+        criterion: Criterion = cross_entropy,
+        chunk_above: int | None = 8192,
+    ):
         super().__init__()
         refuse_class(head, "Classify(head=...)")
         self.head: nn.Module = nn.Identity()
         self.recipe = head
         self.criterion = criterion
+        self.chunk_above = chunk_above
+        self._classes_seen = False  # whether the head's are the network's; found once
 
     def build(self, site: Site) -> None:
         if self.recipe is not None:
-            self.head = self.recipe(site.shape, site.output_shape)
+            self.head = built(
+                self.recipe,
+                site.shape,
+                site.output_shape,
+                site.channels_first,
+                site.output_channels_first,
+            )
 
     @property
     def needs_site(self) -> bool:
@@ -47,11 +110,101 @@ class Classify(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def predict(self, h: Tensor) -> Tensor:
-        """Class scores, (B, C) or (B, T, C)."""
-        return self.head(h)
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+        """Class scores, (B, C), (B, T, C), or of maps (B, C, H, W)."""
+        return applied(self.head, h, inputs)
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        logits = self.predict(h)
+        if (linear := self._chunked(h, batch.y)) is not None:
+            *before, _ = self.head  # type: ignore[misc]
+            for layer in before:
+                h = layer(h)
+            return chunked_cross_entropy(h, linear, batch.y, _smoothing(self.criterion))
+        logits = self.predict(h, batch.inputs)
         batch.predicted(logits)
+        if self.site is not None and not self._classes_seen and is_cross_entropy(self.criterion):
+            self._refuse_other_classes(logits, batch.y, self.site.output_shape)
+            self._classes_seen = True
         return self.criterion(logits, batch.y)
+
+    def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
+        """The head's last layer, where the loss is computed in chunks."""
+        if type(self.head) is not nn.Sequential or self.chunk_above is None:
+            return None
+        last = self.head[-1]
+        if type(last) is not nn.Linear or last._forward_hooks or last._forward_pre_hooks:
+            return None
+        assert isinstance(last, nn.Linear)
+        if last.out_features <= self.chunk_above:
+            return None
+        tokens = h.dim() == 3 and y.shape == h.shape[:2] and not y.is_floating_point()
+        if not tokens or not is_cross_entropy(self.criterion) or not torch.is_grad_enabled():
+            return None
+        return last if hasattr(F, "linear_cross_entropy") else None
+
+    def _refuse_other_classes(self, logits: Tensor, y: Tensor, shape: tuple[int, ...]) -> None:
+        classes = logits.shape[class_axis(logits, y)]
+        if shape and classes not in (shape[0], shape[-1]):
+            raise InputError(
+                f"Classify: the head gives class scores {tuple(logits.shape)}, of {classes} "
+                f"classes, where the network gives {shape} for each sample; give a head whose "
+                "scores are of the network's classes"
+            )
+
+
+def chunked_cross_entropy(
+    h: Tensor, linear: nn.Linear, y: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """`cross_entropy(linear(h), y)`, computed without the scores of all tokens at once.
+
+    PyTorch's `F.linear_cross_entropy` finds the gradient with the loss, chunk by chunk, so it can
+    be differentiated once, and in reverse mode alone. It keeps the gradients of h and of the
+    weights; in 16 bits it keeps h and the weights, and finds the gradients on the way back. Under
+    autocast h and the weights are in its type, sums in single precision.
+
+    With label smoothing s the loss of a token is -log p_y + s (z_y - mean_c z_c), whose second term
+    needs no other scores than z_y = h . (W_y - mean_c W_c).
+
+    Args:
+        h: features, (B, T, D).
+        linear: from features to class scores.
+        y: class numbers, (B, T), int64.
+        label_smoothing: as of `cross_entropy`.
+    """
+    weight, bias, device = linear.weight, linear.bias, h.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        h, weight = h.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    with torch.autocast(device, enabled=False):
+        h_ND, y_N = h.flatten(0, 1), y.flatten()
+        wide = torch.promote_types(h.dtype, torch.float32)
+        # A sum in 16 bits would be rounded, or too large; a mean over no labels is not a number.
+        loss = F.linear_cross_entropy(
+            h_ND,
+            weight,
+            y_N,
+            linear_bias=bias,
+            reduction="sum" if h.dtype == wide else "none",
+            options=nn.LinearCrossEntropyOptions(),
+        ).sum(dtype=wide)
+        if label_smoothing:
+            known_N = y_N.clamp(min=0)
+            over_N = (h_ND * (F.embedding(known_N, weight) - weight.mean(0))).sum(1, dtype=wide)
+            if bias is not None:
+                over_N = over_N + (bias[known_N] - bias.mean())
+            loss = loss + label_smoothing * torch.where(y_N != IGNORED, over_N, 0.0).sum()
+        return loss / counted(y_N)
+
+
+def with_scores(objective: nn.Module) -> None:
+    """Have an objective compute all class scores at once: its loss is to be differentiated more
+    than once, or in forward mode."""
+    for part in objective.modules():
+        if isinstance(part, Classify):
+            part.chunk_above = None
+
+
+def _smoothing(criterion: Criterion) -> float:
+    given = criterion.keywords if isinstance(criterion, functools.partial) else {}
+    return given.get("label_smoothing", 0.0)

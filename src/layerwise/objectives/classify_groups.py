@@ -8,11 +8,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
+from layerwise.inputs import Inputs, applied
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.objectives.objective import Objective, Site
 
@@ -69,6 +71,7 @@ class ClassifyGroups(Objective):
         self.head: nn.Module = nn.Identity()
         self.recipe = head
         self.criterion = criterion
+        self.count = 0
         self._every_class = False
 
     def build(self, site: Site) -> None:
@@ -80,21 +83,30 @@ class ClassifyGroups(Objective):
         found = range(self.classes) if site.index >= len(self.levels) else self.levels[site.index]
         self.register_buffer("groups", torch.tensor(found))
         self.head = self.recipe(site.shape, (*site.output_shape[:-1], max(found) + 1))
-        self._every_class = max(found) + 1 == self.classes
+        self.count = max(found) + 1
+        self._every_class = self.count == self.classes
 
     @property
     def reads_input(self) -> bool:
         return False
 
-    def predict(self, h: Tensor) -> Tensor | None:
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
         """Class scores, (B, C) or (B, T, C), where every class is its own group; None before."""
-        return self.head(h) if self._every_class else None
+        return applied(self.head, h, inputs) if self._every_class else None
+
+    def _groups_of(self, y: Tensor) -> Tensor:
+        """The groups of labels; of classes' probabilities the groups'."""
+        if y.is_floating_point():
+            axis = 1 if y.dim() > 3 else -1
+            groups = F.one_hot(self.groups, self.count).to(y.dtype)
+            return (y.movedim(axis, -1) @ groups).movedim(-1, axis)
+        return torch.where(y < 0, y, self.groups[y.clamp(min=0)])
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        logits = self.head(h)
+        logits = applied(self.head, h, batch.inputs)
         if self._every_class:
             batch.predicted(logits)
-        return self.criterion(logits, self.groups[batch.y])
+        return self.criterion(logits, self._groups_of(batch.y))
 
 
 def groups_from_confusion(confusion: Tensor, counts: Sequence[int]) -> list[list[int]]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
+from layerwise.labels import IGNORED, class_numbers
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
 
@@ -69,7 +70,8 @@ class KernelSeparation(Objective):
     2021 (arXiv:2101.03419). The kernel is the one that a layer's nonlinearity induces, the inner
     product of its outputs brought to length one: k(a, b) = <h_a, h_b> / (|h_a| |h_b|), which lies
     between `least` and 1. Ideal is K* = 1 for pairs of one class, `least` for pairs of two. A
-    sample's pair with itself does not count. Over all others, to be minimised,
+    sample's pair with itself does not count, nor do pairs of one whose label does not. Over all
+    others, to be minimised,
 
         alignment     -<K, K*> / (||K|| ||K*||)
         l1            mean |K - K*|
@@ -92,7 +94,7 @@ class KernelSeparation(Objective):
 
     Raises:
         InputError: another kind or least value; when it is built, a network that gives no class
-            scores for a whole sample.
+            scores for a whole sample; in a step, labels that are no class numbers.
     """
 
     def __init__(
@@ -135,13 +137,16 @@ class KernelSeparation(Objective):
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
         k_BB = cosine(h)
-        same_BB = batch.y[:, None] == batch.y[None, :]
+        y = class_numbers(batch.y, "KernelSeparation")
+        same_BB = y[:, None] == y[None, :]
+        known = (y != IGNORED).to(k_BB.dtype)
+        known_BB = known[:, None] * known[None, :]
         ideal_BB = torch.where(same_BB, 1.0, self.least).to(k_BB.dtype)
         if self.negative_only:
             proxy = _contrastive_negative if self.kind == "contrastive" else PROXIES[self.kind]
-            return proxy(k_BB, ideal_BB, (~same_BB).to(k_BB.dtype))
+            return proxy(k_BB, ideal_BB, (~same_BB).to(k_BB.dtype) * known_BB)
         others_BB = 1 - torch.eye(len(h), dtype=k_BB.dtype, device=h.device)
-        return PROXIES[self.kind](k_BB, ideal_BB, others_BB)
+        return PROXIES[self.kind](k_BB, ideal_BB, others_BB * known_BB)
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, least={self.least}, negative_only={self.negative_only}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.batch import Batch, View
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs
 
 # A factor in a sum: one for all blocks, or the first block's and the last's, linear in between.
 Weight = float | tuple[float, float]
@@ -37,7 +38,10 @@ class Site:
         shape: the block's output, such as (C, H, W) or (T, D).
         unpooled_shape: the same before the pooling that ends the block; `shape` where none does.
         input_shape: the network's input.
-        output_shape: the network's output: (classes,), or (T, classes) for one label per token.
+        output_shape: the network's output: (classes,); (T, classes) for one label per token;
+            (classes, H, W) for one per pixel.
+        channels_first: whether a `shape` of two axes is (D, T), of one-dimensional convolutions.
+        output_channels_first: whether an `output_shape` of two axes is (classes, T).
     """
 
     index: int
@@ -46,6 +50,8 @@ class Site:
     unpooled_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+    channels_first: bool = False
+    output_channels_first: bool = False
 
 
 class Objective(nn.Module, ABC):
@@ -114,8 +120,14 @@ class Objective(nn.Module, ABC):
         images where no objective does."""
         return True
 
-    def predict(self, h: Tensor) -> Tensor | None:
-        """Class scores from the block's output, or None where the objective gives none."""
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
+        """Class scores from the block's output, or None where the objective gives none.
+
+        Args:
+            h: the block's output, (B, ...).
+            inputs: what the network was given, of which heads read a padding mask; without it no
+                token is taken for padding.
+        """
         return None
 
     def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
@@ -199,8 +211,8 @@ class Sum(Objective):
             loss = loss + weight * term(h, batch)
         return loss
 
-    def predict(self, h: Tensor) -> Tensor | None:
-        predictions = (term.predict(h) for _, term in self._computed())
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
+        predictions = (term.predict(h, inputs) for _, term in self._computed())
         return next((p for p in predictions if p is not None), None)
 
     def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:

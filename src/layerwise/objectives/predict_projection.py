@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.inputs import Inputs
+from layerwise.labels import IGNORED, counted, rows_of
 from layerwise.objectives.objective import Objective, Site
 
 
@@ -25,7 +27,9 @@ class PredictProjection(Objective):
     to at most `features` numbers. With `feedback_alignment=False` it is backpropagation through
     the same layer.
 
-    The class scores are log-likelihoods of the classes' codes, up to a constant: z . code_c.
+    The code of a soft label is the mean of the classes' codes, weighed so; a label that does not
+    count is left out. The class scores are log-likelihoods of the classes' codes, up to a constant:
+    z . code_c.
 
     Deviation: W starts as PyTorch's linear layer, theirs as zero.
 
@@ -76,7 +80,7 @@ class PredictProjection(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def predict(self, h: Tensor) -> Tensor:
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
         """Class scores, (B, C)."""
         z_BP = self.linear(self.pool(h))
         return z_BP @ self.codes.T.to(z_BP.dtype)
@@ -92,8 +96,12 @@ class PredictProjection(Objective):
         with torch.no_grad():
             batch.predicted(z_BP @ self.codes.T.to(z_BP.dtype))
         z_BP = z_BP.to(torch.promote_types(z_BP.dtype, torch.float32))
-        code_BP = self.codes[batch.y].to(z_BP.dtype)
-        return F.binary_cross_entropy_with_logits(z_BP, code_BP)
+        code_BP = rows_of(self.codes, batch.y).to(z_BP.dtype)
+        if batch.y.is_floating_point():
+            return F.binary_cross_entropy_with_logits(z_BP, code_BP)
+        known = (batch.y != IGNORED).to(z_BP.dtype)
+        loss = F.binary_cross_entropy_with_logits(z_BP, code_BP, known.unsqueeze(1))
+        return loss * (len(known) / counted(batch.y).to(loss.dtype))
 
     def extra_repr(self) -> str:
         return f"projection={self.projection}, feedback_alignment={self.feedback_alignment}"

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.labels import IGNORED, counted, rows_of
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
 
@@ -27,6 +28,8 @@ class SimilarityMatching(Objective):
     Without weight transport it is their "sim-bpf": `SimilarityMatching(convolve=False,
     features=4096, projection=128)`. There NeuralNet is average pooling, so that nothing of the
     loss has weights to be transported, and the labels are projected by a fixed random matrix.
+
+    Soft labels stand in Y as they are; pairs of a sample whose label does not count are left out.
 
     Reading: the mean over the B^2 pairs, not their sum, as in the authors' code, by which the 0.99
     was found. Deviation: where a block ends with a pooling and dropout, the features are taken
@@ -103,8 +106,13 @@ class SimilarityMatching(Objective):
             assert batch.unpooled is not None
             h = batch.unpooled
         similarity_BB = cosine(spread(self.network(h)), centred=True)
-        target_BB = cosine(self.codes[batch.y], centred=True)
-        return F.mse_loss(similarity_BB, target_BB.to(similarity_BB.dtype))
+        target_BB = cosine(rows_of(self.codes, batch.y), centred=True).to(similarity_BB.dtype)
+        if batch.y.is_floating_point():
+            return F.mse_loss(similarity_BB, target_BB)
+        known = batch.y != IGNORED
+        known_BB = known[:, None] & known[None, :]
+        loss = F.mse_loss(torch.where(known_BB, similarity_BB, target_BB), target_BB)
+        return loss * (len(known) / counted(batch.y).to(loss.dtype)).square()
 
     def extra_repr(self) -> str:
         return f"features={self.features}, projection={self.projection}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
+from layerwise.labels import IGNORED, class_numbers
 from layerwise.objectives.contrast import Contrastive
 from layerwise.objectives.objective import Site
 
@@ -16,7 +18,8 @@ class SupervisedContrastive(Contrastive):
 
     Khosla et al. 2020 (arXiv:2004.11362), eq. 2 (L_out), on the projected outputs of all views of
     the batch; as a local objective in Wang et al. 2021 (InfoPro, arXiv:2101.10832). It works with
-    one view or more. Deviations: the mean over samples that have another of their class, not the
+    one view or more. A sample whose label does not count is of no other's class, as in NT-Xent.
+    Deviations: the mean over samples that have another of their class, not the
     sum over all; as their code does, without its factor temperature / base temperature.
 
     Args:
@@ -25,7 +28,7 @@ class SupervisedContrastive(Contrastive):
 
     Raises:
         InputError: a temperature that is not above 0; when it is built, a network with a label for
-            every token.
+            every token; in a step, labels that are no class numbers.
     """
 
     def __init__(
@@ -49,4 +52,6 @@ class SupervisedContrastive(Contrastive):
         return 1
 
     def group(self, batch: Batch, views: int) -> Tensor:
-        return batch.y.repeat(views)
+        y = class_numbers(batch.y, "SupervisedContrastive")
+        alone = -1 - torch.arange(len(y), device=y.device)  # of no class: with its own views
+        return torch.where(y == IGNORED, alone, y).repeat(views)

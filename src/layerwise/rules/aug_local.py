@@ -13,7 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.layers import Layers, fresh, has_weight, layers, shapes_of_layers
 from layerwise.errors import InputError
-from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, feature_vector
+from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
 from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -119,7 +119,8 @@ class _Auxiliary(Head):
                 shape = tuple(fitted(h, self.blocks.zeros(len(h), h)).shape[1:])
             made.append(fitted)
         pooling, features = feature_vector(shape, out_shape, 1, "AugLocal")
-        return Layers(*made, *pooling, nn.Linear(features, out_shape[-1]))
+        read = chain((*pooling, nn.Linear(features, out_shape[-1])))
+        return Layers(*made, *(read if type(read) is nn.Sequential else [read]))
 
 
 def _fitted(layer: nn.Module, shape: Shape, own: Shape) -> Layers:

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import buffers_as, buffers_of
-from layerwise.blocks.inputs import leading
 from layerwise.errors import InputError
+from layerwise.inputs import leading
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate

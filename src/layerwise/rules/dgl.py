@@ -36,8 +36,10 @@ class DGL(LocalRule):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)
-        if num_classes is not None and blocks.shapes and blocks.shapes[-1][-1:] != (num_classes,):
+        *_, scores = blocks.shapes or [()]
+        # The classes are the last axis of tokens, and the first of maps.
+        if num_classes is not None and scores and num_classes not in (scores[0], scores[-1]):
             raise InputError(
-                f"DGL(num_classes={num_classes}): the network gives {blocks.shapes[-1]} for each "
+                f"DGL(num_classes={num_classes}): the network gives {scores} for each "
                 f"sample; leave num_classes out, or make the network with {num_classes}"
             )

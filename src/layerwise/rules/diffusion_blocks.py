@@ -13,6 +13,7 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.families.denoising import DenoisingRule, noised
+from layerwise.labels import mean_of_counted
 from layerwise.models.denoisers import Denoiser
 from layerwise.models.diffusion import VitDenoiser
 from layerwise.objectives import Objective
@@ -78,7 +79,9 @@ class DiffusionBlocks(DenoisingRule):
         weight = (sigma**2 + s**2) / (sigma * s) ** 2  # (B, 1)
         if self.squared:
             return distance(weight.sqrt() * (F.softmax(scores, 1) - u), batch)
-        return (weight.squeeze(1) * F.cross_entropy(scores, batch.y, reduction="none")).mean()
+        y = batch.y.to(scores.dtype) if batch.y.is_floating_point() else batch.y
+        each = weight.squeeze(1) * F.cross_entropy(scores, y, reduction="none")
+        return mean_of_counted(each, batch.y)
 
     def levels(self, denoiser: VitDenoiser, u: Tensor) -> Tensor:
         """Noise levels of the denoiser's share, (B, 1), for vectors u (B, E)."""

@@ -14,10 +14,10 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError, choices
 from layerwise.families.layer_calls import sending
 from layerwise.families.projection import Projections, layer_inputs, layer_key
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate

@@ -7,9 +7,9 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate
@@ -70,7 +70,7 @@ class DirectGlobal(Rule):
             with self._kept(k, h):
                 objective = self._objective(k)
                 assert isinstance(objective, Classify)
-                z = objective.predict(h)
+                z = objective.predict(h, batch.inputs)
             graphs.append((z, self._gradient(k, z, batch)))
         logits, d_last = h.detach(), graphs[last][1]
         del h, z

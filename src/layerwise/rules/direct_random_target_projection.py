@@ -7,8 +7,8 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.inputs import detached
 from layerwise.families.projection import Projections
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import ForwardRule, differentiate
@@ -26,6 +26,8 @@ class DirectRandomTargetProjection(ForwardRule):
     error the label alone gives, so that a block waits for nothing but its input; its graph is gone
     before the next block runs. Within a block the gradient is the true one, so the paper's rule is
     that of blocks of one layer. With one block it is backpropagation. Hidden blocks have no loss.
+    Soft labels take the place of one-hot ones. A label that does not count asks for nothing, and
+    the mean is over those that do.
 
     A label asks the same of a hidden unit in every step, however far that has gone: outputs must be
     bounded, as by the paper's tanh or by BatchNorm. A network with ReLU alone diverges.
@@ -40,7 +42,8 @@ class DirectRandomTargetProjection(ForwardRule):
         criterion: of class scores and labels, a scalar; the last block's.
 
     Raises:
-        InputError: as `Projections`.
+        InputError: as `Projections`; in a step, labels that are neither class numbers nor one
+            number for each class.
     """
 
     def __init__(
@@ -62,6 +65,6 @@ class DirectRandomTargetProjection(ForwardRule):
             batch.finish(i, loss)
         else:
             with torch.no_grad():
-                target = self.feedback.rows(i, batch.y, h.shape) / batch.y.numel()
+                target = self.feedback.rows(i, batch.y, h.shape) / self.feedback.counted(batch.y)
             differentiate(h, batch.scale, target)
         return h.detach()

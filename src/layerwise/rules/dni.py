@@ -13,6 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import Synthesizer
+from layerwise.heads.layout import channels_first
 from layerwise.heads.synthesizer import InputSynthesizer
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -47,7 +48,9 @@ class DNI(ForwardRule):
         criterion: of class scores and labels, a scalar, mean over the batch.
 
     Raises:
-        InputError: shapes between the blocks are not known; a probability outside (0, 1].
+        InputError: shapes between the blocks are not known; a probability outside (0, 1]; with
+            `context`, a network that does not give scores of two classes or more for a sample or
+            a token.
     """
 
     sends_back = True
@@ -70,7 +73,7 @@ class DNI(ForwardRule):
         self.recipe, self.context = synthesizer, context
         self.update_probability = update_probability
         self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
-        classes = shapes[-1][-1] if context else None
+        classes = _classes(blocks) if context else None
         between = shapes[:-1]
         self.synthesizers = nn.ModuleList(synthesizer(shape, classes) for shape in between)
         self.inputs = nn.ModuleList(
@@ -143,3 +146,16 @@ class DNI(ForwardRule):
                 differentiate(F.mse_loss(given, h.to(given.dtype)), batch.scale)
             h = given
         return h.detach().requires_grad_(updated)
+
+
+def _classes(blocks: Blocks) -> int:
+    """How many classes there are, of which a synthesizer is given the labels."""
+    _, (*_, scores) = blocks.known_shapes("DNI", "no synthesizer can be made")
+    maps = len(scores) > 2 or channels_first(list(blocks), scores)
+    if not scores or maps or scores[-1] < 2:
+        raise InputError(
+            f"DNI(context=True): the network gives scores of {scores} for a sample; synthesizers "
+            "are given the labels where scores are (classes,) or (tokens, classes): leave context "
+            "out"
+        )
+    return scores[-1]

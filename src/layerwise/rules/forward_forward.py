@@ -10,10 +10,11 @@ from torch import Tensor
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
-from layerwise.blocks.inputs import Inputs
 from layerwise.errors import InputError
 from layerwise.families.goodness import Goodness, normalized
 from layerwise.families.label_embedding import LabelPixels, LabelWaves
+from layerwise.inputs import Inputs
+from layerwise.labels import class_numbers
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import ForwardRule, Needs, differentiate
@@ -62,8 +63,8 @@ class ForwardForward(ForwardRule):
 
     Raises:
         InputError: shapes between the blocks are not known; a label for every token, or one class;
-            inputs without room for the labels; in a step, tokens; a threshold or a strength that
-            is not positive.
+            inputs without room for the labels; in a step, tokens, and labels that are no class
+            numbers, such as soft ones; a threshold or a strength that is not positive.
     """
 
     draws = True
@@ -168,7 +169,7 @@ class ForwardForward(ForwardRule):
 
     def _embedded(self, x: Tensor, batch: Batch) -> Tensor:
         """The first block's positive and negative inputs; the neutral ones go along, or ahead."""
-        y, labels = batch.y, self.embedding
+        y, labels = class_numbers(batch.y, "ForwardForward"), self.embedding
         right = labels.of(y, x)
         neutral = normalized(labels(x, labels.neutral(x).unsqueeze(0)))
         if self.hard:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.inputs import detached
 from layerwise.heads import MLP, Head
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import ForwardRule, differentiate
@@ -68,7 +68,7 @@ class LocalCritic(ForwardRule):
             leaf = h.detach().requires_grad_()
             with self._kept(i, h):
                 # No leaf: hooks on what a module is given do not go with `autograd.grad` else.
-                scores = objective.predict(leaf.view_as(leaf))
+                scores = objective.predict(leaf.view_as(leaf), batch.inputs)
             loss = self.criterion(scores, batch.y)
             batch.predicted(scores)
             differentiate(loss, inputs=())  # refuses where gradients are off
@@ -88,7 +88,7 @@ class LocalCritic(ForwardRule):
         assert isinstance(objective, Classify)
         target, each = batch.targets.pop(i), batch.synthetic.pop(i, None)
         if each is None:
-            each = self._each(objective.predict(h), batch.y)
+            each = self._each(objective.predict(h, batch.inputs), batch.y)
         parameters = [p for p in objective.parameters() if p.requires_grad]
         differentiate((each - target).abs().mean(), batch.scale, inputs=parameters)
 

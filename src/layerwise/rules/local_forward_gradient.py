@@ -14,7 +14,6 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
-from layerwise.blocks.inputs import leading
 from layerwise.families.forward_mode import dual, forward_mode, primal, tangent
 from layerwise.families.perturbation import (
     Directions,
@@ -23,9 +22,10 @@ from layerwise.families.perturbation import (
     draw_seed,
     generator,
 )
+from layerwise.inputs import leading
 from layerwise.local import LocalRule
 from layerwise.objectives import Classify, Objective
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
 from layerwise.rule import differentiate, forget_casts, refuse_without_gradients
 
 # What an objective gives in forward mode: its loss (); its derivative (B,), or () for the batch as
@@ -86,6 +86,7 @@ class LocalForwardGradient(LocalRule):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, objectives, criterion)
+        with_scores(self)
         check_directions("LocalForwardGradient", directions)
         self.directions, self.weights, self.rademacher = directions, weights, rademacher
 
@@ -181,7 +182,7 @@ def _measure(objective: Objective, h: Tensor, batch: Batch) -> Found:
     loss, d, learn = h.new_zeros(()), h.new_zeros(()), []
     for weight, term in objective.parts():
         if isinstance(term, Classify):
-            moving = term.predict(h)
+            moving = term.predict(h, batch.inputs)
             z, dz = primal(moving), tangent(moving)
             batch.predicted(z)
             leaf = z.detach().requires_grad_()
@@ -190,7 +191,7 @@ def _measure(objective: Objective, h: Tensor, batch: Batch) -> Found:
             with torch.autocast(h.device.type, enabled=False):
                 (e,) = torch.autograd.grad(part, leaf)
             wide = torch.promote_types(e.dtype, torch.float32)
-            along = (e.to(wide) * dz.to(wide)).flatten(1).sum(1)
+            along = (e.to(wide) * dz.to(wide)).reshape(len(e), -1).sum(1)
             learn.append((z, weight * e))
         else:
             moving = term(h, batch)

@@ -9,11 +9,11 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import Inputs, applied
 from layerwise.blocks.layers import Layers, copied, fresh, layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
+from layerwise.inputs import Inputs, applied
 from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy

@@ -14,11 +14,11 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
+from layerwise.inputs import detached
 from layerwise.local import ObjectiveRule, one_per_block
 from layerwise.objectives import Objective
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
 from layerwise.rule import Needs, differentiate
 
 
@@ -102,6 +102,7 @@ class Overlap(ObjectiveRule):
             if objective is not None:
                 objective.number(k, len(blocks))
                 self._attach(k, objective, self._unpooled_shape(k), self.independents)
+        with_scores(self)
 
     def auxiliary(self, i: int) -> list[nn.Module]:
         second = [self.independents[str(i)]] if str(i) in self.independents else []

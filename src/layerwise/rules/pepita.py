@@ -14,10 +14,10 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.again import Again
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import Inputs, describe, detached, leading
 from layerwise.blocks.straight_through import StraightThrough
 from layerwise.errors import InputError
 from layerwise.families.precision import full_precision
+from layerwise.inputs import Inputs, describe, detached, leading
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate
@@ -129,7 +129,7 @@ class PEPITA(Rule):
                 "numbers, not to tokens: take rules.DirectFeedbackAlignment"
             )
         matrix = self.get_buffer("feedback")
-        return x + (e.to(matrix.dtype) @ matrix).view(x.shape).to(x.dtype)
+        return x + (e.to(matrix.dtype).reshape(len(x), -1) @ matrix).view(x.shape).to(x.dtype)
 
 
 def _own(h: Any, block: torch.nn.Module) -> Any:
@@ -141,13 +141,13 @@ def _feedback(rule: Rule, scale: float) -> Tensor:
     """F, (classes, d)."""
     blocks = rule.blocks
     shape, (*_, scores) = blocks.known_shapes("PEPITA", "no feedback matrix can be made")
-    if len(scores) != 1:
+    if len(scores) > 1:
         raise InputError(
             f"PEPITA: the network gives scores of {scores} for a sample; it needs one "
             "label a sample: take rules.DirectFeedbackAlignment"
         )
     units = math.prod(shape)
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    matrix = torch.empty(scores[0], units, device=like.device, dtype=like.dtype)
+    matrix = torch.empty(math.prod(scores), units, device=like.device, dtype=like.dtype)
     bound = scale * math.sqrt(6 / units)
     return matrix.uniform_(-bound, bound)

@@ -9,9 +9,9 @@ from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.inputs import detached
 from layerwise.families.energy import Energy, back, check_inference, of_samples
 from layerwise.families.precision import full_precision
+from layerwise.inputs import detached
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, Scale, differentiate

@@ -57,7 +57,7 @@ class SGR(LocalRule):
         head: Head = MLP(),  # noqa: B008 (frozen)
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks, Classify(head, criterion), criterion)
+        super().__init__(blocks, Classify(head, criterion, chunk_above=None), criterion)
         if not weight >= 0:
             raise InputError(f"SGR(weight={weight}): give at least 0; with 0 it is DGL")
         self.weight = weight

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.inputs import detached
 from layerwise.errors import InputError
-from layerwise.heads.head import feature_vector
+from layerwise.heads.head import chain, feature_vector
+from layerwise.inputs import Inputs, applied, detached
 from layerwise.objectives import Classify, Objective, Site
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rule import Needs, Rule, differentiate
@@ -77,7 +77,7 @@ class SharedReadout(Rule):
             objective = self._objective(k)
             with self._kept(k, h):
                 if isinstance(objective, _Read):
-                    z = objective.scores(h, theirs)
+                    z = objective.scores(h, theirs, batch.inputs)
                     batch.predicted(z)
                     loss = self.criterion(z, batch.y)
                 else:
@@ -100,14 +100,16 @@ class _Read(Objective):
 
     def build(self, site: Site) -> None:
         wanted = self.readout[0].in_features
-        layers, features = feature_vector(site.shape, site.output_shape, 1, "SharedReadout")
+        shape = site.shape[::-1] if site.channels_first else site.shape
+        layers, features = feature_vector(shape, site.output_shape, 1, "SharedReadout")
         if features != wanted:
             layers.append(nn.Linear(features, wanted))
-        self.features = nn.Sequential(*layers)
+        self.features = chain(layers)
+        self.channels_first = site.channels_first
 
-    def scores(self, h: Tensor, weights: Mapping[Tensor, Tensor]) -> Tensor:
+    def scores(self, h: Tensor, weights: Mapping[Tensor, Tensor], inputs: Inputs = None) -> Tensor:
         """Class scores by the readout, whose weights may be replaced."""
-        v = self.features(h)
+        v = applied(self.features, h.transpose(1, 2) if self.channels_first else h, inputs)
         if self.normalize:
             v = F.layer_norm(v, v.shape[-1:])
         weight, bias = self.readout[0].weight, self.readout[0].bias
@@ -115,16 +117,17 @@ class _Read(Objective):
             bias = weights.get(bias, bias.detach())
         return F.linear(v, weights.get(weight, weight.detach()), bias)
 
-    def predict(self, h: Tensor) -> Tensor:
-        return self.scores(h, {})
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+        return self.scores(h, {}, inputs)
 
     def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        return self.criterion(self.predict(h), batch.y)
+        return self.criterion(self.predict(h, batch.inputs), batch.y)
 
 
 def _classifier(blocks: Blocks) -> nn.Linear:
     linear = [m for m in blocks[len(blocks) - 1].modules() if isinstance(m, nn.Linear)]
-    classes = blocks.shapes[-1][-1] if blocks.shapes else None
+    # A single number for each sample, (B,), is no linear layer's output.
+    classes = (*blocks.shapes[-1][-1:], 0)[0] if blocks.shapes is not None else None
     if not linear or classes not in (None, linear[-1].out_features):
         raise InputError(
             "SharedReadout(blocks): the last block has no nn.Linear that gives the class scores; "

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.batch import Batch, Report, identity
-from layerwise.blocks.inputs import Inputs
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs
 from layerwise.rule import ForwardRule, Needs, OnBlock, Rule, Scale
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from layerwise.batch import Report, identity
 from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
-from layerwise.objectives import cross_entropy
+from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
 from layerwise.optim import Optimizer, Schedule
 from layerwise.rule import Rule, Scale
 from layerwise.run import Run
@@ -292,14 +292,14 @@ class Trainer:
     def _evaluate(self, loader: Loader) -> Tally:
         rule = self._evaluated_rule()
         rule.eval()
-        tally = self._new_tally()
+        tally, criterion = self._new_tally(), _criterion(rule)
         with self.fabric.autocast():
             for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
                 if self.runtime.stops(self.stop.asked):
                     self._save("last")  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
-                losses = [None if s is None else cross_entropy(s.float(), y) for s in logits]
+                losses = [None if s is None else criterion(s.float(), y) for s in logits]
                 tally.add(losses, logits, y)
         self.runtime.add_up(tally)
         return tally
@@ -469,3 +469,11 @@ class Trainer:
     def _wait(self) -> None:
         if self.fabric.device.type != "cpu":
             torch.accelerator.synchronize(self.fabric.device)
+
+
+def _criterion(rule: Rule) -> Criterion:
+    """What class scores are evaluated by: cross-entropy without label smoothing, or a criterion of
+    the user's."""
+    last = rule.objectives[str(len(rule.blocks) - 1)]
+    found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
+    return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]

@@ -1,0 +1,216 @@
+"""Labels: which kinds there are, and how they belong to class scores.
+
+B batch, C classes, T tokens, H and W the height and width of maps.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from layerwise.errors import InputError
+
+Shape = tuple[int, ...]
+
+IGNORED = -100  # the label of what is not to count, as in `torch.nn.functional.cross_entropy`
+OTHERWISE = (
+    "for several classes at once give criterion=F.binary_cross_entropy_with_logits, for real "
+    "numbers criterion=F.mse_loss"
+)
+
+
+def class_axis(scores: Tensor, y: Tensor, asked_by: str = "cross_entropy") -> int:
+    """The axis of class scores that holds the classes, 1 or -1.
+
+    Labels are class numbers, of any integer type and of the scores' shape without that axis; or
+    probabilities of the classes (soft labels, one-hot ones), of the scores' shape:
+
+        scores (B, C)                  labels (B,)             or (B, C)          axis -1
+        scores (B, T, C)               labels (B, T)           or (B, T, C)       axis -1
+        scores (B, C, T)               labels (B, T), T != C                      axis 1
+        scores (B, C, H, W)            labels (B, H, W)        or (B, C, H, W)    axis 1
+        scores (B, H, W, C)            labels (B, H, W), where axis 1 does not fit, axis -1
+        scores (B, C, T, H, W)         labels (B, T, H, W)     or as the scores   axis 1
+
+    Scores of three axes have their classes last where both could be meant, T = C: that is this
+    library's convention for tokens. A rule whose network ends in a one-dimensional convolution
+    refuses such a batch (`prepared`), because there the other axis is meant. Scores of more axes
+    have their classes at axis 1 where both could be meant: that is PyTorch's convention for maps.
+
+    Raises:
+        InputError: labels of another shape; real numbers; a single output, of which the
+            cross-entropy is always 0.
+    """
+    axis = _axis(scores.shape, y)
+    if axis is None or scores.shape[axis] == 1:
+        refuse(tuple(scores.shape), y, asked_by)
+    return axis
+
+
+def _axis(shape: Shape | torch.Size, y: Tensor) -> int | None:
+    given, maps = y.shape, len(shape) > 3
+    if len(shape) < 2:
+        return None
+    if given == shape:
+        return 1 if maps else -1
+    if y.is_floating_point() or y.is_complex():
+        return None
+    last, first = given == shape[:-1], given == (*shape[:1], *shape[2:])
+    if last and not (maps and first):
+        return -1
+    return 1 if first else None
+
+
+def refuse(shape: Shape, y: Tensor, asked_by: str) -> NoReturn:
+    """Refuse labels that do not belong to class scores of this shape, the batch included."""
+    got = f"{asked_by}: got class scores {shape} with labels {_seen(y)}"
+    if len(shape) < 2 or shape[-1] == 1 or (len(shape) > 3 and shape[1] == 1):
+        raise InputError(
+            f"{got}, and the cross-entropy of a single output is always 0; for two classes give "
+            "criterion=F.binary_cross_entropy_with_logits, for real numbers criterion=F.mse_loss"
+        )
+    if y.is_floating_point() or y.is_complex():
+        raise InputError(
+            f"{got}; real numbers are labels only where they are the classes' probabilities, of "
+            "the scores' shape: for class numbers give y.long(), for real numbers "
+            "criterion=F.mse_loss"
+        )
+    raise InputError(
+        f"{got}; class numbers have the scores' shape without the axis of the classes, "
+        "probabilities have their shape: reshape the labels, or give a loss of your own as "
+        "criterion="
+    )
+
+
+def prepared(
+    y: Tensor, output_shape: Shape, channels_first: bool, asked_by: str, look: bool
+) -> Tensor:
+    """Labels as every rule reads them under the default criterion: class numbers (int64), which
+    one-hot labels of an integer type become, or probabilities.
+
+    Args:
+        y: the labels, (B, ...).
+        output_shape: of the network's class scores, without the batch dimension; the number of
+            tokens, or the size of maps, may be another in this batch.
+        channels_first: whether scores of two axes are (C, T): the network ends in a
+            one-dimensional convolution.
+        asked_by: the call, for errors.
+        look: whether to read the labels' values, too, for which the host waits for the device.
+
+    Raises:
+        InputError: as `class_axis`; also where the values are read: probabilities that do not sum
+            to 1, class numbers that are not those of a class.
+    """
+    shape = (len(y), *output_shape)
+    axis = 1 if len(shape) > 3 or (len(shape) == 3 and channels_first) else -1
+    if len(shape) < 2 or shape[axis] == 1:
+        refuse(shape, y, asked_by)
+    classes = shape[axis]
+    if y.dim() == len(shape) and y.shape[axis] == classes:
+        if len(shape) == 3 and channels_first:
+            raise InputError(
+                f"{asked_by}: got labels {_seen(y)} for a network that ends in a one-dimensional "
+                "convolution and gives (classes, tokens); probabilities are read as (B, T, C): "
+                "give criterion=F.cross_entropy, which reads both as (B, C, T)"
+            )
+        if look:
+            _refuse_unless_probabilities(y, axis, asked_by)
+        return y if y.is_floating_point() else y.argmax(axis)
+    if y.is_floating_point() or y.is_complex() or y.dim() != len(shape) - 1:
+        refuse(shape, y, asked_by)
+    if len(shape) == 3 and channels_first and y.shape[1] == classes:
+        raise InputError(
+            f"{asked_by}: got labels {_seen(y)} for a network that ends in a one-dimensional "
+            f"convolution and gives (classes, tokens); with {classes} of both, scores cannot be "
+            "told from (B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
+        )
+    if look:
+        # The other axis may be that of the classes, where the shapes say so.
+        other = -1 if axis == 1 else 1
+        fits = tuple(y.shape[1:]) == (shape[1:-1] if axis == 1 else shape[2:])
+        _refuse_unless_classes(y, max(classes, shape[other]) if fits else classes, asked_by)
+    return y
+
+
+def _refuse_unless_probabilities(y: Tensor, axis: int, asked_by: str) -> None:
+    wide = torch.promote_types(y.dtype, torch.float32) if y.is_floating_point() else torch.float32
+    sums = y.sum(axis, dtype=wide)
+    near = 1e-2 if y.dtype in (torch.bfloat16, torch.float16) else 1e-3
+    if y.numel() and not bool((y >= 0).all() & ((sums - 1).abs() <= near).all()):
+        raise InputError(
+            f"{asked_by}: got labels {_seen(y)} that are not the classes' probabilities: they sum "
+            f"to {sums.min().item():.4g} up to {sums.max().item():.4g}, not to 1; {OTHERWISE}"
+        )
+
+
+def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
+    if not y.numel():
+        return
+    least, most = y.aminmax()
+    if bool((least >= 0) & (most < classes)):
+        return
+    wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
+    if bool(wrong.any()):
+        raise InputError(
+            f"{asked_by}: got the label {int(y[wrong][0])} with {classes} classes; give 0 to "
+            f"{classes - 1}, and {IGNORED} for what is not to count; to leave out another number "
+            "give criterion=functools.partial(F.cross_entropy, ignore_index=...)"
+        )
+
+
+def true_classes(scores: Tensor, y: Tensor) -> tuple[Tensor, int] | None:
+    """The true classes, `IGNORED` among them, and the axis of the classes in `scores`; of
+    probabilities the most probable. None where the labels are no classes of these scores."""
+    axis = _axis(scores.shape, y)
+    if axis is None or scores.shape[axis] == 1:
+        return None
+    return (y.argmax(axis) if y.shape == scores.shape else y), axis
+
+
+def rows_of(matrix: Tensor, y: Tensor) -> Tensor:
+    """What labels stand for where class c stands for row c of `matrix`, (C, D): onehot(y) matrix.
+
+    Args:
+        y: class numbers (B,) or (B, T), where `IGNORED` stands for 0; or of a floating-point type
+            the classes' shares, (..., C).
+    """
+    if y.is_floating_point():
+        return y.to(matrix.dtype) @ matrix
+    return matrix[y.clamp(min=0)] * (y >= 0).unsqueeze(-1)
+
+
+def counted(y: Tensor) -> Tensor:
+    """How many class numbers count, (), at least 1 so that it may divide."""
+    return (y != IGNORED).sum().clamp(min=1)
+
+
+def mean_of_counted(each: Tensor, y: Tensor) -> Tensor:
+    """The mean of `each`, (B,), over samples whose label counts; 0 where none does.
+
+    Args:
+        y: class numbers, (B,); or probabilities, which all count.
+    """
+    if y.is_floating_point():
+        return each.mean()
+    # By 1, exactly, where all count.
+    return torch.where(y != IGNORED, each, 0.0).mean() * (len(y) / counted(y).to(each.dtype))
+
+
+def class_numbers(y: Tensor, asked_by: str) -> Tensor:
+    """`y`, where it is class numbers.
+
+    Raises:
+        InputError: it is probabilities or other real numbers.
+    """
+    if y.is_floating_point():
+        raise InputError(
+            f"{asked_by}: got labels {_seen(y)}; it needs the class of each sample, not "
+            "probabilities: give class numbers, such as y.argmax(1)"
+        )
+    return y
+
+
+def _seen(y: Tensor) -> str:
+    return f"{tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}"
