@@ -198,14 +198,15 @@ class Rule(nn.Module, ABC):
             InputError: as `check_views`; inputs that are not as many, or a multiple, of the labels;
                 labels that the default criterion cannot use.
         """
-        rows = len(batch.y) if batch.drawn is None else len(leading(batch.drawn))
-        views, rest = divmod(rows, max(1, len(batch.y)))
-        if rest or not views:
-            raise InputError(
-                f"{type(self).__name__}: got {rows} inputs for {len(batch.y)} labels; "
-                "give one label for each input, or for its views, view after view"
-            )
-        self.check_views(views)
+        if batch.drawn is not None:
+            rows = len(leading(batch.drawn))
+            views, rest = divmod(rows, max(1, len(batch.y)))
+            if rest or not views:
+                raise InputError(
+                    f"{type(self).__name__}: got {rows} inputs for {len(batch.y)} labels; "
+                    "give one label for each input, or for its views, view after view"
+                )
+            self.check_views(views)
         self._check_labels(batch)
 
     def _check_labels(self, batch: Batch) -> None:

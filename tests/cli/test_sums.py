@@ -53,7 +53,7 @@ def test_a_sum_is_made():
     assert isinstance(second, Quiet)
     assert second.shift == (5, 16)
     h, y = torch.randn(4, 10), torch.randint(0, 10, (4,))
-    batch = type("Batch", (), {"x": h, "y": y, "predicted": lambda self, z: None})()
+    batch = type("Batch", (), {"x": h, "y": y, "inputs": h, "predicted": lambda self, z: None})()
     alone = make("objective", {"name": "classify + quiet", "Quiet": {"weight": 3.0}})
     expected = Classify(heads.MLP())(h, batch) + 3.0 * h.abs().mean()
     torch.testing.assert_close(alone(h, batch), expected)
