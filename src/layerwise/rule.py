@@ -48,12 +48,15 @@ class Rule(nn.Module, ABC):
         needs: what a block's gradient waits for.
         draws: whether a step draws random numbers of its own: the same batch gives another
             gradient the next time.
+        synchronised: whether gradients are averaged over processes elsewhere, or not to be, so that
+            `backward` may be called in one of several.
         predicts_as_chain: whether `forward` is the blocks one after the other and nothing else, so
             that the model gives the same.
     """
 
     needs: Needs
     draws: bool = False
+    synchronised: bool = False
     predicts_as_chain: ClassVar[bool] = True
 
     def __init__(self, blocks: Blocks):
@@ -105,6 +108,8 @@ class Rule(nn.Module, ABC):
             InputError: inputs that are not as many, or a multiple, of the labels; views that the
                 rule cannot use, or too few; a step where gradients are off.
         """
+        if torch.distributed.is_initialized() and not self.synchronised:
+            self._refuse_alone()
         batch = Batch(inputs, y, scale, on_block or nothing)
         self.check_batch(batch)
         kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
@@ -190,6 +195,19 @@ class Rule(nn.Module, ABC):
         """The parameters of block `i` and of its auxiliary networks."""
         parts = [self.blocks[i], *self.auxiliary(i)]
         return [parameter for part in parts for parameter in part.parameters()]
+
+    def _refuse_alone(self) -> None:
+        """Refuse to let the weights of several processes drift apart."""
+        world = torch.distributed.get_world_size()
+        sharded = any(hasattr(p, "device_mesh") for p in self.parameters())  # averages by itself
+        if world > 1 and not sharded:
+            raise InputError(
+                f"{type(self).__name__}.backward: {world} processes train, and nothing averages "
+                "their gradients: DistributedDataParallel does so in a backward pass that a rule "
+                "does not use; call layerwise.runtime.DataParallel(rule).backward(x, y), which does "
+                "it, or set rule.synchronised = True where you average them yourself or each "
+                "process trains for itself"
+            )
 
     def check_batch(self, batch: Batch) -> None:
         """See that the batch has inputs for the labels, in as many views as the rule wants.

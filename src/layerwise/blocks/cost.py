@@ -86,7 +86,9 @@ class Saved:
 @contextlib.contextmanager
 def saved(module: nn.Module) -> Iterator[Saved]:
     """Collect what autograd keeps for the backward pass, but for `module`'s own tensors."""
-    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    # Of a sharded parameter the part that is here.
+    whole = (getattr(t, "_local_tensor", t) for t in (*module.parameters(), *module.buffers()))
+    own = {t.untyped_storage().data_ptr() for t in whole}
     kept = Saved()
 
     def pack(tensor: Tensor) -> Tensor:

@@ -74,6 +74,9 @@ class Pass:
         try:
             if self._own or self._hooks:
                 self._set_again()
+            if forward is not None and hasattr(self.chain.model, "unshard"):
+                # FSDP's backward pass of a block has freed what the whole network gathered.
+                self.chain.model.unshard()
             out = self._begin(h) if forward is None else forward.go_on(h)
         except BaseException:
             self._finish()

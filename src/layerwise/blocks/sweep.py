@@ -227,7 +227,7 @@ def sweep(
                 version=tensor._version,
                 tensor=tensor,
                 inside=(top_hooks() != outside and not closes)
-                or any(getattr(c.module, "indivisible", False) for c in stack if c is not call),
+                or any(_indivisible(c.module) for c in stack if c is not call),
                 closes=closes,
                 sheltered=entry and any(any(t is tensor for t in ts) for _, ts in again),
                 flops=flops,
@@ -294,6 +294,11 @@ def sweep(
             moment.inside = True  # the checkpoint goes on
     found.flops, found.tainted = meter.total, taint.nodes
     return found
+
+
+def _indivisible(module: nn.Module) -> bool:
+    """Whether a module says so, or its weights are sharded and gathered for its whole call."""
+    return getattr(module, "indivisible", False) or hasattr(module, "set_reshard_after_backward")
 
 
 def at_path(value: Any, path: Path) -> Any:

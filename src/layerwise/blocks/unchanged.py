@@ -41,6 +41,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                         module._buffers[key] = twins[buffer]
             yield
         finally:
+            for module in modules:  # FSDP keeps what a forward gathered for the backward pass
+                if hasattr(module, "set_reshard_after_backward"):
+                    module.reshard()
             for module, before in zip(modules, attributes, strict=True):
                 module.__dict__.clear()
                 module.__dict__.update(before)

@@ -40,6 +40,7 @@ class DataParallel:
 
     def __init__(self, rule: Rule, sync_batchnorm: bool = False):
         self.rule, self.blocks = rule, range(len(rule.blocks))
+        rule.synchronised = True
         self.replica, count = dist.get_rank(), dist.get_world_size()
         self.leader = self.counts = self.replica == count - 1
         self._control = Control(stages=1)

@@ -88,6 +88,7 @@ class LayerParallel:
         check_starts(starts, len(rule.blocks), stages)
         ends = [*starts[1:], len(rule.blocks)]
         self.rule = rule
+        rule.synchronised = True
         self.blocks = range(starts[stage], ends[stage])
         self.counts = self.replica == replicas - 1
         self.leader = stage == stages - 1 and self.counts
