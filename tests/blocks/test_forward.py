@@ -2,8 +2,10 @@
 buffers, hooks, contexts; in order and by itself; and nothing stays behind."""
 
 import copy
+import gc
 import random
 import threading
+import weakref
 
 import pytest
 import torch
@@ -716,3 +718,18 @@ def test_compiled_modules():
         torch.testing.assert_close(in_order(chain, X), expected)
     assert len(cut(model, 2, example=X)) == 2
     torch._dynamo.reset()
+
+
+def test_nothing_is_held_after_a_forward():
+    """Neither the network nor what it gave, once nobody else holds them."""
+    model = Layers()
+    chain = cut(model, "all", example=X)
+    gave = weakref.ref(in_order(chain, X))
+    rules.DGL(chain).backward(X, Y)
+    with chain.passes(X) as passes:
+        passes.run(0, X)  # and given up
+    held = weakref.ref(model)
+    del model, chain, passes
+    gc.collect()
+    assert gave() is None
+    assert held() is None

@@ -49,7 +49,9 @@ def _step(rule: rules.DGL, x: Tensor, y: Tensor) -> None:
 
 
 def _start(rank: int, world: int, port: int) -> slice:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
     return slice(rank * 4, rank * 4 + 4)
 
 

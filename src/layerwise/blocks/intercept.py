@@ -31,11 +31,12 @@ class Watched(greenlet):
     Attributes:
         handle: gets the forward's calls of intercepted modules.
         ended: whether the forward is over.
-        error: what it raised.
+        result, error: what it returned or raised.
     """
 
     handle: Handle
     ended = True
+    result: Any = None
     error: BaseException | None = None
 
     @classmethod
@@ -57,8 +58,11 @@ class Watched(greenlet):
         if self.parent is not here:
             self.parent = here
         out = self.switch(value)
-        if self.error is not None:
-            error, self.error = self.error, None
+        if not self.ended:
+            return out
+        out, error = self.result, self.error
+        self.result = self.error = None
+        if error is not None:
             raise error
         return out
 
@@ -74,17 +78,16 @@ class Watched(greenlet):
 
     def run(self, forward: Callable[[], Any]) -> Any:  # type: ignore[override]
         while True:
-            result = None
             try:
-                result = contextvars.copy_context().run(forward)
+                self.result = contextvars.copy_context().run(forward)
             except GreenletExit:
                 pass
             except BaseException as error:
                 self.error = error
             self.ended = True
-            del forward, self.handle
+            del forward, self.handle  # nothing of it is held while no forward runs
             _IDLE.stacks.append(self)
-            forward = self.pause(result)
+            forward = self.parent.switch()  # type: ignore[union-attr]
 
 
 _IDLE = threading.local()

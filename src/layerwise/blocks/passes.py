@@ -48,6 +48,7 @@ class Pass:
     """
 
     rows = 0
+    _over = True
 
     def __init__(self, chain: Stretches, inputs: Inputs = None, at: int = 0):
         self.chain, self.inputs, self.next = chain, inputs, at
@@ -247,13 +248,20 @@ class Structure:
         ]
         self._tensors = [type(leaf) is tuple for leaf in self._leaves]
 
-    def zeros(self) -> Any:
-        """The same, with zeros in its tensors."""
-        made = [
-            torch.zeros(leaf[0], dtype=leaf[1], device=leaf[2]) if is_tensor else leaf
+    def zeros(self, rows: int | None = None, instead_of: int | None = None) -> Any:
+        """The same, with zeros in its tensors; where their first axis is as long as `instead_of`,
+        there are `rows`."""
+
+        def made(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+            if rows is not None and shape[:1] == (instead_of,):
+                return torch.zeros(rows, *shape[1:], dtype=dtype, device=device)
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        leaves = [
+            made(*leaf) if is_tensor else leaf
             for leaf, is_tensor in zip(self._leaves, self._tensors, strict=True)
         ]
-        return pytree.tree_unflatten(made, self._spec)
+        return pytree.tree_unflatten(leaves, self._spec)
 
 
 def _by_shape(module: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Any:

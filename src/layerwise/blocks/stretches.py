@@ -220,14 +220,21 @@ class Stretches(Blocks):
             intercept.Watched.of(handle).begin(lambda: call(model, inputs))
         return found
 
-    def run_to_the_end(self, k: int, inputs: Inputs) -> Tensor:
-        """Block k's output in a forward that runs to its end, over the modules of later blocks."""
-        boundary = self.boundaries[k]
-        place = boundary.order + (not boundary.entry)
+    def after(self, k: int) -> dict[tuple[nn.Module, int], Structure]:
+        """What the modules of later blocks return for the example."""
+        place = self.boundaries[k].order + (not self.boundaries[k].entry)
         later: dict[nn.Module, bool] = {}
         for c in self._calls:
             later[c.module] = later.get(c.module, True) and c.begins >= place and c.sends
-        structures = self._record(inputs, {m for m, yes in later.items() if yes})
+        return self._record(self._example_here(), {m for m, yes in later.items() if yes})
+
+    def run_to_the_end(
+        self, k: int, inputs: Inputs, structures: Mapping[tuple[nn.Module, int], Structure]
+    ) -> Tensor:
+        """Block k's output in a forward that runs to its end over the modules of later blocks,
+        which return zeros as `after` tells."""
+        boundary = self.boundaries[k]
+        rows, was = leading(inputs).shape[0], len(leading(self.example))
         found: list[Tensor] = []
         counts: dict[nn.Module, int] = {}
 
@@ -242,7 +249,7 @@ class Stretches(Blocks):
             if here and boundary.entry:
                 cross((args, kwargs))
             if found and (module, n) in structures:
-                return structures[module, n].zeros()
+                return structures[module, n].zeros(rows, was)
             result = hook.call(*args, **kwargs)
             return cross(result) if here and not boundary.entry else result
 
@@ -589,8 +596,27 @@ class UpTo(nn.Module):
 
     def __init__(self, blocks: Stretches, k: int):
         super().__init__()
-        self.blocks, self.k = blocks, k
+        # Not registered: what is saved and exported is what the blocks up to this one have.
+        self.__dict__["blocks"], self.k = blocks, k
+        own = blocks._blocks[: k + 1]
+        self.parts = nn.ModuleList(top for block in own for top in block.tops)
+        inside = set(self.parts.modules())
+        for module, key in (place for block in own for place in block.places):
+            name = blocks.name_of(module, key).replace(".", "/")
+            if module in inside:
+                continue
+            if module._parameters.get(key) is not None:
+                self.register_parameter(name, module._parameters[key])
+            elif module._buffers.get(key) is not None:
+                self.register_buffer(name, module._buffers[key])
+        self.after = {} if k == len(blocks) - 1 else blocks.after(k)
 
+    def train(self, mode: bool = True) -> UpTo:
+        """As usual, and with it the network that it is a part of."""
+        self.blocks.model.train(mode)
+        return super().train(mode)
+
+    @torch.compiler.disable  # compiled code cannot be paused
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         blocks, k = self.blocks, self.k
         if k == len(blocks) - 1:
@@ -599,7 +625,7 @@ class UpTo(nn.Module):
         if kwargs:
             inputs = inspect.signature(blocks.model.forward).bind(*args, **kwargs).arguments
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
-            return blocks.run_to_the_end(k, inputs)
+            return blocks.run_to_the_end(k, inputs, self.after)
         with contextlib.closing(Pass(blocks)) as run:
             h: Any = inputs
             for _ in range(k + 1):
