@@ -1,4 +1,4 @@
-"""What a network is given and what it gives: a tensor, or a tuple or a mapping with tensors in it."""
+"""What networks are called with, and what they return: a tensor, or tensors in tuples and dicts."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
 
 
 def signature(inputs: Inputs) -> tuple[Any, ...]:
-    """What the shapes inside a network may depend on: two batches of one signature have the same."""
+    """What the shapes inside a network depend on: structure, shapes, types and devices."""
     found, spec = pytree.tree_flatten(plain(inputs))
     return (
         str(spec),

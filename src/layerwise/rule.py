@@ -204,8 +204,8 @@ class Rule(nn.Module, ABC):
             raise InputError(
                 f"{type(self).__name__}.backward: {world} processes train, and nothing averages "
                 "their gradients: DistributedDataParallel does so in a backward pass that a rule "
-                "does not use; call layerwise.runtime.DataParallel(rule).backward(x, y), which does "
-                "it, or set rule.synchronised = True where you average them yourself or each "
+                "does not use; call layerwise.runtime.DataParallel(rule).backward(x, y), which "
+                "does, or set rule.synchronised = True where you average them yourself or each "
                 "process trains for itself"
             )
 

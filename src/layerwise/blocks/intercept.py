@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -77,6 +78,9 @@ class Watched(greenlet):
                 self.throw(GreenletExit)
 
     def run(self, forward: Callable[[], Any]) -> Any:  # type: ignore[override]
+        _below(FLOOR, functools.partial(self._work, forward))
+
+    def _work(self, forward: Callable[[], Any]) -> None:
         while True:
             try:
                 self.result = contextvars.copy_context().run(forward)
@@ -91,6 +95,15 @@ class Watched(greenlet):
 
 
 _IDLE = threading.local()
+
+# A C++ error of PyTorch writes down the 64 innermost C frames. Below the first frame of a stack of
+# its own lies what another stack has left there, in which that search would crash; so the first
+# frames are these, each of them several in C, and do nothing.
+FLOOR = 20
+
+
+def _below(levels: int, then: Callable[[], Any]) -> Any:
+    return functools.partial(_below, levels - 1, then)() if levels else then()
 
 
 class Intercepted:

@@ -108,8 +108,8 @@ class Points:
             first = self._first_call(known[name])
             if first is None:
                 raise InputError(
-                    f"{asked}: the model does not call {name!r} in eval mode; name a module that it "
-                    "calls"
+                    f"{asked}: the model does not call {name!r} in eval mode; name a module that "
+                    "it calls"
                 )
             point = self._point_of(first, name, asked)
             if point is None:
@@ -147,8 +147,8 @@ class Points:
             raise InputError(f"{asked}: {what}: {self._nearest(first)}")
         if self.axis(point) is None:
             raise InputError(
-                f"{asked}: a tensor of shape {point.shape} crosses before {name!r}, of which no axis "
-                f"is the batch of {self.rows}: {self._nearest(first)}"
+                f"{asked}: a tensor of shape {point.shape} crosses before {name!r}, of which no "
+                f"axis is the batch of {self.rows}: {self._nearest(first)}"
             )
         if changed(point):
             raise InputError(
@@ -158,7 +158,7 @@ class Points:
         return point
 
     def _nothing_between(self, point: Moment, first: Call) -> bool:
-        """Whether from a point to a call there are but operations without parameters and modules."""
+        """Whether nothing between a point and a call has parameters, or is a module."""
         return not self.graph.parameters_used(point.time, first.starts) and not any(
             point.order < c.begins < first.begins and c.ends < first.begins
             for c in self.found.calls
@@ -237,7 +237,8 @@ def as_chain(
         calls: the outermost ones of a block.
         given: what the block began with.
         gave: what it ended with.
-        came: where the run was cut, under the identity of the tensor that went on the one that came.
+        came: where the run was cut: the tensor that came, under the identity of the one that went
+            on.
     """
     h = given
     for call in calls:

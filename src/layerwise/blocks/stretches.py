@@ -327,9 +327,9 @@ class Stretches(Blocks):
         if not same:
             self._checked.discard(k)
             raise InputError(
-                f"{type(self.model).__name__}: block {self.names[k]!r} does not run by itself ({why}), "
-                "which rules that run blocks again and stages ask for; cut elsewhere, or take a "
-                "rule that runs blocks in order, such as DGL"
+                f"{type(self.model).__name__}: block {self.names[k]!r} does not run by itself "
+                f"({why}), which stages and rules that run blocks again ask for; cut elsewhere, or "
+                "take a rule that runs blocks in order, such as DGL"
             )
 
     def _runs_alone(self, k: int, inputs: Inputs) -> bool:

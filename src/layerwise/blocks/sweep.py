@@ -240,7 +240,7 @@ def sweep(
         return len(events) - 1
 
     def cross(module: nn.Module, n: int, entry: bool, at: int, value: Any) -> Any:
-        for (m, k, e, path), number in by_module.get(module, ()):
+        for (_, k, e, path), number in by_module.get(module, ()):
             if (k, e) != (n, entry):
                 continue
             tensor = at_path(value, path)
