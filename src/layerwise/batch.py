@@ -57,6 +57,7 @@ class Batch:
         on_block: called with a block's number when the gradients of the block and of its auxiliary
             networks are complete.
         passes: the batch's way through the blocks, while the step lasts.
+        rows: how many labels, B.
         x: the first tensor of the network's inputs, (B, ...), in the first view.
         unpooled: of the block under way, its output before the pooling that ends it, (B, ...); its
             output where none does.
@@ -82,6 +83,7 @@ class Batch:
     unpooled: Tensor | None = None
     views: dict[View, Tensor] = field(default_factory=dict)
     augmented: Tensor | None = None
+    rows: int = field(init=False)
     x: Tensor = field(init=False)
     drawn: Inputs = field(init=False)
     synthetic: dict[int, Tensor] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class Batch:
     _predicted: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.drawn = self.inputs
+        self.drawn, self.rows = self.inputs, len(self.y)
         self.x = self.y if self.inputs is None else leading(self.inputs)
         if not (self.y.is_floating_point() or self.y.is_complex()):
             self.y = self.y.long()

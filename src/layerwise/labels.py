@@ -5,6 +5,8 @@ B batch, C classes, T tokens, H and W the height and width of maps.
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch
@@ -43,6 +45,10 @@ def class_axis(scores: Tensor, y: Tensor, asked_by: str = "cross_entropy") -> in
         InputError: labels of another shape; real numbers; a single output, of which the
             cross-entropy is always 0.
     """
+    shape = scores.shape
+    plain = len(shape) == 2 and shape[:1] == y.shape and shape[1] > 1
+    if plain and not (y.is_floating_point() or y.is_complex()):
+        return -1  # the plain case, in every block
     axis = _axis(scores.shape, y)
     if axis is None or scores.shape[axis] == 1:
         refuse(tuple(scores.shape), y, asked_by)
@@ -163,6 +169,10 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
 def true_classes(scores: Tensor, y: Tensor) -> tuple[Tensor, int] | None:
     """The true classes, `IGNORED` among them, and the axis of the classes in `scores`; of
     probabilities the most probable. None where the labels are no classes of these scores."""
+    shape = scores.shape
+    plain = len(shape) == 2 and shape[:1] == y.shape and shape[1] > 1
+    if plain and not (y.is_floating_point() or y.is_complex()):
+        return -1  # the plain case, in every block
     axis = _axis(scores.shape, y)
     if axis is None or scores.shape[axis] == 1:
         return None
@@ -184,6 +194,23 @@ def rows_of(matrix: Tensor, y: Tensor) -> Tensor:
 def counted(y: Tensor) -> Tensor:
     """How many class numbers count, (), at least 1 so that it may divide."""
     return (y != IGNORED).sum().clamp(min=1)
+
+
+def any_counts(y: Tensor) -> Tensor | bool:
+    """Whether any class number counts, found once for all blocks that read the same labels: on the
+    CPU True where one does; else (), which is left on the device, so that nothing waits for it."""
+    global _asked
+    if torch._C._functorch.is_batchedtensor(y):  # under `torch.vmap` nothing can be asked
+        return (y != IGNORED).any()
+    of, version, answer = _asked
+    if of() is not y or version != y._version:
+        found = (y != IGNORED).any()
+        answer = True if y.device.type == "cpu" and bool(found) else found
+        _asked = weakref.ref(y), y._version, answer
+    return answer
+
+
+_asked: tuple[Callable[[], Tensor | None], int, Tensor | bool] = lambda: None, 0, True
 
 
 def mean_of_counted(each: Tensor, y: Tensor) -> Tensor:

@@ -106,8 +106,8 @@ class ObjectiveRule(Rule):
     def _activity(self, i: int, h: Any, batch: Batch) -> Tensor:
         """What all that block i's objective reads is made of: the block's output, before the
         pooling that ends it where the objective reads that."""
-        views, count = self._views[i], len(batch.y)
-        if isinstance(h, Tensor) and len(h) > count:
+        views, count = self._views[i], batch.rows
+        if isinstance(h, Tensor) and h.shape[0] > count:
             augmented = len(h) // count - len(self._views[i - 1] if i else views)
             if self._compared[i] or augmented == 1:
                 h = h[: count * (augmented + len(views))]
@@ -118,10 +118,11 @@ class ObjectiveRule(Rule):
 
     def _hand_out(self, i: int, unpooled: Tensor, batch: Batch) -> Tensor:
         """Block i's output, and what its objective reads beside, of what `_activity` gave."""
-        views, count = self._views[i], len(batch.y)
+        views, count = self._views[i], batch.rows
         h = self._parts[i][1](unpooled) if i in self._parts else unpooled
-        augmented = len(h) // count - len(views)
-        batch.unpooled = unpooled[:count] if len(h) > count else unpooled
+        rows = h.shape[0]
+        augmented = rows // count - len(views)
+        batch.unpooled = unpooled[:count] if rows > count else unpooled
         batch.views = dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {}
         if self._compared[i]:
             batch.augmented = h[: count * augmented].unflatten(0, (augmented, count))
@@ -175,8 +176,10 @@ class LocalRule(ObjectiveRule, ForwardRule):
             with torch.no_grad():
                 return self._run(i, h, batch)
         h = self._run(i, h, batch)
-        with self._kept(i, h):
-            loss = objective(h[: len(batch.y)] if len(h) > len(batch.y) else h, batch)
+        version = h._version
+        loss = objective(h[: batch.rows] if h.shape[0] > batch.rows else h, batch)
+        if h._version != version:
+            self._refuse_changed(i)
         batch.unpooled, batch.augmented, batch.views = None, None, {}
         differentiate(loss, batch.scale)
         batch.finish(i, loss)

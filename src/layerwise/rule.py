@@ -7,7 +7,7 @@ import contextvars
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -282,11 +282,14 @@ class Rule(nn.Module, ABC):
         version = h._version
         yield
         if h._version != version:
-            raise InputError(
-                f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
-                "the block's output in place, which the next block takes; make its head's first "
-                "operation inplace=False"
-            )
+            self._refuse_changed(i)
+
+    def _refuse_changed(self, i: int) -> NoReturn:
+        raise InputError(
+            f"{type(self).__name__}: the objective of block {self.blocks.names[i]!r} changes "
+            "the block's output in place, which the next block takes; make its head's first "
+            "operation inplace=False"
+        )
 
     def _objective(self, i: int) -> Objective | None:
         objective = self.objectives._modules.get(str(i))

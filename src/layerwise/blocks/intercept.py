@@ -99,7 +99,7 @@ _IDLE = threading.local()
 # A C++ error of PyTorch writes down the 64 innermost C frames. Below the first frame of a stack of
 # its own lies what another stack has left there, in which that search would crash; so the first
 # frames are these, each of them several in C, and do nothing.
-FLOOR = 20
+FLOOR = 16
 
 
 def _below(levels: int, then: Callable[[], Any]) -> Any:

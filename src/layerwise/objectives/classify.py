@@ -14,7 +14,7 @@ from layerwise.errors import InputError
 from layerwise.heads.head import Head, refuse_class
 from layerwise.heads.layout import built
 from layerwise.inputs import Inputs, applied
-from layerwise.labels import IGNORED, class_axis, counted
+from layerwise.labels import IGNORED, any_counts, class_axis, counted
 from layerwise.objectives.objective import Objective, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
@@ -30,8 +30,7 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
     where none counts the loss is 0, and so is its gradient.
 
     A rule also refuses values that are neither classes nor probabilities, such as multi-hot labels:
-    in every step where the labels are on the CPU, else in the first, so that later ones do not wait
-    for the device.
+    in the first step with labels of a kind, so that later ones do not wait for the device.
 
     Args:
         logits: class scores, (B, C), (B, T, C), (B, C, H, W), ...
@@ -44,12 +43,13 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
     """
     axis = class_axis(logits, y)
     soft = y.shape == logits.shape
+    counts = True if soft else any_counts(y)
     y = y.to(torch.promote_types(logits.dtype, torch.float32)) if soft else y.long()
     if axis == -1:
         logits, y = logits.flatten(0, -2), y.flatten(0, -2) if soft else y.flatten()
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
-    # The mean over no labels is not a number. On the device: nothing waits for the answer.
-    return loss if soft else torch.where((y != IGNORED).any(), loss, 0.0)
+    # The mean over no labels is not a number.
+    return loss if counts is True else torch.where(counts, loss, 0.0)
 
 
 def is_cross_entropy(criterion: object) -> bool:
@@ -129,7 +129,7 @@ class Classify(Objective):
 
     def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
         """The head's last layer, where the loss is computed in chunks."""
-        if type(self.head) is not nn.Sequential or self.chunk_above is None:
+        if h.dim() != 3 or self.chunk_above is None or type(self.head) is not nn.Sequential:
             return None
         last = self.head[-1]
         if type(last) is not nn.Linear or last._forward_hooks or last._forward_pre_hooks:
@@ -137,7 +137,7 @@ class Classify(Objective):
         assert isinstance(last, nn.Linear)
         if last.out_features <= self.chunk_above:
             return None
-        tokens = h.dim() == 3 and y.shape == h.shape[:2] and not y.is_floating_point()
+        tokens = y.shape == h.shape[:2] and not y.is_floating_point()
         if not tokens or not is_cross_entropy(self.criterion) or not torch.is_grad_enabled():
             return None
         return last if hasattr(F, "linear_cross_entropy") else None
