@@ -206,8 +206,9 @@ def _local(
 
 def _later(rule: Any, case: Case, count: int) -> list[nn.Parameter]:
     """The later blocks' parameters that the first block's exit does not depend on: a tied
-    parameter belongs to a later block and is used in the first."""
-    later = [p for k in range(1, count) for p in rule.parameters_of(k) if p.is_floating_point()]
+    parameter belongs to a later block and is used in the first. One that has no gradient is read
+    where gradients are off, which no graph tells."""
+    later = [p for k in range(1, count) for p in rule.parameters_of(k) if p.grad is not None]
     with torch.enable_grad():
         seed(2)
         scores = rule.exits(case.inputs)[0]

@@ -93,6 +93,13 @@ def cut(
             starts = known.named(at)
         elif blocks != 1:
             starts = known.balanced(4 if blocks is None else blocks, balance)
+        if starts and trained.reentrant:
+            raise InputError(
+                f"cut(model): {type(model).__name__} has an activation checkpoint with "
+                "use_reentrant=True, which gives no gradient where its input wants none, as a "
+                "block's does; give it use_reentrant=False (in transformers: model."
+                "gradient_checkpointing_enable({'use_reentrant': False}))"
+            )
         return _chain(known, starts, trained, numbers, x, output)
 
 

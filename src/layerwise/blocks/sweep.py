@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -146,7 +147,11 @@ class Sweep:
         flops: floating-point operations of the whole run.
         tainted: nodes whose value depends on the network's inputs.
         crossings: where the run was cut, under the number of the cut.
+        reentrant: whether an activation checkpoint runs again in a backward pass of its own, which
+            gives parameters no gradient where its input wants none; found by `broken`.
     """
+
+    reentrant: bool = False
 
     crossings: dict[int, Crossing] = field(default_factory=dict)
     moments: list[Moment] = field(default_factory=list)
@@ -162,8 +167,9 @@ class Sweep:
         leaf_of = {id(c.leaf): i for i, c in reached}
         broken: set[int] = set()
         ends = [*(c.gave for _, c in reached), root]
-        for j, end in enumerate(ends[1:], 1):
+        for j, end in enumerate(ends):
             graph = Graph(end, self.tainted)
+            self.reentrant |= any(n.name().startswith("CheckpointFunction") for n in graph.order)
             earliest = min((graph.order[n] for n in graph.data), default=float("inf"))
             times = [earliest]
             for variable in graph.uses:
@@ -453,42 +459,55 @@ class Graph:
         tainted: as of `Sweep`.
 
     Attributes:
-        uses: of each parameter, the numbers of the nodes that use it, increasing.
+        order: the number of each node.
+        data: the nodes whose value depends on the network's inputs; the others make tables.
+        uses: of each parameter, the numbers of the data nodes that read it, or a table made of it;
+            increasing.
     """
 
     def __init__(self, root: Tensor, tainted: set[Node]):
-        self.uses: dict[Tensor, list[int]] = defaultdict(list)
         self.order: dict[Node, int] = {}
-        order = self.order
-        used: dict[Output, float] = {}
-        if root.grad_fn is not None:
-            used[root.grad_fn, root.output_nr] = float("inf")
-        todo = [] if root.grad_fn is None else [root.grad_fn]
         self._edges: dict[Node, list[Node]] = {}
-        edges = self._edges
+        self._users: dict[Output, list[float]] = defaultdict(list)
+        parameters: dict[Node, list[Tensor]] = defaultdict(list)
+        todo: list[Node] = []
+        if root.grad_fn is not None:
+            todo.append(root.grad_fn)
+            self._users[root.grad_fn, root.output_nr].append(math.inf)
         while todo:
             node = todo.pop()
-            if node in order:
+            if node in self.order:
                 continue
-            number = order[node] = node._sequence_nr()
-            edges[node] = []
+            number = self.order[node] = node._sequence_nr()
+            edges = self._edges[node] = []
             for following, index in node.next_functions:
                 if following is None:
                     continue
                 if hasattr(following, "variable"):
-                    self.uses[following.variable].append(number)
+                    parameters[node].append(following.variable)
                     continue
-                edges[node].append(following)
-                used[following, index] = max(number, used.get((following, index), -1))
+                edges.append(following)
+                self._users[following, index].append(number)
                 todo.append(following)
-        for numbers in self.uses.values():
-            numbers.sort()
+        in_order = sorted(self.order, key=self.order.__getitem__)
         self.data: set[Node] = set()
-        for node in sorted(order, key=order.__getitem__):
+        for node in in_order:
             known = node in tainted or isinstance(node, torch.autograd.function.BackwardCFunction)
-            if known or any(n in self.data for n in edges[node]):
+            if known or any(n in self.data for n in self._edges[node]):
                 self.data.add(node)
-        lives = [(order[o[0]], last, o) for o, last in used.items()]
+        # Of a table, the data nodes that read it, or what is made of it.
+        readers: dict[Node, set[int]] = defaultdict(set)
+        for node in reversed(in_order):
+            reads = {self.order[node]} if node in self.data else readers[node]
+            for following in self._edges[node]:
+                if following not in self.data:
+                    readers[following] |= reads
+        uses: dict[Tensor, set[int]] = defaultdict(set)
+        for node, variables in parameters.items():
+            for variable in variables:
+                uses[variable] |= {self.order[node]} if node in self.data else readers[node]
+        self.uses = {variable: sorted(numbers) for variable, numbers in uses.items()}
+        lives = [(self.order[o[0]], max(numbers), o) for o, numbers in self._users.items()]
         self.lives = sorted((l for l in lives if l[2][0] in self.data), key=lambda l: l[0])
         self.tables = [l for l in lives if l[2][0] not in self.data]
         self._born = [born for born, _, _ in self.lives]
@@ -496,13 +515,6 @@ class Graph:
         dying = sorted((last, i) for i, (_, last, _) in enumerate(self.lives))
         self._dies = [last for last, _ in dying]
         self._lost = [0, *itertools.accumulate(i for _, i in dying)]
-        self._of_output: dict[Output, list[float]] = {}
-        for node, number in order.items():
-            for following, index in node.next_functions:
-                if following is not None and not hasattr(following, "variable"):
-                    self._of_output.setdefault((following, index), []).append(number)
-        if root.grad_fn is not None:
-            self._of_output.setdefault((root.grad_fn, root.output_nr), []).append(float("inf"))
 
     def the_one_alive(self, time: int) -> Output | None:
         """The tensor that is alive at a moment; None where it is not one alone."""
@@ -529,7 +541,7 @@ class Graph:
 
     def used_only_before(self, output: Output, time: int, until: float) -> bool:
         """Whether every use of a tensor after `time` is before `until`."""
-        return all(time > use or use < until for use in self._of_output.get(output, ()))
+        return all(time > use or use < until for use in self._users.get(output, ()))
 
     def parameters_used(self, start: float, end: float) -> bool:
         """Whether a parameter is used from one moment to another."""
