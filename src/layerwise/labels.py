@@ -169,10 +169,6 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
 def true_classes(scores: Tensor, y: Tensor) -> tuple[Tensor, int] | None:
     """The true classes, `IGNORED` among them, and the axis of the classes in `scores`; of
     probabilities the most probable. None where the labels are no classes of these scores."""
-    shape = scores.shape
-    plain = len(shape) == 2 and shape[:1] == y.shape and shape[1] > 1
-    if plain and not (y.is_floating_point() or y.is_complex()):
-        return -1  # the plain case, in every block
     axis = _axis(scores.shape, y)
     if axis is None or scores.shape[axis] == 1:
         return None

@@ -10,6 +10,7 @@ depend on parameters alone (a table of relative positions) may cross as well.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
 import math
 from collections import defaultdict
@@ -261,6 +262,10 @@ def sweep(
             value = replaced(value, tensor, given)
         return value
 
+    def noted(call: Call, value: Any, entry: bool, at: int) -> list[Moment]:
+        with torch._C.DisableTorchFunction():  # what is read here is none of the network's
+            return list(moments(call, value, entry, at, meter.total))
+
     def handle(hook: intercept.Intercepted, args: Any, kwargs: Any) -> Any:
         module = hook.module
         if module is model:
@@ -277,8 +282,7 @@ def sweep(
         shelters = type(module).__call__ is not nn.Module.__call__
         if shelters:
             again.append((module, given))
-        entries = list(moments(call, (args, kwargs), True, call.begins, meter.total))
-        found.moments += entries
+        found.moments += noted(call, (args, kwargs), True, call.begins)
         result = hook.as_written(*args, **kwargs)
         if shelters:
             again.pop()
@@ -288,10 +292,11 @@ def sweep(
         call.gave = gave[0] if isinstance(result, Tensor) else None
         call.sends = bool(gave) and all(t.requires_grad for t in gave)
         call.made = tuple(t.grad_fn._sequence_nr() for t in gave if t.grad_fn is not None)
-        found.moments += moments(call, result, False, call.ends, meter.total)
+        found.moments += noted(call, result, False, call.ends)
         return cross(module, n, False, call.ends, result)
 
-    with intercept.intercepted(model.modules()), torch.enable_grad(), taint, meter:
+    counting = meter if cuts is None else contextlib.nullcontext()
+    with intercept.intercepted(model.modules()), torch.enable_grad(), taint, counting:
         found.result = intercept.Watched.of(handle).begin(run)
     found.moments.sort(key=lambda moment: moment.order)
     for moment in found.moments:
@@ -359,11 +364,13 @@ class Taint(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if any(self._depends(t) for t in _flat(args, kwargs)):
-            for tensor in _flat(result):
+        gave = _flat(result)
+        in_place = not gave or gave[0] is (args[0] if args else None)
+        if in_place and getattr(func, "__name__", "").endswith("_"):  # also `__setitem__`
+            gave = _flat(args[:1])
+        if gave and any(map(self._depends, _flat(args, kwargs))):
+            for tensor in gave:
                 self.mark(tensor)
-            if args and isinstance(args[0], Tensor) and getattr(func, "__name__", "").endswith("_"):
-                self.mark(args[0])
         return result
 
     def _depends(self, tensor: Tensor) -> bool:
@@ -384,15 +391,21 @@ class Taint(TorchFunctionMode):
 
 
 def _flat(*values: Any) -> list[Tensor]:
+    """The tensors in nested tuples, lists and dicts."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
+        elif isinstance(value, _PLAIN):
+            continue
         elif isinstance(value, tuple | list):
             found += _flat(*value)
         elif isinstance(value, dict):
             found += _flat(*value.values())
     return found
+
+
+_PLAIN = (int, float, str, torch.Size, torch.dtype, torch.device, type(None))
 
 
 class Flops(TorchDispatchMode):
@@ -409,14 +422,9 @@ class Flops(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         packet = getattr(func, "_overloadpacket", None)
         count = flop_registry.get(packet) or _MORE.get(packet)
-        if count is None and packet is not None and func is not torch.ops.prim.device.default:
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        result = func(*args, **kwargs)
         if count is not None:
             self.total += count(*args, **kwargs, out_val=result)
         return result

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InputError
 from layerwise.rule import Rule
+
+T = TypeVar("T")
+
+
+def renamed(state: Mapping[str, T]) -> dict[str, T]:
+    """Entries under the names that they have now. Until version 0.1 a block had its number in front
+    of the network's names: `blocks.3.layer1.weight` is `blocks.model.layer1.weight`."""
+    return {
+        re.sub(r"^(module\.)?blocks\.\d+\.", r"\1blocks.model.", k): v for k, v in state.items()
+    }
 
 
 def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
@@ -19,6 +30,7 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
         InputError: the checkpoint is of another network or rule.
     """
     own = rule.state_dict()
+    state = renamed(state) if any(key.startswith("blocks.model.") for key in own) else state
     for key in own.keys() | state.keys():
         here = tuple(own[key].shape) if key in own else "nothing"
         there = tuple(state[key].shape) if key in state else "nothing"
@@ -65,6 +77,8 @@ def load_optimizer_state(
             "without names, so it cannot be continued; `layerwise evaluate` still reads it"
         )
     names = {id(p): name for name, p in rule.named_parameters()}
+    if any(name.startswith("blocks.model.") for name in names.values()):
+        states = renamed(states)
     for optimizer in optimizers:
         if optimizer is None:
             continue

@@ -29,6 +29,7 @@ from layerwise.trainer.checkpoint import (
     load_rule,
     names_of_blocks,
     optimizer_state,
+    renamed,
 )
 from layerwise.trainer.rate import LearningRate
 from layerwise.trainer.row import Row, last_trained, line_of, measured
@@ -409,7 +410,7 @@ class Trainer:
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         load_rule(self.rule, state["rule"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            self.ema.load_state_dict(renamed(state["ema"]))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where `state_dict` was taken, of all blocks."""
