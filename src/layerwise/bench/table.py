@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -144,17 +144,7 @@ class StepTable:
             fields = ("title", "setting", "batch", "contenders", "benchmark")
             if saved["benchmark"] != BENCHMARK:
                 raise KeyError("benchmark")
-            contenders = tuple(
-                Measured(
-                    **{k: v for k, v in c.items() if k not in ("ratios", "time_ratios")}
-                    | {
-                        "peak": Peak(**c["peak"]),
-                        "times_s": tuple(c["times_s"]),
-                        "cpu_times_s": tuple(c["cpu_times_s"]),
-                    }
-                )
-                for c in saved["contenders"]
-            )
+            contenders = tuple(Measured(**_read(c)) for c in saved["contenders"])
             return cls(
                 title=saved["title"],
                 batch=tuple(saved["batch"]),
@@ -266,3 +256,12 @@ def _percent(part: float, whole: float) -> str:
 
 def _shape(batch: Sequence[int]) -> str:
     return "x".join(map(str, batch))
+
+
+def _read(contender: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of a contender, as `Measured` takes it."""
+    fields = {k: v for k, v in contender.items() if k not in ("ratios", "time_ratios")}
+    fields["peak"] = Peak(**contender["peak"])
+    for name in ("times_s", "cpu_times_s"):
+        fields[name] = tuple(contender[name])
+    return fields

@@ -229,26 +229,27 @@ def _checked(
     """
     cuts = {_key(point): i for i, point in enumerate(points)}
     in_place = {i for i, point in enumerate(points) if changed(point)}
-    for training in (True, False):  # a batch of two may be too small to train on
+
+    def run_in(training: bool) -> tuple[Sweep, set[int], int]:
         model.train(training)
         _seed(leading(x).device)
-        try:
-            with saved(model) as kept:
-                run = sweep(
-                    model, lambda: call(model, x), x, cuts, lambda: kept.bytes, in_place=in_place
-                )
-                broken = run.broken(scores(run.result, output))
-            break
-        except Exception:
-            if not training:
-                raise
+        with saved(model) as kept:
+            run = sweep(
+                model, lambda: call(model, x), x, cuts, lambda: kept.bytes, in_place=in_place
+            )
+            return run, run.broken(scores(run.result, output)), kept.bytes
+
+    try:
+        run, broken, total = run_in(training=True)
+    except Exception:  # a batch of two may be too small to train on
+        run, broken, total = run_in(training=False)
     model.eval()
     readings, reading = [], 0
     for i in range(len(points)):
         reading = run.crossings[i].reading if i in run.crossings else reading
         readings.append(reading)
     sound = [i for i in range(len(points)) if i not in broken]
-    return [points[i] for i in sound], run, [*(readings[i] for i in sound), kept.bytes]
+    return [points[i] for i in sound], run, [*(readings[i] for i in sound), total]
 
 
 def _key(point: Moment) -> Cut:

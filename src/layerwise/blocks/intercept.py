@@ -32,13 +32,13 @@ class Watched(greenlet):
     Attributes:
         handle: gets the forward's calls of intercepted modules.
         ended: whether the forward is over.
-        result, error: what it returned or raised.
+        result, raised: what came of it.
     """
 
     handle: Handle
     ended = True
     result: Any = None
-    error: BaseException | None = None
+    raised: BaseException | None = None
 
     @classmethod
     def of(cls, handle: Handle) -> Watched:
@@ -61,8 +61,8 @@ class Watched(greenlet):
         out = self.switch(value)
         if not self.ended:
             return out
-        out, error = self.result, self.error
-        self.result = self.error = None
+        out, error = self.result, self.raised
+        self.result = self.raised = None
         if error is not None:
             raise error
         return out
@@ -87,7 +87,7 @@ class Watched(greenlet):
             except GreenletExit:
                 pass
             except BaseException as error:
-                self.error = error
+                self.raised = error
             self.ended = True
             del forward, self.handle  # nothing of it is held while no forward runs
             _IDLE.stacks.append(self)

@@ -27,7 +27,8 @@ class Layers(nn.Sequential):
             found |= dict.fromkeys((m for m, _ in module.places) if stretch else module.modules())
         return list(found)
 
-    def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+    def forward(self, input: Tensor, inputs: Inputs = None) -> Tensor:
+        h = input
         for module in self:
             h = applied(module, h, inputs)
         return h
@@ -88,7 +89,7 @@ def fresh(module: nn.Module) -> nn.Module:
     made = copied(module).requires_grad_(True)
     for part in made.modules():
         draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-        if draw is not None:
+        if callable(draw):
             draw()
     for p in made.parameters():
         p.grad = None

@@ -75,9 +75,9 @@ class Pass:
         try:
             if self._own or self._hooks:
                 self._set_again()
-            if forward is not None and hasattr(self.chain.model, "unshard"):
-                # FSDP's backward pass of a block has freed what the whole network gathered.
-                self.chain.model.unshard()
+            gather = getattr(self.chain.model, "unshard", None)
+            if forward is not None and callable(gather):
+                gather()  # FSDP's backward pass of a block frees what the whole network gathered
             out = self._begin(h) if forward is None else forward.go_on(h)
         except BaseException:
             self._finish()
@@ -143,7 +143,8 @@ class Pass:
         inputs = h if self._at == 0 else self.inputs
         if self._at:
             self._given, self._structures = h, self.chain.structures(inputs)
-            self._buffers = [(m, key, m._buffers[key].clone()) for m, key in self.chain.moving]
+            moving = [(m, key, m._buffers.get(key)) for m, key in self.chain.moving]
+            self._buffers = [(m, key, b.clone()) for m, key, b in moving if b is not None]
             self._random = _random_state(h)
         self._modules = self.chain.watched(self._at)
         intercept.install(self._modules)
@@ -205,7 +206,7 @@ class Pass:
         self._entered = True
         _set_random_state(self._random)
         for module, key, value in self._buffers:
-            module._buffers[key].copy_(value)
+            module.get_buffer(key).copy_(value)
 
     def _hand_out(self, h: Tensor, boundary: Boundary) -> Tensor:
         assert self._forward is not None
@@ -241,27 +242,27 @@ class Structure:
     """What a module returned, but for the values of its tensors."""
 
     def __init__(self, value: Any):
-        self._leaves, self._spec = pytree.tree_flatten(value)
+        leaves, self._spec = pytree.tree_flatten(value)
+        # Without its values, but with its shape, type and device.
         self._leaves = [
-            (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
-            for leaf in self._leaves
+            leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves
         ]
-        self._tensors = [type(leaf) is tuple for leaf in self._leaves]
+        self._devices = [getattr(leaf, "device", None) for leaf in leaves]
 
     def zeros(self, rows: int | None = None, instead_of: int | None = None) -> Any:
         """The same, with zeros in its tensors; where their first axis is as long as `instead_of`,
         there are `rows`."""
 
-        def made(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-            if rows is not None and shape[:1] == (instead_of,):
-                return torch.zeros(rows, *shape[1:], dtype=dtype, device=device)
-            return torch.zeros(shape, dtype=dtype, device=device)
+        def made(leaf: Any, device: torch.device | None) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            shape = list(leaf.shape)
+            if rows is not None and shape[:1] == [instead_of]:
+                shape[0] = rows
+            return torch.zeros(shape, dtype=leaf.dtype, device=device)
 
-        leaves = [
-            made(*leaf) if is_tensor else leaf
-            for leaf, is_tensor in zip(self._leaves, self._tensors, strict=True)
-        ]
-        return pytree.tree_unflatten(leaves, self._spec)
+        leaves = map(made, self._leaves, self._devices)
+        return pytree.tree_unflatten(list(leaves), self._spec)
 
 
 def _by_shape(module: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Any:

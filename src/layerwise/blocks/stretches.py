@@ -479,7 +479,7 @@ class Stretch(nn.Module):
         """The parameter of this name in the network."""
         return self.network.model.get_parameter(target)
 
-    def named_modules(
+    def named_modules(  # pyrefly: ignore
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
         """The block itself, and the modules all of whose calls lie in it."""
@@ -594,6 +594,8 @@ class UpTo(nn.Module):
     leads nowhere and is dropped.
     """
 
+    blocks: Stretches
+
     def __init__(self, blocks: Stretches, k: int):
         super().__init__()
         # Not registered: what is saved and exported is what the blocks up to this one have.
@@ -638,7 +640,7 @@ class ForwardPasses(Passes):
 
     def __init__(self, blocks: Stretches, inputs: Inputs):
         super().__init__(blocks, inputs)
-        self.stretches = blocks._blocks
+        self.chain, self.stretches = blocks, blocks._blocks
         self._inputs: dict[int, Inputs] = {0: inputs}
         self._passes: dict[int, Pass] = {}
 
@@ -661,13 +663,13 @@ class ForwardPasses(Passes):
     def _begin(self, k: int, h: Any, stream: int) -> Pass:
         if k == 0:
             self._inputs[stream] = h
-            return Pass(self.blocks)
-        self.blocks.check_alone(k)
+            return Pass(self.chain)
+        self.chain.check_alone(k)
         inputs = self._inputs.get(stream, self._inputs[0])
-        return Pass(self.blocks, self.blocks.inputs_for(k, h, inputs), k)
+        return Pass(self.chain, self.chain.inputs_for(k, h, inputs), k)
 
     def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
-        return self.blocks.alone(k, h, self._inputs.get(stream, self._inputs[0]) if k else None)
+        return self.chain.alone(k, h, self._inputs.get(stream, self._inputs[0]) if k else None)
 
     def close(self) -> None:
         for running in self._passes.values():

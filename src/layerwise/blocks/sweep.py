@@ -309,7 +309,8 @@ def sweep(
 
 def _indivisible(module: nn.Module) -> bool:
     """Whether a module says so, or its weights are sharded and gathered for its whole call."""
-    return getattr(module, "indivisible", False) or hasattr(module, "set_reshard_after_backward")
+    sharded = hasattr(module, "set_reshard_after_backward")
+    return sharded or bool(getattr(module, "indivisible", False))
 
 
 def at_path(value: Any, path: Path) -> Any:

@@ -42,8 +42,8 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             yield
         finally:
             for module in modules:  # FSDP keeps what a forward gathered for the backward pass
-                if hasattr(module, "set_reshard_after_backward"):
-                    module.reshard()
+                if callable(reshard := getattr(module, "reshard", None)):
+                    reshard()
             for module, before in zip(modules, attributes, strict=True):
                 module.__dict__.clear()
                 module.__dict__.update(before)

@@ -49,7 +49,7 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
         logits, y = logits.flatten(0, -2), y.flatten(0, -2) if soft else y.flatten()
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     # The mean over no labels is not a number.
-    return loss if counts is True else torch.where(counts, loss, 0.0)
+    return torch.where(counts, loss, 0.0) if isinstance(counts, Tensor) else loss
 
 
 def is_cross_entropy(criterion: object) -> bool:

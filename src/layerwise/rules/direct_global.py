@@ -72,8 +72,9 @@ class DirectGlobal(Rule):
                 assert isinstance(objective, Classify)
                 z = objective.predict(h, batch.inputs)
             graphs.append((z, self._gradient(k, z, batch)))
+            del z
         logits, d_last = h.detach(), graphs[last][1]
-        del h, z
+        del h
         for k in reversed(range(len(self.blocks))):
             z, d = graphs.pop()
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)

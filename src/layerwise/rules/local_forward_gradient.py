@@ -166,7 +166,7 @@ class _Local(nn.Module):
         for name, parameter in self.objective.named_parameters():
             yield f"objective.{name}", parameter
 
-    def modules(self) -> Iterator[nn.Module]:
+    def modules(self, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
         yield from self.blocks[self.number].modules()
         yield from self.objective.modules()
 

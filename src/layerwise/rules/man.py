@@ -124,7 +124,7 @@ class _Momentum(nn.Module):
         """Take in the weights of the turn before, where they have moved since."""
         holders = zip(layer.holders, self.seen.holders, self.average.holders, strict=True)
         found = [
-            (p, seen._buffers[key], average._buffers[key])
+            (p, seen.get_buffer(key), average.get_buffer(key))
             for module, seen, average in holders
             for key, p in module._parameters.items()
             if p is not None
@@ -132,7 +132,7 @@ class _Momentum(nn.Module):
         if not found:
             return
         # On the device: nothing waits for the answer.
-        moved = torch.stack([(p != before).any() for p, before, _ in found]).any()
+        moved = torch.stack([torch.ne(p, before).any() for p, before, _ in found]).any()
         for p, before, mean in found:
             mean.lerp_(before, moved.to(p.dtype) * (1 - momentum))
             before.copy_(p)
@@ -141,6 +141,7 @@ class _Momentum(nn.Module):
 def _of_buffers(layer: Layers) -> Layers:
     """A copy whose weights are buffers: part of the state, and never trained."""
     made = copied(layer)
+    assert isinstance(made, Layers)
     for module in [*made.holders, *made.modules()]:
         for name, p in list(module._parameters.items()):
             if p is not None:
