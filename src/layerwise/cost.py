@@ -17,7 +17,7 @@ from layerwise.blocks.cost import counted
 from layerwise.blocks.unchanged import unchanged
 from layerwise.flops import count_flops
 from layerwise.inputs import first_rows
-from layerwise.rule import Rule
+from layerwise.rule import Rule, alone
 from layerwise.rules import Backprop
 
 SAMPLES = 2  # of the step that is measured: BatchNorm wants more than one
@@ -76,7 +76,9 @@ class Costs:
         y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
         phases = len(rule.phases(len(blocks)))
         trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
-        with without_gradients(rule), unchanged(rule), torch.enable_grad():
+        end_to_end = Backprop(blocks)
+        measured = alone(rule, trained, end_to_end)
+        with measured, without_gradients(rule), unchanged(rule), torch.enable_grad():
             steps = []
             for phase in range(phases):
                 if trained is not rule:
@@ -84,7 +86,7 @@ class Costs:
                 trained.train()
                 steps.append(count_flops(lambda: trained.backward(x, y), trained))
             rule.train()
-            backprop = count_flops(lambda: Backprop(blocks).backward(first_rows(x, SAMPLES), y))
+            backprop = count_flops(lambda: end_to_end.backward(first_rows(x, SAMPLES), y))
         costs = []
         with dry_run(rule), blocks.passes(one) as passes:
             h = one

@@ -368,6 +368,19 @@ def kept_graphs() -> Iterator[None]:
         _KEEPS_GRAPHS.reset(token)
 
 
+@contextlib.contextmanager
+def alone(*rules: Rule) -> Iterator[None]:
+    """Within, `backward` runs in one of several processes: the gradients stay there."""
+    before = [rule.synchronised for rule in rules]
+    for rule in rules:
+        rule.synchronised = True
+    try:
+        yield
+    finally:
+        for rule, synchronised in zip(rules, before, strict=True):
+            rule.synchronised = synchronised
+
+
 def checked(call: str, blocks: Blocks) -> Blocks:
     """`blocks`, where they are Blocks.
 

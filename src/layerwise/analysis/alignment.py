@@ -15,7 +15,7 @@ from layerwise.cost import without_gradients
 from layerwise.inputs import first_rows
 from layerwise.objectives import Classify, cross_entropy
 from layerwise.objectives.classify import Criterion
-from layerwise.rule import Rule, Scale
+from layerwise.rule import Rule, Scale, alone
 from layerwise.rules import Backprop
 
 
@@ -63,8 +63,10 @@ def gradient_alignment(
         For every block; None where the rule gives the block no gradient, or one of the two is 0.
     """
     backprop = Backprop(rule.blocks, criterion=criterion or _criterion(rule))
-    of_rule = _gradients(rule, lambda: rule.backward(x, y, scale=scale))
-    of_backprop = _gradients(rule, lambda: backprop.backward(first_rows(x, len(y)), y, scale=scale))
+    first = first_rows(x, len(y))
+    with alone(rule, backprop):
+        of_rule = _gradients(rule, lambda: rule.backward(x, y, scale=scale))
+        of_backprop = _gradients(rule, lambda: backprop.backward(first, y, scale=scale))
     return tuple(map(_compared, of_rule, of_backprop))
 
 

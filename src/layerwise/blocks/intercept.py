@@ -36,6 +36,7 @@ class Watched(greenlet):
     """
 
     handle: Handle
+    _next: Callable[[], Any]
     ended = True
     result: Any = None
     raised: BaseException | None = None
@@ -50,8 +51,8 @@ class Watched(greenlet):
 
     def begin(self, forward: Callable[[], Any]) -> Any:
         """Run a forward until it pauses or ends; gives what it hands out, or what it returns."""
-        self.ended = False
-        return self.go_on(forward)
+        self.ended, self._next = False, forward
+        return self.go_on(None)
 
     def go_on(self, value: Any) -> Any:
         """Let the forward go on with what it is handed back, until it pauses again or ends."""
@@ -77,21 +78,21 @@ class Watched(greenlet):
             if not self.ended:
                 self.throw(GreenletExit)
 
-    def run(self, forward: Callable[[], Any]) -> Any:  # type: ignore[override]
-        _below(FLOOR, functools.partial(self._work, forward))
+    def run(self, _: None) -> Any:  # type: ignore[override]
+        _below(FLOOR, self._work)
 
-    def _work(self, forward: Callable[[], Any]) -> None:
+    def _work(self) -> None:
         while True:
             try:
-                self.result = contextvars.copy_context().run(forward)
+                self.result = contextvars.copy_context().run(self._next)
             except GreenletExit:
                 pass
             except BaseException as error:
                 self.raised = error
             self.ended = True
-            del forward, self.handle  # nothing of it is held while no forward runs
+            del self._next, self.handle  # nothing is held while no forward runs
             _IDLE.stacks.append(self)
-            forward = self.parent.switch()  # type: ignore[union-attr]
+            self.parent.switch()  # type: ignore[union-attr]
 
 
 _IDLE = threading.local()

@@ -235,12 +235,6 @@ def feature_vector(
                 f"{asked_by}: the network gives {out_shape} for each sample, one label per token, "
                 f"but a block gives {in_shape}, which is not (tokens, features)"
             )
-        if in_shape[0] != out_shape[0]:
-            raise InputError(
-                f"{asked_by}: the network gives scores for {out_shape[0]} tokens of the example, "
-                f"and a block gives {in_shape[0]}, which have no labels (as in an encoder before a "
-                "decoder); give this block another objective, or none"
-            )
         return [], in_shape[-1]
     one_label(out_shape, asked_by)
     if len(in_shape) == 1:

@@ -64,6 +64,12 @@ def built(
     if out_shape == ():
         return OneNumber(built(recipe, shape, (1,), first))
     if not first and not out_first:
+        if len(shape) == len(out_shape) == 2 and shape[0] != out_shape[0]:
+            raise InputError(
+                f"{type(recipe).__name__}: the network gives scores for {out_shape[0]} tokens of "
+                f"the example, and a block gives {shape[0]}, which have no labels (as an encoder "
+                "before a decoder has); give this block another objective, or none"
+            )
         return recipe(shape, out_shape)
     shape, out_shape = shape[::-1] if first else shape, out_shape[::-1] if out_first else out_shape
     factor = out_shape[0] / shape[0] if len(out_shape) == len(shape) == 2 else 1.0
