@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -238,31 +239,38 @@ class Pass:
         return hook.call(*args, **kwargs) if structure is None else structure.zeros()
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """A tensor without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
 class Structure:
     """What a module returned, but for the values of its tensors."""
 
     def __init__(self, value: Any):
         leaves, self._spec = pytree.tree_flatten(value)
-        # Without its values, but with its shape, type and device.
         self._leaves = [
-            leaf.detach().to("meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves
+            _Shape(tuple(t.shape), t.dtype, t.device) if isinstance(t, Tensor) else t
+            for t in leaves
         ]
-        self._devices = [getattr(leaf, "device", None) for leaf in leaves]
 
     def zeros(self, rows: int | None = None, instead_of: int | None = None) -> Any:
         """The same, with zeros in its tensors; where their first axis is as long as `instead_of`,
         there are `rows`."""
 
-        def made(leaf: Any, device: torch.device | None) -> Any:
-            if not isinstance(leaf, Tensor):
+        def made(leaf: Any) -> Any:
+            if not isinstance(leaf, _Shape):
                 return leaf
             shape = list(leaf.shape)
             if rows is not None and shape[:1] == [instead_of]:
                 shape[0] = rows
-            return torch.zeros(shape, dtype=leaf.dtype, device=device)
+            return torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
 
-        leaves = map(made, self._leaves, self._devices)
-        return pytree.tree_unflatten(list(leaves), self._spec)
+        return pytree.tree_unflatten([made(leaf) for leaf in self._leaves], self._spec)
 
 
 def _by_shape(module: nn.Module, args: Any, kwargs: Any, device: torch.device) -> Any:
