@@ -733,3 +733,25 @@ def test_nothing_is_held_after_a_forward():
     gc.collect()
     assert gave() is None
     assert held() is None
+
+
+@pytest.mark.parametrize("make", [rules.DGL, lambda b: rules.Backprop(b, checkpoint=True)])
+def test_a_steps_graph_goes_without_the_garbage_collector(make):
+    kept = []
+
+    class Watches(Layers):
+        def between(self, h, k):
+            kept.append(weakref.ref(h))
+            return h
+
+    rule = make(cut(Watches(), "all", example=X))
+    rule.backward(X, Y)
+    kept.clear()
+    gc.collect()
+    gc.disable()
+    try:
+        rule.backward(X, Y)
+        assert kept
+        assert all(h() is None for h in kept)
+    finally:
+        gc.enable()

@@ -65,7 +65,10 @@ class Watched(greenlet):
         out, error = self.result, self.raised
         self.result = self.raised = None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose traceback holds this frame, and the forward's tensors
         return out
 
     def pause(self, value: Any) -> Any:
