@@ -1,16 +1,19 @@
 """What a network does in its own forward it does in blocks: random numbers, modes, attributes,
 buffers, hooks, contexts; in order and by itself; and nothing stays behind."""
 
+import contextlib
 import copy
 import gc
 import random
 import threading
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from layerwise import InputError, cut, rules
@@ -755,3 +758,233 @@ def test_a_steps_graph_goes_without_the_garbage_collector(make):
         assert all(h() is None for h in kept)
     finally:
         gc.enable()
+
+
+class TestKinds:
+    """Patterns that were once silently wrong."""
+
+    def test_a_list_that_layers_add_to(self):
+        class Adds(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.f = nn.Linear(6, 6)
+
+            def forward(self, h, seen, *, count):
+                h = torch.relu(self.f(h))
+                seen.append(h.detach().mean())
+                count["layers"] += 1
+                return h
+
+        class Collects(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList(Adds() for _ in range(3))
+                self.last = nn.Linear(6, 3)
+
+            def forward(self, x):
+                seen, count = [], {"layers": 0}
+                for layer in self.layers:
+                    x = layer(x, seen, count=count)
+                return self.last(x) * (1 + sum(seen)) * count["layers"]
+
+        model = Collects().eval()
+        chain = cut(model, "all", example=X)
+        assert len(chain) == 4
+        assert torch.equal(in_order(chain, X), model(X))
+        report = rules.DGL(chain).backward(X, Y)
+        assert torch.equal(report.logits, model(X))
+
+    def test_a_number_that_a_layer_returns(self):
+        class Counts(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.f = nn.Linear(6, 6)
+
+            def forward(self, x, mask):
+                return torch.relu(self.f(x)), int(mask.sum())
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.b, self.last = Counts(), nn.Linear(6, 6), nn.Linear(6, 3)
+
+            def forward(self, x, mask):
+                h, n = self.first(x, mask)
+                return self.last(torch.relu(self.b(h))) * n
+
+        model = Model().eval()
+        chain = cut(model, "all", example=(X, torch.ones(4, 3)))
+        other = (X, torch.eye(4)[:, :3])
+        found = chain.outputs(other)
+        assert torch.equal(chain[2](found[1], other), found[2])
+
+    def test_statistics_of_a_layer_without_parameters(self):
+        model = nn.Sequential(
+            nn.BatchNorm1d(6, affine=False), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        )
+        rule = rules.Backprop(cut(model, "all", example=X), checkpoint=True)
+        rule.backward(X, Y)
+        assert model[0].num_batches_tracked == 1
+
+    def test_numpys_random_numbers(self):
+        class Noisy(Layers):
+            def between(self, h, k):
+                return h + torch.from_numpy(np.random.randn(*h.shape)).float()
+
+        model = Noisy().train()
+        chain = cut(model, "all", example=X)
+        with chain.passes(X) as passes:
+            h = passes.run(0, X)
+            state = np.random.get_state()
+            expected = passes.run(1, h)
+        np.random.set_state(state)
+        assert torch.equal(chain[1](h), expected)
+
+    def test_in_place_in_train_mode_alone(self):
+        class Scales(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.f = nn.Linear(6, 6)
+
+            def forward(self, h):
+                return self.f(h.mul_(1.5) if self.training else h)
+
+        model = nn.Sequential(nn.Linear(6, 6), Scales(), nn.Linear(6, 3))
+        assert cut(model, "all", example=X).names == ("0", "2")
+        with pytest.raises(InputError, match="changes its input in place"):
+            cut(model, at=["1"], example=X)
+
+    def test_a_module_replaced_after_the_cut(self):
+        model = Layers()
+        chain = cut(model, "all", example=X)
+        model.b = nn.Linear(6, 6)
+        with pytest.raises(InputError, match="no longer in the network; cut it again"):
+            rules.DGL(chain).backward(X, Y)
+        inner = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)))
+        chain = cut(inner, "all", example=X)
+        inner[1][0] = nn.Linear(6, 6)
+        assert inner[1][0].weight in set(chain[1].parameters())
+
+    def test_layers_in_another_order(self):
+        class Shuffled(nn.Module):
+            order = (0, 1, 2, 3)
+
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+
+            def forward(self, x):
+                for k in self.order:
+                    x = torch.relu(self.layers[k](x))
+                return x
+
+        model = Shuffled()
+        rule = rules.DGL(cut(model, "all", example=X))
+        model.order = (0, 2, 1, 3)
+        with pytest.raises(InputError, match="begins after a later one"):
+            rule.backward(X, Y)
+
+    def test_modes_that_the_forward_opens(self):
+        class Theirs(TorchFunctionMode):
+            def __torch_function__(self, func, types, args=(), kwargs=None):
+                return func(*args, **(kwargs or {}))
+
+        class Mine(Theirs):
+            pass
+
+        class Opens(Layers):
+            def forward(self, x):
+                with Theirs():
+                    h = torch.tanh(self.b(torch.tanh(self.a(x))))
+                return self.c(h)
+
+        chain = cut(Opens(), "all", example=X)
+        with chain.passes(X) as passes:
+            h = passes.run(0, X)
+            assert not _get_current_function_mode_stack()
+            with Mine():
+                h = passes.run(1, h)
+                assert [type(m) for m in _get_current_function_mode_stack()] == [Mine]
+            passes.run(2, h)
+        assert not _get_current_function_mode_stack()
+
+    def test_a_pass_given_up_within_a_checkpoint(self):
+        class Whole(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+                self.last = nn.Linear(6, 3)
+
+            def forward(self, x):
+                h = checkpoint(self.a, x, use_reentrant=False)
+                return self.last(checkpoint(self.b, h, use_reentrant=False))
+
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+            with cut(Whole(), "all", example=X).passes(X) as passes:
+                passes.run(0, X)
+            saved.clear()
+            torch.ones(3, requires_grad=True).exp()
+            assert saved
+
+    def test_as_many_positions_as_samples(self):
+        class Sequence(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.embed = nn.Embedding(9, 6)
+                self.layers = nn.ModuleList(nn.TransformerEncoderLayer(6, 2, 8) for _ in range(2))
+                self.last = nn.Linear(6, 3)
+
+            def forward(self, ids):
+                h = self.embed(ids).transpose(0, 1)
+                for layer in self.layers:
+                    h = layer(h)
+                return self.last(h.mean(0))
+
+        model = Sequence()
+        for example in (torch.randint(9, (4, 2)), {"ids": torch.randint(9, (4, 4))}):
+            chain = cut(model, 2, example=example)
+            assert [b.axis for b in chain.boundaries] == [1]
+
+    def test_what_cut_leaves_alone(self):
+        class Remembers(Layers):
+            def __init__(self):
+                super().__init__()
+                self.memory, self.generator = torch.zeros(6), torch.Generator().manual_seed(1)
+                self.cache = {}
+
+            def between(self, h, k):
+                self.memory.mul_(0.5).add_(h.detach().mean(0))
+                self.cache[k] = h
+                return h + torch.rand(6, generator=self.generator)
+
+        model = Remembers()
+        state = model.generator.get_state()
+        cut(model, "all", example=X)
+        assert not model.memory.any()
+        assert not model.cache
+        assert torch.equal(model.generator.get_state(), state)
+        embedding = nn.Sequential(nn.Embedding(9, 6, max_norm=0.1), nn.Flatten(), nn.Linear(30, 3))
+        weight = embedding[0].weight.detach().clone()
+        cut(embedding, 1, example=TOKENS)
+        assert torch.equal(embedding[0].weight, weight)
+
+    def test_a_cpp_error_at_another_depth(self):
+        """PyTorch writes down the C frames of such an error, also those below a paused forward."""
+
+        class Fails(Layers):
+            def between(self, h, k):
+                with contextlib.suppress(RuntimeError):
+                    torch.mm(h, torch.zeros(5, 5))
+                return h
+
+        def deep(levels, then):
+            return sorted([0], key=lambda _: deep(levels - 1, then) or 0) if levels else then()
+
+        chain = cut(Fails(), "all", example=X)
+        for first in (0, 2, 9):
+            for second in (0, 5, 13):
+                with chain.passes(X) as passes:
+                    given = [X]
+                    for k, levels in enumerate((first, second, 1)):
+                        deep(levels, lambda k=k: given.append(passes.run(k, given[-1])))

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -41,6 +42,7 @@ class Again:
     def __init__(self, module: nn.Module, x: Tensor):
         self.buffers = buffers_of(module)
         self.random, self.python = torch.get_rng_state(), random.getstate()
+        self.numpy = np.random.get_state()
         self.devices, self.states = get_device_states(x)
         self.x = x.new_empty(())  # on its device
 
@@ -48,8 +50,10 @@ class Again:
     def run(self) -> Iterator[None]:
         """Within, the module runs again; random numbers go on after it as if it had not."""
         now, python = (torch.get_rng_state(), get_device_states(self.x)), random.getstate()
+        numpy = np.random.get_state()
         torch.set_rng_state(self.random)
         random.setstate(self.python)
+        np.random.set_state(self.numpy)
         set_device_states(self.devices, self.states)
         try:
             with buffers_as([(m, key, buffer.clone()) for m, key, buffer in self.buffers]):
@@ -58,6 +62,7 @@ class Again:
             torch.set_rng_state(now[0])
             set_device_states(*now[1])
             random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class Repeatable:

@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -16,7 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from layerwise.blocks.balance import Balance
-from layerwise.blocks.chain import Blocks
+from layerwise.blocks.chain import Blocks, repeated
 from layerwise.blocks.cost import saved
 from layerwise.blocks.points import Points, as_chain, changed, outermost
 from layerwise.blocks.stretches import Boundary, Place, Stretches
@@ -87,7 +87,15 @@ def cut(
         everywhere = candidates(found, graph)
         numbers = {_key(point): i for i, point in enumerate(everywhere)}
         points, trained, readings = _checked(model, x, everywhere, output)
-        known = Points(model, found, graph, points, len(leading(x)), readings)
+
+        def more() -> dict[Cut, tuple[int, ...]]:
+            wider = repeated(x, len(leading(x)) + 1, leading(x).device)
+            with contextlib.suppress(Exception):
+                moments = sweep(model, lambda: call(model, wider), wider).moments
+                return {_key(moment): moment.shape for moment in moments}
+            return {}
+
+        known = Points(model, found, graph, points, len(leading(x)), readings, more)
         starts: list[Moment] = []
         if at is not None:
             starts = known.named(at)
@@ -230,7 +238,7 @@ def _checked(
     cuts = {_key(point): i for i, point in enumerate(points)}
     in_place = {i for i, point in enumerate(points) if changed(point)}
 
-    def run_in(training: bool) -> tuple[Sweep, set[int], int]:
+    def run_in(training: bool, in_place: Container[int] = in_place) -> tuple[Sweep, set[int], int]:
         model.train(training)
         _seed(leading(x).device)
         with saved(model) as kept:
@@ -241,8 +249,13 @@ def _checked(
 
     try:
         run, broken, total = run_in(training=True)
-    except Exception:  # a batch of two may be too small to train on
-        run, broken, total = run_in(training=False)
+    except Exception:
+        try:  # another tensor may be changed in place in train mode alone
+            run, broken, total = run_in(True, in_place=range(len(points)))
+        except Exception:  # a batch of two may be too small to train on
+            run, broken, total = run_in(training=False)
+    for i, crossing in run.crossings.items():
+        points[i].changes = crossing.given is not crossing.leaf and crossing.given._version > 0
     model.eval()
     readings, reading = [], 0
     for i in range(len(points)):

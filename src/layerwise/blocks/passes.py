@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from layerwise.blocks.stretches import Boundary, Stretches
 
 autograd = torch._C._autograd
+_count_modes = torch._C._len_torch_function_stack
 _any_autocast = torch._C._is_any_autocast_enabled
 _top_hooks = autograd._top_saved_tensors_default_hooks
 Hooks = Any  # the functions of `torch.autograd.graph.saved_tensors_hooks`
@@ -60,7 +62,8 @@ class Pass:
         # What the forward has set for itself, and whether gradients were on when it last went on.
         self._own: dict[int, Any] = {}
         self._hooks: list[Hooks] = []
-        self._gradients = True
+        self._modes: list[Any] = []  # `TorchFunctionMode`s
+        self._gradients, self._checkpointed = True, False
 
     def run(self, h: Any) -> Tensor:
         """The next block's output, (B, ...); of the last block the network's class scores.
@@ -72,9 +75,10 @@ class Pass:
             InputError: the forward does something else than when it was cut.
         """
         theirs, hooks, forward = _settings(), _top_hooks(False), self._forward
+        modes, self._checkpointed = _count_modes(), False
         self._gradients = theirs[0]
         try:
-            if self._own or self._hooks:
+            if self._own or self._hooks or self._modes:
                 self._set_again()
             gather = getattr(self.chain.model, "unshard", None)
             if forward is not None and callable(gather):
@@ -89,13 +93,16 @@ class Pass:
                 or _any_autocast()
                 or self._own
                 or self._hooks
+                or self._modes
                 or _top_hooks(False) != hooks
+                or _count_modes() != modes
             ):
-                self._put_back(theirs, hooks)
+                self._put_back(theirs, hooks, modes)
         if not self._forward.ended:  # type: ignore[union-attr]
             return out
         self._finish()
         if self.next != len(self.chain) - 1:
+            self.chain.check_there()
             raise InputError(
                 f"{type(self.chain.model).__name__}: the forward ended before block "
                 f"{self.chain.names[self.next + 1]!r} began, as when layers are left out at random "
@@ -107,11 +114,12 @@ class Pass:
     def close(self) -> None:
         """Give up what is left of the forward: nothing of it runs any more."""
         if self._forward is not None and not self._over:
-            theirs, hooks = _settings(), _top_hooks(False)
+            theirs, hooks, modes = _settings(), _top_hooks(False), _count_modes()
             try:
+                self._set_again()  # as the forward's own contexts expect it when they end
                 self._forward.give_up()
             finally:
-                self._put_back(theirs, hooks)
+                self._put_back(theirs, hooks, modes)
         self._finish()
 
     def __del__(self) -> None:
@@ -125,10 +133,16 @@ class Pass:
             _SET[i](value)
         for hook in reversed(self._hooks):
             autograd._push_saved_tensors_default_hooks(*hook)
+        for mode in reversed(self._modes):
+            torch._C._push_on_torch_function_stack(mode)
+        self._checkpointed, self._hooks, self._modes = bool(self._hooks), [], []
         self._gradients = torch.is_grad_enabled()
 
-    def _put_back(self, theirs: tuple[Any, ...], hooks: Hooks) -> None:
+    def _put_back(self, theirs: tuple[Any, ...], hooks: Hooks, modes: int) -> None:
         """Keep what the forward has set, and set again what it was outside."""
+        self._modes = []
+        while _count_modes() > modes:
+            self._modes.append(torch._C._pop_torch_function_stack())
         now = _settings()
         self._own = {}
         if now != theirs:
@@ -144,7 +158,8 @@ class Pass:
         inputs = h if self._at == 0 else self.inputs
         if self._at:
             self._given, self._structures = h, self.chain.structures(inputs)
-            moving = [(m, key, m._buffers.get(key)) for m, key in self.chain.moving]
+            places = self.chain.moving.get(self._at, ())
+            moving = [(m, key, m._buffers.get(key)) for m, key in places]
             self._buffers = [(m, key, b.clone()) for m, key, b in moving if b is not None]
             self._random = _random_state(h)
         self._modules = self.chain.watched(self._at)
@@ -184,7 +199,11 @@ class Pass:
         """A call's arguments, or what it returned, after the tensor that crosses has been handed
         out and another one back."""
         if self._entered and self.next >= boundary.number:
-            return value
+            raise InputError(
+                f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
+                "begins after a later one; the forward runs its layers in another order than when "
+                "it was cut, and a block must be done once: keep the order, or cut elsewhere"
+            )
         if not self._entered and boundary.number != self._at:
             return value
         h = boundary.find(value)
@@ -198,6 +217,8 @@ class Pass:
             self._enter()
             return boundary.replace(value, h, boundary.inwards(self._given))
         given = h
+        if self.next + 1 < boundary.number:
+            self.chain.check_there()
         # A block of which nothing ran gives what it was given: its layers were left out.
         while self.next < boundary.number:
             given = boundary.inwards(self._hand_out(boundary.outwards(given), boundary))
@@ -219,7 +240,7 @@ class Pass:
             )
         self.next += 1
         given = self._forward.pause(h)
-        if self._hooks and given is not h and not boundary.closes:
+        if self._checkpointed and given is not h and not boundary.closes:
             raise InputError(
                 f"{type(self.chain.model).__name__}: block {self.chain.names[boundary.number]!r} "
                 "begins within an activation checkpoint, which computes again with the tensor that "
@@ -312,10 +333,11 @@ def _settings(
 
 
 def _random_state(h: Tensor) -> tuple[Any, ...]:
-    return torch.get_rng_state(), get_device_states(h), random.getstate()
+    return torch.get_rng_state(), get_device_states(h), random.getstate(), np.random.get_state()
 
 
 def _set_random_state(state: tuple[Any, ...]) -> None:
     torch.set_rng_state(state[0])
     set_device_states(*state[1])
     random.setstate(state[2])
+    np.random.set_state(state[3])

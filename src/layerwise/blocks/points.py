@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from layerwise.blocks.balance import Balance, partition
-from layerwise.blocks.sweep import Call, Graph, Moment, Output, Sweep
+from layerwise.blocks.sweep import Call, Cut, Graph, Moment, Output, Sweep
 from layerwise.errors import InputError, choices
 
 
@@ -25,6 +25,7 @@ class Points:
         points: the moments at which one tensor crosses, in order.
         rows: how many samples the run had.
         saved: bytes kept for the backward pass before each of `points`, and at the end.
+        more: the shapes at all moments of a run with one sample more; nothing where there is none.
     """
 
     model: nn.Module
@@ -33,6 +34,8 @@ class Points:
     points: list[Moment]
     rows: int
     saved: Sequence[int]
+    more: Callable[[], dict[Cut, tuple[int, ...]]]
+    _more: dict[Cut, tuple[int, ...]] | None = None
 
     def balanced(self, blocks: int | str, balance: Balance) -> list[Moment]:
         """Where each of `blocks` blocks but the first begins.
@@ -188,15 +191,20 @@ class Points:
         )
 
     def axis(self, point: Moment) -> int | None:
-        """Which axis of a tensor is the batch; None where none is."""
-        if point.shape[:1] == (self.rows,):
-            return 0
-        return 1 if len(point.shape) == 3 and point.shape[1] == self.rows else None
+        """Which axis of a tensor is the batch; None where none is. Where two may be, a run with one
+        sample more tells."""
+        found = [i for i in (0, 1)[: len(point.shape) - 1] if point.shape[i] == self.rows]
+        if len(found) > 1 and len(point.shape) == 3:
+            if self._more is None:
+                self._more = self.more()
+            longer = self._more.get((point.module, point.n, point.entry, point.path), point.shape)
+            found = [i for i in found if longer[i] == self.rows + 1] or found
+        return found[0] if found and (found[0] == 0 or len(point.shape) == 3) else None
 
 
 def changed(point: Moment) -> bool:
     """Whether a tensor is changed in place after it has crossed."""
-    return point.tensor._version != point.version
+    return point.changes or point.tensor._version != point.version
 
 
 def _is_vector(point: Moment) -> bool:

@@ -24,6 +24,7 @@ from layerwise.inputs import Inputs, Take, call, leading, moved, plain, scores, 
 Place = tuple[
     nn.Module, str
 ]  # of a parameter or buffer: the module that has it, and its name there
+NEEDS_MORE = "it needs more of earlier blocks than its input"
 SIGNATURES = 64  # shapes of batches for which the shapes inside the network are kept
 
 
@@ -113,16 +114,16 @@ class Stretches(Blocks):
         self.exits = {(b.module, b.n): b for b in boundaries if not b.entry}
         self.around = _around(boundaries, calls)
         self.hollow: dict[nn.Module, nn.Module] = {}
-        self.moving: list[Place] = []
+        self.moving: dict[int, list[Place]] = {}
         self._names = {module: name for name, module in model.named_modules()}
         self._calls = tuple(replace(c, given=None, gave=None, hooks=None) for c in calls)
         self._tables = tuple(map(tuple, tables))
-        self._owners = dict(owners)
+        self.owners = dict(owners)
         self._watched: dict[int, tuple[nn.Module, ...]] = {}
         self._passed: dict[int, frozenset[nn.Module]] = {}
         self._structures: dict[Any, dict[tuple[nn.Module, int], Structure]] = {}
-        self._checked: set[int] = set()
-        self._reads: dict[int, bool] = {}
+        self._differs: dict[int, str] = {}  # why a block by itself is not what it is in order
+        self._reads: dict[int, Any] = {}
         blocks = []
         for k, chain in enumerate(chains):
             places = [place for place, owner in owners.items() if owner == k]
@@ -292,10 +293,10 @@ class Stretches(Blocks):
         """Whether block k > 0 depends on the network's inputs other than through the output of the
         block before it."""
         if k not in self._reads:
-            self._reads[k] = self.several_inputs() or not self._runs_alone(
-                k, self.zeros_like_example()
-            )
-        return self._reads[k]
+            self._reads[k] = self.several_inputs()
+            if not self._reads[k]:
+                self._compare_alone(self.zeros_like_example(), [k], self._reads)
+        return bool(self._reads[k])
 
     def zeros_like_example(self) -> Inputs:
         return pytree.tree_map_only(Tensor, torch.zeros_like, plain(self._example_here()))
@@ -307,65 +308,79 @@ class Stretches(Blocks):
         return f"model.{name}"
 
     def check_alone(self, k: int) -> None:
-        """See that block k runs by itself.
+        """See that block k runs by itself. The first call looks at all blocks.
 
         Raises:
             InputError: it does not, or computes something else than in the network's forward.
         """
-        if k in self._checked or not k:
-            return
-        self._checked.add(k)
-        inputs = self._example_here()
-        try:
-            same = self._runs_alone(k, inputs)
-        except InputError:
-            raise
-        except Exception as error:
-            same, why = False, f"it raises {type(error).__name__}: {reason(error)}"
-        else:
-            why = "it needs more of earlier blocks than its input"
-        if not same:
-            self._checked.discard(k)
+        if k and k not in self._differs:
+            self._compare_alone(self._example_here(), range(1, len(self)), self._differs)
+        if why := self._differs.get(k):
             raise InputError(
                 f"{type(self.model).__name__}: block {self.names[k]!r} does not run by itself "
                 f"({why}), which stages and rules that run blocks again ask for; cut elsewhere, or "
                 "take a rule that runs blocks in order, such as DGL"
             )
 
-    def _runs_alone(self, k: int, inputs: Inputs) -> bool:
-        """Whether block k by itself, called with `inputs`, gives what it gives in order."""
-        example = self._example_here()
+    def _compare_alone(
+        self, inputs: Inputs, blocks: Iterable[int], differs: dict[int, Any]
+    ) -> None:
+        """Run blocks by themselves on the example, called with `inputs`: under each one's number
+        why it does not give what it gives in order, or nothing where it does."""
+        example, wanted = self._example_here(), set(blocks)
+        for k in wanted:
+            differs[k] = ""  # no check within the check
         with unchanged(self.model), torch.no_grad():
             self.model.eval()
             with self.passes(example) as passes:
                 h = example
-                for i in range(k):
-                    h = passes.run(i, h)
-                start = h.clone()
-                torch.manual_seed(0)
-                expected = passes.run(k, h).clone()
-            torch.manual_seed(0)
-            with contextlib.closing(Pass(self, inputs, k)) as run:
-                found = run.run(start)
-            self._find_moving(k, start, inputs)
-        return found.shape == expected.shape and torch.equal(found, expected)
+                for k in range(max(wanted) + 1):
+                    start = h.clone() if k in wanted else h
+                    torch.manual_seed(0)
+                    h = passes.run(k, h)
+                    if k not in wanted:
+                        continue
+                    expected = h.clone()
+                    try:
+                        torch.manual_seed(0)
+                        with contextlib.closing(Pass(self, inputs, k)) as run:
+                            found = run.run(start.clone())
+                        same = found.shape == expected.shape and torch.equal(found, expected)
+                        differs[k] = (
+                            "" if same else "it needs more of earlier blocks than its input"
+                        )
+                    except Exception as error:
+                        differs[k] = f"it raises {type(error).__name__}: {reason(error)}"
+                    if not differs[k]:
+                        self._find_moving(k, start, inputs)
 
     def _find_moving(self, k: int, start: Tensor, inputs: Inputs) -> None:
-        """The buffers of divided modules that the forward changes before block k begins."""
-        before = buffers_of(self._divided())
+        """The buffers outside of block k that a forward changes before the block begins."""
+        own = {m for top in self._blocks[k].tops for m in top.modules()}
+        others = [m for m in self.model.modules() if m not in own]
+        before = buffers_of(others)
         if not before:
             return
         self.model.train()
         with contextlib.suppress(Exception), contextlib.closing(Pass(self, inputs, k)) as run:
             run.run(start)
-        after = buffers_of(self._divided())
-        moving = [place for place, value in before.items() if after.get(place) != value]
-        self.moving = list(dict.fromkeys([*self.moving, *moving]))
+        self.model.eval()
+        after = buffers_of(others)
+        self.moving[k] = [place for place, value in before.items() if after.get(place) != value]
 
-    def _divided(self) -> list[nn.Module]:
-        """The modules that lie in no single block."""
-        whole = {m for block in self._blocks for top in block.tops for m in top.modules()}
-        return [m for m in self.model.modules() if m not in whole]
+    def check_there(self) -> None:
+        """See that the modules where blocks begin are still the network's.
+
+        Raises:
+            InputError: one is not.
+        """
+        there = set(self.model.modules())
+        for boundary in self.boundaries:
+            if boundary.module not in there:
+                raise InputError(
+                    f"{type(self.model).__name__}: block {self.names[boundary.number]!r} began "
+                    "with a module that is no longer in the network; cut it again"
+                )
 
     def _example_here(self) -> Inputs:
         """The example on the device of the network."""
@@ -403,7 +418,8 @@ class Stretch(nn.Module):
 
     Attributes:
         number: of the block.
-        places: the modules, and the names in them, of its parameters and buffers.
+        outside: the modules, and the names in them, of parameters and buffers of modules that lie
+            in several blocks.
         tops: the outermost modules all of whose calls lie in the block.
         reads_inputs: that a call may be given the network's inputs.
         chain: the block as modules that are called one after the other and nothing else; None where
@@ -412,7 +428,7 @@ class Stretch(nn.Module):
 
     network: Stretches
     number: int
-    places: tuple[Place, ...]
+    outside: tuple[Place, ...]
     tops: tuple[nn.Module, ...]
     chain: tuple[nn.Module, ...] | None
     reads_inputs = True
@@ -426,14 +442,26 @@ class Stretch(nn.Module):
         chain: Sequence[nn.Module] | None,
     ):
         super().__init__()
+        inside = {m for top in tops for m in top.modules()}
         # Not registered: they are the network's.
         self.__dict__.update(
             network=network,
             number=number,
             tops=tuple(tops),
-            places=tuple(places),
+            outside=tuple(place for place in places if place[0] not in inside),
             chain=None if chain is None else tuple(chain),
         )
+
+    @property
+    def places(self) -> Iterator[Place]:
+        """The modules, and the names in them, of the block's parameters and buffers."""
+        owners = self.network.owners
+        for top in self.tops:
+            for module in top.modules():
+                for key in (*module._parameters, *module._buffers):
+                    if owners.get((module, key), self.number) == self.number:
+                        yield module, key
+        yield from self.outside
 
     def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
         """The block's output, (B, ...).

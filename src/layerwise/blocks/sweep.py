@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from layerwise.blocks import intercept
-from layerwise.inputs import Inputs, tensors
+from layerwise.inputs import Inputs, leaves, tensors
 
 Node = Any  # torch.autograd.graph.Node
 Output = tuple[Node, int]  # one of the tensors that a node gives
@@ -53,7 +53,7 @@ class Call:
         hooks: by which functions tensors are saved for the backward pass when it begins.
         given: the one tensor that it was called with, by identity; None where there were others.
         gave: the one tensor that it returned, likewise.
-        sends: whether all tensors that it returned have a gradient.
+        sends: whether it returned nothing but tensors with a gradient.
         made: the numbers of the nodes that gave the tensors that it returned.
     """
 
@@ -94,6 +94,7 @@ class Moment:
         sheltered: whether it is an entry that such a checkpoint may enclose: the tensor comes from
             outside a module with a call of its own, which may make one.
         flops: floating-point operations so far.
+        changes: whether the tensor is changed in place in train mode, after it has crossed.
     """
 
     module: nn.Module
@@ -111,6 +112,7 @@ class Moment:
     closes: bool
     sheltered: bool
     flops: int
+    changes: bool = False
 
 
 @dataclass(eq=False)
@@ -290,7 +292,10 @@ def sweep(
         call.ends, call.stops = event(), now()
         gave = tensors(result)
         call.gave = gave[0] if isinstance(result, Tensor) else None
-        call.sends = bool(gave) and all(t.requires_grad for t in gave)
+        call.sends = bool(gave) and all(
+            leaf.requires_grad if isinstance(leaf, Tensor) else leaf is None
+            for leaf in leaves(result)
+        )
         call.made = tuple(t.grad_fn._sequence_nr() for t in gave if t.grad_fn is not None)
         found.moments += noted(call, result, False, call.ends)
         return cross(module, n, False, call.ends, result)
@@ -322,17 +327,17 @@ def at_path(value: Any, path: Path) -> Any:
 
 
 def replaced(value: Any, old: Tensor, new: Tensor) -> Any:
-    """A nested structure with another tensor in place of one, wherever that stands."""
+    """A nested structure with another tensor in place of one, wherever that stands. A part that
+    does not hold it stays the object that it is, because others may hold that, too."""
     if value is old:
         return new
-    if type(value) is tuple:
-        return tuple([replaced(part, old, new) for part in value])
-    if isinstance(value, _FLAT) or value == {}:
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
+        parts = [replaced(part, old, new) for part in value]
+        same = all(a is b for a, b in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    if isinstance(value, Tensor) or not any(leaf is old for leaf in leaves(value)):
         return value
     return pytree.tree_map_only(Tensor, lambda t: new if t is old else t, value)
-
-
-_FLAT = (Tensor, int, float, str, type(None))  # hold no other tensors
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -17,8 +17,9 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     """Put back on exit what running or tracing `model` may change.
 
     That is its training flags, attributes, hooks and submodules, what its attributes hold that are
-    dicts, lists or sets, the values of its buffers (BatchNorm's running statistics) and the state
-    of the random generators. Parameters are not copied: nothing here steps them.
+    dicts, lists, sets, tensors or generators, the values of its buffers (BatchNorm's running
+    statistics) and the state of the random generators. Parameters are not copied: nothing here
+    steps them.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
@@ -29,6 +30,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         for value in module.__dict__.values()
         if isinstance(value, dict | list | set)
     ]
+    held = [v for module in modules for v in module.__dict__.values()]
+    # In eval mode, too, an embedding with `max_norm` changes its weight.
+    held += [m.weight for m in modules if getattr(m, "max_norm", None) is not None]
+    values = [(v, v.detach().clone()) for v in held if isinstance(v, Tensor)]
+    generators = [(v, v.get_state()) for v in held if isinstance(v, torch.Generator)]
     twins = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
     python, numpy = random.getstate(), np.random.get_state()
@@ -50,5 +56,11 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             for table, before in tables:
                 table.clear()
                 table.extend(before) if isinstance(table, list) else table.update(before)
+            with torch.no_grad():
+                for tensor, value in values:
+                    if not torch.equal(tensor, value):
+                        tensor.copy_(value)
+            for generator, state in generators:
+                generator.set_state(state)
             random.setstate(python)
             np.random.set_state(numpy)
