@@ -23,11 +23,12 @@ from in_turns import write
 from torch import Tensor, nn
 
 from layerwise import models, rules
-from layerwise.batch import Batch, Report, identity
+from layerwise.batch import Batch
 from layerwise.bench import Contender, measure
 from layerwise.bench.table import Measured
 from layerwise.blocks import Blocks
-from layerwise.rule import Needs, OnBlock, Rule, Scale
+from layerwise.inputs import leading
+from layerwise.rule import Needs, Rule
 
 SHAPE, CLASSES, WIDTH, LAYERS, BATCH, ROUNDS = (1, 28, 28), 10, 500, 3, 256, 40
 fused_adam = functools.partial(torch.optim.Adam, fused=True)
@@ -50,15 +51,13 @@ class FFLib(Rule):
         )
         self.data = SimpleNamespace(negative_generator=NegativeGenerator.RANDOM)
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        x = x.flatten(1)
+    def step(self, batch: Batch) -> Tensor:
+        x, y = leading(batch.inputs).flatten(1), batch.y
         positive = FFMNIST.combine_to_input(self.data, x, FFMNIST.encode_output(self.data, y))
         x, wrong = FFMNIST.generate_negative(self.data, x, y, self.net)
         self.net.run_train_combined(positive, FFMNIST.combine_to_input(self.data, x, wrong))
         self.net.zero_grad()  # they have been stepped
-        return Batch(x, y).report(x, 1)
+        return x
 
 
 def counted(measured: Measured, rule: Rule) -> Measured:

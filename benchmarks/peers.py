@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import cut, models, rules
-from layerwise.batch import Report, identity
+from layerwise.batch import Batch
 from layerwise.bench import Contender, measure
 from layerwise.blocks import Blocks
-from layerwise.rule import Needs, OnBlock, Rule, Scale, differentiate
+from layerwise.inputs import leading
+from layerwise.rule import Needs, Rule, differentiate
 
 try:
     from biotorch.module.biomodule import BioModule
@@ -65,16 +66,14 @@ class BioTorch(Rule):
         super().__init__(Blocks([converted]))
         self.mode = mode
 
-    def backward(
-        self, x: Tensor, y: Tensor, *, scale: Scale = identity, on_block: OnBlock | None = None
-    ) -> Report:
-        batch = self._batch(x, y, scale)
+    def step(self, batch: Batch) -> Tensor:
+        x, y = leading(batch.inputs), batch.y
         network = self.blocks[0]
         logits = network(x, y, F.cross_entropy) if self.mode == "dfa" else network(x)
         loss = F.cross_entropy(logits, y)
-        differentiate(loss, scale)
+        differentiate(loss, batch.scale)
         batch.finish(0, loss)
-        return batch.report(logits, 1)
+        return logits
 
 
 def contenders(network: nn.Sequential, x: Tensor) -> list[Contender]:

@@ -19,6 +19,7 @@ import layerwise as lw
 from layerwise.errors import InputError
 
 MOST_BLOCKS = 4
+NO_LABELS = "which have no labels"  # so DGL refuses a block of other tokens than the scores'
 
 
 @dataclass
@@ -38,6 +39,7 @@ class Finding:
         loss_equal: whether backpropagation's loss is the plain loop's.
         gradients_differ: parameters whose gradient is not the plain loop's, bit for bit.
         buffers_differ: buffers that are not the plain loop's after the step.
+        at: where it was cut for DGL, if not as for the rest: where the tokens are the scores'.
         unreached: parameters that have a gradient in the plain loop and none under DGL.
         isolated: whether the first block's gradient under DGL stays the same, bit for bit, when the
             weights of later blocks change; None with one block.
@@ -58,6 +60,7 @@ class Finding:
     loss_equal: bool | None = None
     gradients_differ: list[str] | None = None
     buffers_differ: list[str] | None = None
+    at: tuple[str, ...] = ()
     unreached: list[str] | None = None
     isolated: bool | None = None
     seconds: float = 0.0
@@ -112,8 +115,15 @@ def _check(case: Case, found: Finding) -> None:
         moved = dict(case.model.named_buffers())
         found.buffers_differ = [n for n, b in buffers.items() if not _same(moved.get(n), b)]
         del rule, report, got
+    wanted = [n for n, g in gradients.items() if g is not None]
     with _Step(found, "dgl"):
-        _local(case, blocks, start, [n for n, g in gradients.items() if g is not None], found)
+        _local(case, blocks, start, wanted, found)
+    if NO_LABELS in found.refusals.get("dgl", ""):
+        with _Step(found, "dgl elsewhere"):
+            blocks = _cut_at_labels(case)
+            if len(blocks) > 1:
+                _local(case, blocks, start, wanted, found)
+                found.at = tuple(blocks.names[1:])
 
 
 def _cut(case: Case, found: Finding) -> Any:
@@ -142,6 +152,20 @@ def _cut(case: Case, found: Finding) -> Any:
     if blocks is not None:
         found.blocks, found.names = len(blocks), tuple(blocks.names)
     return blocks
+
+
+def _cut_at_labels(case: Case) -> Any:
+    """The model in at most four blocks that give as many tokens as there are scores of, as in a
+    decoder; as one block where there is no such place."""
+    every = lw.cut(case.model, "all", example=case.inputs, output=case.output)
+    tokens = every.shapes[-1][0]
+    fits = [
+        name
+        for name, shape in zip(every.names[1:], every.shapes, strict=False)
+        if len(shape) == 2 and shape[0] == tokens and every.names.count(name) == 1
+    ]
+    at = fits[:: -(-len(fits) // (MOST_BLOCKS - 1)) or 1]
+    return lw.cut(case.model, at=at, example=case.inputs, output=case.output) if at else every[:1]
 
 
 def _evaluate(case: Case, plain: nn.Module, blocks: Any, found: Finding) -> None:

@@ -3,6 +3,7 @@ buffers, hooks, contexts; in order and by itself; and nothing stays behind."""
 
 import contextlib
 import copy
+import functools
 import gc
 import random
 import threading
@@ -987,4 +988,5 @@ class TestKinds:
                 with chain.passes(X) as passes:
                     given = [X]
                     for k, levels in enumerate((first, second, 1)):
-                        deep(levels, lambda k=k: given.append(passes.run(k, given[-1])))
+                        at = functools.partial(passes.run, k, given[-1])
+                        deep(levels, lambda at=at, to=given: to.append(at()))

@@ -69,7 +69,7 @@ def test_contributed_rule_works_and_has_its_limit():
 
 @pytest.mark.parametrize("page", sorted(p.relative_to(ROOT) for p in ROOT.glob("docs/**/*.md")))
 def test_links_lead_somewhere(page):
-    text = (ROOT / page).read_text()
+    text = re.sub("`[^`]*`", "", (ROOT / page).read_text())  # code is no link
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 

@@ -21,7 +21,7 @@ from layerwise.blocks.cost import saved
 from layerwise.blocks.points import Points, as_chain, changed, outermost
 from layerwise.blocks.stretches import Boundary, Place, Stretches
 from layerwise.blocks.sweep import Call, Crossing, Cut, Graph, Moment, Sweep, candidates, sweep
-from layerwise.blocks.unchanged import unchanged
+from layerwise.blocks.unchanged import seed, unchanged
 from layerwise.errors import InputError, choices, reason
 from layerwise.inputs import Inputs, Take, call, describe, detached, leading, scores
 
@@ -186,14 +186,6 @@ def _trained(model: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def _seed(device: torch.device) -> None:
-    """`unchanged` puts the generators back."""
-    torch.default_generator.manual_seed(0)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(0)
-
-
 def _run(model: nn.Module, example: Inputs, output: Take) -> tuple[Inputs, Sweep]:
     """The part of the example that is used, and the network's run on it in eval mode."""
     model.eval()
@@ -204,7 +196,7 @@ def _run(model: nn.Module, example: Inputs, output: Take) -> tuple[Inputs, Sweep
         tries = [two] if len(whole) <= 2 else [two, whole]
     error: Exception | None = None
     for x in tries:
-        _seed(leading(x).device)
+        seed(leading(x).device)
         try:
             return x, sweep(model, lambda x=x: call(model, x), x)
         except InputError:
@@ -240,7 +232,7 @@ def _checked(
 
     def run_in(training: bool, in_place: Container[int] = in_place) -> tuple[Sweep, set[int], int]:
         model.train(training)
-        _seed(leading(x).device)
+        seed(leading(x).device)
         with saved(model) as kept:
             run = sweep(
                 model, lambda: call(model, x), x, cuts, lambda: kept.bytes, in_place=in_place

@@ -17,7 +17,7 @@ from layerwise.blocks import intercept
 from layerwise.blocks.chain import Blocks, Passes, Shape
 from layerwise.blocks.passes import Pass, Structure
 from layerwise.blocks.sweep import Call, Path, at_path, buffers_of, replaced
-from layerwise.blocks.unchanged import unchanged
+from layerwise.blocks.unchanged import seed, unchanged
 from layerwise.errors import InputError, reason
 from layerwise.inputs import Inputs, Take, call, leading, moved, plain, scores, signature
 
@@ -328,6 +328,7 @@ class Stretches(Blocks):
         """Run blocks by themselves on the example, called with `inputs`: under each one's number
         why it does not give what it gives in order, or nothing where it does."""
         example, wanted = self._example_here(), set(blocks)
+        device = leading(example).device
         for k in wanted:
             differs[k] = ""  # no check within the check
         with unchanged(self.model), torch.no_grad():
@@ -336,13 +337,13 @@ class Stretches(Blocks):
                 h = example
                 for k in range(max(wanted) + 1):
                     start = h.clone() if k in wanted else h
-                    torch.manual_seed(0)
+                    seed(device)
                     h = passes.run(k, h)
                     if k not in wanted:
                         continue
                     expected = h.clone()
                     try:
-                        torch.manual_seed(0)
+                        seed(device)
                         with contextlib.closing(Pass(self, inputs, k)) as run:
                             found = run.run(start.clone())
                         same = found.shape == expected.shape and torch.equal(found, expected)

@@ -64,3 +64,13 @@ def unchanged(model: nn.Module) -> Iterator[None]:
                 generator.set_state(state)
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def seed(device: torch.device) -> None:
+    """Start every random generator that a model on `device` draws from at 0, within `unchanged`."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.default_generator.manual_seed(0)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(0)

@@ -68,7 +68,8 @@ def built(
             raise InputError(
                 f"{type(recipe).__name__}: the network gives scores for {out_shape[0]} tokens of "
                 f"the example, and a block gives {shape[0]}, which have no labels (as an encoder "
-                "before a decoder has); give this block another objective, or none"
+                "before a decoder has); cut where they are the same, as in the decoder, or give "
+                "this block another objective, or none"
             )
         return recipe(shape, out_shape)
     shape, out_shape = shape[::-1] if first else shape, out_shape[::-1] if out_first else out_shape
