@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs, describe
 
 Shape = tuple[int, ...]
 
@@ -32,25 +33,26 @@ class LabelEmbedding(nn.Module, ABC):
         self.strength, self.asked_by = strength, asked_by
 
     @abstractmethod
-    def embed(self, x: Tensor, shares: Tensor) -> Tensor:
-        """As `forward`."""
-
     def forward(self, x: Tensor, shares: Tensor) -> Tensor:
         """Every input with each of its n labels, label after label, (n B, ...).
 
         Args:
             x: (B, ...).
             shares: of the classes in each label, (n, B, C).
+        """
+
+    def checked(self, inputs: Inputs) -> Tensor:
+        """The network's inputs, which are to be one tensor of real numbers.
 
         Raises:
-            InputError: inputs that are whole numbers.
+            InputError: they are not.
         """
-        if not x.is_floating_point():
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise InputError(
-                f"{self.asked_by}: got inputs of {x.dtype}; a label is embedded in images or other "
-                "real numbers, not in tokens: take rules.DGL"
+                f"{self.asked_by}: got {describe(inputs)}; a label is embedded in one tensor of "
+                "real numbers, such as images, not in tokens: take rules.DGL"
             )
-        return self.embed(x, shares)
+        return inputs
 
     def of(self, y: Tensor, x: Tensor) -> Tensor:
         """The shares of labels y, (B, C); `x` has the dtype."""
@@ -87,7 +89,7 @@ class LabelPixels(LabelEmbedding):
         place = torch.stack(torch.unravel_index(torch.arange(classes), shape))
         self.register_buffer("place", place, persistent=False)
 
-    def embed(self, x: Tensor, shares: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
         out = torch.cat([x] * len(shares))
         out[(slice(None), *self.get_buffer("place"))] = (self.strength * shares).flatten(0, 1)
         return out
@@ -133,6 +135,6 @@ class LabelWaves(LabelEmbedding):
         waves = math.sqrt(2) * strength * torch.cos(2 * math.pi * angles)
         self.register_buffer("waves", waves, persistent=False)
 
-    def embed(self, x: Tensor, shares: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shares: Tensor) -> Tensor:
         labels = torch.einsum("nbc,chw->nbhw", shares, self.get_buffer("waves").to(shares.dtype))
         return torch.cat([x + label.unsqueeze(1) for label in labels])

@@ -126,7 +126,8 @@ class ForwardForward(ForwardRule):
         """h_k of the inputs with a neutral label, also with `by_goodness`."""
         if len(self.blocks) == 1:
             return super().activities(inputs)
-        h, found = self.embedding(inputs, self.embedding.neutral(inputs).unsqueeze(0)), []
+        x = self.embedding.checked(inputs)
+        h, found = self.embedding(x, self.embedding.neutral(x).unsqueeze(0)), []
         with self.blocks.passes(h) as passes:
             for k in range(len(self.blocks)):
                 h = passes.run(k, normalized(h))
@@ -140,6 +141,7 @@ class ForwardForward(ForwardRule):
         by_goodness = self.by_goodness and last > 0
         if i == 0 and last:
             labels = self.embedding
+            h = labels.checked(h)
             shares = labels.every(h) if by_goodness else labels.neutral(h).unsqueeze(0)
             h = normalized(labels(h, shares))
         if not by_goodness:
@@ -167,9 +169,10 @@ class ForwardForward(ForwardRule):
         batch.finish(last, loss)
         return scores.detach()
 
-    def _embedded(self, x: Tensor, batch: Batch) -> Tensor:
+    def _embedded(self, x: Inputs, batch: Batch) -> Tensor:
         """The first block's positive and negative inputs; the neutral ones go along, or ahead."""
         y, labels = class_numbers(batch.y, "ForwardForward"), self.embedding
+        x = labels.checked(x)
         right = labels.of(y, x)
         neutral = normalized(labels(x, labels.neutral(x).unsqueeze(0)))
         if self.hard:

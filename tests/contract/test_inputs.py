@@ -1,0 +1,64 @@
+"""Every rule on networks that are called with more than one tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networks
+import pytest
+import torch
+from networks import ALL_RULES, CLASSES, assert_same, grads
+from torch import Tensor, nn
+
+from layerwise import InputError, cut
+
+# They change the image.
+IMAGES_ONLY = ("forward_forward", "forward_forward_hard", "pepita", "pepita_recomputed")
+
+
+def gain_of(image: Tensor) -> Tensor:
+    return image[:, :1, :1, :1] + 0.5
+
+
+class Cnn(nn.Module):
+    """Every block's output but the last one's is multiplied by a gain for each sample, which is an
+    input or made of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Tanh())
+        self.second = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2))
+        self.third = nn.Sequential(nn.Flatten(), nn.Linear(4 * 4 * 4, CLASSES))
+
+    def forward(self, image: Tensor, gain: Tensor | None = None) -> Tensor:
+        gain = gain_of(image) if gain is None else gain
+        h = self.second(gain * self.first(image))
+        return self.third(gain * h)
+
+
+def stepped(name: str, named: bool) -> tuple[dict[str, Tensor], tuple[Tensor | None, ...]]:
+    torch.manual_seed(0)
+    x, y = torch.rand(4, 2, 8, 8, dtype=torch.float64), torch.randint(CLASSES, (4,))
+    model = Cnn().double()
+    # Not in the order of the forward.
+    inputs: Any = {"gain": gain_of(x), "image": x} if named else x
+    rule = ALL_RULES[name](cut(model, at=["second", "third"], example=inputs))
+    torch.manual_seed(1)
+    rule.backward(inputs, y)
+    return grads(rule), rule.eval().exits(inputs)
+
+
+@pytest.mark.parametrize("name", ALL_RULES)
+def test_a_second_input_is_what_the_network_would_make_itself(name: str) -> None:
+    if name in IMAGES_ONLY:
+        with pytest.raises(InputError, match=r"^(ForwardForward|PEPITA): "):
+            stepped(name, named=True)
+        return
+    (got, exits), (wanted, wanted_exits) = stepped(name, True), stepped(name, False)
+    assert_same(got, wanted)
+    for scores, same in zip(exits, wanted_exits, strict=True):
+        assert (scores is None and same is None) or torch.equal(scores, same)
+
+
+def test_the_rules_that_change_the_image_are_there() -> None:
+    assert set(IMAGES_ONLY) <= set(networks.ALL_RULES)
