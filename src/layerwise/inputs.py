@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,8 +157,3 @@ def signature(inputs: Inputs) -> tuple[Any, ...]:
         str(spec),
         *((tuple(v.shape), v.dtype, v.device) if isinstance(v, Tensor) else repr(v) for v in found),
     )
-
-
-def parameters_and_buffers(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import random
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.inputs import leading
 
 Buffers = list[tuple[nn.Module, str, Tensor]]
@@ -41,28 +38,19 @@ class Again:
 
     def __init__(self, module: nn.Module, x: Tensor):
         self.buffers = buffers_of(module)
-        self.random, self.python = torch.get_rng_state(), random.getstate()
-        self.numpy = np.random.get_state()
-        self.devices, self.states = get_device_states(x)
+        self.random = random_state(x)
         self.x = x.new_empty(())  # on its device
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
         """Within, the module runs again; random numbers go on after it as if it had not."""
-        now, python = (torch.get_rng_state(), get_device_states(self.x)), random.getstate()
-        numpy = np.random.get_state()
-        torch.set_rng_state(self.random)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)
-        set_device_states(self.devices, self.states)
+        now = random_state(self.x)
+        set_random_state(self.random)
         try:
             with buffers_as([(m, key, buffer.clone()) for m, key, buffer in self.buffers]):
                 yield
         finally:
-            torch.set_rng_state(now[0])
-            set_device_states(*now[1])
-            random.setstate(python)
-            np.random.set_state(numpy)
+            set_random_state(now)
 
 
 class Repeatable:

@@ -4,17 +4,15 @@ ends."""
 from __future__ import annotations
 
 import contextlib
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from layerwise.blocks import intercept
+from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.errors import InputError, reason
 from layerwise.inputs import Inputs, call
 
@@ -161,7 +159,7 @@ class Pass:
             places = self.chain.moving.get(self._at, ())
             moving = [(m, key, m._buffers.get(key)) for m, key in places]
             self._buffers = [(m, key, b.clone()) for m, key, b in moving if b is not None]
-            self._random = _random_state(h)
+            self._random = random_state(h)
         self._modules = self.chain.watched(self._at)
         intercept.install(self._modules)
         model = intercept.uncompiled(self.chain.model)  # compiled code cannot be paused
@@ -226,7 +224,7 @@ class Pass:
 
     def _enter(self) -> None:
         self._entered = True
-        _set_random_state(self._random)
+        set_random_state(self._random)
         for module, key, value in self._buffers:
             module.get_buffer(key).copy_(value)
 
@@ -330,14 +328,3 @@ def _settings(
     """Grad mode and autocast, in the order of `_SET`."""
     found = (grad(), cache(), on("cpu"), dtype("cpu"))
     return found if len(_DEVICES) == 1 else (*found, on("cuda"), dtype("cuda"))
-
-
-def _random_state(h: Tensor) -> tuple[Any, ...]:
-    return torch.get_rng_state(), get_device_states(h), random.getstate(), np.random.get_state()
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    set_device_states(*state[1])
-    random.setstate(state[2])
-    np.random.set_state(state[3])

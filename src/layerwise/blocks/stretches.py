@@ -347,9 +347,7 @@ class Stretches(Blocks):
                         with contextlib.closing(Pass(self, inputs, k)) as run:
                             found = run.run(start.clone())
                         same = found.shape == expected.shape and torch.equal(found, expected)
-                        differs[k] = (
-                            "" if same else "it needs more of earlier blocks than its input"
-                        )
+                        differs[k] = "" if same else NEEDS_MORE
                     except Exception as error:
                         differs[k] = f"it raises {type(error).__name__}: {reason(error)}"
                     if not differs[k]:

@@ -6,10 +6,12 @@ import contextlib
 import copy
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 
 @contextlib.contextmanager
@@ -74,3 +76,16 @@ def seed(device: torch.device) -> None:
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(0)
+
+
+def random_state(on: Tensor) -> tuple[Any, ...]:
+    """The state of every random generator that a model draws from on the device of `on`."""
+    return torch.get_rng_state(), get_device_states(on), random.getstate(), np.random.get_state()
+
+
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put the generators into a state that `random_state` gave."""
+    torch.set_rng_state(state[0])
+    set_device_states(*state[1])
+    random.setstate(state[2])
+    np.random.set_state(state[3])
