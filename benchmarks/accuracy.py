@@ -14,10 +14,10 @@ import argparse
 import json
 from pathlib import Path
 
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
-from layerwise.experiment import build
-from layerwise.run import Run
+from layerwise.experiment.build import build
+from layerwise.runs.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,12 +23,12 @@ from in_turns import write
 from torch import Tensor, nn
 
 from layerwise import models, rules
-from layerwise.batch import Batch
-from layerwise.bench import Contender, measure
-from layerwise.bench.table import Measured
 from layerwise.blocks import Blocks
+from layerwise.costs import Contender, measure
+from layerwise.costs.table import Measured
 from layerwise.inputs import leading
-from layerwise.rule import Needs, Rule
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import Needs, Rule
 
 SHAPE, CLASSES, WIDTH, LAYERS, BATCH, ROUNDS = (1, 28, 28), 10, 500, 3, 256, 40
 fused_adam = functools.partial(torch.optim.Adam, fused=True)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from layerwise import models, rules
-from layerwise.bench import Contender, Measured, StepTable, measure
 from layerwise.blocks import Blocks
-from layerwise.console import console
-from layerwise.environment import describe
-from layerwise.rule import Needs, Rule
+from layerwise.cli.console import console
+from layerwise.costs import Contender, Measured, StepTable, measure
+from layerwise.rules.base import Needs, Rule
+from layerwise.runs.environment import describe
 
 RESULTS = Path(__file__).parent / "results"
 SGD = "SGD(lr=0.01, momentum=0.9, fused=True)"

@@ -29,15 +29,15 @@ from typing import Any
 import torch
 from runs import left_to_train
 
-from layerwise import environment
-from layerwise.bench.measure import Contender, When, measure
 from layerwise.cli import main as layerwise
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
+from layerwise.costs.measure import Contender, When, measure
 from layerwise.errors import InputError
-from layerwise.experiment import build
-from layerwise.rule import ForwardRule, Rule
+from layerwise.experiment.build import build
 from layerwise.rules import Backprop
-from layerwise.run import Run
+from layerwise.rules.base import ForwardRule, Rule
+from layerwise.runs import environment
+from layerwise.runs.run import Run
 from layerwise.runtime.plan import block_seconds
 
 RESULTS = Path(__file__).parent / "results"

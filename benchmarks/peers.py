@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import cut, models, rules
-from layerwise.batch import Batch
-from layerwise.bench import Contender, measure
 from layerwise.blocks import Blocks
+from layerwise.costs import Contender, measure
 from layerwise.inputs import leading
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import Needs, Rule, differentiate
 
 try:
     from biotorch.module.biomodule import BioModule

@@ -11,7 +11,7 @@ from in_turns import measure_vgg8b
 
 from layerwise import heads, objectives, rules
 from layerwise.blocks import Blocks
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 MAKERS: dict[str, Callable[[Blocks], Rule]] = {
     "checkpointing": lambda blocks: rules.Backprop(blocks, checkpoint=True),

@@ -25,8 +25,8 @@ from layerwise import Rule, cut, data, models, rules
 from layerwise.analysis import linear_probe
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
-from layerwise.environment import describe
 from layerwise.objectives import CMC, Colorize, InfoNCE, Inpaint, NTXent, Objective
+from layerwise.runs.environment import describe
 from layerwise.trainer import fabric_for
 
 RESULTS = Path(__file__).parent / "results"

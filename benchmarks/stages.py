@@ -42,8 +42,9 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 import layerwise as lw
-from layerwise import environment, models
+from layerwise import models
 from layerwise.blocks.balance import partition
+from layerwise.runs import environment
 from layerwise.runtime import LayerParallel
 from layerwise.runtime.plan import Plan
 

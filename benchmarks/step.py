@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from layerwise.bench import markdown
+from layerwise.costs import markdown
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -19,10 +19,11 @@ from typing import Any
 import text
 import torch
 
-from layerwise import Rule, data, environment
+from layerwise import Rule, data
 from layerwise.analysis import extent, gradient_alignment
 from layerwise.data import Loader
-from layerwise.tally import perplexity
+from layerwise.runs import environment
+from layerwise.runs.tally import perplexity
 
 RESULTS = Path(__file__).parent / "results"
 CONTENDERS = {

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from layerwise.bench import Measured, StepTable
-from layerwise.bench import markdown as step_table
-from layerwise.cost import Costs
+from layerwise.costs import Measured, StepTable
+from layerwise.costs import markdown as step_table
+from layerwise.costs.blocks import Costs
 from layerwise.report.comparison import Summary, over_seeds
 from layerwise.report.comparison import markdown as accuracy_table
 

@@ -32,12 +32,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise import Blocks, cut, data, environment, heads, models, rules
-from layerwise.cost import Costs
+from layerwise import Blocks, cut, data, heads, models, rules
+from layerwise.costs.blocks import Costs
 from layerwise.data import Loader, Splits, Text
-from layerwise.optim import AdamW, OneCycle
-from layerwise.rule import Rule
-from layerwise.tally import Tally, perplexity
+from layerwise.rules.base import Rule
+from layerwise.runs import environment
+from layerwise.runs.tally import Tally, perplexity
+from layerwise.trainer.optim import AdamW, OneCycle
 
 RESULTS = Path(__file__).parent / "results"
 SEARCHED = 3

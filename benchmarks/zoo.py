@@ -75,7 +75,7 @@ def main() -> None:
 
 def provenance() -> dict[str, Any]:
     """Command, versions and machine."""
-    from layerwise.environment import describe
+    from layerwise.runs.environment import describe
 
     libraries = {
         name: metadata.version(name)

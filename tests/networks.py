@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from layerwise import Blocks, Rule, heads, models, objectives, rules
-from layerwise.families import targets
 from layerwise.heads import Head
+from layerwise.rules.families import targets
 
 CLASSES = 3
 

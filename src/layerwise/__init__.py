@@ -5,11 +5,10 @@ stays PyTorch.
 """
 
 from layerwise import analysis, heads, models, objectives, rules, runtime
-from layerwise.batch import Batch, Report
 from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
 from layerwise.errors import InputError
-from layerwise.local import LocalRule
-from layerwise.rule import ForwardRule, Needs, Rule
+from layerwise.objectives.batch import Batch, Report
+from layerwise.rules.base import ForwardRule, LocalRule, Needs, Rule
 from layerwise.version import VERSION as __version__
 
 __all__ = [

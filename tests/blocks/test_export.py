@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerwise import cut, rules
-from layerwise.evaluation import Exit
+from layerwise.analysis.exits import Exit
 
 X = torch.randn(4, 5, 8)
 

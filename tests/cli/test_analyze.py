@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from layerwise.analysis import feedback_angles
 from layerwise.data import Curriculum, read_scores
-from layerwise.experiment import build
-from layerwise.run import Run
+from layerwise.experiment.build import build
+from layerwise.runs.run import Run
 
 WATCHED = "--alignment_every 3 --outcomes true"
 QUICK = "--samples 200 --epochs 1"

@@ -240,7 +240,7 @@ def test_a_run_that_another_process_trains(trained, cli):
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
 def test_a_library_that_is_not_installed(name, cli, monkeypatch):
-    monkeypatch.setattr("layerwise.loggers.find_spec", lambda _: None)
+    monkeypatch.setattr("layerwise.runs.loggers.find_spec", lambda _: None)
     result = cli(f"{MLP} --loggers {name} --runs runs")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert f"pip install 'layerwise[{name}]'" in result.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 
 def test_table_and_pictures(trained, cli):

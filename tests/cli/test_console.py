@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from layerwise import console as module
-from layerwise.console import ProgressBar
+from layerwise.cli.console import ProgressBar
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from layerwise import InputError, data, evaluation, models, objectives, rules
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
-from layerwise.run import Run
+from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for
 
 

@@ -10,7 +10,7 @@ import pytest
 import layerwise
 from layerwise import models, rules
 from layerwise.cli.options import experiment_parser, recipe_names
-from layerwise.registry import KINDS
+from layerwise.experiment.registry import KINDS
 
 
 @pytest.fixture(autouse=True)

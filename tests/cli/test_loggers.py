@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from layerwise import loggers as module
 from layerwise.errors import InputError
-from layerwise.loggers import TensorBoard
-from layerwise.run import Run
+from layerwise.runs import loggers as module
+from layerwise.runs.loggers import TensorBoard
+from layerwise.runs.run import Run
 from layerwise.trainer import Trainer
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from layerwise.experiment.registry import make
 from layerwise.objectives import Reconstruct
-from layerwise.registry import make
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 KEY = "--rule.objectives"
 NAMED = {

@@ -12,7 +12,7 @@ from PIL import Image
 
 from layerwise import data
 from layerwise.report.pictures import GAP, TITLE
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 CNN = (
     "train --model basic_cnn --model.channels 4 --model.kernel_size 3 --model.hidden 8 "

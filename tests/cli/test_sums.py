@@ -9,10 +9,10 @@ import torch
 
 from layerwise import heads, rules
 from layerwise.errors import InputError
+from layerwise.experiment.registry import KINDS, make, nested
 from layerwise.objectives import Classify, Objective, Sum
-from layerwise.registry import KINDS, make, nested
 from layerwise.report.comparison import _named
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 
 class Quiet(Objective):

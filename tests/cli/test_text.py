@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from layerwise.cli import compare
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 GPT = (
     "train --data text:alphabet.txt --data.context 8 --model gpt --model.layers 1 --model.width 8 "

@@ -16,9 +16,9 @@ import yaml
 from torch.nn import functional as F
 
 from layerwise import data, models, rules
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.data import Augment, Loader
-from layerwise.run import Run
+from layerwise.runs.run import Run
 from layerwise.trainer import Trainer
 
 
@@ -304,7 +304,7 @@ def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     grey = data.load("digits")
     parts = [part.coloured() for part in (grey.train, grey.validation, grey.test)]
     splits = type(grey)(*parts, grey.classes, "digits")
-    monkeypatch.setattr("layerwise.experiment.load_data", lambda config, seed: splits)
+    monkeypatch.setattr("layerwise.experiment.build.load_data", lambda config, seed: splits)
     line = (
         "train --model torchvision --model.arch resnet18 --blocks 3 --epochs 1 --batch_size 600 "
         "--accumulate 2 --runs runs --device cpu --rule.head.width 4"

@@ -6,7 +6,7 @@ import networks
 import pytest
 
 DRAWN = (
-    "layerwise.families.perturbation.draw_seed",
+    "layerwise.rules.families.perturbation.draw_seed",
     "layerwise.rules.local_forward_gradient.draw_seed",
 )
 

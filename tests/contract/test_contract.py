@@ -23,7 +23,7 @@ from torch.nn.modules import module as nn_module
 from torch.nn.modules.dropout import _DropoutNd
 
 from layerwise import Blocks, LocalRule, Rule, rules
-from layerwise.families.feedback import FeedbackRule
+from layerwise.rules.families.feedback import FeedbackRule
 
 Make = Callable[[Blocks], Rule]
 

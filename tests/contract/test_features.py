@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Blocks, LocalRule, Rule, heads, rules
-from layerwise.families.perturbation import PerturbationRule
+from layerwise.rules.families.perturbation import PerturbationRule
 
 
 @pytest.mark.parametrize("network", WITHOUT_NORM)

@@ -185,7 +185,7 @@ def test_values_are_read_once_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> 
         looks.append(args[-1])
         return y
 
-    monkeypatch.setattr("layerwise.rule.prepared", watched)
+    monkeypatch.setattr("layerwise.rules.base.rule.prepared", watched)
     classes = Batch(case.x, case.y)
     soft = Batch(case.x, F.one_hot(case.y).float())
     for batch in (classes, classes, soft, classes, soft):

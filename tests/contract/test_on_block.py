@@ -12,7 +12,7 @@ from networks import LOCAL_RULES, NETWORKS, WHOLE_RULES, assert_same, grads
 from torch import nn
 
 from layerwise import LocalRule, Rule, rules
-from layerwise.families.targets import TargetRule
+from layerwise.rules.families.targets import TargetRule
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),

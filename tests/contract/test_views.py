@@ -9,7 +9,7 @@ from networks import ALL_RULES, MeanSquare, assert_close, assert_same, grads
 from torch import Tensor, nn
 
 from layerwise import Batch, InputError, rules
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.objectives import Classify, Objective
 from layerwise.runtime.plan import block_seconds
 

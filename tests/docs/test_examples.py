@@ -9,7 +9,7 @@ import torchvision
 import yaml
 
 import layerwise as lw
-from layerwise.registry import make
+from layerwise.experiment.registry import make
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Batch, Blocks, heads, objectives, rules
-from layerwise.bench.live_bytes import LiveBytes
 from layerwise.blocks.cost import saved
+from layerwise.costs.live_bytes import LiveBytes
 from layerwise.objectives import Classify, Site, cross_entropy
-from layerwise.tally import Tally
+from layerwise.runs.tally import Tally
 
 pytestmark = pytest.mark.skipif(
     not hasattr(F, "linear_cross_entropy"), reason="PyTorch before 2.14 has no such loss"

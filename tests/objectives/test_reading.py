@@ -9,8 +9,8 @@ from networks import MeanSquare, assert_same, grads
 from torch import Tensor, nn
 
 from layerwise import Blocks, heads, rules
-from layerwise.batch import Batch, View
 from layerwise.objectives import Classify, Objective, Site
+from layerwise.objectives.batch import Batch, View
 
 
 class Unpooled(Objective):

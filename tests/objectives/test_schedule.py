@@ -8,9 +8,9 @@ import torch
 from networks import MeanSquare, assert_same, grads
 
 from layerwise import Batch, Blocks, InputError, heads, rules
+from layerwise.experiment.registry import make
 from layerwise.objectives import Classify, Objective, Rotation, Sum
 from layerwise.objectives.objective import between
-from layerwise.registry import make
 
 
 def _weights(pair: tuple[float, float], blocks: int, last: bool = False) -> list[float]:

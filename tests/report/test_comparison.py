@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from layerwise.cost import BlockCost, Costs
+from layerwise.costs.blocks import BlockCost, Costs
 from layerwise.report.comparison import Summary, over_seeds
 
 RUN = Summary(

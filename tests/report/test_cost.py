@@ -12,7 +12,7 @@ from networks import ALL_RULES, NETWORKS, assert_same, grads
 from torch import nn
 
 from layerwise import Blocks, heads, rules
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.objectives import Classify
 
 D, CLASSES = 16, 3

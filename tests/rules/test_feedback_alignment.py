@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from layerwise import Blocks, Rule, rules
-from layerwise.families.feedback import FeedbackRule, key
+from layerwise.rules.families.feedback import FeedbackRule, key
 
 
 def as_weights(rule: rules.FeedbackAlignment) -> rules.FeedbackAlignment:

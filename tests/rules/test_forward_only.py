@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from layerwise import Blocks, rules
 from layerwise.analysis.frozen import outputs
 from layerwise.errors import InputError
-from layerwise.families.goodness import EPS
-from layerwise.families.label_embedding import LabelPixels, LabelWaves
+from layerwise.rules.families.goodness import EPS
+from layerwise.rules.families.label_embedding import LabelPixels, LabelWaves
 from layerwise.runtime.layer_parallel import check_rule
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)

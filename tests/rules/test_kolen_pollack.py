@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Blocks, rules
-from layerwise.families.feedback import key
+from layerwise.rules.families.feedback import key
 
 
 def difference(rule: rules.KolenPollack) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from layerwise import Blocks, Rule, objectives, rules
 from layerwise.errors import InputError
-from layerwise.families.perturbation import Directions, draw_seed, generator
+from layerwise.rules.families.perturbation import Directions, draw_seed, generator
 
 LOCAL = "layerwise.rules.local_forward_gradient"
 

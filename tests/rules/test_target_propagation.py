@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Blocks, heads, rules
-from layerwise.families.targets import TargetRule
+from layerwise.rules.families.targets import TargetRule
 
 RULES = [rules.DifferenceTargetPropagation, rules.LDRL]
 

@@ -13,10 +13,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from layerwise import objectives, rules
-from layerwise.batch import Batch
-from layerwise.local import LocalRule
 from layerwise.objectives import Inpaint
-from layerwise.rule import ForwardRule, Needs
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import ForwardRule, LocalRule, Needs
 from layerwise.runtime import DataParallel, LayerParallel, Serial
 
 pytestmark = pytest.mark.gloo

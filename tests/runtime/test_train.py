@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from layerwise.cli import main
-from layerwise.run import Run
+from layerwise.runs.run import Run
 from layerwise.trainer import Trainer
 
 pytestmark = pytest.mark.gloo

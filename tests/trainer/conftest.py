@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerwise.experiment import build
-from layerwise.registry import make
-from layerwise.run import Run
+from layerwise.experiment.build import build
+from layerwise.experiment.registry import make
+from layerwise.runs.run import Run
 from layerwise.trainer import Trainer, fabric_for
 
 TINY: dict[str, Any] = {

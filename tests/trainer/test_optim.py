@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from layerwise.errors import InputError
-from layerwise.optim import SGD, AdamW, Constant, Cosine, OneCycle, Step
+from layerwise.trainer.optim import SGD, AdamW, Constant, Cosine, OneCycle, Step
 
 
 def network() -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 
 from layerwise.cli.main import main
 from layerwise.errors import Interrupted
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 AUGMENTED = {"flip": True, "crop": 1, "cutout": 3}
 VARIANTS = {

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 
 import layerwise
-from layerwise import run as module
 from layerwise.errors import InputError
-from layerwise.run import Run, write_new
+from layerwise.runs import run as module
+from layerwise.runs.run import Run, write_new
 
 STATE = {
     "step": 3,

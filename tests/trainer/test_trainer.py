@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from layerwise import data, models
 from layerwise.data import Augment, Loader
 from layerwise.errors import InputError, NonFiniteLoss
-from layerwise.run import Run
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings, Trainer, fabric_for
 from layerwise.trainer import loop as module
 

@@ -10,7 +10,7 @@ import torch
 
 from layerwise.analysis import gradient_alignment
 from layerwise.errors import InputError
-from layerwise.run import Run
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings, Trainer
 
 NOISY = {"name": "mlp", "layers": 2, "width": 12, "dropout": 0.2, "batch_norm": True}

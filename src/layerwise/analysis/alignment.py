@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from layerwise.analysis.angle import degrees_between
-from layerwise.batch import identity
 from layerwise.blocks.unchanged import unchanged
-from layerwise.cost import without_gradients
+from layerwise.costs.blocks import without_gradients
 from layerwise.inputs import first_rows
 from layerwise.objectives import Classify, cross_entropy
+from layerwise.objectives.batch import identity
 from layerwise.objectives.classify import Criterion
-from layerwise.rule import Rule, Scale, alone
 from layerwise.rules import Backprop
+from layerwise.rules.base import Rule, Scale, alone
 
 
 @dataclass(frozen=True)

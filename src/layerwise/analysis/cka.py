@@ -9,7 +9,7 @@ from layerwise.analysis.frozen import chain, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.errors import InputError
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 LEAST = 4  # samples of a batch that the unbiased estimator takes
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from layerwise.analysis.frozen import chain, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 
 @dataclass(frozen=True)

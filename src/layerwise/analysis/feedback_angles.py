@@ -9,8 +9,8 @@ from torch import Tensor
 
 from layerwise.analysis.angle import degrees_between
 from layerwise.errors import InputError
-from layerwise.families.feedback import FeedbackRule
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
+from layerwise.rules.families.feedback import FeedbackRule
 
 
 def feedback_angles(rule: Rule) -> dict[str, float]:

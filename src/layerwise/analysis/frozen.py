@@ -13,7 +13,7 @@ from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 # (reader, a block's output, the image, the label) -> the reader's loss, ()
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]

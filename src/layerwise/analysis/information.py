@@ -16,7 +16,7 @@ from layerwise.errors import InputError
 from layerwise.heads import MLP, Decoder, Head, Transposed
 from layerwise.heads.head import Shape
 from layerwise.objectives import cross_entropy
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 
 def memorization(rule: Rule, loader: Loader, relabelled: Tensor) -> tuple[float | None, ...]:

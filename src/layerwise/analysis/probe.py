@@ -11,7 +11,7 @@ from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
 from layerwise.objectives import cross_entropy
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 
 def linear_probe(

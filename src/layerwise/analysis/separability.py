@@ -10,7 +10,7 @@ from layerwise.analysis.frozen import chain, classes_of, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.heads.head import feature_vector
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 ITERATIONS = 20  # of L-BFGS, between two looks at what is separated
 

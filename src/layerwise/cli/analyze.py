@@ -15,11 +15,11 @@ from layerwise.analysis import (
     cka,
     difficulty,
 )
+from layerwise.cli.console import console, output
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.cli.subject import OF_IMAGES, Subject
-from layerwise.console import console, output
 from layerwise.data import Text
 from layerwise.errors import InputError, choices
+from layerwise.experiment.subject import OF_IMAGES, Subject
 from layerwise.report.analysis import (
     draw_alignment,
     draw_blocks,
@@ -28,7 +28,7 @@ from layerwise.report.analysis import (
     draw_feedback,
     draw_feedback_training,
 )
-from layerwise.run import Run, claim_numbered
+from layerwise.runs.run import Run, claim_numbered
 
 QUESTIONS = {
     "alignment": "angle and ratio of norms to backpropagation's gradient",

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from layerwise.bench import compare_steps
+from layerwise.cli.console import output
 from layerwise.cli.options import data_options
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.console import output
+from layerwise.costs import compare_steps
 from layerwise.data import Augment, Loader, throughput
-from layerwise.environment import describe
 from layerwise.errors import InputError, choices
-from layerwise.experiment import load_data, tuples
-from layerwise.registry import make
-from layerwise.run import write_new
+from layerwise.experiment.build import load_data, tuples
+from layerwise.experiment.registry import make
+from layerwise.runs.environment import describe
+from layerwise.runs.run import write_new
 from layerwise.trainer import fabric_for
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
+from layerwise.cli.console import output
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.console import output
 from layerwise.errors import InputError
 from layerwise.report.comparison import Summary, markdown, table
 from layerwise.report.curves import draw_blocks, draw_runs
-from layerwise.run import Run, claim_numbered, write_atomically
+from layerwise.runs.run import Run, claim_numbered, write_atomically
 
 
 def main(arguments: list[str]) -> None:

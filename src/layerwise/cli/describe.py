@@ -14,18 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from layerwise import environment
 from layerwise.blocks import ReceptiveField, receptive_fields
 from layerwise.blocks.cost import saved_by_each, saved_bytes
+from layerwise.cli.console import output
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, Tokens, tokens_of
-from layerwise.console import output
-from layerwise.cost import BlockCost, Costs
+from layerwise.costs.blocks import BlockCost, Costs
 from layerwise.errors import InputError
-from layerwise.experiment import cut_network
-from layerwise.registry import KINDS, make
-from layerwise.rule import Rule
-from layerwise.run import write_new
+from layerwise.experiment.build import cut_network
+from layerwise.experiment.registry import KINDS, make
+from layerwise.rules.base import Rule
+from layerwise.runs import environment
+from layerwise.runs.run import write_new
 
 
 def main(arguments: list[str]) -> None:

@@ -9,14 +9,14 @@ import safetensors.torch
 import torch
 from rich.table import Table
 
+from layerwise.analysis.exits import evaluate, sample_losses
+from layerwise.cli.console import output
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.console import output
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
-from layerwise.evaluation import evaluate, sample_losses
-from layerwise.experiment import build
-from layerwise.run import Run
-from layerwise.tally import perplexity
+from layerwise.experiment.build import build
+from layerwise.runs.run import Run
+from layerwise.runs.tally import perplexity
 from layerwise.trainer import fabric_for, load_evaluated
 
 

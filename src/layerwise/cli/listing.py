@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from layerwise import data
+from layerwise.cli.console import output
 from layerwise.cli.options import RECIPES, recipe_names
 from layerwise.cli.parser import one_line
-from layerwise.console import output
 from layerwise.errors import InputError, choices
-from layerwise.registry import KINDS
+from layerwise.experiment.registry import KINDS
 
 
 def main(arguments: list[str]) -> None:

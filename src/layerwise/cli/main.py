@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import layerwise
 from layerwise.cli import analyze, bench, compare, describe, evaluate, listing, plan, train
-from layerwise.console import console
+from layerwise.cli.console import console
 from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
 from layerwise.runtime import processes
 

@@ -11,8 +11,8 @@ from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
-from layerwise.optim import SGD, OneCycle
 from layerwise.trainer import Settings
+from layerwise.trainer.optim import SGD, OneCycle
 
 RECIPES = resources.files("layerwise") / "recipes"
 

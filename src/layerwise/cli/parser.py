@@ -25,8 +25,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from layerwise.errors import InputError, choices, nearest
+from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
 from layerwise.objectives import Sum
-from layerwise.registry import GIVEN, KINDS, find, nested, terms
 
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
 

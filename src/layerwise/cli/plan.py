@@ -11,16 +11,16 @@ import torch
 from rich import box
 from rich.table import Table
 
-from layerwise import environment
+from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.console import output
 from layerwise.errors import InputError
-from layerwise.experiment import cut_network
-from layerwise.registry import make
-from layerwise.rule import ForwardRule
-from layerwise.run import write_new
+from layerwise.experiment.build import cut_network
+from layerwise.experiment.registry import make
+from layerwise.rules.base import ForwardRule
+from layerwise.runs import environment
+from layerwise.runs.run import write_new
 from layerwise.runtime import check_rule
 from layerwise.runtime.plan import Plan, bubbles
 from layerwise.trainer import fabric_for

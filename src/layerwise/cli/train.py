@@ -16,24 +16,23 @@ import yaml
 from lightning_fabric import Fabric
 
 from layerwise.analysis import feedback_angles, gradient_alignment
+from layerwise.analysis.exits import sample_outcomes
+from layerwise.cli.console import ProgressBar, console
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
-from layerwise.console import ProgressBar, console
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.data import Augment, Loader, Text
-from layerwise.environment import describe
 from layerwise.errors import InputError, Interrupted, LostStage
-from layerwise.evaluation import sample_outcomes
-from layerwise.experiment import Experiment, build, tuples
-from layerwise.families.feedback import FeedbackRule
-from layerwise.loggers import check_loggers, loggers
-from layerwise.optim import Optimizer, Schedule
-from layerwise.registry import make
+from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.experiment.registry import make
 from layerwise.report.analysis import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
-from layerwise.rule import ForwardRule, Rule, Scale
-from layerwise.run import ALIGNMENT, OUTCOMES, Run
+from layerwise.rules.base import ForwardRule, Rule, Scale
+from layerwise.rules.families.feedback import FeedbackRule
+from layerwise.runs.environment import describe
+from layerwise.runs.loggers import check_loggers, loggers
+from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.runtime import (
     DataParallel,
     LayerParallel,
@@ -46,6 +45,7 @@ from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
+from layerwise.trainer.optim import Optimizer, Schedule
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import Head, refuse_class
 from layerwise.heads.layout import built
 from layerwise.inputs import Inputs, applied
 from layerwise.labels import IGNORED, any_counts, class_axis, counted
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]

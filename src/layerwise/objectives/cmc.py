@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch, View
 from layerwise.errors import InputError, choices
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
+from layerwise.objectives.batch import Batch, View
 from layerwise.objectives.contrast import check_temperature, matched
 from layerwise.objectives.objective import Objective, Site
 

@@ -7,10 +7,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, positive
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import positive, refuse_class
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
 MIX = (0x1B873593, 0x2545F491, 0x27D4EB2F)  # odd numbers below 2^30

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
 from layerwise.labels import IGNORED, class_numbers
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.heads.projector import Projector
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.contrast import Contrastive
 
 

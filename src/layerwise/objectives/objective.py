@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from layerwise.batch import Batch, View
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
+from layerwise.objectives.batch import Batch, View
 
 # A factor in a sum: one for all blocks, or the first block's and the last's, linear in between.
 Weight = float | tuple[float, float]

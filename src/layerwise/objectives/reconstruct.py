@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import refuse_class
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.normalization import SYMMETRIC, Normalization
 from layerwise.objectives.objective import Objective, Site, between
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
 

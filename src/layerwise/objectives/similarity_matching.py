@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, fewer_positions, positive
 from layerwise.labels import IGNORED, counted, rows_of
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
 from layerwise.labels import IGNORED, class_numbers
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.contrast import Contrastive
 from layerwise.objectives.objective import Site
 

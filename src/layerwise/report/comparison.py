@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
-from layerwise.cost import Costs
+from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
-from layerwise.run import Run
-from layerwise.tally import selected_by
+from layerwise.runs.run import Run
+from layerwise.runs.tally import selected_by
 
 
 @dataclass(frozen=True)

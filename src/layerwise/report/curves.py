@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
 
-from layerwise.run import Run
+from layerwise.runs.run import Run
 
 matplotlib.use("Agg")
 from matplotlib.axes import Axes

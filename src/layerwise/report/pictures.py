@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 Write = Callable[[str, bytes], None]
 LogImage = Callable[[str, np.ndarray, int], None]  # name, (H, W, 3) uint8, epoch

@@ -14,9 +14,9 @@ from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.layers import Layers, fresh, has_weight, layers, shapes_of_layers
 from layerwise.errors import InputError
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
-from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.base import LocalRule
 
 
 class AugLocal(LocalRule):

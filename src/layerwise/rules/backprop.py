@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.again import buffers_as, buffers_of
 from layerwise.errors import InputError
 from layerwise.inputs import leading
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.calls.again import buffers_as, buffers_of
 
 
 class Backprop(Rule):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
 
 
 class DeepSupervision(Rule):

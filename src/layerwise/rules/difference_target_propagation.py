@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch
-from layerwise.families.targets import TargetRule
+from layerwise.objectives.batch import Batch
+from layerwise.rules.families.targets import TargetRule
 
 
 class DifferenceTargetPropagation(TargetRule):

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.denoising import DenoisingRule, noised
 from layerwise.labels import mean_of_counted
 from layerwise.models.denoisers import Denoiser
 from layerwise.models.diffusion import VitDenoiser
 from layerwise.objectives import Objective
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.denoising import DenoisingRule, noised
 
 
 class DiffusionBlocks(DenoisingRule):

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError, choices
-from layerwise.families.layer_calls import sending
-from layerwise.families.projection import Projections, layer_inputs, layer_key
 from layerwise.inputs import detached
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.layer_calls import sending
+from layerwise.rules.families.projection import Projections, layer_inputs, layer_key
 
 
 class DirectFeedbackAlignment(Rule):

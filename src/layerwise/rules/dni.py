@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
@@ -16,8 +15,9 @@ from layerwise.heads import Synthesizer
 from layerwise.heads.layout import channels_first
 from layerwise.heads.synthesizer import InputSynthesizer
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import ForwardRule, differentiate
+from layerwise.rules.base import ForwardRule, differentiate
 
 
 class DNI(ForwardRule):

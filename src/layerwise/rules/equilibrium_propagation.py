@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.as_written import as_written
 from layerwise.errors import InputError
-from layerwise.families.energy import Energy, check_inference
-from layerwise.families.precision import full_precision
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule
+from layerwise.rules.base import Needs, Rule
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.precision import full_precision
+from layerwise.rules.families.energy import Energy, check_inference
 
 
 class EquilibriumPropagation(Rule):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.feedback import FeedbackRule, Matrices, glorot
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.feedback import FeedbackRule, Matrices, glorot
 
 
 class FeedbackAlignment(FeedbackRule):

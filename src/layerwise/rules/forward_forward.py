@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
 from layerwise.errors import InputError
-from layerwise.families.goodness import Goodness, normalized
-from layerwise.families.label_embedding import LabelPixels, LabelWaves
 from layerwise.inputs import Inputs
 from layerwise.labels import class_numbers
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import ForwardRule, Needs, differentiate
+from layerwise.rules.base import ForwardRule, Needs, differentiate
+from layerwise.rules.families.goodness import Goodness, normalized
+from layerwise.rules.families.label_embedding import LabelPixels, LabelWaves
 
 
 class ForwardForward(ForwardRule):

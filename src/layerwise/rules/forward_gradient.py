@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.families.forward_mode import dual, forward_mode, tangent
-from layerwise.families.perturbation import Directions, Loss, PerturbationRule
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.calls.forward_mode import dual, forward_mode, tangent
+from layerwise.rules.families.perturbation import Directions, Loss, PerturbationRule
 
 
 class ForwardGradient(PerturbationRule):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from layerwise.blocks import Blocks
-from layerwise.local import LocalRule
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.base import LocalRule
 
 
 class Greedy(LocalRule):

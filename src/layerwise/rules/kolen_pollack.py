@@ -6,8 +6,8 @@ from torch import nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.feedback import FeedbackRule, Matrices, glorot
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.feedback import FeedbackRule, Matrices, glorot
 
 
 class KolenPollack(FeedbackRule):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from layerwise.blocks import Blocks
-from layerwise.local import LocalRule
+from layerwise.rules.base import LocalRule
 from layerwise.objectives.classify import Criterion, cross_entropy
 
 

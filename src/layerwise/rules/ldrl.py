@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
-from layerwise.families.targets import TargetRule
+from layerwise.objectives.batch import Batch
+from layerwise.rules.families.targets import TargetRule
 
 
 class LDRL(TargetRule):

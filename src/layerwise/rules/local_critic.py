@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import ForwardRule, differentiate
+from layerwise.rules.base import ForwardRule, differentiate
 
 
 class LocalCritic(ForwardRule):

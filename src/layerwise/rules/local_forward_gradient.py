@@ -10,23 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.again import Again
-from layerwise.blocks.as_written import as_written
-from layerwise.families.forward_mode import dual, forward_mode, primal, tangent
-from layerwise.families.perturbation import (
+from layerwise.inputs import leading
+from layerwise.objectives import Classify, Objective
+from layerwise.objectives.batch import Batch
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
+from layerwise.rules.base import LocalRule, differentiate, forget_casts, refuse_without_gradients
+from layerwise.rules.calls.again import Again
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.forward_mode import dual, forward_mode, primal, tangent
+from layerwise.rules.families.perturbation import (
     Directions,
     check_directions,
     draw,
     draw_seed,
     generator,
 )
-from layerwise.inputs import leading
-from layerwise.local import LocalRule
-from layerwise.objectives import Classify, Objective
-from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
-from layerwise.rule import differentiate, forget_casts, refuse_without_gradients
 
 # What an objective gives in forward mode: its loss (); its derivative (B,), or () for the batch as
 # one; and of what it computes with its own weights, each with the gradient that it learns from.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.inplace import starts_in_place
@@ -14,10 +13,10 @@ from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
 from layerwise.inputs import Inputs, applied
-from layerwise.local import LocalRule
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs
+from layerwise.rules.base import LocalRule, Needs
 
 
 class MAN(LocalRule):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from layerwise.blocks import Blocks
 from layerwise.heads import Head, Linear
-from layerwise.local import LocalRule
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.base import LocalRule
 
 
 class MonoForward(LocalRule):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.denoising import DenoisingRule, noised
 from layerwise.models.denoisers import Denoiser
 from layerwise.objectives import Objective
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.denoising import DenoisingRule, noised
 
 
 class NoProp(DenoisingRule):

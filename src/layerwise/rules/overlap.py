@@ -10,16 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.inputs import detached
-from layerwise.local import ObjectiveRule, one_per_block
 from layerwise.objectives import Objective
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
-from layerwise.rule import Needs, differentiate
+from layerwise.rules.base import Needs, ObjectiveRule, differentiate, one_per_block
+from layerwise.rules.calls.as_written import as_written
 
 
 class Overlap(ObjectiveRule):

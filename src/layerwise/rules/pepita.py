@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.again import Again
-from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.straight_through import StraightThrough
 from layerwise.errors import InputError
-from layerwise.families.precision import full_precision
 from layerwise.inputs import Inputs, describe, detached, leading
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.calls.again import Again
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.precision import full_precision
+from layerwise.rules.calls.straight_through import StraightThrough
 
 
 class PEPITA(Rule):

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.as_written import as_written
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.families.energy import Energy, back, check_inference, of_samples
-from layerwise.families.precision import full_precision
 from layerwise.inputs import detached
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, Scale, differentiate
+from layerwise.rules.base import Needs, Rule, Scale, differentiate
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.precision import full_precision
+from layerwise.rules.families.energy import Energy, back, check_inference, of_samples
 
 
 class PredictiveCoding(Rule):

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.local import LocalRule
 from layerwise.objectives import Objective
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.base import LocalRule
 
 
 class Sequential(LocalRule):

@@ -8,17 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
-from layerwise.blocks.as_written import as_written
-from layerwise.blocks.attention import twice_differentiable
 from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.local import LocalRule
 from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import differentiate
+from layerwise.rules.base import LocalRule, differentiate
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.attention import twice_differentiable
 
 
 class SGR(LocalRule):

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.batch import Batch
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads.head import chain, feature_vector
 from layerwise.inputs import Inputs, applied, detached
 from layerwise.objectives import Classify, Objective, Site
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rule import Needs, Rule, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
 
 
 class SharedReadout(Rule):

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.feedback import FeedbackRule, Matrices, deviation, through
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.feedback import FeedbackRule, Matrices, deviation, through
 
 
 class SignSymmetry(FeedbackRule):

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.families.perturbation import Directions, Loss, PerturbationRule
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.families.perturbation import Directions, Loss, PerturbationRule
 
 
 class SPSA(PerturbationRule):

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from layerwise.runs.tally import Tally
 from layerwise.runtime.link import device_of, losing
-from layerwise.tally import Tally
 
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each stage has its own share of
 

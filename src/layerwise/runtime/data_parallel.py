@@ -9,12 +9,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.batch import Report, identity
-from layerwise.rule import OnBlock, Rule, Scale
+from layerwise.objectives.batch import Report, identity
+from layerwise.rules.base import OnBlock, Rule, Scale
+from layerwise.runs.tally import Tally
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, new_group
 from layerwise.runtime.reducer import Reducer, nothing
-from layerwise.tally import Tally
 
 
 class DataParallel:

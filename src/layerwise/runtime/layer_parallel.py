@@ -11,16 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.batch import Batch, Report, identity
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
-from layerwise.rule import ForwardRule, Needs, OnBlock, Rule, Scale
+from layerwise.objectives.batch import Batch, Report, identity
+from layerwise.rules.base import ForwardRule, Needs, OnBlock, Rule, Scale
+from layerwise.runs.tally import Tally
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.reducer import Reducer, nothing
 from layerwise.runtime.replay import Replay
-from layerwise.tally import Tally
 
 
 class LayerParallel:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerwise.batch import Batch
 from layerwise.blocks.balance import partition
 from layerwise.blocks.cost import saved_by_each
 from layerwise.blocks.unchanged import unchanged
-from layerwise.cost import without_gradients
+from layerwise.costs.blocks import without_gradients
 from layerwise.errors import InputError
-from layerwise.rule import ForwardRule
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import ForwardRule
 
 
 def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from layerwise.batch import Report, identity
-from layerwise.rule import OnBlock, Rule, Scale
-from layerwise.tally import Tally
+from layerwise.objectives.batch import Report, identity
+from layerwise.rules.base import OnBlock, Rule, Scale
+from layerwise.runs.tally import Tally
 
 
 class Serial:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InputError
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 T = TypeVar("T")
 

@@ -14,15 +14,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from layerwise.batch import Report, identity
 from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
+from layerwise.objectives.batch import Report, identity
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
-from layerwise.optim import Optimizer, Schedule
-from layerwise.rule import Rule, Scale
-from layerwise.run import Run
+from layerwise.rules.base import Rule, Scale
+from layerwise.runs.run import Run
+from layerwise.runs.tally import Tally, selected_by
 from layerwise.runtime import Runtime, Serial
-from layerwise.tally import Tally, selected_by
 from layerwise.trainer.checkpoint import (
     block_keys,
     load_optimizer_state,
@@ -31,6 +30,7 @@ from layerwise.trainer.checkpoint import (
     optimizer_state,
     renamed,
 )
+from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.rate import LearningRate
 from layerwise.trainer.row import Row, last_trained, line_of, measured
 from layerwise.trainer.settings import Settings

@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Sequence
 
-from layerwise.optim import Schedule
+from layerwise.trainer.optim import Schedule
 
 
 class LearningRate:

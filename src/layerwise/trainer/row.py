@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from layerwise.tally import Tally, perplexity
+from layerwise.runs.tally import Tally, perplexity
 
 Row = dict[str, float | int | None]
 

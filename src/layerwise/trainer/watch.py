@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from layerwise.rule import Rule
+from layerwise.rules.base import Rule
 
 
 class Watch:

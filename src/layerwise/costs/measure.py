@@ -1,0 +1,232 @@
+"""Run training steps side by side: time by turns, then bytes and FLOPs on their own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.costs.flops import count_flops
+from layerwise.costs.live_bytes import LiveBytes
+from layerwise.costs.table import Measured
+from layerwise.errors import InputError
+from layerwise.rules.base import Rule
+
+When = Literal["end", "block", "backward"]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """One way to train, with weights of its own.
+
+    Attributes:
+        name: in the table.
+        rule: fills the gradients.
+        when: parameters are stepped and their gradients set to None: "end", once for all after
+            the rule; "block", through the rule's `on_block`; "backward", by gradient hooks as
+            soon as autograd has all of a block's gradients, which lets backpropagation too free
+            them early.
+    """
+
+    name: str
+    rule: Rule
+    when: When = "end"
+
+
+def measure(
+    contenders: Sequence[Contender],
+    x: Tensor,
+    y: Tensor,
+    optimizer: MakeOptimizer,
+    *,
+    rounds: int,
+    warmup: int = 0,
+) -> tuple[Measured, ...]:
+    """Measure a training step of every contender.
+
+    A step is all of the rule's backward, the optimizer's step and zero_grad(set_to_none=True).
+    One step of each goes under `count_flops` and one under `LiveBytes`, which also warms up and
+    makes the optimizer's state. Then the contenders take turns for `rounds` timed rounds, so that
+    what else the machine does meets all of them; only ratios within a round mean much.
+
+    Bytes are above a baseline of parameters (the heads' too), buffers and the batch. Optimizer
+    state is counted throughout; see `LiveBytes` for the rest.
+
+    Args:
+        contenders: at least one.
+        x: a batch, (B, ...), on the contenders' device.
+        y: its labels.
+        optimizer: makes an optimizer of some parameters.
+        rounds: timed steps of each contender, at least 1.
+        warmup: further untimed steps of each before them.
+
+    Raises:
+        InputError: no round; fewer than no steps to warm up.
+    """
+    for name, count, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
+        if count < least:
+            raise InputError(f"bench({name}={count}): give at least {least}")
+    steps = [_Step(contender, x, y, optimizer) for contender in contenders]
+    costs = [_costs(step) for step in steps]
+    times: list[list[_Times]] = [[] for _ in steps]
+    with _without_collector():
+        for step in steps * warmup:
+            step()
+        for _ in range(rounds):
+            for step, so_far in zip(steps, times, strict=True):
+                so_far.append(_timed(step))
+    return tuple(
+        dataclasses.replace(
+            cost,
+            times_s=tuple(t.wall_s for t in of_step),
+            cpu_times_s=tuple(t.cpu_s for t in of_step),
+        )
+        for cost, of_step in zip(costs, times, strict=True)
+    )
+
+
+class _Step:
+    """One training step of a contender; calling it takes the step."""
+
+    def __init__(self, contender: Contender, x: Tensor, y: Tensor, optimizer: MakeOptimizer):
+        self.contender, self.x, self.y = contender, x, y
+        self.rule = contender.rule
+        blocks = range(len(self.rule.blocks))
+        groups = {i: _trained(self.rule.parameters_of(i)) for i in blocks}
+        if contender.when == "end":
+            groups = {}
+        # What no block owns, or all of it, is stepped once, after the rule.
+        owned = {p for group in groups.values() for p in group}
+        rest = [p for p in _trained(self.rule.parameters()) if p not in owned]
+        self.optimizers = {i: optimizer(group) for i, group in groups.items() if group}
+        self.groups = groups
+        self.rest = [optimizer(rest)] if rest else []
+
+    def __call__(self) -> None:
+        when = self.contender.when
+        if when == "backward":
+            with self._step_in_backward():
+                self.rule.backward(self.x, self.y)
+        else:
+            self.rule.backward(self.x, self.y, on_block=self.finish if when == "block" else None)
+        for optimizer in self.rest:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def finish(self, i: int) -> None:
+        if i in self.optimizers:
+            self.optimizers[i].step()
+            self.optimizers[i].zero_grad()
+
+    @contextlib.contextmanager
+    def _step_in_backward(self) -> Iterator[None]:
+        waiting = {i: len(group) for i, group in self.groups.items()}
+
+        def accumulated(i: int) -> Callable[[Tensor], None]:
+            def hook(_: Tensor) -> None:
+                waiting[i] -= 1
+                if waiting[i] == 0:
+                    self.finish(i)
+
+            return hook
+
+        hooks = [
+            p.register_post_accumulate_grad_hook(accumulated(i))
+            for i, group in self.groups.items()
+            for p in group
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for i, missing in waiting.items():
+            if missing > 0:  # some parameter had no gradient in this step
+                self.finish(i)
+
+    def optimizer_state(self) -> list[Tensor]:
+        return [
+            value
+            for optimizer in [*self.optimizers.values(), *self.rest]
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+
+
+class _Times(NamedTuple):
+    wall_s: float
+    cpu_s: float  # of all threads
+
+
+def _timed(step: _Step) -> _Times:
+    _synchronize(step.x.device)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    step()
+    _synchronize(step.x.device)
+    return _Times(time.perf_counter() - wall_s, time.process_time() - cpu_s)
+
+
+def _costs(step: _Step) -> Measured:
+    """Bytes and FLOPs; the times are still to come."""
+    device, rule = step.x.device, step.rule
+    flops = count_flops(step, rule)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        cuda_peak_bytes = torch.cuda.max_memory_allocated(device) - before
+    else:
+        cuda_peak_bytes = None
+    with LiveBytes(rule.parameters()) as live:
+        live.count("optimizer", step.optimizer_state())
+        step()
+        live.count("optimizer", step.optimizer_state())
+    return Measured(
+        name=step.contender.name,
+        times_s=(),
+        cpu_times_s=(),
+        peak=live.peak(),
+        activation_peak_bytes=live.peak("activations").bytes,
+        at_rest_bytes=live.now,
+        cuda_peak_bytes=cuda_peak_bytes,
+        flops=flops.total,
+        head_flops=flops.heads,
+        parameters=sum(p.numel() for p in rule.parameters()),
+        head_parameters=sum(
+            p.numel()
+            for i in range(len(rule.blocks))
+            for module in rule.auxiliary(i)
+            for p in module.parameters()
+        ),
+    )
+
+
+def _trained(parameters) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's cycle collector out of the timed steps."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

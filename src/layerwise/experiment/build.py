@@ -1,0 +1,187 @@
+"""From a config to the objects that it names: data, network, blocks, rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from layerwise import data
+from layerwise.blocks import Blocks, cut
+from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_scores
+from layerwise.data.loader import pixel_scale
+from layerwise.errors import InputError
+from layerwise.experiment.registry import KINDS, find, make
+from layerwise.models.layers import Window
+from layerwise.objectives import cross_entropy
+from layerwise.objectives.normalization import Normalization
+from layerwise.rules.base import Rule
+from layerwise.trainer import Settings
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built.
+
+    Attributes:
+        config: the config.
+        settings: the trainer's part of it.
+        splits: the data.
+        network: the model, untouched by being cut.
+        rule: the learning rule over its blocks.
+    """
+
+    config: Mapping[str, Any]
+    settings: Settings
+    splits: Splits
+    network: nn.Module
+    rule: Rule
+
+    def loaders(
+        self, device: torch.device, evaluation: bool = False, part: tuple[int, int] = (0, 1)
+    ) -> dict[str, Loader | None]:
+        """A loader for each split there is; under `evaluation` train's is like the others. `part`
+        as in `Loader`."""
+        settings = self.settings
+        augment = Augment(**tuples(self.config["augment"]))
+        curriculum = _curriculum(self.config, self.splits) if not evaluation else None
+
+        def loader(split: Any, train: bool) -> Loader | None:
+            if split is None:
+                return None
+            return Loader(
+                split,
+                settings.batch_size if train else settings.eval_batch_size,
+                augment=augment,
+                train=train,
+                device=device,
+                seed=settings.seed,
+                channels_last=settings.channels_last,
+                part=part,
+                views=settings.views,
+                curriculum=curriculum if train else None,
+            )
+
+        return {
+            "train": loader(self.splits.train, not evaluation),
+            "validation": loader(self.splits.validation, False),
+            "test": loader(self.splits.test, False),
+        }
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Build what a config describes; the same config gives the same weights.
+
+    Raises:
+        InputError: something in it does not exist, or does not go together.
+    """
+    settings = Settings(**{key: config[key] for key in SETTINGS if key in config})
+    splits = load_data(config, settings.seed)
+    torch.manual_seed(settings.seed)
+    _check_input(config, splits)
+    network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
+    tokens = isinstance(splits.train, Text)
+    example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
+    blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
+    criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
+    rule = make(
+        "rule",
+        config["rule"],
+        blocks=blocks,
+        criterion=criterion,
+        normalization=_normalization(config, splits),
+    )
+    rule.check_views(settings.views)
+    rule.phases(settings.epochs)  # refuses too few epochs
+    _check_curriculum(config)
+    if settings.views > 1 and not Augment(**tuples(config["augment"])).random:
+        raise InputError(
+            f"--views {settings.views}: nothing is drawn, so all views of an image are the same; "
+            "turn on an augmentation, such as --augment.resized_crop true"
+        )
+    return Experiment(config, settings, splits, network, rule)
+
+
+def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
+    """Refuse a network for images on text."""
+    name, _ = find("model", config["model"].get("name", ""))
+    of_text = [key for key, thing in KINDS["model"].items() if _shape_of(thing) == Window]
+    if isinstance(splits.train, Text) and name not in of_text:
+        raise InputError(
+            f"--model {name} --data {splits.name}: it takes images, and the data is text; give "
+            f"--model {' or '.join(of_text)}"
+        )
+
+
+def _shape_of(network: Callable[..., Any]) -> Any:
+    """How a network annotates the shape that it is made for."""
+    return typing.get_type_hints(network)["shape"]
+
+
+def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization | None:
+    """How a run's images are normalised; None of text."""
+    if isinstance(splits.train, Text):
+        return None
+    scale = pixel_scale(Augment(**tuples(config["augment"])), splits.train)
+    mean, std = (tuple(value / 255 for value in values) for values in scale)
+    return Normalization(mean, std)
+
+
+def _curriculum(config: Mapping[str, Any], splits: Splits) -> Curriculum | None:
+    options = dict(config.get("curriculum") or {})
+    path = options.pop("scores", None)
+    if path is None:
+        return None
+    return Curriculum(read_scores(path, getattr(splits.train, "labels", None)), **options)
+
+
+def _check_curriculum(config: Mapping[str, Any]) -> None:
+    """Refuse a pacing of samples that nothing orders."""
+    options = config.get("curriculum") or {}
+    if options.get("scores") is not None:
+        return
+    defaults = inspect.signature(Curriculum).parameters
+    for key, value in options.items():
+        if key != "scores" and value != defaults[key].default:
+            raise InputError(
+                f"--curriculum.{key} {value}: nothing says which samples are easy; give "
+                "--curriculum.scores too: what `layerwise evaluate RUN --split train --losses "
+                "true` wrote"
+            )
+
+
+def load_data(config: Mapping[str, Any], seed: int) -> Splits:
+    """The data set of a config."""
+    return data.load(**tuples(config["data"]), seed=seed)
+
+
+def cut_network(
+    network: nn.Module,
+    example: torch.Tensor,
+    blocks: int | Literal["all"] | None,
+    at: list[str] | None,
+    balance: Literal["flops", "memory"],
+) -> Blocks:
+    """Cut as a config asks: into `blocks`, or `at` names."""
+    if at:
+        if blocks is not None:
+            raise InputError(
+                f"--blocks {blocks} contradicts --at {at}: the names say how many there are; "
+                "leave one out"
+            )
+        return cut(network, at=at, example=example)
+    return cut(network, blocks=blocks, example=example, balance=balance)
+
+
+def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as read from a file, with the lists that signatures have as tuples."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -1,0 +1,186 @@
+"""What can be asked for by name, and how a named thing and its options become an object.
+
+A specification is a plain mapping, as it stands in a config file: `{name: DGL, head: {name: MLP,
+width: 256}}`. What options there are is read off the class's own signature. Objectives add: `{name:
+A+B, A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight
+`[first, last]` goes linearly over the blocks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from layerwise import heads, models, objectives, rules
+from layerwise.errors import InputError, choices
+from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
+from layerwise.objectives import Objective, Sum
+from layerwise.trainer import optim
+
+
+def _public(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    return {name: getattr(module, name) for name in module.__all__}
+
+
+def _concrete(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """What a module has of one kind."""
+    return {
+        name: thing
+        for name, thing in _public(module).items()
+        if inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing)
+    }
+
+
+# The kinds of which an option of another thing may be: what such a parameter is annotated with.
+NESTED: dict[type, str] = {
+    Head: "head",
+    Decoder: "decoder",
+    Synthesizer: "synthesizer",
+    Inverse: "inverse",
+    Projector: "projector",
+    Objective: "objective",
+}
+KINDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "model": _public(models),
+    "rule": _public(rules),
+    "head": _concrete(heads, Head),
+    "decoder": _concrete(heads, Decoder),
+    "synthesizer": _concrete(heads, Synthesizer),
+    "inverse": _concrete(heads, Inverse),
+    "projector": _concrete(heads, Projector),
+    # The first is what is meant where none is named.
+    "objective": {
+        "Classify": objectives.Classify,
+        **{k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
+    },
+    "optimizer": {"SGD": optim.SGD, "AdamW": optim.AdamW},
+    "schedule": {
+        "Constant": optim.Constant,
+        "Cosine": optim.Cosine,
+        "Step": optim.Step,
+        "OneCycle": optim.OneCycle,
+    },
+}
+
+# Arguments that come from the data, the network and the trainer, never from a config.
+GIVEN = {
+    "model": {"shape", "num_classes"},
+    "rule": {"blocks", "num_classes", "criterion"},
+    "objective": {"criterion", "normalization"},
+}
+
+
+def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
+    """The registered name and what it stands for; case, `-` and `_` do not matter."""
+    known = KINDS[kind]
+    for key, thing in known.items():
+        if _plain(key) == _plain(name):
+            return key, thing
+    raise InputError(f"{kind} {name!r}: no such {kind}; {choices(str(name), known)}")
+
+
+def terms(kind: str, names: str) -> list[str]:
+    """The registered names in a sum such as `A+B`, which only objectives have; else the one name.
+
+    Raises:
+        InputError: no such name; the same one twice.
+    """
+    if kind != "objective":
+        return [find(kind, names)[0]]
+    found = [find(kind, name.strip())[0] for name in str(names).split("+")]
+    if twice := [name for name in found if found.count(name) > 1]:
+        raise InputError(
+            f"{kind} {names}: {twice[0]} stands there twice; name each once and give it a weight"
+        )
+    return found
+
+
+def _plain(name: str) -> str:
+    return str(name).lower().replace("-", "").replace("_", "")
+
+
+def nested(thing: Callable[..., Any]) -> dict[str, str]:
+    """The parameters that are themselves named things: parameter -> kind."""
+    hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    return {
+        parameter: kind
+        for parameter, hint in hints.items()
+        for base, kind in NESTED.items()
+        if base in (hint, *typing.get_args(hint))
+    }
+
+
+def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
+    """Build what a specification asks for.
+
+    Args:
+        kind: one of KINDS.
+        specification: `name`, and options of the thing so named; for a sum of objectives `name:
+            A+B`, and under `A` and `B` each term's options and its `weight` (default 1), one
+            number or [first block, last].
+        given: arguments that are not options (`GIVEN`); those the thing does not take are left out.
+
+    Raises:
+        InputError: no such name; an option that the thing does not have, or a value that it does
+            not take.
+    """
+    names = terms(kind, specification.get("name", ""))
+    if len(names) > 1:
+        return _sum(kind, names, specification, given)
+    name, thing = find(kind, names[0])
+    takes = inspect.signature(thing).parameters
+    inner = nested(thing)
+    options = {}
+    for key, value in specification.items():
+        if key == "name":
+            continue
+        if key not in takes or key in GIVEN.get(kind, ()):
+            known = [k for k in takes if k not in GIVEN.get(kind, ())]
+            raise InputError(f"{kind} {name}: no option {key!r}; {choices(key, known)}")
+        if key in inner and isinstance(value, Mapping):
+            value = make(inner[key], value, **given)
+        elif isinstance(value, list):
+            value = tuple(value)
+        options[key] = value
+    try:
+        return thing(**options, **{key: value for key, value in given.items() if key in takes})
+    except InputError:
+        raise
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{kind} {name}: cannot be made with these options: {reason}") from error
+
+
+def _sum(
+    kind: str, names: list[str], specification: Mapping[str, Any], given: Mapping[str, Any]
+) -> Any:
+    for key in specification:
+        if key not in ("name", *names):
+            raise InputError(f"{kind} {'+'.join(names)}: no term {key!r}; {choices(key, names)}")
+    made = []
+    for name in names:
+        options = specification.get(name, {})
+        if not isinstance(options, Mapping):
+            raise InputError(f"{kind} {name}: {options!r}; give its options, such as {{weight: 1}}")
+        options = dict(options)
+        weight = options.pop("weight", 1.0)
+        made.append(
+            _weight(weight, f"{kind} {name}") * make(kind, {**options, "name": name}, **given)
+        )
+    return sum(made)
+
+
+def _weight(weight: Any, asked_by: str) -> float | tuple[float, float]:
+    """One finite number, or the first block's and the last's."""
+    pair = isinstance(weight, list | tuple)
+    numbers = weight if pair else [weight]
+    good = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+    if not good or len(numbers) != (2 if pair else 1):
+        raise InputError(
+            f"{asked_by}: weight {weight!r}; give a finite number, or two: [first block, last]"
+        )
+    return (numbers[0], numbers[1]) if pair else weight

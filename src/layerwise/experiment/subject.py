@@ -1,0 +1,232 @@
+"""A run whose network `layerwise analyze` looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from layerwise.analysis import (
+    extent,
+    feedback_angles,
+    gradient_alignment,
+    information,
+    linear_probe,
+    linear_separability,
+    memorization,
+    pseudo_inverse_angles,
+)
+from layerwise.data import Augment, Loader, Text
+from layerwise.data.splits import Source
+from layerwise.errors import InputError, reason
+from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.rules.base import Rule
+from layerwise.rules.families.feedback import FeedbackRule
+from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
+from layerwise.trainer import fabric_for, load_evaluated, phase_of
+
+BATCH = 128
+# Questions about images that have one label each.
+OF_IMAGES = ("probe", "separability", "information", "memorization", "difficulty")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A run whose network is looked at."""
+
+    run: Run
+    label: str
+    experiment: Experiment
+    epoch: int
+    fabric: Fabric
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, label: str, options: dict[str, Any]) -> Subject:
+        """The network as it stands in a checkpoint.
+
+        Raises:
+            InputError: no such checkpoint, split or device; files that cannot be read.
+        """
+        state = run.checkpoint(options["checkpoint"])
+        with run.readable():
+            experiment = build(run.config)
+        fabric = fabric_for(options["device"], experiment.settings.precision)
+        load_evaluated(experiment.rule, state)
+        experiment.rule.to(fabric.device).eval()
+        if getattr(experiment.splits, options["split"]) is None:
+            raise InputError(
+                f"--split {options['split']}: {run.path} has no such split; give test or train"
+            )
+        return cls(run, label, experiment, state["epoch"], fabric, options)
+
+    def lacks(self, question: str) -> str | None:
+        """Why the run has nothing to say to a question, and which has; None where it has."""
+        path = self.run.path
+        if question in OF_IMAGES and isinstance(self.experiment.splits.train, Text):
+            return f"{path} was trained on a text; give a run on images"
+        if question == "memorization" and self.experiment.splits.relabelled is None:
+            return f"{path} was trained on true labels; train one with --data.random_labels 1"
+        if question == "difficulty" and self.outcomes is None:
+            return (
+                f"{path} did not keep what was right after each epoch; train one with "
+                "--outcomes true"
+            )
+        if question == "feedback" and not isinstance(self.rule, FeedbackRule):
+            return (
+                f"{path}: {type(self.rule).__name__} has no matrix in the place of a weight; give "
+                "a run of FeedbackAlignment, SignSymmetry or KolenPollack"
+            )
+        return None
+
+    @property
+    def rule(self) -> Rule:
+        return self.experiment.rule
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.rule.blocks.names
+
+    @cached_property
+    def train(self) -> Loader:
+        """Training images, shuffled, as they are."""
+        return self._loader("train", shuffled=True)
+
+    @cached_property
+    def fitted(self) -> Loader:
+        """The same images, all of them and in order."""
+        return self._loader("train", shuffled=False)
+
+    @cached_property
+    def held(self) -> Loader:
+        """The samples of the split that is measured on."""
+        return self._loader(self.options["split"], shuffled=False)
+
+    @property
+    def samples(self) -> str:
+        """How many of what is measured on."""
+        name = self.experiment.splits.name
+        within = f"{self.held.shape[0]} tokens of " if self.held.tokens else ""
+        return f"{self.held.size} {self.held.unit} of {within}{name}"
+
+    def same_samples_as(self, other: Subject) -> bool:
+        """Whether both are measured on the same samples, by their names, numbers and labels."""
+        pairs = zip(self.held.labels(0), other.held.labels(0), strict=True)
+        return self.samples == other.samples and all(torch.equal(a, b) for a, b in pairs)
+
+    def _loader(self, split: str, shuffled: bool) -> Loader:
+        splits, config = self.experiment.splits, self.experiment.config
+        part: Source = getattr(splits, split)
+        generator = torch.Generator().manual_seed(self.options["seed"])
+        # The same samples for every run; a set may be sorted by class, and CKA wants mixed batches.
+        chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]
+        part = part.subset(chosen)
+        if not isinstance(part, Text):
+            assert not isinstance(splits.train, Text)  # the parts of a set are of one kind
+            part = part.normalized_by(splits.train)
+        augment = Augment(**tuples(config["augment"]))
+        kept = {name: getattr(augment, name) for name in ("normalize", "mean", "std")}
+        return Loader(
+            part,
+            min(BATCH, len(chosen)),
+            augment=Augment(**kept),
+            train=shuffled,
+            device=self.fabric.device,
+            seed=self.options["seed"],
+            channels_last=self.experiment.settings.channels_last,
+        )
+
+    def blocks(self, questions: Container[str]) -> list[dict[str, Any]]:
+        """A row of numbers for every block, of questions that the run can answer."""
+        rows: list[dict[str, Any]] = [{"name": name} for name in self.names]
+
+        def answer(question: str, find: Callable[[], dict[str, tuple[Any, ...]]]) -> None:
+            if question in questions:
+                for key, values in find().items():
+                    for row, value in zip(rows, values, strict=True):
+                        row[key] = value
+
+        reads: dict[str, Any] = {k: self.options[k] for k in ("epochs", "seed")}
+        pool = {"pool": self.options["pool"]}
+        with self.fabric.autocast():
+            answer(
+                "probe",
+                lambda: {"probe": linear_probe(self.rule, self.train, self.held, **reads, **pool)},
+            )
+            answer(
+                "separability",
+                lambda: {"separability": linear_separability(self.rule, self.fitted, **pool)},
+            )
+            answer("extent", self._extent)
+            answer("information", lambda: self._information(reads))
+            answer("memorization", self._memorization)
+            answer("alignment", self._alignment)
+        return rows
+
+    def _information(self, reads: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+        found = information(self.rule, self.train, self.held, **reads)
+        return {
+            "reconstruction": tuple(f.reconstruction for f in found),
+            "label": tuple(f.label for f in found),
+        }
+
+    def _extent(self) -> dict[str, tuple[Any, ...]]:
+        found = extent(self.rule, self.held)
+        return {"rank": tuple(f.rank for f in found), "norm": tuple(f.norm for f in found)}
+
+    def _memorization(self) -> dict[str, tuple[Any, ...]]:
+        relabelled = self.experiment.splits.relabelled
+        loader = self.experiment.loaders(self.fabric.device, evaluation=True)["train"]
+        assert relabelled is not None
+        assert loader is not None
+        return {"memorized": memorization(self.rule, loader, relabelled)}
+
+    def _alignment(self) -> dict[str, tuple[Any, ...]]:
+        """On the first batch of the run's own training, augmented and in train mode."""
+        loader = self.experiment.loaders(self.fabric.device)["train"]
+        assert loader is not None
+        x, y = next(loader.epoch(0))
+        phases = self.rule.phases(self.experiment.settings.epochs)
+        self.rule.begin(phase_of(self.epoch - 1, phases))  # of the last epoch completed
+        self.rule.train()
+        found = gradient_alignment(self.rule, x, y)
+        self.rule.eval()
+        return {
+            "angle": tuple(None if a is None else a.angle for a in found),
+            "ratio": tuple(None if a is None else a.ratio for a in found),
+        }
+
+    @property
+    def feedback(self) -> list[dict[str, Any]]:
+        """A row for every layer that sends a gradient back through another matrix."""
+        inverse = pseudo_inverse_angles(self.rule)
+        return [
+            {"name": name, "to_weight": angle, "to_pseudo_inverse": inverse[name]}
+            for name, angle in feedback_angles(self.rule).items()
+        ]
+
+    @cached_property
+    def aligned(self) -> list[dict[str, Any]]:
+        """Rows of alignment.jsonl, empty where the run kept none."""
+        return self.run.lines(ALIGNMENT)
+
+    @cached_property
+    def outcomes(self) -> tuple[Tensor, Tensor] | None:
+        """Losses and whether each was right, both (epochs, N); None where the run kept none."""
+        paths = sorted((self.run.path / OUTCOMES).glob("epoch-*.safetensors"))
+        if not paths:
+            return None
+        try:
+            files = [load_file(path) for path in paths]
+            return tuple(torch.stack([f[k] for f in files]) for k in ("losses", "right"))  # type: ignore[return-value]
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(
+                f"run {self.run.path}: {OUTCOMES} cannot be read: {reason(error)}"
+            ) from error

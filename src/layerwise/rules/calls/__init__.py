@@ -1,0 +1,1 @@
+"""Tools for rules that run a block again, or compute its layers otherwise."""

@@ -1,0 +1,172 @@
+"""The energy of a network's activities, which predictive coding and equilibrium propagation
+minimise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.inputs import Inputs, detached
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import Scale, checked, differentiate
+from layerwise.rules.calls.again import Repeatable
+
+Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block
+
+
+class Energy:
+    """The energy of a batch's activities, with L_b the loss of sample b:
+
+        F_beta(h) = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + beta L_b(f_K(h_{K-1})) ),
+        h_0 = x
+
+    Making one is the feed-forward pass, at which all but the last term are 0. Blocks run again on
+    moved activities as the same functions: dropout's masks stay, and BatchNorm's running statistics
+    move in the feed-forward pass alone. One block's graph is there at a time. Activities are in at
+    least single precision. To be made and asked within `full_precision`.
+
+    Args:
+        batch: the step's.
+        blocks: the network.
+        loss: of its output, (), mean over the batch.
+        x: what the network is called with.
+
+    Attributes:
+        logits: the network's output, detached.
+        loss: of it, detached.
+    """
+
+    def __init__(self, batch: Batch, blocks: Blocks, loss: Callable[[Tensor], Tensor], x: Inputs):
+        self._batch, self._loss, self._scale = batch, loss, batch.scale
+        self._blocks = [Repeatable(batch, blocks, k) for k in range(len(blocks))]
+        *before, last = self._blocks
+        self._rest: Activities = [detached(x)]  # at which the network is feed-forward
+        for block in before:  # with gradients on: attention has another kernel where they are off
+            self._rest.append(block.first(self._rest[-1]).detach())
+        self._leaf = detached(self._rest[-1])
+        if before:
+            self._leaf.requires_grad_()
+        out = last.first(self._leaf)
+        first = loss(out)
+        differentiate(first, inputs=())  # refuses where gradients are off
+        self.logits, self.loss = out.detach(), first.detach()
+        self._first: Tensor | None = first  # the last block's graph, which the first step needs
+        self._pull: Tensor | None = None  # dL_b/dh_{K-1} of the feed-forward pass, (B, ...)
+
+    def relax(self, steps: int, step_size: float, beta: float) -> Activities:
+        """The activities after gradient descent on F_beta from the feed-forward pass, all at once:
+
+            h_k <- h_k - step_size dF_beta/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)
+
+        with e_k = f_k(h_{k-1}) - h_k, and beta dL_b/df_K for the last block. The error moves back
+        one block in a step; blocks that it has not reached do not run.
+        """
+        last = len(self._blocks) - 1
+        h = [self._rest[0], *(_wide(tensor.detach()) for tensor in self._rest[1:])]
+        for t in range(steps if last else 0):
+            pull = beta * (self._pulled() if t == 0 else self._pull_at(h[last]))
+            front = max(last - t, 1)
+            for k in reversed(range(front, last)):
+                below, e = self._predict(k, h)
+                h[k + 1] = h[k + 1] + step_size * (e - pull)
+                pull = below
+            # What the block before gives is the feed-forward pass's: its input has not moved.
+            h[front] = h[front] + step_size * (self._rest[front] - h[front] - pull)
+        return h
+
+    def learn(self, found: Sequence[tuple[float, Activities]]) -> None:
+        """Accumulate the mean over `found`, pairs of a beta and activities, of
+
+            1 / (beta B) dF_beta/d theta_k = mean_b (e_k / beta) df_k(h_{k-1})/d theta_k
+
+        in one backward pass for each block.
+        """
+        last = len(self._blocks) - 1
+        found = found if last else found[:1]  # without activities they are all alike
+        for k, block in enumerate(self._blocks):
+            wanted = [p for p in block.block.parameters() if p.requires_grad]
+            terms: list[tuple[Tensor, Tensor]] = []
+            for beta, h in found:
+                if k == last:
+                    out, self._first = self._first, None
+                    out = self._loss_at(h[k]) if out is None else out
+                    gradient = torch.full_like(out, 1 / len(found))
+                else:
+                    out = self._run(k, h[k])
+                    gradient = (out.detach() - h[k + 1]) / (beta * len(found) * len(out))
+                terms.append((out, gradient.to(out.dtype)))
+            (out, gradient), *more = terms
+            also = [(o, self._scale(g)) for o, g in more] if wanted else []
+            differentiate(out, self._scale, gradient, inputs=wanted, also=also)
+            del out, terms, more, also
+            self._batch.on_block(k)
+
+    def _run(self, k: int, h: Tensor) -> Tensor:
+        """f_k, in the precision of its input in the feed-forward pass."""
+        return self._blocks[k](h.to(self._rest[k].dtype) if k else h)
+
+    def _loss_at(self, h: Tensor) -> Tensor:
+        return self._loss(self._run(len(self._blocks) - 1, h))
+
+    def _predict(self, k: int, h: Activities) -> tuple[Tensor, Tensor]:
+        """e_k df_k/dh_{k-1} and e_k, of block k that has a block after it."""
+        leaf = h[k].detach().requires_grad_()
+        out = self._run(k, leaf)
+        e = out.detach() - h[k + 1]
+        return back(out, leaf, e), e
+
+    def _pulled(self) -> Tensor:
+        """Of the feed-forward pass, found once."""
+        if self._pull is None:
+            assert self._first is not None
+            first, self._first = self._first, None
+            self._pull = of_samples(first, self._leaf, self._scale)
+        return self._pull
+
+    def _pull_at(self, h: Tensor) -> Tensor:
+        leaf = h.detach().requires_grad_()
+        return of_samples(self._loss_at(leaf), leaf, self._scale)
+
+
+def of_samples(loss: Tensor, leaf: Tensor, scale: Scale, retain: bool = False) -> Tensor:
+    """dL_b/dh, (B, ...): the gradient of each sample's own loss, not of the batch's mean, in at
+    least single precision."""
+    differentiate(loss, scale, inputs=(leaf,), retain=retain)
+    one = scale(torch.ones((), device=leaf.device, dtype=loss.dtype))
+    return _wide(taken(leaf)) * (len(leaf) / one)
+
+
+def back(out: Tensor, leaf: Tensor, e: Tensor, retain: bool = False) -> Tensor:
+    """e dout/dh: a block's error as its input sees it."""
+    differentiate(out, gradient=e.to(out.dtype), inputs=(leaf,), retain=retain)
+    return _wide(taken(leaf))
+
+
+def taken(leaf: Tensor) -> Tensor:
+    """The gradient that has reached a leaf, taken from it; 0 where nothing has."""
+    found, leaf.grad = leaf.grad, None
+    return torch.zeros_like(leaf) if found is None else found
+
+
+def check_inference(call: str, blocks: Blocks, steps: int, step_size: float) -> None:
+    """Refuse steps by which the error does not get to the first block, or goes nowhere.
+
+    Raises:
+        InputError: so.
+    """
+    least = len(checked(call, blocks)) - 1
+    if steps < least:
+        raise InputError(
+            f"{call}(steps={steps}): the error moves back one block in a step, and there are "
+            f"{least + 1} blocks; give at least {least}"
+        )
+    if not step_size > 0:
+        raise InputError(f"{call}(step_size={step_size}): give more than 0, such as 0.1")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

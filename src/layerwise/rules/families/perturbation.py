@@ -1,0 +1,240 @@
+"""Gradients from how a loss changes along random directions."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from layerwise.blocks import Blocks
+from layerwise.blocks.inplace import starts_in_place
+from layerwise.errors import InputError
+from layerwise.inputs import detached
+from layerwise.objectives import Classify
+from layerwise.objectives.batch import Batch
+from layerwise.objectives.classify import Criterion
+from layerwise.rules.base import Needs, Rule, forget_casts, refuse_without_gradients
+from layerwise.rules.calls.again import Again
+from layerwise.rules.calls.as_written import as_written
+from layerwise.rules.calls.forward_mode import as_in_training, primal
+from layerwise.rules.calls.layer_calls import Back, replaced
+
+SEEDS = (1 << 63) - 1
+# Of a block's number: its parameters to run with, by name.
+Weights = Callable[[int], dict[str, Tensor]]
+
+
+class PerturbationRule(Rule):
+    """The gradient along random directions v_n of all weights, by the loss's derivative there:
+
+        grad = mean over n of (dL / dv_n) v_n,    E[v v^T] = 1
+
+    Its mean is the true gradient; with d weights and N directions the mean square of what is
+    between them is (d + 1) / N of the gradient's own, for Gaussian directions. Directions are not
+    kept: they are drawn again from a seed, block by block, which comes from PyTorch's random
+    generator, once in a step.
+
+    With `rank` = r > 0, a direction of the weight of a linear layer or a convolution, (O, I), is
+    v = z Q^T with z (O, r), where Q (I, r) is an orthonormal basis of what r random combinations of
+    the layer's inputs in this batch span. A weight's gradient is made of the layer's inputs, so
+    nothing is lost where they span no more than r dimensions; else the mean is the gradient's part
+    within the basis. Weights of no more than r inputs, of convolutions in groups or transposed, and
+    weights that are computed or in parts, keep the whole space.
+
+    Args:
+        blocks: the network.
+        directions: how many are averaged.
+        rademacher: draw +1 and -1, and not from the normal distribution.
+        rank: as above; 0 for the whole space.
+        criterion: of class scores and labels, a scalar.
+
+    Raises:
+        InputError: no direction; a negative rank.
+    """
+
+    needs = Needs.FORWARD | Needs.ERROR
+    draws = True
+
+    def __init__(
+        self, blocks: Blocks, directions: int, rademacher: bool, rank: int, criterion: Criterion
+    ):
+        super().__init__(blocks)
+        check_directions(type(self).__name__, directions)
+        if rank < 0:
+            raise InputError(
+                f"{type(self).__name__}(rank={rank}): give a number of dimensions, or 0 for all"
+            )
+        self.directions, self.rademacher, self.rank = directions, rademacher, rank
+        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+
+    @abstractmethod
+    def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
+        """dL/dv_n of every direction, each (); the first pass of `loss` is what is reported."""
+
+    def step(self, batch: Batch) -> Tensor:
+        refuse_without_gradients()
+        directions = Directions(self.blocks, draw_seed(), self.rademacher, self.rank)
+        with torch.no_grad(), as_written(self.blocks), as_in_training():
+            loss = Loss(self, batch, directions)
+            derivatives = [batch.scale(d) for d in self.derivatives(loss, directions)]
+        forget_casts(batch.x.device)
+        batch.finish(len(self.blocks) - 1, loss.value)
+        for i in range(len(self.blocks)):
+            directions.accumulate(i, derivatives)
+            batch.on_block(i)
+        return loss.logits
+
+
+class Loss:
+    """A step's loss as a function of the weights.
+
+    Every pass has the same random numbers and starts from the same buffers; the first alone moves
+    them, as a pass of the network does.
+
+    Attributes:
+        logits, value: of the first pass.
+    """
+
+    logits: Tensor
+    value: Tensor
+
+    def __init__(self, rule: PerturbationRule, batch: Batch, directions: Directions):
+        self.blocks = rule.blocks
+        self.objective = rule.objectives[str(len(rule.blocks) - 1)]
+        self.inputs, self.batch, self.directions = detached(batch.inputs), batch, directions
+        self.copies = starts_in_place(rule.blocks[0])
+        self.start = Again(rule.blocks, batch.x)
+        self.moved = Moved(self.blocks, batch)
+        self.first = True
+
+    def __call__(self, weights: Weights | None = None) -> Tensor:
+        """The loss, (), with the network's own weights or others."""
+        with self.directions.watch() if self.first else self.start.run():
+            h = self.inputs.clone() if self.copies else self.inputs
+            for i in range(len(self.blocks)):
+                h = self.batch.run(i, h) if weights is None else self.moved.run(i, weights(i), h)
+            loss = self.objective(h, self.batch)
+        if self.first:
+            self.logits, self.value, self.first = primal(h), primal(loss), False
+        return loss
+
+
+class Moved(nn.Module):
+    """Blocks with other weights than their own."""
+
+    def __init__(self, blocks: Blocks, batch: Batch):
+        super().__init__()
+        self.blocks, self.batch = blocks, batch
+
+    def forward(self, i: int, h: Any) -> Tensor:
+        return self.batch.run(i, h)
+
+    def run(self, i: int, weights: Mapping[str, Tensor], h: Any) -> Tensor:
+        """Block i's output, (B, ...), with these of its weights, by name."""
+        moved = {f"blocks.{self.blocks.key(i, name)}": w for name, w in weights.items()}
+        return functional_call(self, moved, (i, h))
+
+
+class Directions:
+    """Directions of the weights, drawn again each time from the seed.
+
+    Args:
+        blocks: whose weights they are.
+        seed: of all of them.
+        rademacher, rank: as in `PerturbationRule`.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], seed: int, rademacher: bool = False, rank: int = 0
+    ):
+        self.blocks, self.seed = list(blocks), seed
+        self.rademacher, self.rank = rademacher, rank
+        # Of a weight: r random combinations of its inputs (r, I), and once asked for their basis.
+        self.sketches: dict[Tensor, Tensor] = {}
+        self.bases: dict[Tensor, Tensor] = {}
+
+    def along(self, i: int, n: int) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """The name, the value and direction n of every trained parameter of block i."""
+        for number, (name, p) in enumerate(self.blocks[i].named_parameters()):
+            if p.requires_grad:
+                yield name, p, self._draw(p, generator(p.device, self.seed, i, n, number))
+
+    @torch.no_grad()
+    def accumulate(self, i: int, derivatives: list[Tensor]) -> None:
+        """Add the mean of the directions, times the derivative along each, to the gradients of
+        block i."""
+        for drawn in zip(*(self.along(i, n) for n in range(len(derivatives))), strict=True):
+            p = drawn[0][1]
+            gradient = torch.zeros_like(p)
+            for d, (_, _, v) in zip(derivatives, drawn, strict=True):
+                gradient += d * v / len(derivatives)
+            p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Within, find what the weights' inputs span, where that is asked for."""
+        if not self.rank:
+            yield
+            return
+        weights = {p for block in self.blocks for p in block.parameters() if p.dim() > 1}
+        device = next(iter(weights)).device if weights else torch.device("cpu")
+        source = generator(device, self.seed)
+
+        def layer(
+            name: str, op: Callable[..., Tensor], back: Back, x: Tensor, weight: Tensor
+        ) -> Tensor:
+            y = op(x, weight)
+            inputs = weight[0].numel()
+            whole = "transpose" in name or name == "addmm" or x.shape[1] != weight.shape[1]
+            if weight not in weights or whole or inputs <= self.rank:
+                return y
+            with torch.autocast(x.device.type, enabled=False):
+                like = weight.new_empty(self.rank, *weight.shape[1:])
+                some = torch.randn(
+                    len(y), self.rank, *y.shape[2:], generator=source, device=x.device
+                ).to(weight.dtype)
+                # (r, I): a weight's gradient is its inputs combined by the outputs' gradients.
+                sketch = back(some, x.to(weight.dtype), like, True).reshape(self.rank, inputs)
+                self.sketches[weight] = self.sketches.get(weight, 0) + sketch
+            return y
+
+        with replaced(layer):
+            yield
+
+    def _draw(self, p: Tensor, source: torch.Generator) -> Tensor:
+        if p not in self.sketches:
+            return draw(p, source, self.rademacher)
+        if p not in self.bases:
+            wide = torch.promote_types(p.dtype, torch.float32)  # there is no QR in half precision
+            self.bases[p] = torch.linalg.qr(self.sketches[p].to(wide).T)[0].to(p.dtype)
+        z = draw(p.new_empty(len(p), self.rank), source, self.rademacher)
+        return (z @ self.bases[p].T).view(p.shape)
+
+
+def draw_seed() -> int:
+    """The seed of a step's directions, from PyTorch's random generator."""
+    return int(torch.randint(SEEDS, ()))
+
+
+def generator(device: torch.device, *seed: int) -> torch.Generator:
+    """A generator of its own for every tuple of numbers."""
+    return torch.Generator(device).manual_seed(hash(seed) & SEEDS)
+
+
+def draw(like: Tensor, source: torch.Generator, rademacher: bool = False) -> Tensor:
+    """Numbers of mean 0 and variance 1, of the shape of `like`."""
+    if rademacher:
+        coins = torch.randint(2, like.shape, generator=source, device=like.device)
+        return coins.to(like.dtype).mul_(2).sub_(1)
+    return torch.randn(like.shape, generator=source, device=like.device, dtype=like.dtype)
+
+
+def check_directions(call: str, directions: int) -> None:
+    """Refuse a rule that is to look along no direction."""
+    if directions < 1:
+        raise InputError(f"{call}(directions={directions}): give at least 1")
