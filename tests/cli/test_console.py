@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from layerwise import console as module
+from layerwise.cli import console as module
 from layerwise.cli.console import ProgressBar
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from layerwise import InputError, data, evaluation, models, objectives, rules
+from layerwise import InputError, data, models, objectives, rules
+from layerwise.analysis import exits as module
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.runs.run import Run
@@ -96,7 +97,7 @@ def test_a_network_that_ends_at_an_exit(name):
     case = networks.cnn()
     rule = networks.ALL_RULES[name](case.blocks).eval()
     for i, scores in enumerate(rule.exits(case.x)):
-        network = evaluation.Exit(rule, i)
+        network = module.Exit(rule, i)
         assert torch.equal(network(case.x), scores)
         of_later = {p for k in range(i + 1, 4) for p in rule.blocks[k].parameters()}
         assert not of_later & set(network.parameters())
@@ -113,7 +114,7 @@ def test_a_network_that_ends_at_an_exit(name):
 )
 def test_an_exit_that_is_none(make, i, says):
     with pytest.raises(ValueError, match=says) as e:
-        evaluation.Exit(make(networks.cnn().blocks), i)
+        module.Exit(make(networks.cnn().blocks), i)
     assert "\n" not in str(e.value)
 
 
@@ -125,7 +126,7 @@ def test_the_cheapest_exit_that_is_good_enough():
         {"accuracy": 0.91, "flops": 30},
         {"accuracy": 0.90, "flops": 50},
     ]
-    assert [evaluation.cheapest(exits, w) for w in (0.0, 0.01, 0.2)] == [3, 3, 1]
+    assert [module.cheapest(exits, w) for w in (0.0, 0.01, 0.2)] == [3, 3, 1]
 
 
 def test_a_rule_without_heads_has_one_exit(trained, cli):
@@ -155,7 +156,7 @@ def test_confusion(most, monkeypatch):
     x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
     loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
     rule = rules.Backprop(Blocks([nn.Identity(), Fixed()], example=x))
-    exits, ensembles, confusion = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
+    exits, ensembles, confusion = module.evaluate(rule, loader, 3, fabric_for("cpu"))
     assert exits[1]["accuracy"] == 3 / 6
     assert ensembles == {}  # of one exit
     assert confusion == ([[2, 1, 0], [0, 1, 1], [1, 0, 0]] if most == 1000 else None)
@@ -174,12 +175,12 @@ def test_sums_of_exits():
     sum: (1, -4, 0) / 2, predicted 0; doubling: (1, -12, 0) / 3; the first exit alone predicts 1.
     """
     scores = [torch.tensor([[1.0, 4.0, 0.0]]), None, torch.tensor([[0.0, -8.0, 0.0]])]
-    assert evaluation.ensemble(scores).tolist() == [[0.5, -2.0, 0.0]]
-    torch.testing.assert_close(evaluation.ensemble(scores, 2.0), torch.tensor([[1 / 3, -4.0, 0.0]]))
+    assert module.ensemble(scores).tolist() == [[0.5, -2.0, 0.0]]
+    torch.testing.assert_close(module.ensemble(scores, 2.0), torch.tensor([[1 / 3, -4.0, 0.0]]))
     x, y = torch.tensor([[1.0, 4.0, 0.0]]), torch.tensor([0])
     loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x, y)])
     rule = rules.Greedy(Blocks([nn.Identity(), Two()], example=x), objectives.Classify())
-    exits, ensembles, _ = evaluation.evaluate(rule, loader, 3, fabric_for("cpu"))
+    exits, ensembles, _ = module.evaluate(rule, loader, 3, fabric_for("cpu"))
     assert [exit["accuracy"] for exit in exits] == [0.0, 1.0]
     assert ensembles["sum"]["accuracy"] == 1.0
     wanted = F.cross_entropy(torch.tensor([[0.5, -2.0, 0.0]]), y).item()
@@ -259,7 +260,7 @@ def test_labels_that_do_not_count_are_left_out(kind):
     given = F.one_hot(y, 7).float() if kind == "soft" else y
     loader = Batches((x[:4], given[:4]), (x[4:], given[4:]))
     fabric = fabric_for("cpu")
-    (_, found), _, confusion = evaluation.evaluate(rule, loader, 7, fabric)
+    (_, found), _, confusion = module.evaluate(rule, loader, 7, fabric)
     counts = y != -100
     z, true = logits[counts], y[counts]
     assert found["loss"] == pytest.approx(F.cross_entropy(z, true).item(), rel=1e-5)
@@ -272,7 +273,7 @@ def test_labels_that_do_not_count_are_left_out(kind):
         wanted[pair] += 1
     assert confusion == wanted.tolist()
 
-    losses, right = evaluation.sample_outcomes(rule, loader, fabric)
+    losses, right = module.sample_outcomes(rule, loader, fabric)
     for k in range(6):
         own = counts[k]
         mean = F.cross_entropy(logits[k][own], y[k][own]).item() if own.any() else 0.0
@@ -284,4 +285,4 @@ def test_labels_that_are_no_classes_are_refused():
     x = torch.randn(4, 2)
     rule = rules.Backprop(Blocks([nn.Linear(2, 1)], example=x))
     with pytest.raises(InputError, match="which are no classes of these"):
-        evaluation.evaluate(rule, Batches((x, torch.randn(4))), 2, fabric_for("cpu"))
+        module.evaluate(rule, Batches((x, torch.randn(4))), 2, fabric_for("cpu"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from layerwise.blocks import Blocks
-from layerwise.rules.base import LocalRule
 from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.rules.base import LocalRule
 
 
 class LastBlock(LocalRule):
