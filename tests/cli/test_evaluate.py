@@ -151,7 +151,7 @@ def test_confusion(most, monkeypatch):
     true       0 0 0 1 1 2
     predicted  0 0 1 2 1 0
     """
-    monkeypatch.setattr(evaluation, "CONFUSION_CLASSES", most)
+    monkeypatch.setattr(module, "CONFUSION_CLASSES", most)
     y = torch.tensor([0, 0, 0, 1, 1, 2])
     x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
     loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
