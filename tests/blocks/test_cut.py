@@ -346,7 +346,7 @@ def test_the_batch_size_where_what_crosses_has_other_rows():
             return self.c(h.view(-1, 8))
 
     model, x = Net(), torch.randn(3, 2, 4)
-    with pytest.raises(InputError, match=r"shape \(4, 4\) .*of which no axis is the batch of 2"):
+    with pytest.raises(InputError, match=r"shape \(4, 4\) .*no axis of it is the batch of 2"):
         cut(Net(flat=True), at=["b"], example=x)
     chain = cut(model, "all", example=x)
     assert chain.names == ("a", "b", "c")

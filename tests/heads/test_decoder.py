@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from layerwise import InputError, cut, heads, models
 from layerwise.blocks.cost import flops
-from layerwise.blocks.pooling import layers_of
+from layerwise.blocks.parts import modules_in_order
 from layerwise.heads import Bilinear, Decoder, Same, Transposed
 from layerwise.heads.decoder import FromPatches
 
@@ -172,9 +172,9 @@ def test_decoders_are_light() -> None:
     h, own, added = example, [], {Transposed(): 0, Bilinear(): 0, Same(): 0}
     for block in list(blocks)[:-2]:
         own.append(flops(block, h))
-        unpooled = nn.Sequential(*[m for m in layers_of(block) if not isinstance(m, nn.MaxPool2d)])(
-            h
-        )
+        unpooled = nn.Sequential(
+            *[m for m in modules_in_order(block) if not isinstance(m, nn.MaxPool2d)]
+        )(h)
         for decoder in added:
             cost = flops(decoder(tuple(unpooled.shape[1:]), IMAGE), unpooled)
             added[decoder] += cost

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.stretch import Stretch
 from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.inputs import leading
 

@@ -1,17 +1,59 @@
-"""The places at which a network can be cut, and which of them begin a block."""
+"""The cut points of a network, and which of them begin a block."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
 
 from layerwise.blocks.balance import Balance, partition
-from layerwise.blocks.sweep import Call, Cut, Graph, Moment, Output, Sweep
+from layerwise.blocks.cutting.graph import Graph, Output
+from layerwise.blocks.cutting.recording import Call, Moment, Recording, Where
 from layerwise.errors import InputError, choices
+
+
+def cut_candidates(recording: Recording, graph: Graph) -> list[Moment]:
+    """The moments at which exactly one tensor crosses, one for each tensor, in order.
+
+    Of several moments of a tensor, the entry of the outermost call is taken: a function that
+    precedes the call (`F.relu`) then stays with the layer before it. Otherwise the exit of the
+    outermost call, and otherwise an entry within a call that may run again.
+
+    Args:
+        recording: a run of the network.
+        graph: the autograd graph behind the run's class scores.
+    """
+    points: list[Moment] = []
+    for moment in recording.moments:
+        if not graph.parameters_used(moment.time, float("inf")):
+            break
+        if moment.excluded or graph.only_alive(moment.time) != moment.output:
+            continue
+        if moment.entry and not graph.used_only_before(
+            moment.output, moment.time, moment.call.end_time
+        ):
+            continue
+        if not points or points[-1].output != moment.output:
+            points.append(moment)
+        elif _preferred(moment, points[-1]):
+            points[-1] = moment
+    return points
+
+
+def _preferred(moment: Moment, before: Moment) -> bool:
+    """Whether a later moment of the same tensor is the better place to cut."""
+    if _rank(moment) != _rank(before):
+        # A module that returns its input, such as dropout in eval mode.
+        passed_on = before.entry and before.call.ends <= moment.event
+        return _rank(moment) < _rank(before) or (passed_on and not moment.may_run_again)
+    return not moment.entry or before.call.ends < moment.event
+
+
+def _rank(moment: Moment) -> int:
+    return 2 if moment.may_run_again else 0 if moment.entry else 1
 
 
 @dataclass(eq=False)
@@ -20,30 +62,35 @@ class Points:
 
     Attributes:
         model: the network.
-        found: a run of it in eval mode.
-        graph: behind the run's class scores.
+        recording: its run in eval mode.
+        graph: the autograd graph behind the run's class scores.
         points: the moments at which one tensor crosses, in order.
         rows: how many samples the run had.
-        saved: bytes kept for the backward pass before each of `points`, and at the end.
-        more: the shapes at all moments of a run with one sample more; nothing where there is none.
+        saved_bytes: bytes kept for the backward pass before each of `points`, and at the end.
+        shapes_with_one_more: gives the shapes at all moments of a run with one sample more; an
+            empty dict if there is no such run.
     """
 
     model: nn.Module
-    found: Sweep
+    recording: Recording
     graph: Graph
     points: list[Moment]
     rows: int
-    saved: Sequence[int]
-    more: Callable[[], dict[Cut, tuple[int, ...]]]
-    _more: dict[Cut, tuple[int, ...]] | None = None
+    saved_bytes: Sequence[int]
+    shapes_with_one_more: Callable[[], dict[Where, tuple[int, ...]]]
+    _shapes: dict[Where, tuple[int, ...]] | None = None
 
     def balanced(self, blocks: int | str, balance: Balance) -> list[Moment]:
-        """Where each of `blocks` blocks but the first begins.
+        """Where each block but the first begins, for blocks of about equal cost.
+
+        Args:
+            blocks: how many, or "all" for one per layer.
+            balance: which cost, "flops" or "memory".
 
         Raises:
-            InputError: fewer cut points than that.
+            InputError: there are fewer cut points.
         """
-        points = [p for p in self.points if self.axis(p) is not None and not changed(p)]
+        points = [p for p in self.points if self.axis(p) is not None and not p.changed_in_place]
         starts = self._busy(points)
         if blocks == "all":
             return starts
@@ -62,19 +109,20 @@ class Points:
     def _costs(self, starts: list[Moment], balance: Balance) -> list[int]:
         if balance == "memory":
             index = {id(p): i for i, p in enumerate(self.points)}
-            readings = [0, *(self.saved[index[id(p)]] for p in starts), self.saved[-1]]
+            readings = [self.saved_bytes[index[id(p)]] for p in starts]
+            readings = [0, *readings, self.saved_bytes[-1]]
         else:
-            readings = [0, *(p.flops for p in starts), self.found.flops]
+            readings = [0, *(p.flops for p in starts), self.recording.flops]
         return [after - before for before, after in pairwise(readings)]
 
     def _busy(self, points: list[Moment]) -> list[Moment]:
-        """Where a layer begins that costs something and has parameters; what costs nothing
-        (normalisation, activation, pooling) stays with the layer before it.
+        """The points at which a layer begins that costs FLOPs and has parameters.
 
-        Where such pieces make a vector of feature maps or tokens (flatten, the class token), that
-        goes with the layer that reads the vector: heads before it still see the maps.
+        Pieces that cost nothing (normalisation, activation, pooling) stay with the layer before
+        them. If such a piece turns feature maps or tokens into a vector (flatten, the class token),
+        it goes with the layer that reads the vector, so that heads before it still see the maps.
         """
-        flops = [0, *(p.flops for p in points), self.found.flops]
+        flops = [0, *(p.flops for p in points), self.recording.flops]
         times = [-1.0, *(float(p.time) for p in points), math.inf]
         pieces = [
             b > a and self.graph.parameters_used(s, e)
@@ -90,12 +138,17 @@ class Points:
         return starts
 
     def _with_flatten(self, point: Moment, idle: Sequence[Moment]) -> Moment:
-        """Where what makes the vector at `point` begins, the nearest of `idle` first."""
+        """Where the pieces begin that make the vector at `point`; the point itself if none does.
+
+        Args:
+            point: where a layer begins.
+            idle: the points between the layer before and `point`, from the nearest on.
+        """
         maps = next((p for p in idle if not _is_vector(p)), None)
         return point if maps is None or not _flattens(maps, point) else maps
 
     def named(self, at: Sequence[str]) -> list[Moment]:
-        """Where the blocks begin that start with the modules `at`.
+        """Where the blocks begin whose first modules are named `at`.
 
         Raises:
             InputError: no such module; not exactly one tensor crosses there.
@@ -122,38 +175,45 @@ class Points:
                     f"{asked}: {begins[point]!r} and {name!r} begin at the same place; name one of "
                     "them"
                 )
-        return sorted(begins, key=lambda point: point.order)
+        return sorted(begins, key=lambda point: point.event)
 
     def _first_call(self, module: nn.Module) -> Call | None:
         inside = set(module.modules())
-        return next((c for c in self.found.calls if c.module in inside), None)
+        return next((c for c in self.recording.calls if c.module in inside), None)
 
     def _point_of(self, first: Call, name: str, asked: str) -> Moment | None:
-        if not self.graph.parameters_used(-1, first.starts):
+        """The point at which a named block begins; None if the first block begins there.
+
+        Args:
+            first: the first call in the block.
+            name: the name.
+            asked: the call of `cut`, for errors.
+        """
+        if not self.graph.parameters_used(-1, first.begin_time):
             return None
-        crossing = self.graph.the_one_alive(first.starts)
+        crossing = self.graph.only_alive(first.begin_time)
         point = next((p for p in self.points if p.output == crossing), None)
-        before = [p for p in self.points if p.order <= first.begins and p is not point]
+        before = [p for p in self.points if p.event <= first.begins and p is not point]
         if point is None and before and self._nothing_between(before[-1], first):
             point = before[-1]
         elif point is not None and before and _flattens(before[-1], point):
             point = before[-1] if self._nothing_between(before[-1], first) else point
         if point is None:
-            alive = self.graph.alive(first.starts)
+            alive = self.graph.alive(first.begin_time)
             if len(alive) > 1:
                 origins = ", ".join(self._origin(output) for output in alive)
                 what = (
                     f"{len(alive)} tensors cross before {name!r} (from {origins}); exactly one may"
                 )
             else:
-                what = f"no module is called with what crosses before {name!r}, or returns it"
+                what = f"no module takes or returns the tensor that crosses before {name!r}"
             raise InputError(f"{asked}: {what}: {self._nearest(first)}")
         if self.axis(point) is None:
             raise InputError(
-                f"{asked}: a tensor of shape {point.shape} crosses before {name!r}, of which no "
-                f"axis is the batch of {self.rows}: {self._nearest(first)}"
+                f"{asked}: a tensor of shape {point.shape} crosses before {name!r}, and no axis of "
+                f"it is the batch of {self.rows}: {self._nearest(first)}"
             )
-        if changed(point):
+        if point.changed_in_place:
             raise InputError(
                 f"{asked}: block {name!r} changes its input in place, which is the output of the "
                 "block before it; give the module inplace=False, or cut elsewhere"
@@ -161,50 +221,50 @@ class Points:
         return point
 
     def _nothing_between(self, point: Moment, first: Call) -> bool:
-        """Whether nothing between a point and a call has parameters, or is a module."""
-        return not self.graph.parameters_used(point.time, first.starts) and not any(
-            point.order < c.begins < first.begins and c.ends < first.begins
-            for c in self.found.calls
+        """Whether no parameter is used, and no module called, between a point and a call."""
+        return not self.graph.parameters_used(point.time, first.begin_time) and not any(
+            point.event < c.begins < first.begins and c.ends < first.begins
+            for c in self.recording.calls
         )
 
     def _nearest(self, call: Call) -> str:
+        """Where to cut instead, for errors: the nearest names before and after a call."""
         names = {module: name for name, module in self.model.named_modules()}
-        good = [p for p in self.points if p.entry and p.n == 0 and not changed(p)]
+        good = [p for p in self.points if p.entry and p.call.n == 0 and not p.changed_in_place]
         starts = [p for p in good if self.axis(p) is not None]
-        before = [names[p.module] for p in starts if p.order < call.begins][-1:]
-        after = [names[p.module] for p in starts if p.order > call.begins][:1]
+        before = [names[p.module] for p in starts if p.event < call.begins][-1:]
+        after = [names[p.module] for p in starts if p.event > call.begins][:1]
         found = " or ".join(map(repr, before + after))
         return f"cut at {found}" if found else "the model is one block"
 
     def _origin(self, output: Output) -> str:
+        """The module that returned a tensor, for errors; otherwise its autograd node."""
         names = {module: name for name, module in self.model.named_modules()}
-        found = [m for m in self.found.moments if m.output == output and not m.entry]
+        found = [m for m in self.recording.moments if m.output == output and not m.entry]
         return repr(names[found[0].module]) if found else f"{output[0].name()}"
 
     def _what_crosses(self) -> str:
-        middle = [c.starts for c in self.found.calls][len(self.found.calls) // 2 :][:1]
-        alive = self.graph.alive(middle[0]) if middle else []
+        """Why there is no cut point, for errors."""
+        calls = self.recording.calls
+        alive = self.graph.alive(calls[len(calls) // 2].begin_time) if calls else []
         if len(alive) < 2:
-            return "no module is called with the one tensor that crosses"
+            return "no module takes or returns the one tensor that crosses"
         return (
             f"{len(alive)} tensors cross in the middle: {', '.join(map(self._origin, alive[:4]))}"
         )
 
     def axis(self, point: Moment) -> int | None:
-        """Which axis of a tensor is the batch; None where none is. Where two may be, a run with one
-        sample more tells."""
+        """The batch axis of the tensor at a point; None if no axis has the batch's length.
+
+        If two axes have it, a run with one sample more tells which one is the batch.
+        """
         found = [i for i in (0, 1)[: len(point.shape) - 1] if point.shape[i] == self.rows]
         if len(found) > 1 and len(point.shape) == 3:
-            if self._more is None:
-                self._more = self.more()
-            longer = self._more.get((point.module, point.n, point.entry, point.path), point.shape)
+            if self._shapes is None:
+                self._shapes = self.shapes_with_one_more()
+            longer = self._shapes.get(point.where, point.shape)
             found = [i for i in found if longer[i] == self.rows + 1] or found
         return found[0] if found and (found[0] == 0 or len(point.shape) == 3) else None
-
-
-def changed(point: Moment) -> bool:
-    """Whether a tensor is changed in place after it has crossed."""
-    return point.changes or point.tensor._version != point.version
 
 
 def _is_vector(point: Moment) -> bool:
@@ -212,45 +272,13 @@ def _is_vector(point: Moment) -> bool:
 
 
 def _flattens(maps: Moment, point: Moment) -> bool:
-    """Whether what lies between is lost to a head at `point`: a vector made of maps or tokens. One
-    position of feature maps, (B, C, 1, 1), tells no more than the vector it becomes."""
+    """Whether between two points maps or tokens become a vector, which a head can no longer read.
+
+    Feature maps of one position, (B, C, 1, 1), hold no more than the vector that they become.
+    """
     if _is_vector(maps) or not _is_vector(point):
         return False
     node = point.output[0]
     before = getattr(node, "_saved_self_sym_sizes", None)
     one_position = before is not None and len(before) > 2 and all(n == 1 for n in before[2:])
     return not one_position or node.next_functions[0] == maps.output
-
-
-def outermost(calls: Sequence[Call], begins: float, ends: float) -> list[Call]:
-    """The outermost calls that begin and end between two places."""
-    found: list[Call] = []
-    for call in calls:
-        if (
-            begins <= call.begins
-            and call.ends < ends
-            and (not found or call.begins > found[-1].ends)
-        ):
-            found.append(call)
-    return found
-
-
-def as_chain(
-    calls: Sequence[Call], given: Tensor, gave: Tensor, came: Mapping[int, Tensor]
-) -> list[nn.Module] | None:
-    """The modules of `calls` where each is called with what the one before returned, and nothing
-    else happens between `given` and `gave`.
-
-    Args:
-        calls: the outermost ones of a block.
-        given: what the block began with.
-        gave: what it ended with.
-        came: where the run was cut: the tensor that came, under the identity of the one that went
-            on.
-    """
-    h = given
-    for call in calls:
-        if call.given is None or came.get(id(call.given), call.given) is not h or call.gave is None:
-            return None
-        h = call.gave
-    return [call.module for call in calls] if calls and h is gave else None
