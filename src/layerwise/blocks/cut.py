@@ -21,11 +21,11 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from layerwise.blocks.balance import Balance
-from layerwise.blocks.chain import Blocks, repeated
+from layerwise.blocks.chain import Blocks
 from layerwise.blocks.cutting.division import divided
 from layerwise.blocks.cutting.graph import Graph
 from layerwise.blocks.cutting.points import Points, cut_candidates
-from layerwise.blocks.cutting.recording import Recording, Where, record
+from layerwise.blocks.cutting.recording import Recording, record
 from layerwise.blocks.cutting.trial import try_cuts
 from layerwise.blocks.unchanged import seed, unchanged
 from layerwise.errors import InputError, choices, reason
@@ -91,23 +91,7 @@ def cut(
         x, recording = _record(model, example)
         graph = Graph(_scores(recording, output), recording.data_nodes)
         trial = try_cuts(model, x, cut_candidates(recording, graph), output)
-
-        def shapes_with_one_more() -> dict[Where, tuple[int, ...]]:
-            wider = repeated(x, len(leading(x)) + 1, leading(x).device)
-            with contextlib.suppress(Exception):
-                moments = record(model, lambda: call(model, wider), wider).moments
-                return {moment.where: moment.shape for moment in moments}
-            return {}
-
-        known = Points(
-            model,
-            recording,
-            graph,
-            trial.points,
-            len(leading(x)),
-            trial.saved_bytes,
-            shapes_with_one_more,
-        )
+        known = Points(model, x, recording, graph, trial.points, trial.saved_bytes)
         if at is not None:
             starts = known.named(at)
         else:
@@ -119,7 +103,7 @@ def cut(
                 "block's does; give it use_reentrant=False (in transformers: model."
                 "gradient_checkpointing_enable({'use_reentrant': False}))"
             )
-        return divided(known, starts, trial, x, output)
+        return divided(known, starts, trial, output)
 
 
 def _check_arguments(

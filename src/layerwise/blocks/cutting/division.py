@@ -19,19 +19,16 @@ from layerwise.blocks.stretches import Stretches
 from layerwise.inputs import Inputs, Take, scores
 
 
-def divided(
-    known: Points, starts: Sequence[Moment], trial: Trial, x: Inputs, output: Take
-) -> Stretches:
+def divided(known: Points, starts: Sequence[Moment], trial: Trial, output: Take) -> Stretches:
     """The network as a chain of blocks.
 
     Args:
         known: the network and its cut points.
         starts: the cut points at which each block but the first begins, in order.
         trial: the run in train mode.
-        x: the inputs of both runs.
         output: which part of the network's output are the class scores.
     """
-    model, recording, training = known.model, known.recording, trial.recording
+    model, x, recording, training = known.model, known.x, known.recording, trial.recording
     result = scores(recording.result, output)
     division = _Division(
         recording, [p.place for p in starts], [p.tensor for p in starts], x, result

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import nn
 
 from layerwise.blocks.balance import Balance, partition
+from layerwise.blocks.chain import Shape, repeated
 from layerwise.blocks.cutting.graph import Graph, Output
-from layerwise.blocks.cutting.recording import Call, Moment, Recording, Where
+from layerwise.blocks.cutting.recording import Call, Moment, Recording, Where, record
 from layerwise.errors import InputError, choices
+from layerwise.inputs import Inputs, call, leading
 
 
 def cut_candidates(recording: Recording, graph: Graph) -> list[Moment]:
@@ -62,23 +65,25 @@ class Points:
 
     Attributes:
         model: the network.
+        x: the inputs of its runs.
         recording: its run in eval mode.
         graph: the autograd graph behind the run's class scores.
         points: the moments at which one tensor crosses, in order.
-        rows: how many samples the run had.
         saved_bytes: bytes kept for the backward pass before each of `points`, and at the end.
-        shapes_with_one_more: gives the shapes at all moments of a run with one sample more; an
-            empty dict if there is no such run.
     """
 
     model: nn.Module
+    x: Inputs
     recording: Recording
     graph: Graph
     points: list[Moment]
-    rows: int
     saved_bytes: Sequence[int]
-    shapes_with_one_more: Callable[[], dict[Where, tuple[int, ...]]]
-    _shapes: dict[Where, tuple[int, ...]] | None = None
+    _shapes_with_one_more: dict[Where, Shape] | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many samples `x` has."""
+        return len(leading(self.x))
 
     def balanced(self, blocks: int | str, balance: Balance) -> list[Moment]:
         """Where each block but the first begins, for blocks of about equal cost.
@@ -260,11 +265,19 @@ class Points:
         """
         found = [i for i in (0, 1)[: len(point.shape) - 1] if point.shape[i] == self.rows]
         if len(found) > 1 and len(point.shape) == 3:
-            if self._shapes is None:
-                self._shapes = self.shapes_with_one_more()
-            longer = self._shapes.get(point.where, point.shape)
+            longer = self._with_one_more().get(point.where, point.shape)
             found = [i for i in found if longer[i] == self.rows + 1] or found
         return found[0] if found and (found[0] == 0 or len(point.shape) == 3) else None
+
+    def _with_one_more(self) -> dict[Where, Shape]:
+        """The shapes at all moments of a run with one sample more; empty if that run fails."""
+        if self._shapes_with_one_more is None:
+            self._shapes_with_one_more = {}
+            wider = repeated(self.x, self.rows + 1, leading(self.x).device)
+            with contextlib.suppress(Exception):
+                moments = record(self.model, lambda: call(self.model, wider), wider).moments
+                self._shapes_with_one_more = {moment.where: moment.shape for moment in moments}
+        return self._shapes_with_one_more
 
 
 def _is_vector(point: Moment) -> bool:
