@@ -449,7 +449,7 @@ class TestErrors:
             def forward(self, x):
                 return {"left": self.a(x), "right": self.a(-x)}
 
-        self.refused("returns dict with left, right, of which it is not clear", Two(), 1)
+        self.refused("returns dict with left, right, and it is not clear", Two(), 1)
         chain = cut(Two(), 1, example=IMAGES, output="right")
         assert torch.equal(chain(IMAGES), chain.model.a(-IMAGES))
         chain = cut(Two(), 1, example=IMAGES, output=lambda found: found["left"])
