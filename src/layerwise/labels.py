@@ -253,7 +253,7 @@ def mean_of_counted(each: Tensor, y: Tensor) -> Tensor:
 
     Args:
         each: a value for each sample, (B,).
-        y: class numbers, (B,); or probabilities, none of which is ignored.
+        y: class numbers, (B,); or probabilities, which all count.
     """
     if y.is_floating_point():
         return each.mean()

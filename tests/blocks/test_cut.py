@@ -1,4 +1,5 @@
-"""Where cuts lie, what blocks share with the model, and that the model is left as it was."""
+"""Cut points, the modules and tensors that blocks share with the model, and that `cut` leaves the
+model unchanged."""
 
 import copy
 from itertools import pairwise
@@ -162,7 +163,7 @@ def test_cut_at_names():
 
 
 def test_balance_by_flops():
-    # Costs of the Linears, in units of 2 * 8 * 8 FLOPs per sample: 1 1 1 3 | 3 ... | 1
+    # Costs of the linear layers in units of 2 * 8 * 8 FLOPs per sample: 1 1 1 | 3 | 3 1.
     sizes = [8, 8, 8, 8, 24, 8, 8]
     model = nn.Sequential(*(nn.Linear(i, o) for i, o in pairwise(sizes)))
     chain = cut(model, 3, example=torch.randn(2, 8))
@@ -170,7 +171,7 @@ def test_balance_by_flops():
 
 
 def test_balance_by_memory():
-    # Activations shrink by four where channels double, so memory lies in front of FLOPs.
+    # Activations shrink by four where channels double: early layers take more memory than FLOPs.
     model = nn.Sequential(
         *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()),
         *(nn.Conv2d(16, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU()),

@@ -11,7 +11,7 @@ X = torch.randn(4, 5, 8)
 
 
 class Encoder(nn.Module):
-    """Layers with parameters and a buffer that belong to no layer."""
+    """Layers, and a parameter and a buffer that belong to no layer."""
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,5 @@
-"""What a network does in its own forward it does in blocks: random numbers, modes, attributes,
-buffers, hooks, contexts; in order and by itself; and nothing stays behind."""
+"""Blocks behave as the network's own forward does: random numbers, modes, attributes, buffers,
+hooks and contexts; in order and by themselves; and no trace of a forward stays behind."""
 
 import contextlib
 import copy
@@ -25,7 +25,7 @@ Y = torch.tensor([0, 1, 2, 0])
 
 
 class Layers(nn.Module):
-    """Three linear layers, with whatever a test does between them."""
+    """Three linear layers; tests override `between` to do something between them."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ def nothing_stays(model):
 
 @CASES
 def test_backpropagation_is_the_plain_loop(name):
-    """Loss, gradients and buffers, and the random numbers that come after."""
+    """The same loss, gradients and buffers, and the same random numbers afterwards."""
     model, inputs = network(name)
     chain = cut(model, "all", example=inputs)
     assert len(chain) > 1
@@ -346,7 +346,7 @@ def test_a_copy_follows_its_own_mode():
 
 
 def test_uncounted_layers_are_layers():
-    """PyTorch counts no FLOPs of an LSTM's kernel."""
+    """PyTorch does not count the FLOPs of an LSTM's kernel."""
     model, inputs = network("LSTMs")
     assert cut(model, "all", example=inputs).names == ("embed", "second", "last")
 
@@ -420,7 +420,7 @@ class TestContexts:
             assert passes.run(1, h.float()).dtype == torch.float32
 
     def test_heads_are_not_computed_again_for_a_checkpoint(self):
-        """A forward that waits within a checkpoint leaves its hooks behind."""
+        """A forward that is paused within a checkpoint sets the checkpoint's hooks aside."""
 
         class Inner(nn.Module):
             def __init__(self):
@@ -591,7 +591,7 @@ class TestEnds:
             thread.start()
         with chain.passes(inputs) as passes:
             passes.run(0, inputs)
-            assert torch.equal(model(inputs), expected)  # a call of the network while one waits
+            assert torch.equal(model(inputs), expected)  # a call while another forward is paused
         for thread in threads:
             thread.join()
         assert found == [True] * 80
@@ -629,7 +629,7 @@ def test_a_block_that_does_not_run_by_itself():
     class Hidden(Layers):
         def forward(self, x):
             h = torch.tanh(self.a(x))
-            size = h.detach().abs().mean()  # of an earlier block, without a gradient
+            size = h.detach().abs().mean()  # crosses from an earlier block, without a gradient
             return self.c(torch.tanh(self.b(h)) * size)
 
     chain = cut(Hidden(), "all", example=X)
@@ -640,7 +640,7 @@ def test_a_block_that_does_not_run_by_itself():
 
 
 def test_a_batch_of_another_axis():
-    """Sequence first, as transformers of PyTorch are by default."""
+    """The sequence axis first, as in PyTorch's transformers by default."""
 
     class Sequence(nn.Module):
         def __init__(self):
@@ -717,7 +717,7 @@ def test_compiled_modules():
     with torch.no_grad():
         torch.testing.assert_close(in_order(chain, X), expected)
     rules.DGL(chain).backward(X, Y)
-    model.compile(backend="eager")  # a whole that cannot be paused runs as it is written
+    model.compile(backend="eager")  # the whole network cannot be paused, so it runs uncompiled
     with torch.no_grad():
         torch.testing.assert_close(in_order(chain, X), expected)
     assert len(cut(model, 2, example=X)) == 2
@@ -725,7 +725,7 @@ def test_compiled_modules():
 
 
 def test_nothing_is_held_after_a_forward():
-    """Neither the network nor what it gave, once nobody else holds them."""
+    """Neither the network nor its output stays alive once nothing else refers to them."""
     model = Layers()
     chain = cut(model, "all", example=X)
     gave = weakref.ref(in_order(chain, X))
@@ -762,7 +762,7 @@ def test_a_steps_graph_goes_without_the_garbage_collector(make):
 
 
 class TestKinds:
-    """Patterns that were once silently wrong."""
+    """Patterns that earlier versions got wrong without an error."""
 
     def test_a_list_that_layers_add_to(self):
         class Adds(nn.Module):
@@ -971,7 +971,7 @@ class TestKinds:
         assert torch.equal(embedding[0].weight, weight)
 
     def test_a_cpp_error_at_another_depth(self):
-        """PyTorch writes down the C frames of such an error, also those below a paused forward."""
+        """PyTorch records the C frames of such an error, also those below a paused forward."""
 
         class Fails(Layers):
             def between(self, h, k):

@@ -2,8 +2,8 @@
 
 The network is called as usual, but the forward passes over the modules of earlier blocks, begins
 at the block's boundary with the input that it is given, and is given up where the block ends
-(`PausedForward` with `at`). This file decides which modules are passed over, what the network is
-called with, and whether the block then computes what it computes in the network's own forward.
+(`PausedForward` with `at`). This file decides which modules are passed over, with which inputs the
+network is called, and whether the block then computes the same as in the network's own forward.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Alone:
     def passed_over(self, k: int) -> frozenset[nn.Module]:
         """The modules that need not run for block k > 0 to begin.
 
-        These are the outermost modules all of whose calls lie before block k and return nothing
-        but tensors with a gradient, of which a later block needs only the block's input.
+        These are the outermost modules all of whose calls lie before block k and return only
+        tensors with a gradient. Of such tensors only the block's input crosses into the block.
         """
         if k not in self._passed:
             begins = self.network.boundaries[k - 1].first_event_after
@@ -135,7 +135,10 @@ class Alone:
         return self._passed[k]
 
     def placeholders(self, inputs: Inputs) -> dict[ModuleCall, Placeholder]:
-        """What passed-over modules return for such inputs; found once for each kind of batch."""
+        """Placeholders for the outputs of passed-over modules, found once for each kind of batch.
+
+        They have the shapes of a forward on `inputs`.
+        """
         if self.on_meta:
             return {}
         key = signature(inputs)
@@ -168,7 +171,7 @@ class Alone:
         """Run blocks by themselves on the example and compare them with the network's forward.
 
         Args:
-            inputs: what the network is called with when a block runs by itself.
+            inputs: the network's inputs when a block runs by itself.
             blocks: the numbers of the blocks.
             differs: gets, by block, why its output is not the same; "" if it is.
         """

@@ -65,7 +65,7 @@ def _smallest_limit(costs: Sequence[int], parts: int) -> int:
 
 
 def _parts_needed(costs: Sequence[int], limit: int) -> int:
-    """The least number of parts of which none has a sum above `limit`."""
+    """The least number of parts, each with a sum of at most `limit`."""
     needed, filled = 1, 0
     for cost in costs:
         if filled + cost > limit:

@@ -230,7 +230,7 @@ class Passes:
         return self.blocks[k](h)
 
     def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
-        """Block k's output, (B, ...), by itself: the network's forward waits where it is.
+        """Block k's output, (B, ...), by itself: the paused forward of the network does not move.
 
         Args:
             k: the number of the block.

@@ -1,4 +1,4 @@
-"""The contexts that a forward has opened: set aside while it is paused, set again when it goes on.
+"""The contexts that a forward has opened: set aside while it is paused, set again afterwards.
 
 Grad mode, autocast, saved-tensor hooks (as activation checkpoints open them) and
 `TorchFunctionMode`s belong to the thread. A paused forward must not leave its own to the rule that
@@ -51,7 +51,7 @@ class Contexts:
         self._modes: list[Any] = []
 
     def enter(self) -> bool:
-        """Set again what the forward had set. Returns whether saved-tensor hooks are among it."""
+        """Set again what the forward had set; returns whether that includes saved-tensor hooks."""
         for i, value in self._settings.items():
             _SET[i](value)
         for hook in reversed(self._hooks):

@@ -6,13 +6,12 @@ The steps, in the order in which `cut` takes them (their files are in `cutting/`
     2. find where exactly one tensor is alive: the candidates           graph.py, points.py
     3. run it once more, cut at all of them, and drop those that fail   trial.py
     4. choose the candidates at which the blocks begin                  points.py
-    5. find what belongs to which block, and make the chain             division.py
+    5. find the modules and parameters of each block; make the chain    division.py
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -27,7 +26,7 @@ from layerwise.blocks.cutting.graph import Graph
 from layerwise.blocks.cutting.points import Points, cut_candidates
 from layerwise.blocks.cutting.recording import Recording, record
 from layerwise.blocks.cutting.trial import try_cuts
-from layerwise.blocks.unchanged import seed, unchanged
+from layerwise.blocks.unchanged import seed, trainable, unchanged
 from layerwise.errors import InputError, choices, reason
 from layerwise.inputs import Inputs, Take, call, describe, detached, leading, scores
 
@@ -87,7 +86,7 @@ def cut(
             several devices) or that cannot take the example.
     """
     _check_arguments(model, blocks, at, example, balance)
-    with torch.inference_mode(False), unchanged(model), _trained(model):
+    with torch.inference_mode(False), unchanged(model), trainable(model):
         x, recording = _record(model, example)
         graph = Graph(_scores(recording, output), recording.data_nodes)
         trial = try_cuts(model, x, cut_candidates(recording, graph), output)
@@ -99,8 +98,8 @@ def cut(
         if starts and trial.reentrant:
             raise InputError(
                 f"cut(model): {type(model).__name__} has an activation checkpoint with "
-                "use_reentrant=True, which gives no gradient if its input wants none, as a "
-                "block's does; give it use_reentrant=False (in transformers: model."
+                "use_reentrant=True, which gives no gradient if its input needs none, and a "
+                "block's input does not; give it use_reentrant=False (in transformers: model."
                 "gradient_checkpointing_enable({'use_reentrant': False}))"
             )
         return divided(known, starts, trial, output)
@@ -113,6 +112,11 @@ def _check_arguments(
     example: Inputs,
     balance: str,
 ) -> None:
+    """Check the arguments of `cut`.
+
+    Raises:
+        InputError: one cannot be used.
+    """
     _check_model(model)
     if at is not None and blocks is not None:
         raise InputError(
@@ -136,6 +140,11 @@ def _check_arguments(
 
 
 def _check_model(model: nn.Module) -> None:
+    """Check that the network can be paused and has its parameters.
+
+    Raises:
+        InputError: it cannot, or has not.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"cut(model): got {type(model).__name__}; give an nn.Module")
     name = type(model).__name__
@@ -168,21 +177,12 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-@contextlib.contextmanager
-def _trained(model: nn.Module) -> Iterator[None]:
-    """Let every parameter require grad within the context, frozen or not."""
-    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_()
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-
-
 def _record(model: nn.Module, example: Inputs) -> tuple[Inputs, Recording]:
-    """The part of the example that is used, and the network's run on it in eval mode."""
+    """The part of the example that is used, and the network's run on it in eval mode.
+
+    Raises:
+        InputError: the network cannot take the example.
+    """
     model.eval()
     whole = detached(example)
     tries = [whole]
@@ -204,6 +204,11 @@ def _record(model: nn.Module, example: Inputs) -> tuple[Inputs, Recording]:
 
 
 def _scores(recording: Recording, output: Take) -> Tensor:
+    """The class scores of a recorded run.
+
+    Raises:
+        InputError: they have no gradient.
+    """
     result = scores(recording.result, output)
     if result.grad_fn is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""One tensor in nested arguments or results: where it is, and another tensor instead of it."""
+"""A tensor in nested arguments or results: find it, or put another tensor in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Zeros in place of what a module would return, for modules that a forward passes over.
+"""Zeros instead of a module's output, for modules that a forward passes over.
 
 A block by itself (`alone.py`) passes over the modules of earlier blocks; an exported part of a
 network (`up_to.py`) passes over those of later blocks.
@@ -46,9 +46,9 @@ class Placeholder:
         """The structure with zeros in its tensors.
 
         Args:
-            rows: how many samples, None for as many as recorded.
-            recorded_rows: how many samples were recorded. A tensor whose first axis is as long
-                gets `rows` instead.
+            rows: the number of samples; None for the recorded number.
+            recorded_rows: the recorded number of samples. Tensors whose first axis has this length
+                get `rows` instead.
         """
 
         def make(leaf: Any) -> Any:
@@ -65,7 +65,7 @@ class Placeholder:
 def record_placeholders(
     model: nn.Module, inputs: Inputs, modules: Set[nn.Module]
 ) -> dict[ModuleCall, Placeholder]:
-    """What each call of `modules` returns in a forward of `model` on `inputs` in eval mode.
+    """The output of each call of `modules` in a forward of `model` on `inputs` in eval mode.
 
     The model is left unchanged.
     """

@@ -297,7 +297,7 @@ class _AsAtFirst(nn.Module):
 
 
 def _fix_adaptive_pooling(block: nn.Module, shape: Shape) -> None:
-    """Replace a block's adaptive poolings by what they are on an input of this shape."""
+    """Fix a block's adaptive poolings to their windows on an input of this shape."""
     found = False
     for module in list(block.modules()):
         for name, child in module.named_children():

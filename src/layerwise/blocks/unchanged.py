@@ -68,6 +68,19 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+@contextlib.contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """A context in which every parameter of `model` requires grad, frozen or not."""
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_()
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
 def seed(device: torch.device) -> None:
     """Seed with 0 every random generator that a model on `device` draws from.
 

@@ -74,7 +74,7 @@ class UpTo(nn.Module):
 
 
 def _of_later_blocks(blocks: Stretches, k: int) -> dict[ModuleCall, Placeholder]:
-    """What the modules all of whose calls lie after block k return for the example."""
+    """The outputs, for the example, of modules all of whose calls lie after block k."""
     begins = blocks.boundaries[k].first_event_after
     later: dict[nn.Module, bool] = {}
     for c in blocks.calls:

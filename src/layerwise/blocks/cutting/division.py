@@ -1,4 +1,4 @@
-"""What belongs to which block, once the cut points are chosen; makes the chain."""
+"""Makes the chain from the chosen cut points: finds the modules and parameters of each block."""
 
 from __future__ import annotations
 

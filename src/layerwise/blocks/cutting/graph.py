@@ -93,7 +93,7 @@ class Graph:
     def _find_uses(
         self, in_order: list[Node], parameters: dict[Node, list[Tensor]]
     ) -> dict[Tensor, list[int]]:
-        # For each table, the times of the data nodes that read it or what is made of it.
+        # For each table, the times of the data nodes that read it, or read a table made of it.
         readers: dict[Node, set[int]] = defaultdict(set)
         for node in reversed(in_order):
             reads = {self.time_of[node]} if node in self.data else readers[node]

@@ -48,8 +48,8 @@ class Call:
         begins, ends: the events.
         begin_time, end_time: the times.
         hooks: the saved-tensor hooks when the call begins.
-        given: the tensor that the module was called with, if it was one alone; None otherwise.
-        gave: the tensor that the module returned, if it was one alone; None otherwise.
+        given: the tensor that the module was called with, if there was only one; None otherwise.
+        gave: what the module returned, if it was a tensor; None otherwise.
         only_gradients: whether everything that it returned is a tensor with a gradient.
         made: the times of the nodes that gave the tensors that it returned.
     """
@@ -132,7 +132,7 @@ class Moment:
 
 @dataclass(eq=False)
 class Crossing:
-    """What happened at a place where a run was cut.
+    """A place where a run was cut.
 
     Attributes:
         event: the event.
@@ -140,7 +140,7 @@ class Crossing:
         came: the tensor that came.
         leaf: that tensor without its graph.
         went_on: the tensor with which the run continued: the leaf, or a copy of it.
-        reading: what the meter showed.
+        reading: the meter's reading.
         buffers: for the modules whose calls enclose the place, the version of each buffer.
     """
 
@@ -272,7 +272,7 @@ class _Recorder:
             at_end = following == len(self.events)
             next_time, next_hooks = (0, self.hooks_outside) if at_end else self.events[following]
             if hooks != self.hooks_outside and (next_hooks == hooks or next_time != time):
-                moment.excluded = True  # the activation checkpoint goes on
+                moment.excluded = True  # the activation checkpoint continues
         found.flops, found.data_nodes = self.flops.total, self.dependence.nodes
         return found
 

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.unchanged import unchanged
+from layerwise.blocks.unchanged import trainable, unchanged
 from layerwise.inputs import leading
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.products import Products
@@ -79,7 +79,14 @@ def layer_calls(
             return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with _trained(blocks), unchanged(blocks), replaced(layer), as_written(blocks), products:
+    with (
+        trainable(blocks),
+        torch.enable_grad(),
+        unchanged(blocks),
+        replaced(layer),
+        as_written(blocks),
+        products,
+    ):
         blocks.train()  # in eval mode a whole attention layer may be one kernel
         for module in blocks.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -101,20 +108,6 @@ def layer_calls(
             stacklevel=2,
         )
     return dict(found)
-
-
-@contextlib.contextmanager
-def _trained(module: nn.Module) -> Iterator[None]:
-    """A context in which every parameter of `module` requires grad, frozen or not."""
-    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_()
-        with torch.enable_grad():
-            yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
 
 
 @contextlib.contextmanager
@@ -143,7 +136,7 @@ def sending(
 
 
 class Sent(torch.autograd.Function):
-    """y unchanged; its backward pass gives x what `gradient()` returns, of x's shape."""
+    """y unchanged; its backward pass gives x the gradient `gradient()`, of x's shape."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
