@@ -82,8 +82,8 @@ class Alone:
             had = "none" if inputs is None else f"{len(leading(inputs))} rows"
             raise InputError(
                 f"block {self.network.names[k]!r} of {type(self.network.model).__name__} reads the "
-                f"network's inputs as well as its own, {len(h)} rows, and got {had}; give them: "
-                f"blocks[{k}](h, inputs)"
+                f"network's inputs as well as its own input of {len(h)} rows, and got {had}; give "
+                f"them: blocks[{k}](h, inputs)"
             )
         return self.network.zeros(len(h), h)
 
@@ -110,7 +110,7 @@ class Alone:
         if why := self._differs.get(k):
             raise InputError(
                 f"{type(self.network.model).__name__}: block {self.network.names[k]!r} does not "
-                f"run by itself ({why}), which stages and rules that run blocks again ask for; cut "
+                f"run by itself ({why}), but stages and rules that run blocks again need that; cut "
                 "elsewhere, or take a rule that runs blocks in order, such as DGL"
             )
 

@@ -113,7 +113,7 @@ class PausedForward:
         self.network, self.inputs, self.next = network, inputs, at
         # Whether the forward has reached the boundary at which it begins.
         self._at, self._over, self._entered = at, False, at == 0
-        self._forward: Coroutine | None = None
+        self._coroutine: Coroutine | None = None
         self._modules: tuple[nn.Module, ...] = ()
         self._counts: dict[nn.Module, int] = {}  # calls of each intercepted module so far
         self._contexts = Contexts()
@@ -131,16 +131,16 @@ class PausedForward:
             InputError: the forward does something else than when it was cut.
         """
         outside, hooks, modes = settings(), top_hooks(False), count_modes()
-        forward, contexts, self._checkpointed = self._forward, self._contexts, False
+        coroutine, contexts, self._checkpointed = self._coroutine, self._contexts, False
         self._gradients = outside[0]
         try:
             if contexts.any:
                 self._checkpointed = contexts.enter()
                 self._gradients = torch.is_grad_enabled()
             gather = getattr(self.network.model, "unshard", None)
-            if forward is not None and callable(gather):
+            if coroutine is not None and callable(gather):
                 gather()  # FSDP's backward pass of a block frees what the whole network gathered
-            out = self._begin(h) if forward is None else forward.go_on(h)
+            out = self._begin(h) if coroutine is None else coroutine.go_on(h)
         except BaseException:
             self._finish()
             raise
@@ -153,7 +153,7 @@ class PausedForward:
                 or count_modes() != modes
             ):
                 contexts.leave(outside, hooks, modes)
-        if not self._forward.ended:  # type: ignore[union-attr]
+        if not self._coroutine.ended:  # type: ignore[union-attr]
             return out
         self._finish()
         if self.next != len(self.network) - 1:
@@ -168,17 +168,17 @@ class PausedForward:
 
     def close(self) -> None:
         """Give up the rest of the forward: nothing of it runs any more."""
-        if self._forward is not None and not self._over:
+        if self._coroutine is not None and not self._over:
             outside, hooks, modes = settings(), top_hooks(False), count_modes()
             try:
                 self._contexts.enter()  # the forward's contexts expect to find them when they end
-                self._forward.give_up()
+                self._coroutine.give_up()
             finally:
                 self._contexts.leave(outside, hooks, modes)
         self._finish()
 
     def __del__(self) -> None:
-        if not self._over and self._forward is not None:
+        if not self._over and self._coroutine is not None:
             with contextlib.suppress(Exception):
                 self.close()
 
@@ -196,8 +196,8 @@ class PausedForward:
         self._modules = self.network.modules_to_intercept(self._at)
         intercept.install(self._modules)
         model = intercept.uncompiled(self.network.model)  # compiled code cannot be paused
-        self._forward = Coroutine.idle(self._handle)
-        return self._forward.begin(lambda: call(model, inputs))
+        self._coroutine = Coroutine.idle(self._handle)
+        return self._coroutine.begin(lambda: call(model, inputs))
 
     def _finish(self) -> None:
         if not self._over:
@@ -272,7 +272,7 @@ class PausedForward:
 
     def _hand_out(self, h: Tensor, boundary: Boundary) -> Tensor:
         """Pause the forward with a block's output; returns the next block's input."""
-        assert self._forward is not None
+        assert self._coroutine is not None
         if self._gradients and not torch.is_grad_enabled():
             raise InputError(
                 f"{self._block(boundary)} begins where the forward computes without gradients, as "
@@ -280,7 +280,7 @@ class PausedForward:
                 "use_reentrant=False"
             )
         self.next += 1
-        given = self._forward.pause(h)
+        given = self._coroutine.pause(h)
         if self._checkpointed and given is not h and not boundary.ends_checkpoint:
             raise InputError(
                 f"{self._block(boundary)} begins within an activation checkpoint, which computes "
