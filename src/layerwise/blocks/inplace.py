@@ -1,8 +1,10 @@
-"""Whether a block overwrites its own input."""
+"""Blocks that overwrite their own input."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from layerwise.blocks.stretch import Stretch
 
@@ -16,3 +18,20 @@ def starts_in_place(block: nn.Module) -> bool:
         return False
     first = next((m for m in block.modules() if not any(m.children())), block)
     return bool(getattr(first, "inplace", False))
+
+
+def kept(block: nn.Module, h: Any) -> Any:
+    """`h`, as an input that the block does not change: a copy if the block starts in place.
+
+    A leaf that requires grad becomes a view, because backward hooks on a module's input do not work
+    together with `torch.autograd.grad` at a leaf.
+
+    Args:
+        block: the block.
+        h: its input, (B, ...); for the first block the network's inputs.
+    """
+    if not isinstance(h, Tensor):
+        return h
+    if starts_in_place(block):
+        return h.clone()
+    return h.view_as(h) if h.requires_grad and h.is_leaf else h

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks
-from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inplace import kept
 from layerwise.blocks.stretch import Stretch
 from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.inputs import leading
@@ -77,7 +77,7 @@ class Repeatable:
             h: its input, (B, ...); for the first block the network's inputs.
         """
         self._again = Again(self.block, leading(h))
-        return self._passes.run(self._k, self._own(h))
+        return self._passes.run(self._k, kept(self.block, h))
 
     def __call__(self, h: Any) -> Tensor:
         """The block's output in a further run, (B, ...), as the function of its first run.
@@ -87,16 +87,7 @@ class Repeatable:
         """
         assert self._again is not None
         with self._again.run():
-            return self._passes.again(self._k, self._own(h))
-
-    def _own(self, h: Any) -> Any:
-        """The input as a tensor that the block may change in place, and that is not a leaf."""
-        if not isinstance(h, Tensor):
-            return h
-        if starts_in_place(self.block):
-            return h.clone()
-        # Backward hooks on a module's input do not work on a leaf.
-        return h.view_as(h) if h.requires_grad and h.is_leaf else h
+            return self._passes.again(self._k, kept(self.block, h))
 
 
 def buffers_of(block: nn.Module) -> Buffers:
