@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from layerwise.blocks.cutting.data_flow import tensors_in
 
@@ -42,8 +42,6 @@ def _of_rnn(x: Tensor, *rest: Any, out_val: Any = None, **_: Any) -> int:
 
 
 def _of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
-    from torch.utils.flop_counter import sdpa_flop_count
-
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 
