@@ -112,6 +112,7 @@ class Points:
         return [starts[i - 1] for i in partition(costs, blocks)[1:]]
 
     def _costs(self, starts: list[Moment], balance: Balance) -> list[int]:
+        """The cost of each piece between the given points, and before and after all of them."""
         if balance == "memory":
             index = {id(p): i for i, p in enumerate(self.points)}
             readings = [self.saved_bytes[index[id(p)]] for p in starts]
@@ -183,6 +184,7 @@ class Points:
         return sorted(begins, key=lambda point: point.event)
 
     def _first_call(self, module: nn.Module) -> Call | None:
+        """The first call of a module or of a module inside it; None if there is none."""
         inside = set(module.modules())
         return next((c for c in self.recording.calls if c.module in inside), None)
 
@@ -196,23 +198,9 @@ class Points:
         """
         if not self.graph.parameters_used(-1, first.begin_time):
             return None
-        crossing = self.graph.only_alive(first.begin_time)
-        point = next((p for p in self.points if p.output == crossing), None)
-        before = [p for p in self.points if p.event <= first.begins and p is not point]
-        if point is None and before and self._nothing_between(before[-1], first):
-            point = before[-1]
-        elif point is not None and before and _flattens(before[-1], point):
-            point = before[-1] if self._nothing_between(before[-1], first) else point
+        point = self._crossing_at(first)
         if point is None:
-            alive = self.graph.alive(first.begin_time)
-            if len(alive) > 1:
-                origins = ", ".join(self._origin(output) for output in alive)
-                what = (
-                    f"{len(alive)} tensors cross before {name!r} (from {origins}); exactly one may"
-                )
-            else:
-                what = f"no module takes or returns the tensor that crosses before {name!r}"
-            raise InputError(f"{asked}: {what}: {self._nearest(first)}")
+            raise InputError(f"{asked}: {self._why_no_point(first, name)}: {self._nearest(first)}")
         if self.axis(point) is None:
             raise InputError(
                 f"{asked}: a tensor of shape {point.shape} crosses before {name!r}, and no axis of "
@@ -224,6 +212,27 @@ class Points:
                 "block before it; give the module inplace=False, or cut elsewhere"
             )
         return point
+
+    def _crossing_at(self, first: Call) -> Moment | None:
+        """The point whose tensor crosses just before a call; None if there is none.
+
+        The point before takes its place if it is as good: if no parameter is used and no module
+        called between that point and the call, and heads can still read maps there (`_flattens`).
+        """
+        crossing = self.graph.only_alive(first.begin_time)
+        point = next((p for p in self.points if p.output == crossing), None)
+        before = [p for p in self.points if p.event <= first.begins and p is not point]
+        if before and self._nothing_between(before[-1], first):
+            return before[-1] if point is None or _flattens(before[-1], point) else point
+        return point
+
+    def _why_no_point(self, first: Call, name: str) -> str:
+        """Why no block can begin with a call, for errors."""
+        alive = self.graph.alive(first.begin_time)
+        if len(alive) < 2:
+            return f"no module takes or returns the tensor that crosses before {name!r}"
+        origins = ", ".join(self._origin(output) for output in alive)
+        return f"{len(alive)} tensors cross before {name!r} (from {origins}); exactly one may"
 
     def _nothing_between(self, point: Moment, first: Call) -> bool:
         """Whether no parameter is used, and no module called, between a point and a call."""
@@ -281,6 +290,7 @@ class Points:
 
 
 def _is_vector(point: Moment) -> bool:
+    """Whether the tensor at a point is (B, D)."""
     return len(point.shape) == 2
 
 
