@@ -1,26 +1,27 @@
-"""The layers that blocks are made of, and copies of them with fresh weights."""
+"""The parts of a block: as a sequence of modules, and as layers with a weight each.
+
+Used by rules that learn with layers of the network (AugLocal, MAN), and by `pooling.py`,
+`copies.py` and `receptive.py`.
+"""
 
 from __future__ import annotations
-
-import copy
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks, Shape, dry_run
-from layerwise.blocks.pooling import layers_of
-from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.stretch import Stretch
 from layerwise.inputs import Inputs, applied
 
 
 class Layers(nn.Sequential):
-    """Modules one after the other, some of which may read the network's inputs."""
+    """Modules called one after the other, some of which may read the network's inputs."""
 
     reads_inputs = True
 
     @property
     def holders(self) -> list[nn.Module]:
-        """The modules that have parameters and buffers, in an order that a copy has, too."""
+        """The modules that hold parameters and buffers, in the same order in every copy."""
         found: dict[nn.Module, None] = {}
         for module in self:
             stretch = isinstance(module, Stretch)
@@ -37,14 +38,14 @@ class Layers(nn.Sequential):
 def layers(block: nn.Module) -> list[Layers]:
     """A block as its layers, each a chain of the block's own modules.
 
-    A layer is a module with a weight (a parameter of more than one axis) and what follows it up to
-    the next one: normalisation, activation, pooling, dropout. A flatten goes with the layer that
-    reads the vector. Only a chain is divided (`nn.Sequential`, also nested): anything else, such as
-    a residual block or a transformer layer, is one layer as it stands. A block without weights is
-    one layer.
+    A layer is a module with a weight (a parameter of more than one axis) and everything that
+    follows it up to the next one: normalisation, activation, pooling, dropout. A flatten goes with
+    the layer that reads the vector. Only a chain is divided (`nn.Sequential`, also nested).
+    Anything else, such as a residual block or a transformer layer, is one layer as a whole. A block
+    without weights is one layer.
     """
     found: list[list[nn.Module]] = [[]]
-    for module in layers_of(block):
+    for module in modules_in_order(block):
         if has_weight(module) and any(map(has_weight, found[-1])):
             flattens = []
             while isinstance(found[-1][-1], nn.Flatten):
@@ -54,7 +55,20 @@ def layers(block: nn.Module) -> list[Layers]:
     return [Layers(*layer) for layer in found]
 
 
+def modules_in_order(block: nn.Module) -> list[nn.Module]:
+    """A block as modules called one after the other, with nested chains opened.
+
+    A module with hooks or with code of its own stays whole.
+    """
+    if isinstance(block, Stretch) and block.chain is not None:
+        return [part for module in block.chain for part in modules_in_order(module)]
+    if type(block) is not nn.Sequential or block._forward_hooks or block._forward_pre_hooks:
+        return [block]
+    return [part for child in block for part in modules_in_order(child)]
+
+
 def has_weight(module: nn.Module) -> bool:
+    """Whether a module has a parameter of more than one axis."""
     return any(p.dim() > 1 for p in module.parameters())
 
 
@@ -70,27 +84,3 @@ def shapes_of_layers(blocks: Blocks, i: int) -> list[Shape]:
         with dry_run(layer):
             h = layer(h, inputs)
     return shapes
-
-
-def copied(module: nn.Module) -> nn.Module:
-    """A copy with parameters and buffers of its own."""
-    if isinstance(module, Stretch):
-        return module.copied()
-    if isinstance(module, Layers):
-        return Layers(*map(copied, module))
-    return copy.deepcopy(module)
-
-
-def fresh(module: nn.Module) -> nn.Module:
-    """A copy to be trained, its weights drawn anew as PyTorch draws them for such a module.
-
-    A parameter that no module knows how to draw (a learned position, a scale) starts as it stands.
-    """
-    made = copied(module).requires_grad_(True)
-    for part in made.modules():
-        draw = getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
-        if callable(draw):
-            draw()
-    for p in made.parameters():
-        p.grad = None
-    return made
