@@ -22,8 +22,8 @@ import torch
 from layerwise import Rule, data
 from layerwise.analysis import extent, gradient_alignment
 from layerwise.data import Loader
-from layerwise.runs import environment
-from layerwise.runs.tally import perplexity
+from layerwise.runs.metrics import perplexity
+from layerwise.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 CONTENDERS = {
@@ -69,7 +69,7 @@ def main() -> None:
             text.train(name, rate, seed, splits, budget, look)
             print(json.dumps(rows[-1]["steps"][-1]), flush=True)
     out = RESULTS / "streams.json"
-    content = {"benchmark": "streams", **environment.describe(), "rows": rows}
+    content = {"benchmark": "streams", **provenance(), "rows": rows}
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
 

@@ -24,7 +24,7 @@ from layerwise.inputs import call
 from layerwise.labels import IGNORED, true_classes
 from layerwise.objectives.classify import cross_entropy
 from layerwise.rules.base import Rule
-from layerwise.runs.tally import perplexity
+from layerwise.runs.metrics import perplexity
 
 CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
 

@@ -28,7 +28,8 @@ from layerwise.report.analysis import (
     draw_feedback,
     draw_feedback_training,
 )
-from layerwise.runs.run import Run, claim_numbered
+from layerwise.runs.files import claim_numbered
+from layerwise.runs.run import Run
 
 QUESTIONS = {
     "alignment": "angle and ratio of norms to backpropagation's gradient",

@@ -30,8 +30,8 @@ from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
 from layerwise.rules.base import ForwardRule, Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
-from layerwise.runs.environment import describe
 from layerwise.runs.loggers import check_loggers, loggers
+from layerwise.runs.provenance import provenance
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.runtime import (
     DataParallel,
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
 
     def create() -> Run:
         run = Run.create(root, name, stem, config)
-        run.write("environment.json", json.dumps(describe(), indent=1).encode())
+        run.write("environment.json", json.dumps(provenance(), indent=1).encode())
         return run
 
     return _go(create, prepared)
@@ -163,7 +163,7 @@ def _train(run: Run, prepared: Prepared) -> None:
     state = run.load("last")
     if (run.path / "cost.json").exists():  # it was trained before
         where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
-        about = describe()
+        about = provenance()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
     if run.writes:
         costs = Costs.of(experiment.rule, experiment.settings.views)

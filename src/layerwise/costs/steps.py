@@ -15,7 +15,7 @@ from layerwise.costs.table import StepTable
 from layerwise.errors import InputError
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 
 
 def compare_steps(
@@ -127,7 +127,7 @@ def compare_steps(
             "warmup": warmup,
             "seed": seed,
         },
-        provenance=describe(),
+        provenance=provenance(),
         contenders=measured,
     )
 

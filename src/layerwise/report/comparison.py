@@ -11,8 +11,8 @@ from rich.table import Table
 
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
+from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import Run
-from layerwise.runs.tally import selected_by
 
 
 @dataclass(frozen=True)

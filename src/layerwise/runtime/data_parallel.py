@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layerwise.objectives.batch import Report, identity
 from layerwise.rules.base import OnBlock, Rule, Scale
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, new_group
 from layerwise.runtime.reducer import Reducer, nothing
@@ -96,7 +96,7 @@ class DataParallel:
         """The leader's state: the replicas are alike."""
         return dict(state) if self.leader else None
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         """Make `tally` that of all replicas, everywhere."""
         self._control.add_up(tally)
 

@@ -15,7 +15,7 @@ from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch, Report, identity
 from layerwise.rules.base import ForwardRule, Needs, OnBlock, Rule, Scale
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
@@ -298,7 +298,7 @@ class LayerParallel:
         """The states of all processes as one; None but for the leader."""
         return self._control.gather(state)
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         """Make `tally` that of all blocks and all parts of the batches, everywhere."""
         self._control.add_up(tally)
 

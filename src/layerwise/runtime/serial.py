@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerwise.objectives.batch import Report, identity
 from layerwise.rules.base import OnBlock, Rule, Scale
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 
 
 class Serial:
@@ -84,7 +84,7 @@ class Serial:
         """The states of all processes as one; None but for the leader."""
         return dict(state)
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         """Make `tally` that of all blocks, everywhere."""
 
     def close(self) -> None:
