@@ -11,10 +11,11 @@ from layerwise.cli import main
 from layerwise.runs import run as module
 
 TRAIN = (
-    "train --data digits --model basic_cnn --model.channels 4 --model.hidden 8 --blocks 2 --epochs 1 "
-    "--batch_size 200 --device cpu --runs runs --name run"
+    "train --data digits --model basic_cnn --model.channels 4 --model.hidden 8 --blocks 2 "
+    "--epochs 1 --batch_size 200 --device cpu --runs runs --name run --rule DGL"
 )
-OPTIONAL = "--alignment_every 5 --outcomes true --pictures 1"
+FEWEST = "--pictures 0"
+ALL = "--pictures 1 --alignment_every 5 --outcomes true"
 
 
 def listed() -> tuple[set[str], set[str]]:
@@ -23,10 +24,10 @@ def listed() -> tuple[set[str], set[str]]:
     return tuple(set(re.findall(r"^    (\S+)  ", text, re.M)) for text in (always, optional))
 
 
-@pytest.mark.parametrize("options", ["", OPTIONAL])
+@pytest.mark.parametrize("options", [FEWEST, ALL])
 def test_the_list_names_all_files_of_a_run(options: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*TRAIN.split(), "--rule", "DGL", *options.split()]) == 0
+    assert main(f"{TRAIN} {options}".split()) == 0
     there = {f"{p.name}/" if p.is_dir() else p.name for p in Path("runs/run").iterdir()}
     always, optional = listed()
-    assert there == (always | optional if options else always)
+    assert there == (always | optional if options == ALL else always)
