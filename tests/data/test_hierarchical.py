@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from layerwise import data
-from layerwise.data.digits import digits as source
-from layerwise.data.hierarchical import hierarchical, random_patches, refine
+from layerwise.data.sources.digits import digits as source
+from layerwise.data.sources.hierarchical import hierarchical, random_patches, refine
 
 
 def test_refine_by_hand() -> None:

@@ -24,7 +24,7 @@ from layerwise.analysis import (
     pseudo_inverse_angles,
 )
 from layerwise.data import Augment, Loader, Text
-from layerwise.data.splits import Source
+from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.rules.base import Rule
@@ -123,7 +123,7 @@ class Subject:
 
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
-        part: Source = getattr(splits, split)
+        part: Part = getattr(splits, split)
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same samples for every run; a set may be sorted by class, and CKA wants mixed batches.
         chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from layerwise.data import cache
 from layerwise.data.images import Images
+from layerwise.data.sources import cache
 from layerwise.data.splits import Parts
 from layerwise.data.stream import Stream, gather
 from layerwise.errors import InputError

@@ -12,9 +12,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from layerwise.data import cache
+from layerwise.data.sources import cache
+from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
-from layerwise.data.table import parts_of
 from layerwise.errors import InputError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.data.digits import digits
 from layerwise.data.images import Images
+from layerwise.data.sources.digits import digits
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.data.folder import folder
 from layerwise.data.images import Images
-from layerwise.data.splits import Parts, Source
+from layerwise.data.sources.folder import folder
+from layerwise.data.splits import Part, Parts
 from layerwise.data.stream import Stream
 from layerwise.errors import InputError
 
@@ -127,7 +127,7 @@ def imagenet(root: Path, size: int) -> Parts:
             ) from error
     parts = folder(place, name="imagenet", root=root, size=size)
 
-    def scaled(part: Source | None) -> Source | None:
+    def scaled(part: Part | None) -> Part | None:
         return replace(part, margin=IMAGENET_MARGIN) if isinstance(part, Stream) else part
 
     return Parts(scaled(parts.train) or parts.train, None, scaled(parts.test), parts.classes)
