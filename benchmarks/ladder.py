@@ -32,13 +32,13 @@ from runs import left_to_train
 from layerwise.cli import main as layerwise
 from layerwise.costs.blocks import Costs
 from layerwise.costs.measure import Contender, When, measure
+from layerwise.costs.stages import block_seconds
 from layerwise.errors import InputError
 from layerwise.experiment.build import build
 from layerwise.rules import Backprop
 from layerwise.rules.base import ForwardRule, Rule
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import Run
-from layerwise.runtime.plan import block_seconds
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -44,9 +44,9 @@ from torch.nn.parallel import DistributedDataParallel
 import layerwise as lw
 from layerwise import models
 from layerwise.blocks.balance import partition
+from layerwise.costs.stages import Plan
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import LayerParallel
-from layerwise.runtime.plan import Plan
 
 RESULTS = Path(__file__).parent / "results"
 MICROBATCHES = 8

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from layerwise import Batch, InputError, rules
 from layerwise.costs.blocks import Costs
+from layerwise.costs.stages import block_seconds
 from layerwise.objectives import Classify, Objective
-from layerwise.runtime.plan import block_seconds
 
 
 class Spread(Objective):

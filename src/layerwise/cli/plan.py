@@ -15,6 +15,7 @@ from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.costs.stages import Plan, bubbles
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
@@ -22,7 +23,6 @@ from layerwise.rules.base import ForwardRule
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
-from layerwise.runtime.plan import Plan, bubbles
 from layerwise.trainer import fabric_for
 
 BATCHES = 1000  # of a simulated training

@@ -21,6 +21,7 @@ from layerwise.cli.console import ProgressBar, console
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.costs.blocks import Costs
+from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Augment, Loader, Text
 from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.experiment.build import Experiment, build, tuples
@@ -42,7 +43,6 @@ from layerwise.runtime import (
     processes,
 )
 from layerwise.runtime.batchnorm import check_shared_statistics
-from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule
