@@ -20,7 +20,7 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.data import Text
 from layerwise.errors import InputError, choices
 from layerwise.experiment.subject import OF_IMAGES, Subject
-from layerwise.report.analysis import (
+from layerwise.report.analysis_figures import (
     draw_alignment,
     draw_blocks,
     draw_cka,

@@ -26,7 +26,7 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.registry import make
-from layerwise.report.analysis import draw_alignment, draw_feedback_training
+from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
 from layerwise.rules.base import ForwardRule, Rule, Scale

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
-from layerwise.costs.table import Measured
+from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
 from layerwise.rules.base import Rule
 

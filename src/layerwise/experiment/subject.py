@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from layerwise.analysis import (
-    extent,
+    effective_rank,
     feedback_angles,
     gradient_alignment,
     information,
@@ -178,7 +178,7 @@ class Subject:
         }
 
     def _extent(self) -> dict[str, tuple[Any, ...]]:
-        found = extent(self.rule, self.held)
+        found = effective_rank(self.rule, self.held)
         return {"rank": tuple(f.rank for f in found), "norm": tuple(f.norm for f in found)}
 
     def _memorization(self) -> dict[str, tuple[Any, ...]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks, cut
 from layerwise.costs.measure import Contender, When, measure
-from layerwise.costs.table import StepTable
+from layerwise.costs.step_table import StepTable
 from layerwise.errors import InputError
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
