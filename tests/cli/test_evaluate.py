@@ -207,7 +207,7 @@ def test_losses_of_samples(trained, cli):
     scores = f"{run}/losses-train-last.safetensors"
     other = cli(f"train --curriculum.scores {scores} --epochs 1 --seed 1")
     assert (other.code, other.err.count("\n")) == (2, 1)
-    assert "they are of other images" in other.err
+    assert "the scores are of other images" in other.err
 
 
 def test_what_is_not_there(trained, cli):
