@@ -1,4 +1,4 @@
-"""What training costs: FLOPs, bytes and time of blocks, of steps and of stages."""
+"""The costs of training: FLOPs, bytes and time of blocks, of steps and of stages."""
 
 from layerwise.costs.compare_steps import compare_steps
 from layerwise.costs.live_bytes import LiveBytes, Peak

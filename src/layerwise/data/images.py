@@ -90,7 +90,7 @@ class Images(Samples):
         tall, wide = round(height * size / short), round(width * size / short)
         top, left = (tall - size) // 2, (wide - size) // 2
         parts = []
-        for part in self.images.split(1024):  # bounds the float copy
+        for part in self.images.split(1024):  # limits the size of the float copy
             x = F.interpolate(
                 part.permute(0, 3, 1, 2).float(), (tall, wide), mode="bilinear", antialias=True
             )

@@ -1,4 +1,4 @@
-"""What a `Loader` asks of a data set. Images in memory, streams of images and texts answer it.
+"""The interface between a `Loader` and data sets: images in memory, streams of images, texts.
 
 B samples of a batch.
 """

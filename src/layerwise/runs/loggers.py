@@ -163,7 +163,7 @@ def loggers(names: Sequence[str], run: Run, config: Mapping[str, Any]) -> Iterat
                 made.append(LOGGERS[name](run, config))
             except InputError:
                 raise
-            except Exception as error:  # these libraries raise many kinds
+            except Exception as error:  # these libraries raise many kinds of errors
                 reason = " ".join(str(error).split())
                 raise InputError(f"--loggers {name}: cannot start: {reason}") from error
             stack.callback(made[-1].close)

@@ -160,7 +160,7 @@ class Run:
 
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
-        """Turn errors from options that config.yaml lacks (someone edited it) into one line."""
+        """Turn errors about options that an edited config.yaml lacks into one line."""
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:
@@ -221,7 +221,9 @@ class Run:
         path = self.path / "metrics.csv"
         if path.is_file():
             lines = path.read_bytes().splitlines(keepends=True)
-            kept = lines[: epochs + 1] if epochs else []  # the header alone may be cut short
+            kept = (
+                lines[: epochs + 1] if epochs else []
+            )  # without a row, even the header may be cut short
             if len(kept) < len(lines):
                 self.write("metrics.csv", b"".join(kept))
 

@@ -18,7 +18,8 @@ from layerwise.data.splits import Part, Parts
 from layerwise.data.stream import Stream
 from layerwise.errors import InputError
 
-# ImageNet is evaluated by scaling the shorter side to 256 pixels and cutting out the central 224.
+# ImageNet is evaluated by scaling the shorter side to 256 pixels and cutting out the central 224;
+# other sizes have the same ratio.
 IMAGENET_MARGIN = 256 / 224
 
 Reader = Callable[[Any], tuple[Any, Any, tuple[str, ...]]]  # -> images NHWC, labels, classes
@@ -83,7 +84,7 @@ def _load(name: str, root: Path, download: bool) -> Parts:
         try:
             found = getattr(datasets, kind)(root, download=download, **chosen)
             read[split] = reader(found)
-        except Exception as error:  # readers, archives and the network raise many kinds
+        except Exception as error:  # readers, archives and the network raise many kinds of errors
             said = " ".join(str(error).split())[:160]
             raise InputError(
                 f"data {name}: not downloaded and not readable in {root} "
@@ -118,7 +119,7 @@ def imagenet(root: Path, size: int) -> Parts:
 
         try:
             datasets.ImageNet(place, split)  # unpacks the archive into class folders
-        except Exception as error:  # archives and their parser raise many kinds
+        except Exception as error:  # archives and their parser raise many kinds of errors
             said = " ".join(str(error).split())[:160]
             raise InputError(
                 f"data imagenet: no {place / split} ({said}); place the class folders as "
