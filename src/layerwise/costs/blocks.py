@@ -6,16 +6,17 @@ import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import counted
 from layerwise.blocks.unchanged import unchanged
-from layerwise.costs.flops import count_flops
+from layerwise.costs.flops import Flops, count_flops
 from layerwise.inputs import first_rows
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule, alone
@@ -81,8 +82,8 @@ class Costs:
         trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
         end_to_end = Backprop(blocks)
         measured = alone(rule, trained, end_to_end)
+        steps: list[Flops] = []
         with measured, without_gradients(rule), unchanged(rule), torch.enable_grad():
-            steps = []
             for phase in range(phases):
                 if trained is not rule:
                     trained.begin(phase)
@@ -90,26 +91,11 @@ class Costs:
                 steps.append(count_flops(lambda: trained.backward(x, y), trained))
             rule.train()
             backprop = count_flops(lambda: end_to_end.backward(first_rows(x, SAMPLES), y))
-        costs = []
-        with dry_run(rule), blocks.passes(one) as passes:
-            h = one
-            for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
-                with counted() as counter:
-                    h = passes.run(i, h)
-                of_block = counter.get_total_flops()
-                auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
-                costs.append(
-                    BlockCost(
-                        name=name,
-                        shape=tuple(h.shape[1:]),
-                        parameters=sum(p.numel() for p in block.parameters()),
-                        flops=of_block,
-                        head_parameters=sum(p.numel() for p in auxiliary),
-                        head_flops=max(step.head_forwards[i] for step in steps) // SAMPLES,
-                    )
-                )
+        head_flops = [
+            max(forwards) for forwards in zip(*(step.head_forwards for step in steps), strict=True)
+        ]
         return cls(
-            tuple(costs),
+            _block_costs(rule, one, [flops // SAMPLES for flops in head_flops]),
             sum(step.total for step in steps) // (phases * SAMPLES),
             sum(step.heads for step in steps) // (phases * SAMPLES),
             backprop.total // SAMPLES,
@@ -185,6 +171,35 @@ class Costs:
             f"{self.head_flops / 1e6:,.2f}",
         )
         return table
+
+
+def _block_costs(rule: Rule, x: Tensor, head_flops: Sequence[int]) -> tuple[BlockCost, ...]:
+    """The cost of every block.
+
+    Args:
+        rule: with its blocks.
+        x: one sample.
+        head_flops: of every block's auxiliary networks, per sample.
+    """
+    blocks, costs = rule.blocks, []
+    with dry_run(rule), blocks.passes(x) as passes:
+        h = x
+        for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
+            with counted() as counter:
+                h = passes.run(i, h)
+            of_block = counter.get_total_flops()
+            auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
+            costs.append(
+                BlockCost(
+                    name=name,
+                    shape=tuple(h.shape[1:]),
+                    parameters=sum(p.numel() for p in block.parameters()),
+                    flops=of_block,
+                    head_parameters=sum(p.numel() for p in auxiliary),
+                    head_flops=head_flops[i],
+                )
+            )
+    return tuple(costs)
 
 
 @contextlib.contextmanager

@@ -72,8 +72,6 @@ class Loader:
         views: int = 1,
         curriculum: Curriculum | None = None,
     ) -> None:
-        if views < 1:
-            raise InputError(f"Loader(views={views}): give 1 or more")
         self.part, self.views = part, views if train else 1
         self.curriculum = curriculum
         self.augment = Augment() if augment is None else augment
@@ -82,34 +80,39 @@ class Loader:
         self.device = torch.device(device)
         self.seed = seed
         self.drop_last = train if drop_last is None else drop_last
-        self.channels_last = channels_last
-        if batch_size < 1:
-            raise InputError(f"Loader(batch_size={batch_size}): give 1 or more")
-        if seed < 0:
-            raise InputError(f"Loader(seed={seed}): give 0 or more")
-        if train and batch_size % part[1]:
-            raise InputError(
-                f"Loader(batch_size={batch_size}): does not divide into {part[1]} equal parts, one "
-                f"for each replica; give a multiple of {part[1]}"
-            )
-        if len(images) == 0:
-            raise InputError(f"Loader(images): the set holds no {images.unit}")
-        if self.drop_last and batch_size > len(images):
-            raise InputError(
-                f"Loader(batch_size={batch_size}, drop_last=True): the set holds {len(images)} "
-                f"{images.unit}, so no batch is full; give a batch of at most {len(images)}"
-            )
-        if curriculum is not None and len(curriculum) != len(images):
-            raise InputError(
-                f"Loader(curriculum): it has {len(curriculum)} scores and the set "
-                f"{len(images)} {images.unit}; give those of the same split of the same data"
-            )
         self.size, self.unit, self.tokens = len(images), images.unit, images.labels_tokens
-        self._passes = 0
         self.shape: tuple[int, ...] = images.shape
+        self._check(views)
+        self._passes = 0
         self._reader = images.reader(
             Reading(self.augment, train, self.device, channels_last, views)
         )
+
+    def _check(self, views: int) -> None:
+        batch_size, n = self.batch_size, self.part[1]
+        if views < 1:
+            raise InputError(f"Loader(views={views}): give 1 or more")
+        if batch_size < 1:
+            raise InputError(f"Loader(batch_size={batch_size}): give 1 or more")
+        if self.seed < 0:
+            raise InputError(f"Loader(seed={self.seed}): give 0 or more")
+        if self.train and batch_size % n:
+            raise InputError(
+                f"Loader(batch_size={batch_size}): does not divide into {n} equal parts, one for "
+                f"each replica; give a multiple of {n}"
+            )
+        if self.size == 0:
+            raise InputError(f"Loader(images): the set holds no {self.unit}")
+        if self.drop_last and batch_size > self.size:
+            raise InputError(
+                f"Loader(batch_size={batch_size}, drop_last=True): the set holds {self.size} "
+                f"{self.unit}, so no batch is full; give a batch of at most {self.size}"
+            )
+        if self.curriculum is not None and len(self.curriculum) != self.size:
+            raise InputError(
+                f"Loader(curriculum): it has {len(self.curriculum)} scores and the set "
+                f"{self.size} {self.unit}; give those of the same split of the same data"
+            )
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

@@ -48,8 +48,8 @@ class Metrics:
     The sums stay on the device until `losses`, `accuracies` or `labels` is called.
 
     Args:
-        blocks: how many blocks.
-        device: where the sums live.
+        blocks: number of blocks.
+        device: of the sums.
     """
 
     def __init__(self, blocks: int, device: torch.device | str = "cpu"):
