@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from layerwise import models, rules
 from layerwise.blocks import Blocks
 from layerwise.costs import Contender, measure
-from layerwise.costs.table import Measured
+from layerwise.costs.step_table import Measured
 from layerwise.inputs import leading
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Needs, Rule

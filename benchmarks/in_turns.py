@@ -14,7 +14,7 @@ from layerwise.blocks import Blocks
 from layerwise.cli.console import console
 from layerwise.costs import Contender, Measured, StepTable, measure
 from layerwise.rules.base import Needs, Rule
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 SGD = "SGD(lr=0.01, momentum=0.9, fused=True)"
@@ -58,7 +58,7 @@ def write(
             "heads": "",
             **setting,
         },
-        provenance=describe(),
+        provenance=provenance(),
         contenders=contenders,
     )
     console.print(table)

@@ -32,13 +32,13 @@ from runs import left_to_train
 from layerwise.cli import main as layerwise
 from layerwise.costs.blocks import Costs
 from layerwise.costs.measure import Contender, When, measure
+from layerwise.costs.stages import block_seconds
 from layerwise.errors import InputError
 from layerwise.experiment.build import build
 from layerwise.rules import Backprop
 from layerwise.rules.base import LocalRule, Rule
-from layerwise.runs import environment
+from layerwise.runs.provenance import provenance
 from layerwise.runs.run import Run
-from layerwise.runtime.plan import block_seconds
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -296,7 +296,7 @@ def main() -> None:
     steps(found, SIZES[given.size].batch, runs, given.rounds)
     for row in found:
         row["config"]["data"]["name"] = given.name or row["config"]["data"]["name"]
-        row["environment"] = environment.describe()
+        row["environment"] = provenance()
     out = RESULTS / f"ladder-{given.size}.json"
     kept = json.loads(out.read_text())["rows"] if out.exists() else []
     rows = {row["rule"]: row for row in kept + found}

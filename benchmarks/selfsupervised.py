@@ -26,7 +26,7 @@ from layerwise.analysis import linear_probe
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.objectives import CMC, Colorize, InfoNCE, Inpaint, NTXent, Objective
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 from layerwise.trainer import fabric_for
 
 RESULTS = Path(__file__).parent / "results"
@@ -121,7 +121,7 @@ def main() -> None:
         "given": options,
         "augment": {"NT-Xent": repr(VIEWS[shape[0]]), "others": repr(PLAIN[shape[0]])},
         "blocks": ["conv1", "conv2", "conv3"],
-        "runs": [*kept, {**describe(), "results": results}],
+        "runs": [*kept, {**provenance(), "results": results}],
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)

@@ -44,9 +44,9 @@ from torch.nn.parallel import DistributedDataParallel
 import layerwise as lw
 from layerwise import models
 from layerwise.blocks.balance import partition
-from layerwise.runs import environment
+from layerwise.costs.stages import Plan
+from layerwise.runs.provenance import provenance
 from layerwise.runtime import LayerParallel
-from layerwise.runtime.plan import Plan
 
 RESULTS = Path(__file__).parent / "results"
 MICROBATCHES = 8
@@ -493,7 +493,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="timed, of each turn")
     given = parser.parse_args()
-    about = {"benchmark": "stages", "title": given.what, **environment.describe()}
+    about = {"benchmark": "stages", "title": given.what, **provenance()}
     if given.what == "link":
         result = {**about, "networks": over_link(given.rounds, given.steps)}
     else:

@@ -36,8 +36,8 @@ from layerwise import Blocks, cut, data, heads, models, rules
 from layerwise.costs.blocks import Costs
 from layerwise.data import Loader, Splits, Text
 from layerwise.rules.base import Rule
-from layerwise.runs import environment
-from layerwise.runs.tally import Tally, perplexity
+from layerwise.runs.metrics import Metrics, perplexity
+from layerwise.runs.provenance import provenance
 from layerwise.trainer.optim import AdamW, OneCycle
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,7 +122,7 @@ def train(
 def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
     """Mean nats per token, and the share of right predictions."""
     rule.eval()
-    tally = Tally(1)
+    tally = Metrics(1)
     for x, y in Loader(part, 250, train=False).epoch(0):
         scores = rule(x)
         loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
@@ -212,7 +212,7 @@ def main() -> None:
     rate = splits.entropy_rate
     result = {
         "benchmark": "text",
-        **environment.describe(),
+        **provenance(),
         "data": given.data,
         "of_python": version,
         "budget": dataclasses.asdict(budget),

@@ -59,7 +59,7 @@ def main() -> None:
         and all(map(importlib.util.find_spec, network.needs))
     ]
     part = bool(given.only or given.library or given.resume)
-    about = provenance()
+    about = file_header()
     rows = _rows(about) if part else {}
     if given.resume:
         wanted = [key for key in wanted if key not in rows]
@@ -73,16 +73,16 @@ def main() -> None:
         print(networks(about))
 
 
-def provenance() -> dict[str, Any]:
+def file_header() -> dict[str, Any]:
     """Command, versions and machine."""
-    from layerwise.runs.environment import describe
+    from layerwise.runs.provenance import provenance
 
     libraries = {
         name: metadata.version(name)
         for name in ("timm", "transformers", "peft")
         if importlib.util.find_spec(name)
     }
-    return {"benchmark": "zoo", **describe(), **libraries, "rows": []}
+    return {"benchmark": "zoo", **provenance(), **libraries, "rows": []}
 
 
 def _rows(about: dict[str, Any]) -> dict[str, dict[str, Any]]:

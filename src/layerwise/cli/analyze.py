@@ -20,7 +20,7 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.data import Text
 from layerwise.errors import InputError, choices
 from layerwise.experiment.subject import OF_IMAGES, Subject
-from layerwise.report.analysis import (
+from layerwise.report.analysis_figures import (
     draw_alignment,
     draw_blocks,
     draw_cka,
@@ -28,7 +28,8 @@ from layerwise.report.analysis import (
     draw_feedback,
     draw_feedback_training,
 )
-from layerwise.runs.run import Run, claim_numbered
+from layerwise.runs.files import claim_numbered
+from layerwise.runs.run import Run
 
 QUESTIONS = {
     "alignment": "angle and ratio of norms to backpropagation's gradient",

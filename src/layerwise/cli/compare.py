@@ -12,7 +12,8 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError
 from layerwise.report.comparison import Summary, markdown, table
 from layerwise.report.curves import draw_blocks, draw_runs
-from layerwise.runs.run import Run, claim_numbered, write_atomically
+from layerwise.runs.files import claim_numbered, write_atomically
+from layerwise.runs.run import Run
 
 
 def main(arguments: list[str]) -> None:

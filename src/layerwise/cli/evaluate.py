@@ -15,8 +15,8 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
 from layerwise.experiment.build import build
+from layerwise.runs.metrics import perplexity
 from layerwise.runs.run import Run
-from layerwise.runs.tally import perplexity
 from layerwise.trainer import fabric_for, load_evaluated
 
 

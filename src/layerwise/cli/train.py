@@ -21,17 +21,18 @@ from layerwise.cli.console import ProgressBar, console
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import last, tokens_of
 from layerwise.costs.blocks import Costs
+from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Augment, Loader, Text
 from layerwise.errors import InputError, Interrupted, LostStage
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.registry import make
-from layerwise.report.analysis import draw_alignment, draw_feedback_training
+from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
 from layerwise.rules.base import LocalRule, Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
-from layerwise.runs.environment import describe
 from layerwise.runs.loggers import check_loggers, loggers
+from layerwise.runs.provenance import provenance
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.runtime import (
     DataParallel,
@@ -42,7 +43,6 @@ from layerwise.runtime import (
     processes,
 )
 from layerwise.runtime.batchnorm import check_shared_statistics
-from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import Trainer, fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule
@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> None:
 
     def create() -> Run:
         run = Run.create(root, name, stem, config)
-        run.write("environment.json", json.dumps(describe(), indent=1).encode())
+        run.write("environment.json", json.dumps(provenance(), indent=1).encode())
         return run
 
     return _go(create, prepared)
@@ -163,7 +163,7 @@ def _train(run: Run, prepared: Prepared) -> None:
     state = run.load("last")
     if (run.path / "cost.json").exists():  # it was trained before
         where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
-        about = describe()
+        about = provenance()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
     if run.writes:
         costs = Costs.of(experiment.rule, experiment.settings.views)

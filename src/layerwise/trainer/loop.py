@@ -19,8 +19,8 @@ from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives.batch import identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
 from layerwise.rules.base import Report, Rule, Scale
+from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
-from layerwise.runs.tally import Tally, selected_by
 from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import (
     block_keys,
@@ -289,7 +289,7 @@ class Trainer:
                 group["lr"] = lr
 
     @torch.no_grad()
-    def _evaluate(self, loader: Loader) -> Tally:
+    def _evaluate(self, loader: Loader) -> Metrics:
         rule = self._evaluated_rule()
         rule.eval()
         tally, criterion = self._new_tally(), _criterion(rule)
@@ -304,7 +304,7 @@ class Trainer:
         self.runtime.add_up(tally)
         return tally
 
-    def _finish_epoch(self, results: Mapping[str, Tally]) -> None:
+    def _finish_epoch(self, results: Mapping[str, Metrics]) -> None:
         self.runtime.add_up(self.tally)
         row = self._row(results)
         self.epoch, self.batch, self.seconds = self.epoch + 1, 0, 0.0
@@ -351,7 +351,7 @@ class Trainer:
         with forked, self.fabric.autocast():
             to(self.epoch, rule)
 
-    def _row(self, results: Mapping[str, Tally]) -> Row:
+    def _row(self, results: Mapping[str, Metrics]) -> Row:
         images = self.batch * self.settings.batch_size
         return {
             "epoch": self.epoch + 1,
@@ -463,8 +463,8 @@ class Trainer:
     def _evaluated_rule(self) -> Rule:
         return self.rule if self.ema is None else self.ema.module  # type: ignore[return-value]
 
-    def _new_tally(self) -> Tally:
-        return Tally(len(self.rule.blocks), self.fabric.device)
+    def _new_tally(self) -> Metrics:
+        return Metrics(len(self.rule.blocks), self.fabric.device)
 
     def _wait(self) -> None:
         if self.fabric.device.type != "cpu":

@@ -11,12 +11,15 @@ from torch import Tensor
 
 from layerwise.labels import IGNORED, Shape, true_classes
 
-SMALL = 1 << 22  # scores; stacking more of them would take memory that shows
+SMALL = 1 << 22  # class scores; a stack of more would take a lot of memory
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), of a mean of nats per token: among how many equally likely tokens the model would
-    be as unsure."""
+    """exp(loss): the number of equally likely tokens that would leave the model as uncertain.
+
+    Args:
+        loss: mean nats per token.
+    """
     try:
         return math.exp(loss)
     except OverflowError:
@@ -24,9 +27,14 @@ def perplexity(loss: float) -> float:
 
 
 def selected_by(row: Mapping[str, float | int | None]) -> float | None:
-    """What the best of a run's epochs has most of: accuracy on validation, or of a text the
-    negative perplexity. None without a validation split, and for an epoch in which the network's
-    output was not trained."""
+    """The score by which the best epoch is selected; higher is better.
+
+    It is the validation accuracy, for a text the negative validation perplexity. None without a
+    validation split, and for an epoch that does not train the network's output.
+
+    Args:
+        row: one epoch's row of metrics.csv.
+    """
     if row.get("train_loss", 0.0) is None:
         return None
     if (found := row.get("validation_perplexity")) is not None:
@@ -34,12 +42,14 @@ def selected_by(row: Mapping[str, float | int | None]) -> float | None:
     return row.get("validation_accuracy")
 
 
-class Tally:
-    """Sums of losses and of right predictions per block; nothing reaches the host until asked.
+class Metrics:
+    """Loss and accuracy of every block, summed over batches.
+
+    The sums stay on the device until `losses`, `accuracies` or `labels` is called.
 
     Args:
-        blocks: how many blocks.
-        device: where the sums live.
+        blocks: number of blocks.
+        device: of the sums.
     """
 
     def __init__(self, blocks: int, device: torch.device | str = "cpu"):
@@ -49,11 +59,11 @@ class Tally:
         self.has_loss = [False] * blocks
         self.has_logits = [False] * blocks
         self.samples = 0
-        self.counted = torch.zeros((), dtype=wide, device=device)  # labels
+        self.counted = torch.zeros((), dtype=wide, device=device)  # labels that count
 
     @property
     def labels(self) -> int:
-        """How many labels counted. Waits for the device."""
+        """The number of labels that counted. Waits for the device."""
         return round(self.counted.item())
 
     @labels.setter
@@ -64,19 +74,19 @@ class Tally:
     def add(
         self, losses: Sequence[Tensor | None], logits: Sequence[Tensor | None], y: Tensor
     ) -> Tensor:
-        """Count one batch.
+        """Add one batch.
 
-        A label that does not count counts in nothing; of soft labels the most probable class is the
-        right one. A block has no accuracy where the labels are no classes of its scores, as those
-        of a regression.
+        Ignored labels enter neither the loss nor the accuracy. The true class of a soft label is
+        its most probable one. A block has no accuracy if the labels are not classes of its scores,
+        as in a regression.
 
         Args:
             losses: each block's loss, (), the mean over the labels that count, or None.
             logits: each block's class scores, (B, C), (B, T, C), (B, C, H, W) ..., or None.
-            y: labels, as `labels.class_axis` says.
+            y: labels in a layout that `labels.class_axis` knows.
 
         Returns:
-            The losses, (blocks,), nought where there is none.
+            The losses, (blocks,); zero for a block without a loss.
         """
         self.samples += len(y)
         true = [None if scores is None else true_classes(scores, y) for scores in logits]
@@ -87,9 +97,9 @@ class Tally:
             else (classes != IGNORED).sum().to(self.counted.dtype)
         )
         self.counted.add_(counted)
-        # No index goes to the device: where a block has none, a nought stands in its place.
-        nought = self.loss_sums.new_zeros(())
-        stacked = torch.stack([nought if loss is None else loss for loss in losses])
+        # A block without a loss adds zero: that needs no index on the device.
+        zero = self.loss_sums.new_zeros(())
+        stacked = torch.stack([zero if loss is None else loss for loss in losses])
         self.loss_sums.addcmul_(stacked.to(self.loss_sums.dtype), counted)
         self.has_loss = [loss is not None for loss in losses]
         self.has_logits = [found is not None for found in true]
@@ -112,12 +122,12 @@ class Tally:
         return [m if has else None for m, has in zip(means, self.has_loss, strict=True)]
 
     def accuracies(self) -> list[float | None]:
-        """Share of right predictions of each block, 0 to 1. Waits for the device."""
+        """Share of correct predictions of each block, 0 to 1. Waits for the device."""
         shares = (self.right / self.counted.clamp(min=1)).tolist()
         return [s if has else None for s, has in zip(shares, self.has_logits, strict=True)]
 
     def only(self, blocks: Sequence[int]) -> None:
-        """Forget what was counted of all other blocks; without blocks, everything."""
+        """Forget the sums of all other blocks; without blocks, all sums."""
         if not blocks:
             self.samples = 0
             self.counted.zero_()
@@ -138,7 +148,11 @@ class Tally:
 
 
 def _predicted(scores: Sequence[tuple[Tensor, int]]) -> Tensor:
-    """The class that each block predicts, (blocks, ...), of scores and of their classes' axis."""
+    """The class that each block predicts, (blocks, ...).
+
+    Args:
+        scores: each block's class scores and the axis of their classes.
+    """
     kinds: set[tuple[Shape, int]] = {(tuple(z.shape), axis) for z, axis in scores}
     if len(kinds) == 1 and sum(z.numel() for z, _ in scores) <= SMALL:
         ((_, axis),) = kinds

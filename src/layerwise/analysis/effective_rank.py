@@ -1,4 +1,4 @@
-"""How much room what a block gives takes up: in how many dimensions, and how large it is."""
+"""Effective rank and norm of block outputs."""
 
 from __future__ import annotations
 
@@ -7,53 +7,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerwise.analysis.frozen import chain, outputs, reading
+from layerwise.analysis.frozen import blocks_of, frozen, outputs
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.rules.base import Rule
 
 
 @dataclass(frozen=True)
-class Extent:
-    """Of a block's feature vectors: a sample's, a token's, or a position's of feature maps.
+class EffectiveRank:
+    """The effective rank of a block's feature vectors, and their norm.
+
+    A feature vector belongs to a sample, to a token, or to a position of feature maps.
 
     Attributes:
-        rank: effective dimensions: 1 where all lie on a line, as many as there are features where
-            they spread alike in all directions, 0 where they do not differ.
-        norm: Euclidean, mean.
+        rank: number of effective dimensions: 1 if all vectors lie on a line, the number of features
+            if they spread equally in all directions, 0 if they do not differ.
+        norm: mean Euclidean norm.
     """
 
     rank: float
     norm: float
 
 
-def extent(network: Rule | Blocks, loader: Loader) -> tuple[Extent, ...]:
+def effective_rank(network: Rule | Blocks, loader: Loader) -> tuple[EffectiveRank, ...]:
     """The effective rank and the mean norm of every block's feature vectors.
 
     Roy & Vetterli 2007 (The effective rank, EUSIPCO), definition 1: with s the singular values of
-    all vectors, (N, D), here of centred ones,
+    the matrix of all vectors, (N, D), here centred,
 
         rank = exp(-sum_i p_i log p_i),   p_i = s_i / sum_j s_j
 
-    Representations that collapse have few dimensions; a residual stream without a bound grows. The
-    network runs in eval mode and is left as it was.
+    Representations that collapse have few dimensions; the norm of an unbounded residual stream
+    grows. The network runs in eval mode and is left unchanged.
 
     Args:
         network: on the device of the loader.
-        loader: the samples; of several views of a batch the first.
+        loader: the samples; if a batch has several views, the first is used.
+
+    Returns:
+        One result per block.
     """
     found: list[_OfPositions | _OfSamples] = []
-    with reading(chain(network)):
+    with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
             given = outputs(network, x[: len(y)])
             found = found or [_OfSamples() if h.dim() == 2 else _OfPositions() for h in given]
             for one, h in zip(found, given, strict=True):
                 one.add(_vectors(h).cpu().double())
-    return tuple(one.extent() for one in found)
+    return tuple(one.result() for one in found)
 
 
 class _OfPositions:
-    """Sums over vectors of few features, of which there are many: none is kept."""
+    """Accumulates sums over many vectors with few features; no vector is kept."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -65,14 +70,14 @@ class _OfPositions:
         self.first = self.first + v_ND.sum(0)
         self.second = self.second + v_ND.T @ v_ND
 
-    def extent(self) -> Extent:
+    def result(self) -> EffectiveRank:
         scatter = self.second - self.first.outer(self.first) / self.count
         norm = self.norm / self.count
-        return Extent(_rank(scatter, self.second.diagonal().sum()), norm.item())
+        return EffectiveRank(_rank(scatter, self.second.diagonal().sum()), norm.item())
 
 
 class _OfSamples:
-    """One vector of each sample, which may have more features than there are samples."""
+    """Keeps one vector per sample, because it may have more features than there are samples."""
 
     def __init__(self) -> None:
         self.vectors: list[Tensor] = []
@@ -80,16 +85,21 @@ class _OfSamples:
     def add(self, v_ND: Tensor) -> None:
         self.vectors.append(v_ND)
 
-    def extent(self) -> Extent:
+    def result(self) -> EffectiveRank:
         v_ND = torch.cat(self.vectors)
         c_ND = v_ND - v_ND.mean(0)
         products = c_ND.T @ c_ND if c_ND.shape[1] < len(c_ND) else c_ND @ c_ND.T
-        return Extent(_rank(products, v_ND.square().sum()), v_ND.norm(dim=1).mean().item())
+        return EffectiveRank(_rank(products, v_ND.square().sum()), v_ND.norm(dim=1).mean().item())
 
 
 def _rank(products: Tensor, total: Tensor) -> float:
-    """Of centred vectors, from their products; `total`, the sum of all squares uncentred, tells
-    what is rounding: of vectors that do not differ it leaves no direction."""
+    """The effective rank of centred vectors.
+
+    Args:
+        products: of the centred vectors, (D, D) or (N, N).
+        total: the sum of all squares before centring. Eigenvalues that are tiny compared with it
+            are rounding errors and do not count, so vectors that do not differ have rank 0.
+    """
     squares = torch.linalg.eigvalsh(products)
     s = (squares * (squares > 1e-12 * total)).sqrt()
     p = s / s.sum()
@@ -97,5 +107,5 @@ def _rank(products: Tensor, total: Tensor) -> float:
 
 
 def _vectors(h: Tensor) -> Tensor:
-    """(B, D), (B, T, D) or (B, C, ...) -> (N, features)."""
+    """All feature vectors of a block's output: (B, D), (B, T, D) or (B, C, ...) -> (N, D)."""
     return (h if h.dim() <= 3 else h.movedim(1, -1)).flatten(0, -2)

@@ -1,4 +1,4 @@
-"""The sets that torchvision downloads, verifies and reads."""
+"""Data sets that torchvision downloads, verifies and reads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.data.folder import folder
 from layerwise.data.images import Images
-from layerwise.data.splits import Parts, Source
+from layerwise.data.sources.folder import folder
+from layerwise.data.splits import Part, Parts
 from layerwise.data.stream import Stream
 from layerwise.errors import InputError
 
-# The shorter side at which ImageNet is evaluated, over the side that is cut out of it.
+# ImageNet is evaluated by scaling the shorter side to 256 pixels and cutting out the central 224;
+# other sizes have the same ratio.
 IMAGENET_MARGIN = 256 / 224
 
 Reader = Callable[[Any], tuple[Any, Any, tuple[str, ...]]]  # -> images NHWC, labels, classes
@@ -40,9 +41,9 @@ def _stl10(found: Any) -> tuple[Any, Any, tuple[str, ...]]:
     return found.data.transpose(0, 2, 3, 1), found.labels, tuple(found.classes)
 
 
-# torchvision's class, how train and test are asked for, how it is read, where its files lie.
-# CIFAR's batches are pickles: torchvision opens them only where their checksums are those it
-# carries, so what is unpickled is what the authors published. Nothing else here is a pickle.
+# torchvision's class, the argument that selects train or test, how it is read, where its files lie.
+# CIFAR's batches are pickles. torchvision opens them only if their checksums match its own, so only
+# the authors' published files are ever unpickled. Nothing else here is a pickle.
 _KNOWN: dict[str, tuple[str, str, Reader, str]] = {
     "mnist": ("MNIST", "train", _idx, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
     "fashion-mnist": (
@@ -72,7 +73,7 @@ def _load(name: str, root: Path, download: bool) -> Parts:
     """Both official parts of a set, in memory.
 
     Raises:
-        InputError: it is not in `root` and cannot be downloaded, or its files are damaged.
+        InputError: the set is not in `root` and cannot be downloaded, or its files are damaged.
     """
     from torchvision import datasets  # slow to import, and only needed here
 
@@ -83,11 +84,11 @@ def _load(name: str, root: Path, download: bool) -> Parts:
         try:
             found = getattr(datasets, kind)(root, download=download, **chosen)
             read[split] = reader(found)
-        except Exception as error:  # what its readers, the archive and the network raise
+        except Exception as error:  # readers, archives and the network raise many kinds of errors
             said = " ".join(str(error).split())[:160]
             raise InputError(
                 f"data {name}: not downloaded and not readable in {root} "
-                f"({type(error).__name__}: {said}); with no network, place {root}/{files}"
+                f"({type(error).__name__}: {said}); without a network, place {root}/{files}"
             ) from error
     classes = read["train"][2]
     return Parts(_images(*read["train"][:2]), None, _images(*read["test"][:2]), classes)
@@ -105,10 +106,10 @@ SETS: dict[str, Callable[[Path, bool], Parts]] = {name: partial(_load, name) for
 def imagenet(root: Path, size: int) -> Parts:
     """ImageNet-1k from `root/imagenet`: class folders under train and val, or the archives.
 
-    Streamed. Its validation part is the test; its own test part has no labels.
+    It is streamed. Its validation part is the test part, because its own test part has no labels.
 
     Raises:
-        InputError: neither is there. Its licence forbids downloading it unasked.
+        InputError: neither folders nor archives are there; its licence forbids to download it.
     """
     place = root / "imagenet"
     for split in ("train", "val"):
@@ -118,7 +119,7 @@ def imagenet(root: Path, size: int) -> Parts:
 
         try:
             datasets.ImageNet(place, split)  # unpacks the archive into class folders
-        except Exception as error:  # what the archives and their parser raise
+        except Exception as error:  # archives and their parser raise many kinds of errors
             said = " ".join(str(error).split())[:160]
             raise InputError(
                 f"data imagenet: no {place / split} ({said}); place the class folders as "
@@ -127,7 +128,7 @@ def imagenet(root: Path, size: int) -> Parts:
             ) from error
     parts = folder(place, name="imagenet", root=root, size=size)
 
-    def scaled(part: Source | None) -> Source | None:
+    def scaled(part: Part | None) -> Part | None:
         return replace(part, margin=IMAGENET_MARGIN) if isinstance(part, Stream) else part
 
     return Parts(scaled(parts.train) or parts.train, None, scaled(parts.test), parts.classes)

@@ -1,4 +1,4 @@
-"""Images in class folders."""
+"""Image files in class folders."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from layerwise.data import cache
 from layerwise.data.images import Images
+from layerwise.data.sources import cache
 from layerwise.data.splits import Parts
 from layerwise.data.stream import Stream, gather
 from layerwise.errors import InputError
@@ -20,7 +20,7 @@ ROLES = {"train": ("train",), "validation": ("val", "valid", "validation"), "tes
 
 
 class Files:
-    """Image files on disk."""
+    """Image files, read when they are decoded."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.paths = paths
@@ -29,7 +29,7 @@ class Files:
         return len(self.paths)
 
     def open(self, i: int) -> Image.Image:
-        # Read whole: an image that fails half way leaves no file open.
+        # Read whole, so that an image that fails half way leaves no file open.
         return Image.open(io.BytesIO(self.paths[i].read_bytes()))
 
     def where(self, i: int) -> str:
@@ -39,13 +39,14 @@ class Files:
 def folder(path: Path, *, name: str, root: Path, size: int | None) -> Parts:
     """Read `path/{train,val,test}/CLASS/...` or `path/CLASS/...`.
 
-    Of the first layout, val and test may be absent; with val alone, val is the test part. A class
-    is a folder's name, and its images may lie in folders below. Hidden files are passed over.
+    In the first layout, val and test may be absent; if only val is there, it is the test part. The
+    name of a class is its folder's, and its images may lie in subfolders. Hidden files are ignored.
 
     Args:
-        name: as the user gave it, for errors.
-        root: of the cache of decoded images.
-        size: height and width in pixels; None where the images agree.
+        path: the folder.
+        name: of the data set as the user gave it, for errors.
+        root: the folder of the cache.
+        size: height and width in pixels; None if the images have one size.
 
     Raises:
         InputError: no folder, none of its own, one that cannot be read, a class without images,
@@ -70,7 +71,7 @@ def folder(path: Path, *, name: str, root: Path, size: int | None) -> Parts:
 
 
 def listing(path: Path, name: str) -> dict[str, dict[str, list[Path]]]:
-    """Files by part and class, both sorted; a folder without parts is all 'train'."""
+    """The files of each part and class, sorted; a folder without parts is all training part."""
     if not path.is_dir():
         raise InputError(
             f"data {name}: there is no folder {path}; give one that holds class folders"
@@ -80,7 +81,8 @@ def listing(path: Path, name: str) -> dict[str, dict[str, list[Path]]]:
     if "train" not in roles:
         if roles and len(roles) == len(top):
             raise InputError(
-                f"data {name}: {path} has {', '.join(sorted(top))} and no train; name one train"
+                f"data {name}: {path} has {', '.join(sorted(top))} but no train; name one "
+                "of them train"
             )
         roles = {"train": path}
     listed = {}
@@ -88,7 +90,7 @@ def listing(path: Path, name: str) -> dict[str, dict[str, list[Path]]]:
         classes = _folders(place, name)
         if not classes:
             raise InputError(
-                f"data {name}: {place} is empty of class folders; lay the images out as "
+                f"data {name}: {place} has no class folders; arrange the images as "
                 f"{place.name}/CLASS/IMAGE"
             )
         listed[role] = {entry.name: _images(entry, name) for entry in classes}

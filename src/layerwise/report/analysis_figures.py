@@ -1,4 +1,4 @@
-"""What was found out about networks, as PNG."""
+"""Figures of the answers of `layerwise analyze`, as PNG."""
 
 from __future__ import annotations
 
@@ -27,26 +27,29 @@ DASHES = ("-", "--", ":", "-.")
 Write = Callable[[str, bytes], None]
 Row = Mapping[str, Any]
 
-# What `layerwise analyze` knows of a block -> the panel's title, and the factor to its unit.
+# A number that `layerwise analyze` has for every block -> title of its panel, factor to its unit.
 BY_BLOCK = {
     "probe": ("linear probe: accuracy, %", 100),
     "separability": ("linearly separable, %", 100),
     "reconstruction": ("image: reconstruction loss, nats", 1),
-    "label": ("label: information, nats (at least)", 1),
+    "label": ("label: information, nats (lower bound)", 1),
     "rank": ("effective rank", 1),
     "norm": ("mean norm of features", 1),
     "angle": ("angle to backpropagation's gradient, degrees", 1),
     "ratio": ("norm of the gradient / backpropagation's", 1),
-    "memorized": ("random labels known by heart, %", 100),
+    "memorized": ("memorised random labels, %", 100),
 }
 
 
 def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) -> bytes | None:
-    """A panel for each thing known of blocks, over the blocks; a line per run.
+    """Draw one panel for every number in `BY_BLOCK`, over the blocks, with one line per run.
 
     Args:
-        runs: each run's label and a row of numbers per block; None where a block has none.
-        names: of the blocks, where they are the same in all runs.
+        runs: each run's label and a row of numbers per block; None for a missing number.
+        names: of the blocks; None if they differ between runs.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     known = [
         key
@@ -81,11 +84,14 @@ def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) 
 
 
 def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) -> bytes | None:
-    """Angle and ratio of norms over the steps; a column per run, a colour per block.
+    """Draw angle and ratio of norms over the steps, a column per run and a colour per block.
 
     Args:
         runs: each run's label and rows of alignment.jsonl.
-        names: of the blocks, where they are the same in all runs.
+        names: of the blocks; None if they differ between runs.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
@@ -100,7 +106,7 @@ def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | Non
                 _over_steps(axes, [(r["step"], r[key][block]) for r in rows], style)
         angles.set_title(label, fontsize=10)
         ratios.set_xlabel("step", fontsize=9)
-    for angles, ratios in grid.T:  # once every line is there
+    for angles, ratios in grid.T:  # after all lines are drawn
         _degrees(angles)
         _ratios(ratios)
     grid[0][0].set_ylabel("angle to backpropagation's gradient, degrees", fontsize=9)
@@ -112,10 +118,13 @@ def draw_alignment(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | Non
 
 
 def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
-    """Angles of the way back, layer by layer; a panel per run.
+    """Draw the angles of feedback matrices, layer by layer, with one panel per run.
 
     Args:
-        runs: each run's label and a row for every layer, empty where there is none.
+        runs: each run's label and a row for every layer; empty for a rule without such matrices.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
@@ -131,7 +140,7 @@ def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
         for k, (key, (about, marker)) in enumerate(marks.items()):
             points = [(r[key], i) for i, r in enumerate(rows) if r[key] is not None]
             if points:
-                # Both are seen where they lie on each other.
+                # Both marks stay visible if they coincide.
                 axes.plot(
                     *zip(*points, strict=True),
                     marker,
@@ -153,11 +162,15 @@ def draw_feedback(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
 
 
 def draw_feedback_training(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
-    """Angle of every feedback matrix to its weight over the steps; a panel per run, a colour per
-    layer.
+    """Draw the angle of every feedback matrix to its weight over the steps.
+
+    There is one panel per run and one colour per layer.
 
     Args:
-        runs: each run's label and rows of alignment.jsonl; those without `feedback` are left out.
+        runs: each run's label and rows of alignment.jsonl; rows without `feedback` are left out.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     seen = {label: [row for row in rows if row.get("feedback")] for label, rows in runs.items()}
     seen = {label: rows for label, rows in seen.items() if rows}
@@ -168,7 +181,7 @@ def draw_feedback_training(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
     grid = figure.subplots(1, len(seen), squeeze=False, sharey="row")[0]
     for (label, rows), axes in zip(seen.items(), grid, strict=True):
         for i, name in enumerate(layers):
-            # The styles tell neighbours apart, whose colours are near.
+            # Neighbouring layers have similar colours, so their line styles differ.
             style = {"color": _by_depth(i, len(layers)), "linestyle": DASHES[i % len(DASHES)]}
             points = [(r["step"], r["feedback"].get(name)) for r in rows]
             _over_steps(axes, points, {"label": name, **style})
@@ -177,7 +190,7 @@ def draw_feedback_training(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
     known = [
         a for rows in seen.values() for r in rows for a in r["feedback"].values() if a is not None
     ]
-    for axes in grid:  # once every line is there
+    for axes in grid:  # after all lines are drawn
         _degrees(axes, 15 * math.floor(min([75, *known]) / 15))
     grid[0].set_ylabel("angle of the feedback matrix to the weight, degrees", fontsize=9)
     if len(layers) <= 24:
@@ -187,11 +200,14 @@ def draw_feedback_training(runs: Mapping[str, Sequence[Row]]) -> bytes | None:
 
 
 def draw_cka(tables: Sequence[Row]) -> bytes | None:
-    """Heat maps of CKA: a panel for each pair of runs.
+    """Draw heat maps of CKA, with one panel for each pair of runs.
 
     Args:
-        tables: of each pair `rows` and `columns`, the runs' labels, `row_names` and `column_names`,
-            their blocks' names, and `values`, (rows, columns) with None for what is not a number.
+        tables: for each pair, the runs' labels `rows` and `columns`, their blocks' names
+            `row_names` and `column_names`, and `values`, (rows, columns), None for not a number.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     if not tables:
         return None
@@ -231,12 +247,15 @@ def draw_cka(tables: Sequence[Row]) -> bytes | None:
 
 
 def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -> bytes | None:
-    """How many training samples were right after how many epochs, and forgotten how often.
+    """Draw how often training samples were predicted correctly, and how often they were forgotten.
 
     Args:
-        runs: each run's label, `consistency` and `forgotten`, lists over the samples; None where
-            that is not known.
-        epochs: of each run of which it is.
+        runs: each run's label, and its lists `consistency` and `forgotten` over the samples; None
+            if a run has none.
+        epochs: number of epochs of each run that has these lists.
+
+    Returns:
+        A PNG file, or None if there is nothing to draw.
     """
     if not any(runs.values()):
         return None
@@ -244,7 +263,7 @@ def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -
     left, right = figure.subplots(1, 2)
     for k, (label, found) in enumerate(runs.items()):
         if found is None:
-            continue  # its colour is its own in all pictures
+            continue  # every run keeps its colour in all figures
         count = len(found["consistency"])
         times = [round(share * epochs[label]) for share in found["consistency"]]
         for axes, of_each, most in (
@@ -253,8 +272,8 @@ def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -
         ):
             shares = [100 * of_each.count(n) / count for n in range(most + 1)]
             axes.plot(range(most + 1), shares, label=label, **_style(k))
-    left.set_xlabel("epochs after which a training image was right", fontsize=9)
-    right.set_xlabel("times that a training image was forgotten", fontsize=9)
+    left.set_xlabel("epochs after which a training image was predicted correctly", fontsize=9)
+    right.set_xlabel("number of times a training image was forgotten", fontsize=9)
     for axes in (left, right):
         axes.set_ylabel("training images, %", fontsize=9)
         axes.set_yscale("symlog", linthresh=1)
@@ -268,7 +287,7 @@ def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -
 
 
 def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Where blocks are named, and how; of many not all."""
+    """Positions and labels of the ticks on an axis of blocks; at most 16 blocks are named."""
     shown = list(range(0, len(names), max(1, math.ceil(len(names) / 16))))
     return shown, [_name(i, names) for i in shown]
 
@@ -283,14 +302,14 @@ def _style(k: int) -> dict[str, Any]:
 
 
 def _by_depth(i: int, count: int) -> Any:
-    """The colour of one of `count` blocks or layers."""
+    """The colour of block or layer `i` of `count`."""
     return matplotlib.colormaps["viridis"](i / max(1, count - 1) * 0.9)
 
 
 def _over_steps(
     axes: Axes, points: Sequence[tuple[int, float | None]], style: Mapping[str, Any]
 ) -> None:
-    """A line of (step, value), without values that are not known."""
+    """Draw a line of (step, value) without missing values."""
     known = [(step, value) for step, value in points if value is not None]
     if known:
         marker = "o" if len(known) == 1 else None
@@ -310,14 +329,14 @@ def _over_blocks(axes: Axes, names: Sequence[str] | None, count: int) -> None:
 
 
 def _degrees(axes: Axes, least: int = 0) -> None:
-    """From `least`, with a line where two directions have nothing in common."""
+    """Scale an axis of angles from `least` degrees, with a line at 90, orthogonal directions."""
     axes.axhline(90, color="black", linewidth=0.8, linestyle=":")
     axes.set_ylim(least - 3, max(95, axes.get_ylim()[1]))
     axes.yaxis.set_major_locator(FixedLocator(range(least, 181, 15 if least < 45 else 5)))
 
 
 def _ratios(axes: Axes) -> None:
-    """Twice as much as far from 1 as half as much."""
+    """Scale an axis of ratios logarithmically, with a line at 1."""
     axes.set_yscale("log")
     axes.axhline(1, color="black", linewidth=0.8, linestyle=":")
     low, high = axes.get_ylim()
@@ -326,7 +345,7 @@ def _ratios(axes: Axes) -> None:
 
 
 def _powers(axes: Axes) -> None:
-    """Powers of ten as plain numbers, and between them 2 and 5 where these have room."""
+    """Label powers of ten as plain numbers, and 2 and 5 between them if there is room."""
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -338,7 +357,7 @@ def _name(block: int, names: Sequence[str] | None) -> str:
 
 
 def _handles(panels: Iterable[Axes]) -> dict[str, Any]:
-    """What the legend shows of every label."""
+    """One line for every label, for the legend."""
     handles: dict[str, Any] = {}
     for axes in panels:
         lines, labels = axes.get_legend_handles_labels()

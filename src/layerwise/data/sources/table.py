@@ -1,4 +1,4 @@
-"""From tables of `datasets` to images and labels."""
+"""Reading images and labels from tables of the package `datasets`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROLES = {"train": ("train",), "validation": ("validation", "valid", "val"), "tes
 
 
 class Rows:
-    """The image column of a table: encoded bytes, or paths, as they lie in the Arrow file."""
+    """The image column of a table: encoded bytes or paths, read directly from the Arrow file."""
 
     def __init__(self, table: Any, column: str, split: str) -> None:
         self.column = column
@@ -29,12 +29,12 @@ class Rows:
 
     @cached_property
     def rows(self) -> Any:
-        # Straight from Arrow, which is mapped from disk: a row by way of `datasets` costs as much
-        # as decoding a small JPEG.
+        # Directly from Arrow, which is mapped from disk: reading a row through `datasets` takes as
+        # long as decoding a small JPEG.
         return self.table[:].column(self.column)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is not a fork is sent the name of the file to map, not the images.
+        # A worker that is not a fork gets the name of the file to map instead of the images.
         return {name: value for name, value in vars(self).items() if name != "rows"}
 
     def __len__(self) -> int:
@@ -53,16 +53,16 @@ class Rows:
 
 
 def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
-    """The parts of a set, its columns found by their type and not by their name.
+    """The parts of a set; columns are found by their type, not by their name.
 
     Args:
-        name: for errors.
-        tables: `datasets.Dataset` by split.
-        size: height and width in pixels; None where the images agree.
+        name: of the data set, for errors.
+        tables: a `datasets.Dataset` for every split.
+        size: height and width in pixels; None if the images have one size.
 
     Raises:
-        InputError: no split to train on; no image or no label column; classes or columns that
-            differ between the splits; an image that cannot be read.
+        InputError: there is no split to train on; there is no image column or no label column; the
+            splits have different classes or columns; an image cannot be read.
     """
     found = {role: split for role, names in ROLES.items() for split in tables if split in names}
     if "train" not in found and len(tables) == 1:
@@ -85,7 +85,7 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
                 )
         labels = _labels(name, table, split, label, classes)
         if labels is None and role != "train":
-            continue  # held back by its makers, as ImageNet's test part
+            continue  # its labels are not published, as those of ImageNet's test part
         if labels is None or len(labels) == 0:
             raise InputError(f"data {name}: split {split!r} has no labelled rows; fill it")
         names = getattr(table.features[label], "names", None)
@@ -97,7 +97,7 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
             )
         parts[role] = gather(Rows(table, image, split), labels, size)
     if "test" not in parts:
-        # What was not trained on by those who published it is what others report.
+        # Published results of such a set are those on its validation part.
         parts["test"] = parts.pop("validation", None)
     return Parts(parts["train"], parts.get("validation"), parts["test"], classes)
 
@@ -113,7 +113,11 @@ def _image_column(name: str, features: Mapping[str, Any]) -> str:
 
 
 def _label_column(name: str, table: Any) -> tuple[str, tuple[str, ...]]:
-    """The column and the classes: the finest class labels, else the only integers."""
+    """The label column and its classes.
+
+    It is the column of class labels with the most classes. Without such a column, it is the integer
+    column named `label`, or the only integer column.
+    """
     features = table.features
     named = {c: tuple(f.names) for c, f in features.items() if type(f).__name__ == "ClassLabel"}
     if named:
@@ -133,7 +137,7 @@ def _label_column(name: str, table: Any) -> tuple[str, tuple[str, ...]]:
 def _labels(
     name: str, table: Any, split: str, column: str, classes: tuple[str, ...]
 ) -> Tensor | None:
-    """int64 (N,), numbered by class; None where no row has one (-1, as is the custom)."""
+    """The labels, int64 (N,); None if no row has one (-1 is the usual sign for that)."""
     values = list(table[column][:])
     if all(v is None or v == -1 for v in values):
         return None
@@ -144,7 +148,7 @@ def _labels(
     for row, value in enumerate(values):
         if value not in number:
             raise InputError(
-                f"data {name}: row {row} of split {split!r} has label {value!r}, which is no class "
-                "of the split 'train'; correct it or remove the row"
+                f"data {name}: row {row} of split {split!r} has label {value!r}, which is not a "
+                "class of the split 'train'; correct it or remove the row"
             )
     return torch.tensor([number[v] for v in values], dtype=torch.int64)

@@ -1,35 +1,41 @@
-"""A toy distribution with a known hierarchy: digits drawn level by level."""
+"""Generated images with a known hierarchy: digits drawn level by level."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from layerwise.data.digits import digits
 from layerwise.data.images import Images
+from layerwise.data.sources.digits import digits
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
 
-THRESHOLD = 128  # above, a pixel of a digit is stroke
+THRESHOLD = 128  # a pixel of at least this value belongs to the stroke of a digit
 
 
 def hierarchical(classes: int = 4, patterns: int = 3, side: int = 2, seed: int = 0) -> Parts:
-    """The 1,797 digits as 32x32 black and white images (`side` = 2) that hide them two levels deep.
+    """The 1,797 digits, hidden two levels deep in black and white images (32x32 for `side` = 2).
 
-    In the manner of Malach & Shalev-Shwartz 2018 (arXiv:1803.09522), whose images are generated
-    level by level, lower resolutions being images of latent semantic classes:
+    They follow Malach & Shalev-Shwartz 2018 (arXiv:1803.09522), whose images are generated level by
+    level; each lower resolution is an image of latent semantic classes:
 
         level 0   a digit, 8x8 pixels of 2 classes: stroke or not
         level 1   every pixel becomes one of the `patterns` patches of its class, side x side
                   pixels of `classes` classes, drawn at random
         level 2   the same again: patches of black and white pixels
 
-    No two classes share a patch, so each level determines the one before; but pixels and even
-    patches alone hardly tell the digit. Which patches belong to a class depends on `seed`.
-    Deviation: what top-level images, patches and sizes the paper used is not known to us.
+    No two classes share a patch, so each level determines the previous one; but single pixels and
+    even single patches reveal little about the digit. `seed` decides which patches belong to which
+    class. Deviation: the paper's top-level images, patches and sizes are not known to us.
+
+    Args:
+        classes: number of classes at level 1.
+        patterns: number of patches of every class.
+        side: of a patch, pixels.
+        seed: of the patches and of the images.
 
     Raises:
-        InputError: there are not as many different patches.
+        InputError: there are too few different patches.
     """
     generator = torch.Generator().manual_seed(seed)
     whole = digits().train
@@ -45,17 +51,19 @@ def hierarchical(classes: int = 4, patterns: int = 3, side: int = 2, seed: int =
 def random_patches(
     classes: int, finer: int, patterns: int, side: int, generator: torch.Generator
 ) -> Tensor:
-    """For each class `patterns` patches of finer classes, (classes, patterns, side, side), all
-    different.
+    """Draw `patterns` patches of finer classes for each class; all patches differ.
+
+    Returns:
+        int64 (classes, patterns, side, side), values below `finer`.
 
     Raises:
-        InputError: there are not as many different patches.
+        InputError: there are too few different patches.
     """
     pixels = side * side
     if classes * patterns > finer**pixels:
         raise InputError(
-            f"hierarchical(patterns={patterns}): {classes} classes take {classes * patterns} "
-            f"patches and there are {finer**pixels} of {side}x{side} pixels of {finer} classes; "
+            f"hierarchical(patterns={patterns}): {classes} classes need {classes * patterns} "
+            f"patches, but there are {finer**pixels} of {side}x{side} pixels of {finer} classes; "
             "give fewer patterns, or larger patches"
         )
     chosen = torch.randperm(finer**pixels, generator=generator)[: classes * patterns]
@@ -64,12 +72,12 @@ def random_patches(
 
 
 def refine(maps: Tensor, patches: Tensor, generator: torch.Generator) -> Tensor:
-    """Put one of its class's patches in the place of every pixel.
+    """Replace every pixel with one of the patches of its class.
 
     Args:
         maps: classes, int64 (N, H, W).
         patches: of every class, (classes, patterns, S, S).
-        generator: draws which.
+        generator: draws the patches.
 
     Returns:
         Finer classes, (N, H S, W S).

@@ -1,4 +1,4 @@
-"""Image sets of the Hugging Face hub, fetched by name or found in a local directory."""
+"""Image sets of the Hugging Face hub, downloaded by name or read from a local directory."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from layerwise.data import cache
+from layerwise.data.sources import cache
+from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
-from layerwise.data.table import parts_of
 from layerwise.errors import InputError
 
 
 def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
-    """The set `name`: a local directory or a name on the hub, with `#config` where there are many.
+    """Load an image set of the hub.
 
-    The columns are found by their type: the one that holds images, and the one that holds class
-    labels or else integers.
+    The columns are found by their type: one must hold images, and one class labels or integers.
+
+    Args:
+        name: a local directory or a name on the hub, followed by `#CONFIG` if the set has several
+            configurations.
+        root: the folder of the cache.
+        size: height and width in pixels; None if the images have one size.
+        download: whether a set may be downloaded.
 
     Raises:
-        InputError: `datasets` is not installed; nothing is found under the name; no image or no
-            label column; classes that differ between the splits; an image that cannot be read.
+        InputError: `datasets` is not installed; there is no such set; it has no image column or no
+            label column; the splits have different classes; an image cannot be read.
     """
     place, _, config = name.partition("#")
     folder = Path(place).expanduser()
@@ -35,7 +41,7 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
         raise InputError(f"data hf:{name}: there is no directory {folder}; give one, or a hub name")
     key = None
     if local:
-        # Known before `datasets` is imported: the second run does without it.
+        # Known without importing `datasets`: the second run does not need it.
         files = [
             file
             for file in folder.rglob("*")
@@ -76,15 +82,15 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
         try:
             tables = opened(None)
         except Exception as error:
-            # A disk that is full reaches us as the cause of an error of theirs.
+            # `datasets` wraps the error of a full disk in an error of its own.
             disk = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(place, Path) or not isinstance(disk, OSError):
                 raise
-            # Its cache cannot be written (read-only or full); a local set needs it only now.
+            # Its cache cannot be written (read-only or full): a local set can use a temporary one.
             place_of_its_own = tempfile.mkdtemp()
             atexit.register(shutil.rmtree, place_of_its_own, ignore_errors=True)
             tables = opened(place_of_its_own)
-    except Exception as error:  # `datasets` raises what its many readers raise
+    except Exception as error:  # `datasets` lets through every error of its many readers
         said = " ".join(str(error).split())[:200]
         if isinstance(place, Path):
             remedy = "check that it is an image data set (parquet, or class folders)"
@@ -99,7 +105,7 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
 
 
 def _reachable() -> bool:
-    """Whether the hub answers at all; without this question `datasets` asks for half a minute."""
+    """Whether the hub answers at all. If it does not, `datasets` would try for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -107,7 +113,7 @@ def _reachable() -> bool:
     try:
         urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
     except urllib.error.HTTPError:
-        return True  # an answer, if not a kind one
+        return True  # an error is an answer, too
     except OSError:
         return False
     return True
@@ -115,7 +121,7 @@ def _reachable() -> bool:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """`HF_HUB_OFFLINE=1`, which both packages read once when they are imported."""
+    """Set `HF_HUB_OFFLINE=1`, which both packages read only once, when they are imported."""
     import datasets
     from huggingface_hub import constants
 

@@ -13,8 +13,8 @@ from networks import assert_same, grads
 
 from layerwise import rules
 from layerwise.cli import main
+from layerwise.costs.stages import Plan, Stage, block_seconds, bubbles, stage_starts
 from layerwise.errors import InputError
-from layerwise.runtime.plan import Plan, Stage, block_seconds, bubbles, stage_starts
 
 
 def test_the_slowest_stage_is_as_fast_as_it_can_be() -> None:

@@ -1,7 +1,7 @@
-"""Decoded sets on disk, so that the second run starts at once.
+"""A cache of decoded sets on disk, so that the second run starts at once.
 
-One safetensors file a set: it is mapped, not parsed, and nothing in it can run. A disk that cannot
-be written only means that there is no cache.
+Each set is one safetensors file. It is mapped, not parsed, and nothing in it can be executed. If
+the disk cannot be written, there is no cache, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from safetensors.torch import save_file
 from layerwise.data.images import Images
 from layerwise.data.splits import Parts
 
-VERSION = 1  # of what is decoded and how; part of the key
+VERSION = 1  # changes with the decoding; part of the key
 PARTS = ("train", "validation", "test")
 
 log = logging.getLogger(__name__)
 
 
 def key(*facts: object) -> str:
-    """A file name for everything that decides what is decoded."""
+    """A file name made from all facts that influence the decoded images."""
     return hashlib.sha256(repr((VERSION, *facts)).encode()).hexdigest()[:24]
 
 
 def state(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """What changes when a file does: path, bytes, time of the last change (ns)."""
+    """For each file its path, size in bytes and time of last change in ns, to notice changes."""
     found = []
     for file in files:
         stat = file.stat()
@@ -41,7 +41,7 @@ def state(files: Iterable[Path]) -> list[tuple[str, int, int]]:
 
 
 def read(root: Path, key: str) -> Parts | None:
-    """The set written under `key`, or None."""
+    """The set that was written under `key`, or None."""
     path = _path(root, key)
     try:
         with safe_open(path, "pt") as file:
@@ -61,7 +61,7 @@ def read(root: Path, key: str) -> Parts | None:
 
 
 def write(root: Path, key: str, parts: Parts) -> None:
-    """Keep a set that is in memory; a streamed one is left alone."""
+    """Write a set that is in memory; a streamed set is not cached."""
     tensors = {}
     for name in PARTS:
         part = getattr(parts, name)
@@ -74,7 +74,7 @@ def write(root: Path, key: str, parts: Parts) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Under another name first: a reader, or a run that was killed, never meets half a file.
+        # Under a temporary name first, so that nobody ever reads half a file.
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
         save_file(tensors, temporary, {"classes": json.dumps(parts.classes)})

@@ -1,4 +1,4 @@
-"""What a result depends on beside the config: command, versions, machine."""
+"""Where a result comes from: the command, the versions and the machine that made it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import torch
 from layerwise.version import VERSION
 
 
-def describe() -> dict[str, Any]:
-    """The command as typed (without directories), versions and machine; no host name, no path."""
+def provenance() -> dict[str, Any]:
+    """The command as it was typed, the versions and the machine, without host name and paths."""
     return {
         "command": _command(),
         "layerwise": VERSION,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise import Blocks, rules
-from layerwise.analysis import Extent, extent
+from layerwise.analysis import EffectiveRank, effective_rank
 from layerwise.data import Augment, Images, Loader
 
 
@@ -49,7 +49,7 @@ def test_by_hand() -> None:
         (corners * torch.tensor([1.0, 0.0]), (1.0, 1.5)),
         (torch.ones(4, 2) * 7, (0.0, math.sqrt(98))),
     ):
-        (found,) = extent(Blocks([Look(vectors)]), _loader(pixels, 3))
+        (found,) = effective_rank(Blocks([Look(vectors)]), _loader(pixels, 3))
         assert found.rank == pytest.approx(wanted[0], abs=1e-6)
         if wanted[1] is not None:
             assert found.norm == pytest.approx(wanted[1])
@@ -61,7 +61,7 @@ def test_against_singular_values(network: str) -> None:
     case = networks.NETWORKS[network]()
     rule = rules.Backprop(case.blocks)
     before = {n: t.clone() for n, t in rule.state_dict().items()}
-    found = extent(rule, _Given(case.x, case.y))
+    found = effective_rank(rule, _Given(case.x, case.y))
     networks.assert_same(before, dict(rule.state_dict()))
     assert rule.training
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_against_singular_values(network: str) -> None:
         p = p / p.sum()
         assert one.rank == pytest.approx(torch.special.entr(p).sum().exp().item(), rel=1e-4)
         assert one.norm == pytest.approx(v.norm(dim=1).mean().item(), rel=1e-5)
-    assert isinstance(found[0], Extent)
+    assert isinstance(found[0], EffectiveRank)
 
 
 class _Given:

@@ -1,4 +1,4 @@
-"""The results of `bench step`: a table in the terminal, a JSON file, a table in Markdown."""
+"""The results of `layerwise bench step`: as a terminal table, as JSON, and as Markdown."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ BENCHMARK = "step"
 
 @dataclass(frozen=True)
 class Measured:
-    """What one contender's training step costs.
+    """The costs of one contender's training step.
 
     Attributes:
         name: of the contender.
         times_s: wall-clock time of each round's step, s.
-        cpu_times_s: CPU time of the same, all threads together, s; on a machine that does other
-            work too it is the steadier of the two, but waiting threads may count in it.
-        peak: most bytes alive at once, activations, gradients and optimizer state together.
-        activation_peak_bytes: most bytes of saved activations and temporaries alone.
-        at_rest_bytes: alive between two steps: optimizer state, and gradients if any are kept.
-        cuda_peak_bytes: the most that torch.cuda allocated in a step above what was allocated
-            before it (so without optimizer state), bytes; None on other devices.
-        flops: that a step executes.
-        head_flops: of these, in objectives and heads.
-        parameters: trained, the heads' too.
-        head_parameters: of these, the heads'.
+        cpu_times_s: CPU time of the same steps, summed over threads, s. It varies less on a machine
+            that also does other work, but may include threads that wait.
+        peak: the most bytes alive at the same time: activations, gradients and optimizer state.
+        activation_peak_bytes: the most bytes of saved activations and temporaries.
+        at_rest_bytes: bytes alive between two steps: optimizer state, and gradients that are kept.
+        cuda_peak_bytes: the most bytes that torch.cuda allocated in a step, above those allocated
+            before it (so without optimizer state); None on other devices.
+        flops: executed in a step.
+        head_flops: the part of `flops` in objectives and heads.
+        parameters: number of trained parameters, the heads' included.
+        head_parameters: the heads' part of `parameters`.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median, quartiles and extremes of one number per round."""
+    """Median, quartiles and extremes over the rounds."""
 
     median: float
     lower: float
@@ -65,7 +65,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """At least one value."""
+        """The spread of at least one value."""
         lower, median, upper = (
             statistics.quantiles(values, n=4, method="inclusive")
             if len(values) > 1
@@ -76,16 +76,16 @@ class Spread:
 
 @dataclass(frozen=True)
 class StepTable:
-    """A comparison of training steps; the first contender is what the others are compared with.
+    """A comparison of training steps; all contenders are compared with the first one.
 
-    Printed by rich as a table.
+    rich prints it as a table.
 
     Attributes:
         title: names the comparison.
         batch: shape of the batch.
-        setting: what was fixed, by name.
+        setting: the options that all contenders share, by name.
         provenance: command, machine and versions.
-        contenders: one measurement each.
+        contenders: one measurement per contender.
     """
 
     title: str
@@ -95,11 +95,11 @@ class StepTable:
     contenders: tuple[Measured, ...]
 
     def time_ratios(self, contender: Measured) -> list[float]:
-        """Each round's step time over the first contender's in the same round."""
+        """Each round's step time divided by the first contender's in the same round."""
         return _each(contender.times_s, self.contenders[0].times_s)
 
     def ratios(self, contender: Measured) -> dict[str, Any]:
-        """The contender over the first one: times with their spread, bytes, FLOPs."""
+        """The contender's times (with their spread), bytes and FLOPs, over the first one's."""
         reference = self.contenders[0]
         cpu_times = _each(contender.cpu_times_s, reference.cpu_times_s)
         return {
@@ -119,7 +119,7 @@ class StepTable:
         path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n")
 
     def as_dict(self) -> dict[str, Any]:
-        """What `save` writes."""
+        """The content of the file that `save` writes."""
         return {
             "benchmark": BENCHMARK,
             "title": self.title,
@@ -134,10 +134,10 @@ class StepTable:
 
     @classmethod
     def load(cls, path: str | Path) -> StepTable:
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
-            InputError: no such file, or not such a file.
+            InputError: there is no such file; it holds something else.
         """
         try:
             saved = json.loads(Path(path).read_text())
@@ -176,13 +176,13 @@ class StepTable:
 
 
 def markdown(paths: Sequence[str | Path]) -> str:
-    """Saved comparisons as one Markdown table, in the order given.
+    """Several saved comparisons as one Markdown table.
 
     Args:
-        paths: files that `StepTable.save` wrote.
+        paths: files that `StepTable.save` wrote, in the order of the table.
 
     Raises:
-        InputError: a path that is not such a file; no path.
+        InputError: `paths` is empty, or names a file that `save` did not write.
     """
     if not paths:
         raise InputError("markdown(paths): got no file; give results of `layerwise bench step`")
@@ -224,7 +224,7 @@ def _each(values: Sequence[float], references: Sequence[float]) -> list[float]:
 
 
 def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
-    """What the first contender costs, or what another costs relative to it."""
+    """A contender's cells: absolute costs for the first one, ratios to it for the others."""
     if first:
         return [
             f"{statistics.median(contender.times_s):.3g} s",
@@ -259,7 +259,7 @@ def _shape(batch: Sequence[int]) -> str:
 
 
 def _read(contender: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a contender, as `Measured` takes it."""
+    """The arguments of `Measured` from a contender's entry in a file."""
     fields = {k: v for k, v in contender.items() if k not in ("ratios", "time_ratios")}
     fields["peak"] = Peak(**contender["peak"])
     for name in ("times_s", "cpu_times_s"):

@@ -1,4 +1,4 @@
-"""A generated language whose entropy rate is known: words of a Markov chain, spelt."""
+"""A generated language of known entropy rate: the words of a Markov chain, spelt out."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def markov(
 ) -> Parts:
     """A text of random words, each followed by a space and by one of a few words.
 
-    Which words there are, which `follow` a word and how likely each is are drawn once from `seed`,
-    the probabilities uniformly over all that add up to 1. Words differ and end with a space, so the
-    characters determine the words, and the text has the entropy rate of the chain, of which no
-    model's loss can be less in the long run.
+    `seed` decides which words exist, which words follow a word, and how likely each of them is; the
+    probabilities are drawn uniformly from all that add up to 1. Words differ and end with a space,
+    so the characters determine the words, and the text has the entropy rate of the chain. In the
+    long run, no model's loss can be below that rate.
 
     Args:
-        context: tokens of a window.
-        words: how many there are; as many of each length.
-        follow: how many can follow a word, at most `words`.
-        letters: of the alphabet, to which the space comes.
+        context: number of tokens in a window.
+        words: number of words, equally many of each length.
+        follow: number of words that can follow a word, at most `words`.
+        letters: number of letters in the alphabet, the space not counted.
         lengths: of words, in letters.
-        characters: of the whole text.
-        seed: of language and text.
+        characters: length of the whole text.
+        seed: of the language and of the text.
 
     Raises:
-        InputError: there are not as many words of some length, or not as many to follow.
+        InputError: there are too few different words of some length, or fewer words than `follow`.
     """
     if not 1 <= follow <= words:
         raise InputError(f"markov(follow={follow}): give at least 1, and at most the {words} words")
@@ -58,11 +58,13 @@ def markov(
 def random_words(
     words: int, letters: int, lengths: tuple[int, ...], generator: torch.Generator
 ) -> Tensor:
-    """Different words in letters 1, 2, ..., each followed by 0, the space, and then by -1: int64
-    (words, longest + 1).
+    """Draw different words in letters 1, 2, ...
+
+    Returns:
+        int64 (words, longest + 1): each word's letters, then 0 (the space), then -1 to the end.
 
     Raises:
-        InputError: there are not as many of some length.
+        InputError: there are too few different words of some length.
     """
     spelt = torch.full((words, max(lengths) + 1), -1)
     for k, length in enumerate(lengths):
@@ -80,11 +82,14 @@ def random_words(
 
 
 def random_chain(states: int, follow: int, generator: torch.Generator) -> Tensor:
-    """The probabilities of a Markov chain, float64 (from, to), `follow` of a row above 0. A cycle
-    goes through all states, so each is reached from every other."""
+    """Draw the transition probabilities of a Markov chain: float64 (from, to).
+
+    Every row has `follow` probabilities above 0. A cycle goes through all states, so every state
+    can be reached from every other.
+    """
     cycle = torch.randperm(states, generator=generator)
     chance = torch.rand(states, states, generator=generator, dtype=torch.float64)
-    chance[cycle, cycle.roll(-1)] = 2  # comes first
+    chance[cycle, cycle.roll(-1)] = 2  # the next state of the cycle is always chosen
     chosen = chance.topk(follow, dim=1).indices
     u = torch.rand(states, follow, generator=generator, dtype=torch.float64)
     weight = -torch.log1p(-u).clamp_max(-1e-12)
@@ -93,23 +98,24 @@ def random_chain(states: int, follow: int, generator: torch.Generator) -> Tensor
 
 
 def stationary(chain: Tensor) -> Tensor:
-    """How often each state is visited in the long run: pi with pi P = pi, (S,)."""
+    """The stationary distribution pi of a chain P, with pi P = pi: (S,)."""
     states = len(chain)
     equations = chain.T - torch.eye(states, dtype=chain.dtype)
-    equations[-1] = 1  # one of them follows from the others: that they add up to 1, instead
+    equations[-1] = 1  # one equation is redundant: it is replaced with sum(pi) = 1
     right = torch.zeros(states, dtype=chain.dtype)
     right[-1] = 1
     return torch.linalg.solve(equations, right)
 
 
 def entropy_rate(chain: Tensor, lengths: Tensor) -> float:
-    """Nats per character of a chain whose states are words of `lengths` characters:
+    """Entropy rate, in nats per character, of a chain whose states are words:
 
         sum_w pi_w H(P_w) / sum_w pi_w length_w
 
     Args:
-        chain: P, from each state to each, float64 (S, S); each is reached from every other.
-        lengths: (S,).
+        chain: transition probabilities P, float64 (from, to), (S, S); every state can be reached
+            from every other.
+        lengths: of the words, in characters, (S,).
     """
     visits = stationary(chain)
     entropies = torch.special.entr(chain).sum(1)  # H(P_w) = -sum_v P_wv ln P_wv
@@ -117,8 +123,8 @@ def entropy_rate(chain: Tensor, lengths: Tensor) -> float:
 
 
 def walk(chain: Tensor, steps: int, generator: torch.Generator) -> Tensor:
-    """`steps` states of a chain, the first from its stationary distribution: int64 (steps,)."""
-    # Divided, so that rounding leaves no u beyond the last state that can follow.
+    """Draw `steps` states, the first from the stationary distribution: int64 (steps,)."""
+    # Divided by the last sum, so that rounding cannot put u beyond the last possible state.
     sums = torch.cat([chain, stationary(chain)[None]]).cumsum(1)
     *rows, row = (sums / sums[:, -1:]).tolist()
     drawn = torch.rand(steps, generator=generator, dtype=torch.float64).tolist()

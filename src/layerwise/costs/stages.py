@@ -1,4 +1,4 @@
-"""Which blocks make a stage: as even in time as they can be."""
+"""Planning stages: dividing blocks evenly by time, and what the stages will cost."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from layerwise.rules.base import Done, LocalRule
 
 
 def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
-    """How long each block's part of a step takes, its head and objective with it, in seconds.
+    """The time of each block's part of a step, its head and objective included, in seconds.
 
-    The median of some rounds after one that warms up. The rule is left unchanged.
+    It is the median over several rounds, after one round of warm-up. The rule is left unchanged.
 
     Args:
         rule: on its device.
         x: a batch, (B, ...), or its augmented views, (V B, ...).
         y: its labels, (B,) or (B, T).
-        rounds: how many to measure.
+        rounds: number of measured rounds.
     """
     count = len(rule.blocks)
     seconds: list[list[float]] = [[] for _ in range(count)]
@@ -51,10 +51,14 @@ def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> lis
 
 
 def stage_starts(seconds: list[float], stages: int) -> list[int]:
-    """Number of each stage's first block, so that the slowest stage is as fast as it can be.
+    """The number of each stage's first block, chosen so that the slowest stage is fastest.
+
+    Args:
+        seconds: of each block.
+        stages: number of stages.
 
     Raises:
-        InputError: more stages than blocks, or fewer than one.
+        InputError: `stages` is below 1, or above the number of blocks.
     """
     if not 1 <= stages <= len(seconds):
         raise InputError(
@@ -72,14 +76,14 @@ def _now(device: torch.device) -> float:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage of a plan holds and costs.
+    """One stage of a plan, and its costs.
 
     Attributes:
         blocks: numbers of its blocks.
         seconds: of a step on one batch.
         parameters: of its blocks and their heads.
-        activation_bytes: saved at once for the backward pass of its largest block, per batch.
-        sends_bytes: of what it sends on, per batch; 0 for the last.
+        activation_bytes: saved for the backward pass of its largest block, per batch.
+        sends_bytes: sent to the next stage, per batch; 0 for the last stage.
     """
 
     blocks: range
@@ -91,11 +95,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages, and what to expect of them.
+    """A division of blocks into stages, and its expected speed.
 
     Attributes:
         stages: in order.
-        batch_size: that was measured.
+        batch_size: of the measured batch.
     """
 
     stages: tuple[Stage, ...]
@@ -126,32 +130,33 @@ class Plan:
 
     @property
     def serial_seconds(self) -> float:
-        """A step of all blocks in one process."""
+        """The time of a step of all blocks in one process."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
     def images_per_s(self) -> float:
-        """Once all stages are busy: as fast as the slowest."""
+        """The throughput once all stages are busy; the slowest stage decides."""
         return self.batch_size / max(stage.seconds for stage in self.stages)
 
     @property
     def speedup(self) -> float:
-        """Over one process; as many as there are stages at best."""
+        """The speed-up over one process; at best the number of stages."""
         return self.serial_seconds / max(stage.seconds for stage in self.stages)
 
     def seconds_for(self, batches: int, depth: int = 2, bytes_per_s: float = math.inf) -> float:
-        """How long so many batches take from the first one's start, by simulation.
+        """The simulated time from the start of the first batch to the end of the last one.
 
-        A stage begins a batch when it is through with the one before and the batch has come; it
-        waits with its output where `depth` are under way and as many lie before the next stage.
+        A stage begins a batch when it has finished the previous one and the batch has arrived. It
+        waits with its output while `depth` outputs are on their way and `depth` more wait in front
+        of the next stage.
 
         Args:
-            batches: how many.
-            depth: as of `LayerParallel`.
-            bytes_per_s: of a link.
+            batches: number of batches.
+            depth: as in `LayerParallel`.
+            bytes_per_s: bandwidth of a link.
         """
         ended = [[0.0] * batches for _ in self.stages]
-        room = 2 * depth + 1  # sent, taken in advance, and in the hands of the receiving thread
+        room = 2 * depth + 1  # on their way, taken in advance, and one held by the receiving thread
         for t in range(batches):
             for r, stage in enumerate(self.stages):
                 free = ended[r][t - 1] if t else 0.0
@@ -164,11 +169,13 @@ class Plan:
 
 
 def bubbles(stages: int, microbatches: int) -> dict[str, float]:
-    """Share of its time that a stage of backpropagation stands still, by the schedule's formula,
-    stages being equal and forward, input gradient and weight gradient taking as long each.
+    """The share of its time for which a stage of backpropagation is idle, for four schedules.
+
+    The formulas assume equal stages, and equal times for forward, input gradient and weight
+    gradient.
 
     GPipe (Huang et al. 2019, arXiv:1811.06965), 1F1B (Narayanan et al. 2019, arXiv:1806.03377),
-    zero bubble H1 (Qi et al. 2024, arXiv:2401.10241); their H2 has none and keeps twice the
+    zero bubble H1 (Qi et al. 2024, arXiv:2401.10241); their H2 has no idle time and keeps twice the
     activations.
     """
     waits = stages - 1

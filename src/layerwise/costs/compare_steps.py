@@ -1,4 +1,4 @@
-"""What a training step costs: backpropagation, checkpointing and a rule on the same batch."""
+"""Comparing a training step of backpropagation, of checkpointing and of a rule."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks, cut
 from layerwise.costs.measure import Contender, When, measure
-from layerwise.costs.table import StepTable
+from layerwise.costs.step_table import StepTable
 from layerwise.errors import InputError
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 
 
 def compare_steps(
@@ -39,26 +39,27 @@ def compare_steps(
 ) -> StepTable:
     """Compare training steps of backpropagation, activation checkpointing and a local rule.
 
-    Every contender gets its own copy of the same weights and steps SGD; the rule steps each block
-    and frees its gradients as soon as they are there. A step is all of forward, backward,
-    optimizer step and zero_grad(set_to_none=True). FLOPs and bytes come from two steps of their
-    own, which warm up; then, in the timed rounds, the contenders take turns, and each is compared
-    with backpropagation in the same round. Torch's number of threads is taken as it is.
+    Every contender gets its own copy of the same weights, and SGD. The rule steps each block and
+    frees its gradients as soon as they are there. A step is forward, backward, optimizer step and
+    zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate steps, which also warm
+    up. In the timed rounds the contenders take turns, and each is compared with backpropagation in
+    the same round. Torch's number of threads is not changed.
 
-    Memory is the most bytes of tensors alive at once, above parameters (the heads' too), buffers
-    and the batch: saved activations, temporaries between operators, gradients, and optimizer state
-    throughout. What a kernel needs within itself, and an allocator's rounding, is not in it.
+    Memory is the largest number of bytes of tensors alive at the same time, above parameters (the
+    heads' included), buffers and the batch: saved activations, temporaries between operators,
+    gradients and optimizer state. Memory that a kernel uses internally, and an allocator's
+    rounding, are not included.
 
     Args:
-        network: what is trained; it is copied and left as it is.
+        network: the network to train; it is copied and left unchanged.
         rule: makes the learning rule from the network's blocks.
         x: a batch, (B, ...).
         y: its labels.
-        blocks: how many blocks the rule gets, or all that can be cut.
-        segments: how many segments activation checkpointing gets; null for as many as blocks.
-        balance: what the cuts make equal: FLOPs, or bytes that a block saves for its backward.
-        rounds: how many timed steps each contender takes.
-        warmup: further untimed steps before them.
+        blocks: number of the rule's blocks, or "all" that can be cut.
+        segments: number of segments for activation checkpointing; null: the number of blocks.
+        balance: what the cuts make equal: FLOPs, or the bytes that a block saves for its backward.
+        rounds: number of timed steps of each contender.
+        warmup: number of untimed steps of each contender before them.
         global_step: also measure the rule with one optimizer step for all blocks at the end.
         step_in_backward: also measure backpropagation, with and without checkpointing, that steps
             and frees each block's gradients while autograd is still running.
@@ -69,10 +70,10 @@ def compare_steps(
         title: names the comparison in tables; null for the network's class.
 
     Returns:
-        Times in s, bytes, FLOPs and their ratios; printed by rich, and `save(path)`d as JSON.
+        Times in s, bytes, FLOPs and their ratios; rich prints it, and `save(path)` writes JSON.
 
     Raises:
-        InputError: no round; labels that do not fit; a network that cannot be cut so.
+        InputError: `rounds` is below 1; the labels do not fit; the network cannot be cut so.
     """
     if x.shape[0] != y.shape[0]:
         raise InputError(
@@ -81,7 +82,7 @@ def compare_steps(
     if channels_last and x.dim() != 4:
         raise InputError(
             f"bench(channels_last=true): the batch is {tuple(x.shape)}, but only images "
-            "(B, C, H, W) have channels to put last; leave it out"
+            "(B, C, H, W) have a channel dimension; leave it out"
         )
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
@@ -127,13 +128,13 @@ def compare_steps(
             "warmup": warmup,
             "seed": seed,
         },
-        provenance=describe(),
+        provenance=provenance(),
         contenders=measured,
     )
 
 
 def _heads(rule: Rule) -> str:
-    """The recipe of the first auxiliary network, or what kind of objective there is."""
+    """The recipe of the first auxiliary network; without one, the kinds of objectives."""
     for part in (rule, *rule.objectives.children()):
         if (recipe := getattr(part, "recipe", None)) is not None:
             return repr(recipe)
