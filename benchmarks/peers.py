@@ -72,7 +72,7 @@ class BioTorch(Rule):
         logits = network(x, y, F.cross_entropy) if self.mode == "dfa" else network(x)
         loss = F.cross_entropy(logits, y)
         differentiate(loss, batch.scale)
-        batch.finish(0, loss)
+        batch.done(0, loss)
         return logits
 
 

@@ -46,7 +46,7 @@ from layerwise import models
 from layerwise.blocks.balance import partition
 from layerwise.costs.stages import Plan
 from layerwise.runs.provenance import provenance
-from layerwise.runtime import LayerParallel
+from layerwise.runtime import LayerParallel, StepOptions
 
 RESULTS = Path(__file__).parent / "results"
 MICROBATCHES = 8
@@ -156,7 +156,7 @@ def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
         optimizers[i].step()
         optimizers[i].zero_grad()
 
-    return lambda: runtime.backward(x, y, on_block=finish)
+    return lambda: runtime.backward(x, y, StepOptions(on_block=finish))
 
 
 def pipeline(
