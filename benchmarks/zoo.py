@@ -46,7 +46,7 @@ def main() -> None:
         work()
         return
 
-    from tables import networks
+    from pages.networks import written
     from zoo import NETWORKS
 
     if unknown := set(given.only) - set(NETWORKS):
@@ -70,7 +70,7 @@ def main() -> None:
         about["rows"] = [rows[key] for key in NETWORKS if key in rows]
         OUT.write_text(json.dumps(about, indent=1) + "\n")
     if rows:
-        print(networks(about))
+        print(written(about))
 
 
 def provenance() -> dict[str, Any]:
