@@ -98,7 +98,13 @@ def test_no_measurement_is_typed_by_hand():
         assert not re.findall(r".*\d\s*%?\s*±\s*\d.*", text), page
 
 
-def test_every_query_of_the_guide_is_answered_in_place(pages):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_begins_with_a_figure(page):
+    """Markdown would take the whole line for HTML."""
+    assert not re.findall(r"^ *<!-- figure.*", page.read_text(), re.MULTILINE)
+
+
+def test_a_query_is_answered_in_place(pages):
     figures = pages.figures
     text = "about <!-- figure: accuracy cnn backprop -->1 ± 1<!-- /figure --> %"
     assert figures.filled(text) == (
