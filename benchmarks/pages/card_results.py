@@ -43,6 +43,7 @@ def _section(*tables: str) -> list[str]:
 
 def _accuracies(uses: Any, implied: str) -> str:
     lines: list[str] = []
+    seeds: set[int] = set()
     for setting, title in all_rules.SETTINGS.items():
         rows = all_rules.rows(setting)
         own = [name for name, row in rows.items() if uses(row["config"]["rule"])]
@@ -54,6 +55,7 @@ def _accuracies(uses: Any, implied: str) -> str:
         for name in [*own, *others]:
             options = rows[name]["command"].removeprefix(implied).strip()
             label = REFERENCES.get(name) if name in others else f"`{options}`" if options else ""
+            seeds.add(len(rows[name]["seeds"]))
             cells = [f(setting, name) for f in (accuracy, flops, time, memory)]
             lines.append(f"| {named} | {label} | {' | '.join(cells)} |")
             named = ""
@@ -61,10 +63,10 @@ def _accuracies(uses: Any, implied: str) -> str:
         return ""
     return "\n".join(
         [
-            "Test accuracy in % after the last epoch, mean ± standard deviation over three seeds; "
-            "FLOPs, time\nand memory of a step are ratios to backpropagation's. How rules are "
-            "compared, and all of them:\n[accuracy at equal budget]"
-            "(../results.md#accuracy-at-equal-budget).\n",
+            "Test accuracy in % after the last epoch, mean ± standard deviation over "
+            f"{' or '.join(map(str, sorted(seeds)))} seeds;\nFLOPs, time and memory of a step are "
+            "ratios to backpropagation's. All rules, and how they are\ncompared, are under "
+            "[accuracy at equal budget](../results.md#accuracy-at-equal-budget).\n",
             "| network | options | test, % | FLOPs | time | memory |",
             "|---|---|--:|--:|--:|--:|",
             *lines,

@@ -3,8 +3,8 @@
 A card has three sources: the class's docstring and signature; facts that the class declares (what a
 block waits for) and the recipes that use it; and its story, docs/rules/stories/NAME.md, for what
 only prose can say: what a rule is good for and bad for, what it reached, what it costs. A class
-without a story has a complete card, too. A story that begins with a code block of Python has its
-own example instead of the one that is made from the signature.
+without a story has a complete card, too. A story may begin with an example of its own, in Python,
+and a command after it; they replace those that are made from the signature.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ WAITS = {
     Needs.WEIGHTS: "weights of the next block, as they were one step before",
     Needs.READOUT: "weights of the network's classifier",
 }
+# Arguments that are no options: functions, and what the command line takes from network and data.
+IN_PYTHON = ("blocks", "criterion", "num_classes", "normalization")
 # Arguments without a default, in the example of a call.
 REQUIRED = {
     "objectives": (
@@ -84,13 +86,13 @@ def all_objectives() -> list[type[Objective]]:
 
 def _rule(rule: type[Rule]) -> str:
     read, links = Docstring.of(rule), _links(RULES, rule)
-    example, story = _story(RULES, rule, links)
+    example, command, story = _story(RULES, rule, links)
     return (
         "\n\n".join(
             [
                 *_head(rule, RULES, read, links),
                 example or _rule_example(rule, read),
-                _code("", f"layerwise train {_rule_command(rule, read)}"),
+                command or _code("", f"layerwise train {_rule_command(rule, read)}"),
                 *_definition(read, links),
                 f"## What a block waits for\n\n{_waits(rule)}",
                 *story,
@@ -107,7 +109,7 @@ def _rule(rule: type[Rule]) -> str:
 
 def _objective(objective: type[Objective]) -> str:
     read, links = Docstring.of(objective), _links(OBJECTIVES, objective)
-    example, story = _story(OBJECTIVES, objective, links)
+    example, command, story = _story(OBJECTIVES, objective, links)
     name = objective.__name__
     views = " --views 2" if _needs_views(objective) else ""
     return (
@@ -115,7 +117,8 @@ def _objective(objective: type[Objective]) -> str:
             [
                 *_head(objective, OBJECTIVES, read, links),
                 example or _objective_example(objective),
-                _code("", f"layerwise train --rule Greedy --rule.objectives {name}{views}"),
+                command
+                or _code("", f"layerwise train --rule Greedy --rule.objectives {name}{views}"),
                 *_definition(read, links),
                 f"## What it reads and gives\n\n{_gives(objective)}",
                 *story,
@@ -284,9 +287,11 @@ def _arguments(of: type, read: Docstring, links: dict[str, str], prefix: str) ->
         text = cell(described.get(name, ""), links)
         lines.append(f"| `{name}` | `{_bar(annotation)}` | {value} | {text} |")
     table = ["## Arguments", "\n".join(lines)]
-    if set(written) <= {"blocks", "criterion"}:
+    if set(written) <= set(IN_PYTHON):
         return table
-    return [*table, f"On the command line an argument is the option `{prefix}NAME`."]
+    own = ", ".join(f"`{name}`" for name in written if name in IN_PYTHON)
+    every = f"every argument except {own}" if own else "every argument"
+    return [*table, f"On the command line, {every} is an option `{prefix}NAME`."]
 
 
 def _defaults(of: type) -> dict[str, tuple[str, str | None]]:
@@ -343,22 +348,21 @@ def _recipes(uses: object) -> list[str]:
         text = path.read_text()
         if uses(yaml.safe_load(text)):  # type: ignore[operator]
             comment = " ".join(re.findall(r"^# ?(.*)$", text.partition("\ndata:")[0], re.M))
-            lines.append(f"- `layerwise train --recipe {path.stem}`: {comment}")
+            lines.append(f"- `layerwise train --recipe {path.stem}`: {linked(comment, {})}")
     return ["## Recipes", "\n".join(lines)] if lines else []
 
 
-def _story(folder: Path, of: type, links: dict[str, str]) -> tuple[str, list[str]]:
-    """The story's own example, if it begins with one, and the story."""
+def _story(folder: Path, of: type, links: dict[str, str]) -> tuple[str, str, list[str]]:
+    """The story's own example and command, empty if it has none, and the story."""
     path = _story_file(folder, of)
     if not path.exists():
-        return "", []
+        return "", "", []
     # A story's links hold where it lies; a card lies one folder higher.
     text = inserted(path.read_text()).strip().replace("](../", "](")
-    example = ""
-    if text.startswith("```python"):
-        example, _, text = text.partition("\n```\n")
-        example, text = f"{example}\n```", text.strip()
-    return example, ["## In practice", linked(text, links)] if text else []
+    own = re.match(r"(```python\n.*?\n```)\n*(```\nlayerwise .*?\n```)?\n*", text, re.DOTALL)
+    example, command = (own[1], own[2] or "") if own else ("", "")
+    text = text[own.end() :] if own else text
+    return example, command, ["## In practice", linked(text, links)] if text else []
 
 
 def _story_file(folder: Path, of: type) -> Path:
