@@ -27,8 +27,8 @@ class Quiet(Objective):
         super().__init__()
         self.power, self.shift = power, shift
 
-    def forward(self, h, batch):
-        return h.abs().pow(self.power).mean()
+    def forward(self, activity, batch):
+        return activity.output.abs().pow(self.power).mean()
 
 
 @pytest.fixture(autouse=True)

@@ -28,7 +28,7 @@ from layerwise.experiment.registry import make
 from layerwise.report.analysis import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.report.pictures import Pictures
-from layerwise.rules.base import ForwardRule, Rule, Scale
+from layerwise.rules.base import LocalRule, Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.environment import describe
 from layerwise.runs.loggers import check_loggers, loggers
@@ -228,7 +228,7 @@ def _runtime(prepared: Prepared, rule: Rule) -> Runtime:
         return Serial(rule)
     if stages == 1:
         return DataParallel(rule, settings.sync_batchnorm)
-    assert isinstance(rule, ForwardRule)
+    assert isinstance(rule, LocalRule)
     assert rule.blocks.shapes is not None
     labels = rule.blocks.shapes[-1][:-1]
 

@@ -16,12 +16,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
-from layerwise.objectives.batch import Report, identity
+from layerwise.objectives.batch import identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
-from layerwise.rules.base import Rule, Scale
+from layerwise.rules.base import Report, Rule, Scale
 from layerwise.runs.run import Run
 from layerwise.runs.tally import Tally, selected_by
-from layerwise.runtime import Runtime, Serial
+from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import (
     block_keys,
     load_optimizer_state,
@@ -181,7 +181,7 @@ class Trainer:
             if self.batch == first:
                 started += self._align(x, y)
             report = self._backward(x, y, together, completes=self.batch + 1 == first + together)
-            losses = self.tally.add(report.local_losses, report.local_logits, report.y)
+            losses = self.tally.add(report.local_losses, report.local_logits, report.labels)
             self.watch.note(losses, self.step)
             self.batch += 1
             if self.batch % settings.accumulate and self.batch < batches:
@@ -236,15 +236,14 @@ class Trainer:
             torch.manual_seed(hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS)
 
         with self.fabric.autocast():
-            return self.runtime.backward(
-                x,
-                y,
+            options = StepOptions(
                 scale=scale,
-                on_block=self._step_block if self.settings.step_per_block else None,
+                on_block=self._step_block if self.settings.step_per_block else nothing,
                 before_block=before_block,
                 stops=self.stop.asked and completes,
                 completes=completes,
             )
+            return self.runtime.backward(x, y, options)
 
     def _align(self, x: Tensor | None, y: Tensor) -> float:
         """Measure the rule's gradient on a step's first batch, where that is due; the seconds it
@@ -475,6 +474,6 @@ class Trainer:
 def _criterion(rule: Rule) -> Criterion:
     """What class scores are evaluated by: cross-entropy without label smoothing, or a criterion of
     the user's."""
-    last = rule.objectives[str(len(rule.blocks) - 1)]
+    last = rule.objectives[len(rule.blocks) - 1]
     found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
     return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]
