@@ -37,6 +37,8 @@ RECIPES = ROOT / "src" / "layerwise" / "recipes"
 # What a block's gradient waits for, and what follows from that.
 WAITS = {
     Needs.FORWARD: "its input and the labels",
+    Needs.NEXT: "what the next block finds, which only its auxiliary networks need and which may "
+    "come late",
     Needs.ERROR: "the error of the network's output",
     Needs.BACKWARD: "a signal that passes back through later blocks",
     Needs.WEIGHTS: "weights of the next block, as they were one step before",
@@ -205,7 +207,7 @@ def _waits(rule: type[Rule]) -> str:
             "Blocks train in phases, one after the other, so a block also waits for the whole "
             "training of those before it."
         )
-    elif needs == Needs.FORWARD:
+    elif needs in (Needs.FORWARD, Needs.FORWARD | Needs.NEXT):
         sentences.append(
             "This removes the update lock and the backward lock: a block learns as soon as it has "
             "its input. Blocks can train in several processes (`--stages`)."
@@ -226,16 +228,11 @@ def _waits(rule: type[Rule]) -> str:
             "This removes the backward lock. Blocks cannot train in several processes, because "
             "they read weights that live in another one (`--replicas` works)."
         )
-    if getattr(rule, "sends_back", False):
-        sentences.append(
-            "The next block sends a signal back, which only auxiliary networks wait for; between "
-            "processes it arrives a little later."
-        )
-    if rule.draws:
+    if rule.stochastic:
         sentences.append(
             "A step draws random numbers: the same batch gives a different gradient the next time."
         )
-    if not rule.predicts_as_chain:
+    if rule.forward is not Rule.forward:
         sentences.append("Predictions are `rule(x)`, not `model(x)`.")
     return textwrap.fill(" ".join(sentences), 100)
 
@@ -326,20 +323,23 @@ def _causes(text: str) -> list[str]:
     """Causes of an error, with those of a class that the text refers to."""
     found = []
     for cause in re.split(r";\s+(?![^(]*\))", text.rstrip(".")):
-        if referred := re.fullmatch(r"as `(\w+)`", cause.strip()):
-            shared = Docstring.of(_family_class(referred[1]))
-            found += _causes("; ".join(shared.sections["Raises"].values()))
-        else:
+        referred = re.fullmatch(r"as `(\w+)`", cause.strip())
+        shared = _shared_class(referred[1]) if referred else None
+        if shared is None:
             found.append(cause.strip())
+        else:
+            raised = Docstring.of(shared).sections.get("Raises", {})
+            found += [more for causes in raised.values() for more in _causes(causes)]
     return found
 
 
 @functools.cache
-def _family_class(name: str) -> type:
+def _shared_class(name: str) -> type | None:
+    """The class of that name that rules share; None if there is none."""
     for module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
         if hasattr(found := importlib.import_module(module.name), name):
             return getattr(found, name)
-    raise AssertionError(name)
+    return None
 
 
 def _recipes(uses: object) -> list[str]:

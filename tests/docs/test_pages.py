@@ -11,6 +11,7 @@ import torch
 import layerwise as lw
 from layerwise.cli import main as layerwise
 from layerwise.rules.base import LocalRule, Needs
+from layerwise.rules.families.feedback import FeedbackRule
 
 ROOT = Path(__file__).parents[2]
 CARDS = sorted(
@@ -137,7 +138,7 @@ class Squared(LocalRule):
             several lines.
 
     Raises:
-        InputError: a negative weight; as `Goodness`.
+        InputError: a negative weight; as `FeedbackRule`; as `DGL`.
     """
 
     def __init__(self, blocks: lw.Blocks, weight: float | None = None):
@@ -156,10 +157,13 @@ def test_a_rule_without_a_story_has_a_complete_card(pages, monkeypatch):
         "With one block it is [`Backprop`](backprop.md).",
         "## Deviations\n\n[`DGL`](dgl.md) has another loss; y is \\<y>.",
         "| `weight` | `float \\| None` | `None` | of a \\| b, in several lines. |",
-        "- a negative weight\n- a threshold that is not positive",
+        "- a negative weight\n",
+        "\n- as [`DGL`](dgl.md)",
         "Blocks can train in several processes",
     ):
         assert part in card
+    shared = pages.docstring.Docstring.of(FeedbackRule).sections["Raises"]["InputError"]
+    assert f"- {shared.split(';')[0]}\n" in card
     read = pages.docstring.Docstring.of(Squared)
     assert read.sentence == "Greedy learning with squared errors; nothing else."
     assert read.source() == "[Author & Author 2030](https://arxiv.org/abs/2030.01234)"
