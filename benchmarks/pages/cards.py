@@ -379,7 +379,7 @@ def _rules_index() -> str:
             f"| [`{rule.__name__}`]({_module(rule)}.md) | {cell(read.sentence, links)} | {waits} "
             f"| {read.source()} |"
         )
-    return _index("Rules", "rule", "../../README.md#what-it-reaches", lines)
+    return _index("Rules", "rule", lines)
 
 
 def _objectives_index() -> str:
@@ -392,14 +392,14 @@ def _objectives_index() -> str:
             f"| [`{objective.__name__}`]({_module(objective)}.md) | {cell(read.sentence, links)} "
             f"| {scores} | {read.source()} |"
         )
-    return _index("Objectives", "objective", "../guide.md#heads-and-objectives", lines)
+    return _index("Objectives", "objective", lines)
 
 
-def _index(title: str, kind: str, more: str, lines: list[str]) -> str:
+def _index(title: str, kind: str, lines: list[str]) -> str:
     return (
-        f"<!-- Written by `make tables`. -->\n\n# {title}\n\nOne card for each {kind}; see also "
-        f"[{more.rpartition('#')[2].replace('-', ' ')}]({more}) and all [results](../results.md)."
-        "\n\n" + "\n".join(lines) + "\n"
+        f"<!-- Written by `make tables`. -->\n\n# {title}\n\nOne card for each {kind}. The "
+        "[guide](../guide.md) shows how they are used, and the [results](../results.md) what was "
+        "measured.\n\n" + "\n".join(lines) + "\n"
     )
 
 
