@@ -1,12 +1,12 @@
-"""What becomes of a transformer's residual stream under direct feedback: `results/streams.json`.
+"""The residual stream of a transformer under direct feedback: `results/streams.json`.
 
     python benchmarks/streams.py [--seeds 0 1 2]
 
-Trains the small transformer of `text.py` on English, by backpropagation and by direct feedback
-alignment with and without a normalisation on the error's way, each with its own best learning rate
-there. At steps on the way the file has, after every block but the last, the mean norm of tokens and
-the effective rank of their features (`layerwise.analysis.effective_rank`, at most the width), the
-angle of the block's gradient to backpropagation's in degrees, and the perplexity on validation.
+Trains the small transformer of `text.py` on English by backpropagation, and by direct feedback
+alignment with and without a normalisation on the error's path, each with its own best learning
+rate. At several steps the file has, after every block but the last, the mean norm of tokens, the
+effective rank of their features (`layerwise.analysis.effective_rank`, at most the width) and the
+angle of the block's gradient to backpropagation's in degrees; and the validation perplexity.
 """
 
 from __future__ import annotations
