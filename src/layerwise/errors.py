@@ -44,3 +44,15 @@ class Interrupted(RuntimeError):
 
 class LostStage(RuntimeError):
     """Another process of this training is gone or hangs; the message names its rank."""
+
+
+class FailedProcess(RuntimeError):
+    """A process of this training ended with an error, which it has printed.
+
+    Attributes:
+        code: its exit code.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code

@@ -115,7 +115,7 @@ def test_list(cli):
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_is_a_config(recipe, cli, monkeypatch):
     """Its options exist; what it describes is tried elsewhere."""
-    from layerwise.cli import train
+    from layerwise.experiment import prepared
 
     seen = []
 
@@ -123,6 +123,6 @@ def test_every_recipe_is_a_config(recipe, cli, monkeypatch):
         seen.append(config)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "build", build)
+    monkeypatch.setattr(prepared, "build", build)
     assert cli(f"train --recipe {recipe} --device cpu").code == 130
     assert seen[0]["epochs"] >= 1

@@ -14,7 +14,7 @@ from layerwise import data, models
 from layerwise.data import Augment, Loader
 from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.runs.run import Run
-from layerwise.trainer import Settings, Trainer, fabric_for
+from layerwise.trainer import Observer, Settings, Trainer, fabric_for
 from layerwise.trainer import loop as module
 
 BACKPROP = {"rule": {"name": "Backprop"}}
@@ -350,17 +350,16 @@ def test_weights_that_are_not_finite_are_not_saved(trainer_in, monkeypatch, tmp_
     assert all(t.isfinite().all() for t in state["rule"].values())
 
 
-class Recorder:
+class Recorder(Observer):
     def __init__(self):
         self.epochs = []
 
-    def log(self, row):
-        self.epochs.append(row["epoch"])
+    def after_epoch(self, epoch, rule, row):
+        assert row["epoch"] == epoch
+        self.epochs.append(epoch)
 
-    def close(self): ...
 
-
-def test_an_epoch_is_logged_once_though_it_is_trained_twice(trainer_in, monkeypatch, crash):
+def test_an_epoch_is_observed_once_though_it_is_trained_twice(trainer_in, monkeypatch, crash):
     recorder = Recorder()
     save = Run.save
 
@@ -372,8 +371,8 @@ def test_an_epoch_is_logged_once_though_it_is_trained_twice(trainer_in, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(Run, "save", dies)
         with pytest.raises(crash):
-            trainer_in("run", loggers=(recorder,), epochs=3).fit()
-    trainer_in("run", loggers=(recorder,), epochs=3).fit()
+            trainer_in("run", observers=[recorder], epochs=3).fit()
+    trainer_in("run", observers=[recorder], epochs=3).fit()
     assert recorder.epochs == [1, 2, 3]
 
 

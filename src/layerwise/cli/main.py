@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 import layerwise
 from layerwise.cli import analyze, bench, compare, describe, evaluate, listing, plan, train
 from layerwise.cli.console import console
-from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
+from layerwise.errors import (
+    FailedProcess,
+    InputError,
+    Interrupted,
+    LostStage,
+    NonFiniteLoss,
+    choices,
+)
 from layerwise.runtime import processes
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -65,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if processes.started_together():
             os._exit(1)  # what still waits for the lost process would keep this one
         return 1
+    except FailedProcess as error:
+        return error.code  # the process has printed what failed
     except NonFiniteLoss as error:
         return _fail(f"layerwise {command}: {error}", 1)
     except Interrupted as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from argparse import SUPPRESS
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
+from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
 from layerwise.trainer import Settings
-from layerwise.trainer.optim import SGD, OneCycle
 
 RECIPES = resources.files("layerwise") / "recipes"
 
@@ -50,8 +50,8 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     parser.add_argument("--runs", type=str, default="experiments", help="where run folders go")
     parser.add_argument(
         "--loggers",
-        type=list[str],
-        default=[],
+        type=LOGGERS[0],
+        default=LOGGERS[1],
         help="besides metrics.csv: any of [tensorboard, wandb, mlflow]",
     )
     tokens = data_options(parser, tokens)
@@ -59,16 +59,16 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     parser.add_class_arguments(Curriculum, "curriculum", skip={"scores"})
     parser.add_argument(
         "--curriculum.scores",
-        type=str | None,
-        default=None,
+        type=SCORES[0],
+        default=SCORES[1],
         help="of every training image, as `layerwise evaluate RUN --split train --losses true` "
         "writes them; null: no curriculum",
     )
-    tokens = parser.component(tokens, "model", "model", "basic_cnn")
+    tokens = parser.component(tokens, "model", "model", DEFAULTS["model"])
     cut_options(parser)
-    tokens = parser.component(tokens, "rule", "rule", "DGL")
-    tokens = parser.component(tokens, "optimizer", "optimizer", SGD())
-    tokens = parser.component(tokens, "schedule", "schedule", OneCycle())
+    tokens = parser.component(tokens, "rule", "rule", DEFAULTS["rule"])
+    tokens = parser.component(tokens, "optimizer", "optimizer", DEFAULTS["optimizer"])
+    tokens = parser.component(tokens, "schedule", "schedule", DEFAULTS["schedule"])
     parser.add_class_arguments(Settings, None)
     return parser, tokens
 
@@ -82,28 +82,20 @@ def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
 
 def cut_options(parser: Parser) -> None:
     """Into which blocks a network is cut."""
-    parser.add_argument(
-        "--blocks",
-        type=int | Literal["all"] | None,
-        default=None,
-        help="into how many blocks to cut; all: at every cut point; null: 4",
-    )
-    parser.add_argument(
-        "--at", type=list[str] | None, default=None, help="instead: modules that start a block"
-    )
-    parser.add_argument(
-        "--balance",
-        type=Literal["flops", "memory"],
-        default="flops",
-        help="what the cut makes even",
-    )
+    help = {
+        "blocks": "into how many blocks to cut; all: at every cut point; null: 4",
+        "at": "instead: modules that start a block",
+        "balance": "what the cut makes even",
+    }
+    for name, (hint, default) in CUT.items():
+        parser.add_argument(f"--{name}", type=hint, default=default, help=help[name])
 
 
 def data_options(parser: Parser, tokens: Tokens) -> Tokens:
     """The options of `data.load`; `--data NAME` is short for `--data.name NAME`."""
-    parser.add_argument("--data.name", type=str, default="digits", help=SUPPRESS)
+    parser.add_argument("--data.name", type=str, default=DEFAULTS["data"], help=SUPPRESS)
     parser.add_function_arguments(data.load, "data", skip={"name", "seed"})
     parser.name_option(
-        "data", "digits", "data set: a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH."
+        "data", DEFAULTS["data"], "data set: a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH."
     )
     return [replace_key(token, "data", "data.name") for token in tokens]

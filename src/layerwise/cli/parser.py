@@ -8,24 +8,30 @@ it.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
-import types
-import typing
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NoReturn, Union
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from layerwise.errors import InputError, choices, nearest
-from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
+from layerwise.errors import InputError
+from layerwise.experiment.config import (
+    WEIGHT,
+    alternatives,
+    default_of,
+    in_words,
+    is_list,
+    name_of,
+    suggestion,
+    values_of,
+)
+from layerwise.experiment.registry import GIVEN, find, nested, terms
 from layerwise.objectives import Sum
 
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
@@ -42,11 +48,12 @@ class Parser(ArgumentParser):
         if message.lower().startswith("unrecognized arguments:"):
             option = message.partition(":")[2].split()[0].partition("=")[0]
             known = [
-                name
+                name.removeprefix("--")
                 for name, action in self._option_string_actions.items()
                 if name.startswith("--") and name[-1] != "+" and action.help is not SUPPRESS
             ]
-            raise InputError(f"{option}: no such option; {_instead(option, known)}") from ex
+            near = suggestion(option.removeprefix("--"), known, flag="--")
+            raise InputError(f"{option}: no such option; {near}") from ex
         if missing := re.fullmatch(r"argument (--\S+): expected one argument", message):
             raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
         if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
@@ -56,7 +63,7 @@ class Parser(ArgumentParser):
 
     def _takes(self, option: str) -> str:
         """What to give."""
-        return f"give {_in_words(self._hint(option))}"
+        return f"give {in_words(self._hint(option))}"
 
     def _hint(self, option: str) -> Any:
         return getattr(self._option_string_actions.get(option), "_typehint", None)
@@ -66,8 +73,8 @@ class Parser(ArgumentParser):
         option, _, value = token.partition("=")
         bare = value and value != "null" and not value.startswith("[")
         hint = self._hint(option)
-        single = "," not in value and float in _alternatives(hint)  # a number, or a list of them
-        return f"{option}=[{value}]" if bare and _is_list(hint) and not single else token
+        single = "," not in value and float in alternatives(hint)  # a number, or a list of them
+        return f"{option}=[{value}]" if bare and is_list(hint) and not single else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
         """Options of one named thing, or of each term of a sum, and of those within it.
@@ -82,8 +89,7 @@ class Parser(ArgumentParser):
             The command line with `--key=NAME` written out as `--key.name=NAME`.
         """
         tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
-        as_name = default if isinstance(default, str) else type(default).__name__
-        chosen = last(tokens, f"{key}.name") or as_name
+        chosen = last(tokens, f"{key}.name") or name_of(default)
         names = terms(kind, chosen)
         name = "+".join(names)
         tokens = [
@@ -101,8 +107,8 @@ class Parser(ArgumentParser):
             assert self.groups is not None
             self.groups[f"{key}.{term}"].add_argument(
                 f"--{key}.{term}.weight",
-                type=float | tuple[float, float],
-                default=1.0,
+                type=WEIGHT[0],
+                default=WEIGHT[1],
                 help="its factor in the sum; [a, b] goes linearly over the blocks.",
             )
         return tokens
@@ -115,13 +121,9 @@ class Parser(ArgumentParser):
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
         add(thing, key, skip={*skip})
         self.name_option(key, name, f"{kind}: {one_line(thing)} See `layerwise list {kind}`.")
-        if dataclasses.is_dataclass(default) and type(default).__name__ == name:
-            own = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-            self.set_defaults({f"{key}.{k}": v for k, v in own.items()})
+        self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
-            given = inspect.signature(thing).parameters[parameter].default
-            if given in (None, inspect.Parameter.empty):
-                given = next(iter(KINDS[inner_kind]))
+            given = default_of(thing, parameter, inner_kind)
             tokens = self.component(tokens, f"{key}.{parameter}", inner_kind, given)
         return tokens
 
@@ -139,49 +141,6 @@ class Parser(ArgumentParser):
             warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
-
-
-def _instead(option: str, known: Iterable[str]) -> str:
-    """What an option that there is not was meant for, else what there is in its place.
-
-    Options are told apart by what stands after the last dot: where that is the name of an option
-    elsewhere, it is that one; else one near it in the same place.
-    """
-    places = {k: tuple(k.removeprefix("--").rpartition(".")[::2]) for k in known}
-    place, _, name = option.removeprefix("--").rpartition(".")
-    same = [k for k, (_, own) in places.items() if own == name.lower()]
-    if same:
-        within = [k for k in same if place and k.startswith(f"--{place}.")]
-        return f"did you mean {' or '.join(map(repr, within or same))}?"
-    beside = {own: k for k, (where, own) in places.items() if where == place}
-    if not beside:  # there is no such place either
-        return choices(option, places)
-    near = nearest(name, beside)
-    if near is not None:
-        return f"did you mean {beside[near]!r}?"
-    return f"there is: {', '.join(sorted(beside.values()))}"
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _is_list(hint: Any) -> bool:
-    return any(typing.get_origin(one) in (list, tuple) for one in _alternatives(hint))
-
-
-def _in_words(hint: Any) -> str:
-    """A type hint for a person."""
-    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    words = []
-    for one in _alternatives(hint):
-        if typing.get_origin(one) is Literal:
-            words += map(str, typing.get_args(one))
-        elif typing.get_origin(one) is tuple and ... not in typing.get_args(one):
-            words.append(f"{len(typing.get_args(one))} values, [a, b]")
-        else:
-            words.append("a list, [a, b]" if _is_list(one) else named.get(one, "a value"))
-    return " or ".join(words)
 
 
 def one_line(thing: Callable[..., Any]) -> str:

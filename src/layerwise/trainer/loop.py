@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -18,7 +19,7 @@ from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives.batch import Report, identity
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
-from layerwise.rules.base import Rule, Scale
+from layerwise.rules.base import Rule
 from layerwise.runs.run import Run
 from layerwise.runs.tally import Tally, selected_by
 from layerwise.runtime import Runtime, Serial
@@ -30,7 +31,9 @@ from layerwise.trainer.checkpoint import (
     optimizer_state,
     renamed,
 )
+from layerwise.trainer.observer import Observer
 from layerwise.trainer.optim import Optimizer, Schedule
+from layerwise.trainer.progress import Progress
 from layerwise.trainer.rate import LearningRate
 from layerwise.trainer.row import Row, last_trained, line_of, measured
 from layerwise.trainer.settings import Settings
@@ -38,21 +41,6 @@ from layerwise.trainer.stop import Stop
 from layerwise.trainer.watch import Watch
 
 SEEDS = (1 << 63) - 1  # the largest that torch takes
-
-
-class Logger(Protocol):
-    """Takes one epoch's row of metrics."""
-
-    def log(self, row: Mapping[str, float | int | None]) -> None: ...
-    def close(self) -> None: ...
-
-
-class Progress(Protocol):
-    """Shows how far training is."""
-
-    def start(self, epoch: int, epochs: int, images: int, done: int) -> None: ...
-    def update(self, done: int, loss: float | None, accuracy: float | None) -> None: ...
-    def say(self, line: str) -> None: ...
 
 
 class Trainer:
@@ -68,18 +56,14 @@ class Trainer:
         settings: everything else.
         run: where checkpoints and metrics go.
         fabric: device and precision.
-        loggers: further receivers of each epoch's metrics.
-        progress: a progress display.
-        pictures: called with an epoch and the rule as it is evaluated, where `settings.pictures`
-            asks for it; training goes on as if it had not been called.
         runtime: makes what runs the rule, once that is on its device.
-        alignment: called before a step with its number, the rule, the batch (x, y) and the scale of
-            losses, where `settings.alignment_every` asks for it; it leaves the rule as it was.
-        outcomes: called after every epoch with its number and the rule as it is evaluated.
+        observers: watch the training, in this order.
+        progress: a display.
     """
 
     def __init__(
         self,
+        *,
         network: nn.Module,
         rule: Rule,
         loaders: Mapping[str, Loader | None],
@@ -88,16 +72,12 @@ class Trainer:
         settings: Settings,
         run: Run,
         fabric: Fabric,
-        progress: Progress,
-        loggers: Sequence[Logger] = (),
-        pictures: Callable[[int, Rule], None] | None = None,
         runtime: Callable[[Rule], Runtime] = Serial,
-        alignment: Callable[[int, Rule, Tensor, Tensor, Scale], None] | None = None,
-        outcomes: Callable[[int, Rule], None] | None = None,
+        observers: Sequence[Observer] = (),
+        progress: Progress | None = None,
     ):
         self.settings, self.run, self.fabric = settings, run, fabric
-        self.alignment, self.outcomes = alignment, outcomes
-        self.progress, self.loggers, self.pictures = progress, list(loggers), pictures
+        self.observers, self.progress = list(observers), progress or Progress()
         self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
         self.eval_loaders = {
             name: loader
@@ -145,7 +125,7 @@ class Trainer:
         self.best: float | None = None
         self.tally = self._new_tally()
         self.watch = Watch(rule, fabric.device, self.runtime.blocks)
-        self.stop = Stop(progress.say)
+        self.stop = Stop(self.progress.say)
 
     # ---------------------------------------------------------------- the loop
 
@@ -179,7 +159,7 @@ class Trainer:
             first = self.batch - self.batch % settings.accumulate
             together = min(settings.accumulate, batches - first)
             if self.batch == first:
-                started += self._align(x, y)
+                started += self._observe_step(x, y)
             report = self._backward(x, y, together, completes=self.batch + 1 == first + together)
             losses = self.tally.add(report.local_losses, report.local_logits, report.y)
             self.watch.note(losses, self.step)
@@ -246,18 +226,19 @@ class Trainer:
                 completes=completes,
             )
 
-    def _align(self, x: Tensor | None, y: Tensor) -> float:
-        """Measure the rule's gradient on a step's first batch, where that is due; the seconds it
-        took, which are no training."""
-        every = self.settings.alignment_every
-        if self.alignment is None or not every or self.step % every:
+    def _observe_step(self, x: Tensor | None, y: Tensor) -> float:
+        """Show a step's first batch to the observers that are due; the seconds that they took,
+        which do not count as training."""
+        due = [observer for observer in self.observers if observer.due(self.step)]
+        if not due:
             return 0.0
         assert x is not None
         self._wait()
         started = time.perf_counter()
         with self.fabric.autocast():
             scale = identity if self.scaler is None else self.scaler.scale
-            self.alignment(self.step, self.rule, x, y, scale)
+            for observer in due:
+                observer.before_step(self.step, self.rule, x=x, y=y, scale=scale)
         self._wait()
         return time.perf_counter() - started
 
@@ -321,36 +302,25 @@ class Trainer:
         self.progress.say(line)
         state = self._gathered()
         if state is not None:
-            # First: an epoch whose checkpoint is there is not trained again after a crash.
-            self._note_outcomes()
+            with self._shown() as rule:
+                for observer in self.observers:
+                    observer.before_checkpoint(self.epoch, rule)
             for name in (*(["best"] if improved else []), "last"):
                 self.run.save(name, state)
-        # Last: an epoch that is trained again after a crash must not be logged twice.
-        for logger in self.loggers:
-            logger.log(row)
-        self._illustrate()
+        # Last: an epoch that is trained again after a crash must not be observed twice.
+        with self._shown() as rule:
+            for observer in self.observers:
+                observer.after_epoch(self.epoch, rule, row)
 
-    def _illustrate(self) -> None:
-        """Pictures of the epoch that has ended, where they are due."""
-        every = self.settings.pictures
-        due = every and (self.epoch % every == 0 or self.epoch in (1, self.settings.epochs))
-        if self.pictures is not None and due:
-            self._show(self.pictures)
-
-    def _note_outcomes(self) -> None:
-        """What became of every training image, where it is asked for."""
-        if self.outcomes is not None and self.settings.outcomes:
-            self._show(self.outcomes)
-
-    @torch.no_grad()
-    def _show(self, to: Callable[[int, Rule], None]) -> None:
-        """Show the rule as it is evaluated; training goes on as if nothing had been."""
+    @contextlib.contextmanager
+    def _shown(self) -> Iterator[Rule]:
+        """The rule as it is evaluated. Training continues with the same bits: random numbers that
+        are drawn within do not count."""
         device = self.fabric.device
         rule = self._evaluated_rule().eval()
-        # An objective may draw random numbers; the next epoch's must not depend on that.
         forked = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with forked, self.fabric.autocast():
-            to(self.epoch, rule)
+        with torch.no_grad(), forked, self.fabric.autocast():
+            yield rule
 
     def _row(self, results: Mapping[str, Tally]) -> Row:
         images = self.batch * self.settings.batch_size
