@@ -216,7 +216,7 @@ def test_interrupted_and_continued(number, trained, cli, monkeypatch):
 
     def finish_step(self):
         finish(self)
-        if self.step == 4:
+        if self.position.step == 4:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched:

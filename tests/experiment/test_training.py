@@ -117,7 +117,7 @@ def test_resume(monkeypatch):
 
     def finish_step(self):
         finish(self)
-        self.stop.asked = self.step == 4
+        self.stop.asked = self.position.step == 4
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_finish_step", finish_step)

@@ -54,8 +54,8 @@ def trainer_in(tmp_path: Path) -> Callable[..., Trainer]:
         )
         state = run.load("last")
         if state is not None:
-            trainer.load_state_dict(state)
-        run.keep_metrics(trainer.epoch)
+            trainer.state.load_state_dict(state)
+        run.keep_metrics(trainer.position.epoch)
         return trainer
 
     return make_trainer

@@ -43,8 +43,8 @@ def watched(trainer_in: Callable[..., Trainer]) -> Callable[..., Trainer]:
     def make(folder: str, **options) -> Trainer:
         trainer = trainer_in(folder, **options)
         trainer.observers.append(Recorder(trainer.run))
-        trainer.run.keep_lines("alignment.jsonl", trainer.step)
-        trainer.run.keep_lines("outcomes.jsonl", trainer.epoch + 1)
+        trainer.run.keep_lines("alignment.jsonl", trainer.position.step)
+        trainer.run.keep_lines("outcomes.jsonl", trainer.position.epoch + 1)
         return trainer
 
     return make
@@ -69,7 +69,7 @@ def test_training_goes_on_to_the_same_bits(
     watched("watched", **options).fit()
     assert_same_run("plain", "watched")
     lines = Run(tmp_path / "watched").lines("alignment.jsonl")
-    steps = trainer_in("plain", **options).step
+    steps = trainer_in("plain", **options).position.step
     assert [line["step"] for line in lines] == list(range(0, steps, 2))
     assert all(0 <= angle <= 180 for line in lines for angle in line["angle"])
     outcomes = Run(tmp_path / "watched").lines("outcomes.jsonl")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import yaml
 
 from layerwise.cli.console import ProgressBar
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> None:
     train(experiment_config(found), runs=found["runs"], name=found["name"], progress=progress)
 
 
-def _resume_options(tokens: Tokens) -> dict[str, object]:
+def _resume_options(tokens: Tokens) -> dict[str, Any]:
     """The options that may stand next to --resume."""
     options = ("device", "runtime", "stages", "replicas")
     known = ("--resume", *(f"--{name}" for name in options))

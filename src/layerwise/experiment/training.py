@@ -175,9 +175,9 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
             progress=progress,
         )
         if state is not None:
-            trainer.load_state_dict(state)
-        run.keep_metrics(trainer.epoch)
-        run.keep_lines(ALIGNMENT, trainer.step)
+            trainer.state.load_state_dict(state)
+        run.keep_metrics(trainer.position.epoch)
+        run.keep_lines(ALIGNMENT, trainer.position.step)
         progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
         if notice := prepared.unfinished_curriculum():
             run.log(notice)

@@ -2,10 +2,10 @@
 
 from layerwise.trainer.checkpoint import load_evaluated, load_rule
 from layerwise.trainer.device import fabric_for
+from layerwise.trainer.learning_rate import phase_of
 from layerwise.trainer.loop import Trainer
 from layerwise.trainer.observer import Observer
 from layerwise.trainer.progress import Progress
-from layerwise.trainer.rate import phase_of
 from layerwise.trainer.settings import Precision, Settings
 
 __all__ = [
