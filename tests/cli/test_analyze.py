@@ -114,7 +114,7 @@ def test_the_way_back(trained, cli):
         cosine = w.abs().sum() / (w.norm() * w.numel() ** 0.5)
         assert layer["to_weight"] == pytest.approx(torch.rad2deg(cosine.acos()).item(), abs=1e-3)
     assert (run / "analysis-1/feedback.png").exists()
-    assert "to the weight" in " ".join(result.out.split())
+    assert "angle of feedback" in result.out
 
 
 def test_the_way_back_in_training(trained, cli, undrawn):

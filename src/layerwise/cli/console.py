@@ -1,4 +1,4 @@
-"""What a person sees while training, in the terminal."""
+"""The terminal: consoles, and the progress of a training."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from layerwise.costs.blocks import Costs
 from layerwise.trainer import Progress
 
 console = Console(stderr=True, highlight=False, emoji=False)  # progress and errors
-output = Console(highlight=False, emoji=False)  # what a command was asked for
+output = Console(highlight=False, emoji=False)  # results
 
 
 class ProgressBar(Progress):
     """A bar per epoch with images/s, loss, accuracy and the time left.
 
-    Where the output is not a terminal only whole lines are written.
+    If the output is not a terminal, only whole lines are written.
 
     Args:
-        shown: whether anything is; not by a process that only trains along.
+        shown: whether anything is shown; False in all but one of several processes.
     """
 
     def __init__(self, shown: bool = True) -> None:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import textwrap
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
+from layerwise.cli.help import Option, brief, explained
 from layerwise.errors import InputError
 from layerwise.experiment.config import (
     WEIGHT,
@@ -34,14 +36,37 @@ from layerwise.experiment.config import (
 from layerwise.experiment.registry import GIVEN, find, nested, terms
 from layerwise.objectives import Sum
 
+MORE_HELP = """\
+Options are shown with their defaults. More help:
+  --rule NAME --help    options of that rule; likewise --model, --rule.head, --optimizer, ...
+  --help NAME           the whole explanation of an option, or of all that begin with NAME
+  --help all            the whole explanation of every option
+  layerwise list        every rule, network, head, objective, data set and recipe by name"""
+
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
 
 
 class Parser(ArgumentParser):
-    """jsonargparse with errors of one line."""
+    """jsonargparse with errors of one line and a help that can be read.
 
-    def __init__(self, **options: Any):
-        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
+    Args:
+        prog: the command.
+        description: what it does.
+        sections: for a command of many options: title -> names of options (`optimizer` stands for
+            all that begin with it), in the order of the help, which then has a line per option.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        sections: Mapping[str, Sequence[str]] | None = None,
+    ):
+        super().__init__(
+            prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+        )
+        self.sections = sections or {}
+        self.chosen: dict[str, str] = {}  # option that takes a thing's name -> the name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
@@ -100,7 +125,7 @@ class Parser(ArgumentParser):
         if len(names) == 1:
             return self._options(tokens, key, kind, name, default)
         self.add_class_arguments(Sum, key, skip={"terms"})
-        self.name_option(key, name, f"{kind}: {one_line(Sum)} See `layerwise list {kind}`.")
+        self.name_option(key, name, one_line(Sum))
         for term in names:
             tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
             self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
@@ -120,7 +145,7 @@ class Parser(ArgumentParser):
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
         add(thing, key, skip={*skip})
-        self.name_option(key, name, f"{kind}: {one_line(thing)} See `layerwise list {kind}`.")
+        self.name_option(key, name, one_line(thing))
         self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
             given = default_of(thing, parameter, inner_kind)
@@ -133,10 +158,51 @@ class Parser(ArgumentParser):
         if action is None:
             self.add_argument(f"--{key}", metavar="NAME", type=str | None, help=help)
             action = self._option_string_actions[f"--{key}"]
-        action.metavar, action.help = "NAME", f"{help} (default: {name})"
+        action.metavar, action.help = "NAME", help
+        self.chosen[key] = name
+
+    def options(self) -> list[Option]:
+        """The options that the help shows."""
+        found = []
+        for action in self._actions:
+            name = action.option_strings[0] if action.option_strings else ""
+            # jsonargparse adds one that takes a file, such as --augment; a config says the same.
+            file = type(action).__name__ == "_ActionConfigLoad" and action.metavar != "NAME"
+            if not name.startswith("--") or action.help is SUPPRESS or file:
+                continue
+            key = name.removeprefix("--")
+            text = " ".join(str(action.help).split())
+            if key in self.chosen:
+                found.append(Option(key, self.chosen[key], text, None))
+            else:
+                found.append(Option(key, self.get_default(key), text, self._hint(name)))
+        return found
+
+    def format_help(self, topic: str | None = None) -> str:
+        """The help; with a topic, such as `augment` or `all`, the whole explanation of it.
+
+        Raises:
+            InputError: no option of this name.
+        """
+        if topic:
+            return f"{explained(self.options(), self.sections, topic)}\n"
+        positional = [action for action in self._actions if not action.option_strings]
+        names = [f"{a.dest.upper()}{' ...' if a.nargs == '+' else ''}" for a in positional]
+        usage = " ".join(["usage:", self.prog, *names, "[--option value ...]"])
+        about = "\n".join(textwrap.wrap(" ".join((self.description or "").split()), 80))
+        listed = "\n".join(f"  {a.dest.upper():<30}  {a.help}" for a in positional)
+        if self.sections:
+            options = f"{MORE_HELP}\n\n{brief(self.options(), self.sections)}"
+        else:
+            options = explained(self.options(), {})
+        return "\n\n".join(part for part in (usage, about, listed, options) if part) + "\n"
 
     def read(self, tokens: Tokens) -> dict[str, Any]:
-        """The options as a nested mapping of plain values."""
+        """The options as a nested mapping of plain values; or print the help that is asked for,
+        and exit."""
+        if asks_for_help(tokens):
+            print(self.format_help(last(tokens, "help")), end="")
+            raise SystemExit(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
             found = self.parse_args([self._listed(token) for token in tokens])
@@ -146,6 +212,11 @@ class Parser(ArgumentParser):
 def one_line(thing: Callable[..., Any]) -> str:
     """What a docstring begins with, up to the first empty line."""
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def asks_for_help(tokens: Tokens) -> bool:
+    """Whether `-h`, `--help` or `--help NAME` is among the tokens."""
+    return any(token.partition("=")[0] in ("-h", "--help") for token in tokens)
 
 
 def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:

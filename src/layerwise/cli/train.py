@@ -8,7 +8,7 @@ import yaml
 
 from layerwise.cli.console import ProgressBar
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
-from layerwise.cli.parser import Tokens, last, tokens_of
+from layerwise.cli.parser import Tokens, asks_for_help, last, tokens_of
 from layerwise.errors import InputError
 from layerwise.experiment.training import resume, train
 from layerwise.runtime import processes
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     """Train, or continue a run."""
     tokens = tokens_of(arguments)
     progress = ProgressBar(shown=processes.leads())
-    if (run := last(tokens, "resume")) is not None:
+    if (run := last(tokens, "resume")) is not None and not asks_for_help(tokens):
         options = _resume_options(tokens)
         resume(run, **options, progress=progress)
         return
