@@ -65,7 +65,7 @@ TRAIN = [
     (f"{MLP} --config list.yaml", "not a mapping"),
     (f"{MLP} --config binary.yaml", "not text"),
     (f"{MLP} --config unknown.yaml", "--epocs: no such option; did you mean '--epochs'"),
-    (f"{MLP} --config within.yaml", "config is for the command line"),
+    (f"{MLP} --config within.yaml", "config is an option of the command line only"),
     (f"{MLP} --config good.yaml --recipe demo-dgl", "give one of them"),
     ("train --resume run --epochs 3", "--resume contradicts --epochs"),
     ("train --resume missing", "run missing: is not a folder"),

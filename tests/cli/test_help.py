@@ -40,7 +40,7 @@ CHOICES = [
 def test_every_option_says_what_it_does_and_its_default(choice):
     """In one line each, and in whole under `--help all`."""
     parser = parser_for(choice)
-    short, whole = parser.format_help(), parser.format_help("all")
+    short, whole = parser.help_text(), parser.help_text("all")
     options = parser.options()
     assert len(options) > 30
     shown = {f"--{option.name}" for option in options}

@@ -113,4 +113,4 @@ def test_what_belongs_to_images(options: str, says: str, cli) -> None:
 def test_a_network_for_images(cli) -> None:
     result = cli("train --data text:alphabet.txt --model vit --runs runs")
     assert result.code == 2
-    assert "it takes images, and the data is text; give --model gpt" in result.err
+    assert "the network takes images, not text; give --model gpt" in result.err

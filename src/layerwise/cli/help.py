@@ -40,12 +40,12 @@ class Option:
         return f"--{self.name} {_shown(self.default)}"
 
     def line(self, width: int) -> str:
-        """Option, default and the beginning of the explanation."""
+        """Option, default and the beginning of the explanation, in one line."""
         left = f"  {self.with_default}".ljust(LEFT)
         return f"{left}  {_beginning(self.text, width - len(left) - 2)}"
 
     def explained(self, width: int) -> str:
-        """Option, default, the whole explanation and the values that it takes."""
+        """Option, default, the whole explanation and the values that the option takes."""
         takes = "a value" if self.hint is None else in_words(self.hint)
         values = "" if takes.startswith("a value") else f" Give {takes}."
         text = textwrap.fill(
@@ -53,6 +53,7 @@ class Option:
             width,
             initial_indent=" " * 6,
             subsequent_indent=" " * 6,
+            break_on_hyphens=False,
         )
         return f"  {self.with_default}\n{text}"
 
@@ -62,7 +63,7 @@ def brief(options: Sequence[Option], sections: Mapping[str, Sequence[str]]) -> s
 
     Args:
         options: all options.
-        sections: title -> names of options; a name stands for all that begin with it, too.
+        sections: title -> names of options; `optimizer` also stands for `optimizer.lr`.
     """
     width = _width()
     parts = []
@@ -79,7 +80,7 @@ def explained(
     Args:
         options: all options.
         sections: as for `brief`.
-        topic: the name of an option, which stands for all that begin with it, too; or `all`.
+        topic: the name of an option (`optimizer` also stands for `optimizer.lr`), or `all`.
 
     Raises:
         InputError: no such option.

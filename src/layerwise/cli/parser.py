@@ -1,9 +1,8 @@
-"""The command line, read off the signatures of what was chosen.
+"""A parser of the command line, made from the signatures of the things that it names.
 
-`--rule DGL --rule.head MLP --rule.head.width 64` names a class, then gives options of its own. The
-parser is made for the names on the command line, so `--help` shows just their options and a
-misspelt one is an error. A config file is the same options, nested; the command line comes after
-it.
+`--rule DGL --rule.head MLP --rule.head.width 64` names a class and gives options of this class. The
+parser is made for the names on the command line: `--help` shows only their options, and any other
+option is an error. A config file holds the same options, nested; the command line overrides it.
 """
 
 from __future__ import annotations
@@ -87,14 +86,14 @@ class Parser(ArgumentParser):
         raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
 
     def _takes(self, option: str) -> str:
-        """What to give."""
+        """The values that an option takes, in words."""
         return f"give {in_words(self._hint(option))}"
 
     def _hint(self, option: str) -> Any:
         return getattr(self._option_string_actions.get(option), "_typehint", None)
 
     def _listed(self, token: str) -> str:
-        """`--at=layer2,layer3` as `--at=[layer2,layer3]`, where the option takes a list."""
+        """Replace `--at=layer2,layer3` by `--at=[layer2,layer3]` if the option takes a list."""
         option, _, value = token.partition("=")
         bare = value and value != "null" and not value.startswith("[")
         hint = self._hint(option)
@@ -102,16 +101,16 @@ class Parser(ArgumentParser):
         return f"{option}=[{value}]" if bare and is_list(hint) and not single else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
-        """Options of one named thing, or of each term of a sum, and of those within it.
+        """Add the options of a named thing, or of each term of a sum, and of the things in it.
 
         Args:
             tokens: the command line.
-            key: where the thing stands, such as "rule.head".
-            kind: of the registry.
+            key: the option that names the thing, such as "rule.head".
+            kind: a kind of the registry.
             default: a name, or an object whose values are the defaults.
 
         Returns:
-            The command line with `--key=NAME` written out as `--key.name=NAME`.
+            The command line with `--key=NAME` replaced by `--key.name=NAME`.
         """
         tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
         chosen = last(tokens, f"{key}.name") or name_of(default)
@@ -134,12 +133,12 @@ class Parser(ArgumentParser):
                 f"--{key}.{term}.weight",
                 type=WEIGHT[0],
                 default=WEIGHT[1],
-                help="its factor in the sum; [a, b] goes linearly over the blocks.",
+                help="factor in the sum; [a, b]: linear from the first block to the last.",
             )
         return tokens
 
     def _options(self, tokens: Tokens, key: str, kind: str, name: str, default: Any) -> Tokens:
-        """The options of the thing called `name`."""
+        """Add the options of the thing called `name`."""
         _, thing = find(kind, name)
         inner = nested(thing)
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
@@ -153,7 +152,7 @@ class Parser(ArgumentParser):
         return tokens
 
     def name_option(self, key: str, name: str, help: str) -> None:
-        """Show the group `--key`, which takes the thing's name, as an option like the others."""
+        """Make `--key`, which takes the name of a thing, an option like the others."""
         action = self._option_string_actions.get(f"--{key}")
         if action is None:
             self.add_argument(f"--{key}", metavar="NAME", type=str | None, help=help)
@@ -178,7 +177,7 @@ class Parser(ArgumentParser):
                 found.append(Option(key, self.get_default(key), text, self._hint(name)))
         return found
 
-    def format_help(self, topic: str | None = None) -> str:
+    def help_text(self, topic: str | None = None) -> str:
         """The help; with a topic, such as `augment` or `all`, the whole explanation of it.
 
         Raises:
@@ -201,16 +200,16 @@ class Parser(ArgumentParser):
         """The options as a nested mapping of plain values; or print the help that is asked for,
         and exit."""
         if asks_for_help(tokens):
-            print(self.format_help(last(tokens, "help")), end="")
+            print(self.help_text(last(tokens, "help")), end="")
             raise SystemExit(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
+            warnings.simplefilter("ignore")  # jsonargparse's warnings about how it is called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
 
 
 def one_line(thing: Callable[..., Any]) -> str:
-    """What a docstring begins with, up to the first empty line."""
+    """The first paragraph of a docstring, as one line."""
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
@@ -220,8 +219,8 @@ def asks_for_help(tokens: Tokens) -> bool:
 
 
 def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
-    """`--key value` and `--key=value` alike as `--key=value`; where there may be `positional`
-    arguments, those first."""
+    """Bring `--key value` to `--key=value`, and `positional` arguments to the front if there may be
+    any."""
     first: Tokens = []
     tokens: Tokens = []
     for argument in arguments:
@@ -237,22 +236,22 @@ def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
 
 
 def last(tokens: Tokens, key: str) -> str | None:
-    """The value that `--key=` was given last."""
+    """The last value of `--key=`; None if there is none."""
     values = [t.partition("=")[2] for t in tokens if t.startswith(f"--{key}=")]
     return values[-1] if values else None
 
 
 def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
-    """The value of `--key=` and the rest."""
+    """The value of `--key=`, and the other tokens."""
     return last(tokens, key), [t for t in tokens if t.partition("=")[0] != f"--{key}"]
 
 
 def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
-    """A config's options, then the command line's; where the command line names another thing than
-    the config does, the config's options of that thing go, but for those of objectives that both
+    """A config's options, then the command line's. If the command line names another thing than
+    the config, the config's options of that thing are dropped, except those of objectives that both
     name."""
     before = list(_flatten(config))
-    # From the outside in: what a thing holds is looked at once it is clear which thing it is.
+    # From the outside in: the options of a thing matter only once the thing is known.
     for token in sorted(tokens, key=lambda token: token.partition("=")[0].count(".")):
         key, _, value = token[2:].partition("=")
         key = key.removesuffix(".name")
@@ -263,8 +262,8 @@ def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
 
 
 def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens:
-    """Without the options of `key`, but for those of the objectives in a sum `was` that are in
-    `now`; a single objective has no name before its options, and no weight."""
+    """The tokens without the options of `key`, except those of objectives that are both in `was`
+    and in `now`. A single objective has no name before its options, and no weight."""
     kept = []
     for token in tokens:
         if not token.startswith((f"--{key}.", f"--{key}=")):
@@ -282,7 +281,7 @@ def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens
 
 
 def _objectives(name: str) -> list[str]:
-    """The objectives in a sum; none where the name is of something else."""
+    """The objectives in a sum; none if the name is that of another thing."""
     try:
         return terms("objective", name)
     except InputError:
@@ -299,12 +298,12 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def replace_key(token: str, key: str, new: str) -> str:
-    """`--key=value` as `--new=value`; any other token as it is."""
+    """Replace `--key=value` by `--new=value`; other tokens stay as they are."""
     return f"--{new}={token.partition('=')[2]}" if token.startswith(f"--{key}=") else token
 
 
 def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
-    """A YAML mapping.
+    """The mapping that a YAML file holds.
 
     Raises:
         InputError: no such file, not readable, not a mapping.
@@ -321,5 +320,7 @@ def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
         raise InputError(f"{asked_by} {path}: not a mapping of options")
     for key in ("config", "recipe", "resume"):
         if key in config:
-            raise InputError(f"{asked_by} {path}: {key} is for the command line; leave it out")
+            raise InputError(
+                f"{asked_by} {path}: {key} is an option of the command line only; leave it out"
+            )
     return config

@@ -24,8 +24,8 @@ from layerwise.trainer import Settings
 from layerwise.trainer.optim import SGD, OneCycle
 
 Hint = Any  # a type annotation
-# What each kind of thing is where the config does not name it: a name, or an object whose values
-# are the defaults of its options.
+# The thing of each kind that a config has by default: a name, or an object whose values are the
+# defaults of its options.
 DEFAULTS: dict[str, Any] = {
     "data": "digits",
     "model": "basic_cnn",
@@ -96,8 +96,8 @@ def parameters(
 
 
 def default_of(thing: Callable[..., Any], parameter: str, kind: str) -> Any:
-    """What a parameter that takes a thing of this kind holds where none is named: an object, or
-    the name of the first of the kind where the signature has no default."""
+    """The default of a parameter that takes a thing of this kind: an object, or the name of the
+    first of its kind if the signature has no default."""
     default = inspect.signature(thing).parameters[parameter].default
     return next(iter(KINDS[kind])) if default in (None, inspect.Parameter.empty) else default
 

@@ -112,7 +112,7 @@ class MetricsLogger(Observer):
 
 
 class PicturesRecorder(Observer):
-    """Draws pictures after the first epoch, the last, and every so many in between.
+    """Draws pictures after the first and the last epoch, and regularly in between.
 
     Args:
         pictures: draws and writes those of one epoch.

@@ -82,8 +82,8 @@ class Prepared:
         return None if stages is None else stages * self.experiment.settings.replicas
 
     def runtime(self, rule: Rule) -> Runtime:
-        """What runs the rule, which is on its device: one process, or stages and replicas. Blocks
-        are divided among stages by the time that each takes here."""
+        """The runtime of a rule that is on its device: one process, or stages and replicas. Blocks
+        are divided among stages by the time that each takes in this process."""
         settings, device = self.experiment.settings, self.fabric.device
         stages = self.config["stages"]
         if stages is None:

@@ -26,7 +26,7 @@ class Progress:
         """Show what the network and its heads cost, before training begins."""
 
     def start(self, epoch: int, epochs: int, images: int, done: int) -> None:
-        """Begin an epoch (from 1) of so many images, some of them done where a run is resumed."""
+        """Begin an epoch (from 1). Some of its images are done already if a run is resumed."""
 
     def update(self, done: int, loss: float | None, accuracy: float | None) -> None:
         """Show the images done in this epoch; loss and accuracy are those of the epoch so far."""

@@ -23,7 +23,7 @@ class Stepper:
         blocks: numbers of the blocks in this process.
         optimizer: recipe of the optimizer.
         schedule: of its learning rate, per step.
-        settings: what else a step depends on.
+        settings: accumulation, clipping, averaging and step_per_block.
         batches: batches of an epoch.
         scaler: scales the loss under float16; None otherwise.
     """
