@@ -52,7 +52,7 @@ class FFLib(Rule):
         self.data = SimpleNamespace(negative_generator=NegativeGenerator.RANDOM)
 
     def step(self, batch: Batch) -> Tensor:
-        x, y = leading(batch.inputs).flatten(1), batch.y
+        x, y = leading(batch.inputs).flatten(1), batch.labels
         positive = FFMNIST.combine_to_input(self.data, x, FFMNIST.encode_output(self.data, y))
         x, wrong = FFMNIST.generate_negative(self.data, x, y, self.net)
         self.net.run_train_combined(positive, FFMNIST.combine_to_input(self.data, x, wrong))

@@ -35,7 +35,7 @@ from layerwise.costs.measure import Contender, When, measure
 from layerwise.errors import InputError
 from layerwise.experiment.build import build
 from layerwise.rules import Backprop
-from layerwise.rules.base import ForwardRule, Rule
+from layerwise.rules.base import LocalRule, Rule
 from layerwise.runs import environment
 from layerwise.runs.run import Run
 from layerwise.runtime.plan import block_seconds
@@ -135,7 +135,7 @@ RULES = {
     "overlap-2-2": _windows(2, 2),
     "overlap-3-3": _windows(3, 3),
     "overlap-4-3": _windows(4, 3),
-    "hpff": f"--rule Overlap --rule.overlap 1 --rule.independent 0.001 {CLASSIFY}",
+    "hpff": f"--rule HPFF --rule.overlap 1 --rule.independent 0.001 {CLASSIFY}",
     "sequential": f"--rule Sequential {CLASSIFY}",
     "mono-forward": "--rule MonoForward",
     "shared-readout": "--rule SharedReadout",
@@ -238,7 +238,7 @@ def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> N
         Contender("checkpointing", Backprop(built[0].rule.blocks, checkpoint=True)),
     ]
     for row, e in zip(found, built, strict=True):
-        when: When = "block" if isinstance(e.rule, ForwardRule) else "end"
+        when: When = "block" if isinstance(e.rule, LocalRule) else "end"
         contenders += [Contender(row["rule"], rule, when) for rule in _phases(e.rule)]
     measured = measure(
         contenders, x, y, lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True), rounds=rounds
@@ -258,7 +258,7 @@ def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> N
             "batch": batch,
         }
         row["block_seconds"] = (
-            block_seconds(e.rule, x, y) if isinstance(e.rule, ForwardRule) else None
+            block_seconds(e.rule, x, y) if isinstance(e.rule, LocalRule) else None
         )
 
 

@@ -67,7 +67,7 @@ class BioTorch(Rule):
         self.mode = mode
 
     def step(self, batch: Batch) -> Tensor:
-        x, y = leading(batch.inputs), batch.y
+        x, y = leading(batch.inputs), batch.labels
         network = self.blocks[0]
         logits = network(x, y, F.cross_entropy) if self.mode == "dfa" else network(x)
         loss = F.cross_entropy(logits, y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from layerwise import Blocks, Rule, heads, models, objectives, rules
 from layerwise.heads import Head
+from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.families import targets
 
 CLASSES = 3
@@ -148,8 +150,8 @@ WITHOUT_NORM: dict[str, Callable[..., Case]] = {
 class MeanSquare(objectives.Objective):
     """mean(h^2): the simplest objective that has no head and no labels."""
 
-    def forward(self, h: Tensor, batch: object) -> Tensor:
-        return h.square().mean()
+    def forward(self, activity: objectives.Activity, batch: object) -> Tensor:
+        return activity.output.square().mean()
 
 
 SMALL_HEAD: Head = heads.MLP(width=7)
@@ -178,7 +180,7 @@ def waves(h: Tensor) -> Tensor:
 def _targets(make: Callable[..., targets.TargetRule], blocks: Blocks) -> Rule:
     """Learning from noise that is no chance, so that a step can be repeated."""
     rule = make(blocks, heads.Inverse(layers=1, width=4), noise=1.0)
-    rule.draw, rule.draws = waves, False
+    rule.draw, rule.stochastic = waves, False
     return rule
 
 
@@ -239,6 +241,11 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
     "Greedy": {"greedy": _greedy},
+    "HPFF": {
+        "hpff": lambda blocks: rules.HPFF(
+            blocks, objectives.Classify(SMALL_HEAD), 2, independent=0.25, every=2
+        ),
+    },
     "KolenPollack": {"kolen_pollack": rules.KolenPollack},
     "LastBlock": {"last_block": rules.LastBlock},
     "LDRL": {"ldrl": lambda blocks: _targets(rules.LDRL, blocks)},
@@ -269,9 +276,6 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "Overlap": {
         "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
-        "overlap_independent": lambda blocks: rules.Overlap(
-            blocks, objectives.Classify(SMALL_HEAD), 2, independent=0.25, every=2
-        ),
     },
     "PEPITA": {
         "pepita": rules.PEPITA,
@@ -321,10 +325,17 @@ PARTLY = ("last_block", "sequential")
 WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name not in PARTLY}
 
 
+def made(rule: type[Rule], blocks: Blocks, criterion: Criterion = cross_entropy) -> Rule:
+    """A rule with its defaults; where it takes objectives, every block predicts the labels."""
+    given = [objectives.Classify(SMALL_HEAD, criterion)]
+    takes = "objectives" in inspect.signature(rule).parameters
+    return rule(blocks, *(given if takes else ()), criterion=criterion)  # type: ignore[call-arg]
+
+
 def predicted(rule: Rule, case: Case) -> Tensor:
     """What the rule predicts, in its present mode and without a trace of it: by the plain network,
     unless the rule says that it predicts otherwise."""
-    if rule.predicts_as_chain:
+    if type(rule).forward is Rule.forward:
         return copy.deepcopy(case.model)(case.x)
     with torch.no_grad():
         return copy.deepcopy(rule)(case.x)

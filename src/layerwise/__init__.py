@@ -7,14 +7,14 @@ stays PyTorch.
 from layerwise import analysis, heads, models, objectives, rules, runtime
 from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
 from layerwise.errors import InputError
-from layerwise.objectives.batch import Batch, Report
-from layerwise.rules.base import ForwardRule, LocalRule, Needs, Rule
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import Done, LocalRule, Needs, Report, Rule
 from layerwise.version import VERSION as __version__
 
 __all__ = [
     "Batch",
     "Blocks",
-    "ForwardRule",
+    "Done",
     "InputError",
     "LocalRule",
     "Needs",

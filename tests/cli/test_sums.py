@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerwise import heads, rules
+from layerwise import Batch, heads, rules
 from layerwise.errors import InputError
 from layerwise.experiment.registry import KINDS, make, nested
-from layerwise.objectives import Classify, Objective, Sum
+from layerwise.objectives import Activity, Classify, Objective, Sum
 from layerwise.report.comparison import _named
 from layerwise.runs.run import Run
 
@@ -27,8 +27,8 @@ class Quiet(Objective):
         super().__init__()
         self.power, self.shift = power, shift
 
-    def forward(self, h, batch):
-        return h.abs().pow(self.power).mean()
+    def forward(self, activity, batch):
+        return activity.output.abs().pow(self.power).mean()
 
 
 @pytest.fixture(autouse=True)
@@ -53,10 +53,10 @@ def test_a_sum_is_made():
     assert isinstance(second, Quiet)
     assert second.shift == (5, 16)
     h, y = torch.randn(4, 10), torch.randint(0, 10, (4,))
-    batch = type("Batch", (), {"x": h, "y": y, "inputs": h, "predicted": lambda self, z: None})()
+    activity, batch = Activity(h), Batch(h, y)
     alone = make("objective", {"name": "classify + quiet", "Quiet": {"weight": 3.0}})
-    expected = Classify(heads.MLP())(h, batch) + 3.0 * h.abs().mean()
-    torch.testing.assert_close(alone(h, batch), expected)
+    expected = Classify(heads.MLP())(activity, batch) + 3.0 * h.abs().mean()
+    torch.testing.assert_close(alone(activity, batch), expected)
 
 
 def test_a_rule_that_takes_one_objective_or_one_per_block():
@@ -172,15 +172,15 @@ def test_help_shows_each_terms_options(cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     text = cli(f"train {GREEDY} --help").out
     for option in (
-        "Classify.weight WEIGHT",
-        "Classify.head NAME",
-        "Classify.head.width WIDTH",
-        "Quiet.weight WEIGHT",
-        "Quiet.power POWER",
+        " Classify+Quiet",
+        ".Classify.weight 1",
+        ".Classify.head MLP",
+        ".Classify.head.width 256",
+        ".Quiet.weight 1",
+        ".Quiet.power 1",
     ):
-        assert f"--rule.objectives.{option}" in text
-    assert "(default: Classify+Quiet)" in text
-    assert "--rule.objectives.Quiet CONFIG" not in text
+        assert f"  --rule.objectives{option} " in text
+    assert "--rule.objectives.Quiet " not in text
     assert "weight" not in cli("train --rule Greedy --help").out.split("--optimizer")[0]
 
 

@@ -97,7 +97,7 @@ def gradients_accumulate(dropout: float, make: Make) -> None:
         rule.backward(case.x, case.y)
         second = grads(rule)
         drops = any(isinstance(m, _DropoutNd) and m.p and m.training for m in rule.modules())
-        if drops or rule.draws:
+        if drops or rule.stochastic:
             differs = any(not torch.equal(first[n], second[n]) for n in first)
             drew = drew or differs  # a small batch may draw the same once
             assert differs or not drops, name
@@ -111,7 +111,7 @@ def gradients_accumulate(dropout: float, make: Make) -> None:
         rule.backward(case.x, case.y)
         rule.backward(case.x, case.y)
         assert_same(grads(rule), {n: first[n] + second[n] for n in first})
-    assert drew == (rule.draws or dropout > 0)
+    assert drew == (rule.stochastic or dropout > 0)
 
 
 def _hooks(rule: Rule) -> list[object]:
@@ -201,7 +201,7 @@ def test_heads_do_not_reach_other_blocks(case: networks.Case, name: str) -> None
     other = copy.deepcopy(rule)
     other.zero_grad()
     with torch.no_grad():
-        for p in other.objectives["0"].parameters():
+        for p in other.objectives[0].parameters():
             p.add_(torch.randn_like(p))
     other.backward(case.x, case.y)
     same = [
@@ -285,10 +285,10 @@ def test_prediction_is_the_models(case: networks.Case, make: Make) -> None:
     rule.backward(case.x, case.y)
     rule.eval()
     assert not case.model[0].training
-    assert torch.equal(rule(case.x), case.model(case.x)) == rule.predicts_as_chain
+    assert torch.equal(rule(case.x), case.model(case.x)) == (type(rule).forward is Rule.forward)
     assert torch.equal(rule.exits(case.x)[-1], rule(case.x))
     with torch.no_grad():
-        assert torch.equal(rule(case.x), case.model(case.x)) == rule.predicts_as_chain
+        assert torch.equal(rule(case.x), case.model(case.x)) == (type(rule).forward is Rule.forward)
         assert torch.equal(rule.exits(case.x)[-1], rule(case.x))
 
 

@@ -95,7 +95,7 @@ LINEAR = [
     *("direct_global", "direct_random_target_projection", "feedback_alignment"),
     *("forward_gradient", "greedy", "kolen_pollack", "last_block", "local_forward_gradient"),
     *("local_forward_gradient_weights", "man", "man_scaled", "mono_forward", "overlap"),
-    *("overlap_independent", "sequential", "shared_readout", "last_readout", "sign_symmetry"),
+    *("hpff", "sequential", "shared_readout", "last_readout", "sign_symmetry"),
     *("sign_symmetry_fixed", "spsa", "spsa_subspace"),
 ]
 
@@ -185,11 +185,11 @@ def test_values_are_read_once_for_each_kind(monkeypatch: pytest.MonkeyPatch) -> 
         looks.append(args[-1])
         return y
 
-    monkeypatch.setattr("layerwise.rules.base.rule.prepared", watched)
+    monkeypatch.setattr("layerwise.rules.base.checks.prepared", watched)
     classes = Batch(case.x, case.y)
     soft = Batch(case.x, F.one_hot(case.y).float())
     for batch in (classes, classes, soft, classes, soft):
-        rule._check_labels(batch)
+        rule.check(batch)
     assert looks == [True, False, True, False, False]
 
 
@@ -215,25 +215,9 @@ def one_logit(single: bool) -> Case:
 # The ways of making each rule, with a criterion.
 SMALL = heads.MLP(width=7)
 WITH_CRITERION: dict[str, Callable[..., Rule]] = {
-    "AugLocal": rules.AugLocal,
-    "Greedy": lambda b, criterion: rules.Greedy(
-        b, objectives.Classify(SMALL, criterion), criterion=criterion
-    ),
-    "LocalForwardGradient": lambda b, criterion: rules.LocalForwardGradient(
-        b, objectives.Classify(SMALL, criterion), criterion=criterion
-    ),
-    "Overlap": lambda b, criterion: rules.Overlap(
-        b, objectives.Classify(SMALL, criterion), criterion=criterion
-    ),
-    "Sequential": lambda b, criterion: rules.Sequential(
-        b, objectives.Classify(SMALL, criterion), criterion=criterion
-    ),
-    **{
-        name: functools.partial(getattr(rules, name))
-        for name in rules.__all__
-        if name not in ("AugLocal", "Greedy", "LocalForwardGradient", "Overlap", "Sequential")
-        and name not in OWN_NETWORKS
-    },
+    name: functools.partial(networks.made, getattr(rules, name))
+    for name in rules.__all__
+    if name not in OWN_NETWORKS
 }
 
 
@@ -373,7 +357,7 @@ def test_tokens_and_pixels(kind: str, rule_name: str, name: str) -> None:
     plain = copy.deepcopy(case.model)
     scores = plain(case.x)
     loss = reference(scores, case.y, kind == "tokens")
-    if rule.predicts_as_chain:
+    if type(rule).forward is Rule.forward:
         report = rule.backward(case.x, case.y)
         if report.loss is not None:
             torch.testing.assert_close(report.loss, loss.detach())
@@ -408,7 +392,7 @@ def test_local_losses_are_the_references(kind: str) -> None:
     h = case.x
     for k, block in enumerate(before.blocks):
         out = block(h.detach())
-        scores = before.objectives[str(k)].head(out)
+        scores = before.objectives[k].head(out)
         assert scores.shape == report.logits.shape
         loss = reference(scores, case.y, kind == "tokens")
         loss.backward()

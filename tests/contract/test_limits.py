@@ -45,7 +45,7 @@ ONE_BLOCK = {
     "shared_readout": rules.SharedReadout,
     "sequential": lambda blocks: rules.Sequential(blocks, []),
     "overlap": lambda blocks: rules.Overlap(blocks, []),
-    "overlap_independent": lambda blocks: rules.Overlap(blocks, [], independent=0.25),
+    "hpff": lambda blocks: rules.HPFF(blocks, [], independent=0.25),
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
 }
@@ -193,7 +193,7 @@ def test_local_rules_take_a_block_that_changes_its_input() -> None:
     got = grads(rule)
     rule.zero_grad()
     h = parts[0](x)
-    F.cross_entropy(rule.objectives["0"].predict(h), y).backward()
+    F.cross_entropy(rule.objectives[0].predict(h), y).backward()
     F.cross_entropy(parts[1](h.detach().clone()), y).backward()
     assert_same(got, grads(rule))
 

@@ -43,7 +43,7 @@ def naive(rule: Rule, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         x = block(x)
         parameters = list(block.parameters())
         if i < last:
-            head = rule.objectives[str(i)].head
+            head = rule.objectives[i].head
             parameters += head.parameters()
             loss = F.cross_entropy(head(x), y)
         else:
@@ -83,7 +83,7 @@ def test_dgl_is_one_graph_with_stopped_gradients(network: str) -> None:
     h, total = case.x, torch.zeros((), dtype=torch.float64)
     for i, block in enumerate(case.blocks):
         h = block(h.detach())
-        total = total + F.cross_entropy(rule.objectives[str(i)].predict(h), case.y)
+        total = total + F.cross_entropy(rule.objectives[i].predict(h), case.y)
     total.backward()
     assert_close(got, grads(rule))
 
@@ -100,7 +100,7 @@ def test_greedy_is_a_weighted_sum(network: str) -> None:
     for i, block in enumerate(case.blocks):
         h = block(h.detach())
         if i < len(case.blocks) - 1:
-            classify = next(m for m in rule.objectives[str(i)].modules() if hasattr(m, "criterion"))
+            classify = next(m for m in rule.objectives[i].modules() if hasattr(m, "criterion"))
             loss = 0.5 * F.cross_entropy(classify.head(h), case.y) + (h * h).mean()
         else:
             loss = F.cross_entropy(h, case.y)
@@ -178,7 +178,7 @@ def test_random_weights(drawn: tuple[Blocks, Tensor, Tensor, Head], a: float, b:
     for i, block in enumerate(blocks):
         h = block(h.detach())
         last = i == len(blocks) - 1
-        parts = [F.cross_entropy(h if last else both.objectives[str(i)].predict(h), y)]
+        parts = [F.cross_entropy(h if last else both.objectives[i].predict(h), y)]
         if not last:
             parts = [a * parts[0], b * h.square().mean()]
         for part in parts:

@@ -67,7 +67,7 @@ def test_stepping_per_block_is_stepping_once(network: str, name: str, optimizer:
 
     torch.set_rng_state(rng)
     parts = [OPTIMIZERS[optimizer](other.parameters_of(i)) for i in range(len(other.blocks))]
-    local = isinstance(other, LocalRule)
+    local = name in LOCAL_RULES
 
     def on_block(i: int) -> None:
         if local:  # at most one block's gradients exist at any time
@@ -85,9 +85,9 @@ def test_stepping_per_block_is_stepping_once(network: str, name: str, optimizer:
 
 
 @pytest.mark.parametrize("name", LOCAL_RULES)
-def test_local_backward_alone_is_the_step(name: str) -> None:
-    """A runtime may call `local_backward` itself: one block in, the next block's input out."""
-    from layerwise import Batch
+def test_local_step_alone_is_the_step(name: str) -> None:
+    """A runtime may call `local_step` itself: one block's input in, the next block's out."""
+    from layerwise import Batch, Done, Report
 
     case = networks.cnn()
     rule = LOCAL_RULES[name](case.blocks)
@@ -96,14 +96,15 @@ def test_local_backward_alone_is_the_step(name: str) -> None:
     report = rule.backward(case.x, case.y)
     batch = Batch(case.x, case.y)
     batch.passes = other.blocks.passes(case.x)
-    h = case.x
-    for i in range(len(other.blocks)):
-        assert not any(p.grad is not None for p in other.parameters_of(i))
-        h = other.local_backward(i, h, batch)
-        assert not h.requires_grad
-        assert all(p.grad is not None for p in other.parameters_of(i))
+    done = Done(case.x)
+    for k in range(len(other.blocks)):
+        assert not any(p.grad is not None for p in other.parameters_of(k))
+        done = other.local_step(k, done.out, batch, *done.carry)
+        batch.done(k, done.loss, done.scores)
+        assert not done.out.requires_grad
+        assert all(p.grad is not None for p in other.parameters_of(k))
     assert_same(grads(other), grads(rule))
-    again = batch.report(h, len(other.blocks))
+    again = Report.of(batch, done.out, len(other.blocks))
     assert torch.equal(again.logits, report.logits)
     for a, b in zip(again.local_losses, report.local_losses, strict=True):
         assert torch.equal(a, b)

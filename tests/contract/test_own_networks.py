@@ -17,7 +17,7 @@ from contract import test_on_block as on_block
 from contract import test_views as views
 from networks import OWN_NETWORKS, assert_close, assert_same, grads
 
-from layerwise import Batch, Blocks, Report, Rule, rules
+from layerwise import Batch, Blocks, Done, Report, Rule, rules
 
 WAYS = {
     name: (network, make) for network, ways in OWN_NETWORKS.values() for name, make in ways.items()
@@ -183,7 +183,7 @@ def test_eval_mode_trains_without_statistics(name: str) -> None:
     assert torch.equal(report.logits, case.model(case.x))
 
 
-def test_local_backward_alone_is_the_step(name: str) -> None:
+def test_local_step_alone_is_the_step(name: str) -> None:
     network, make = WAYS[name]
     case = network()
     rule = make(case.blocks)
@@ -193,8 +193,8 @@ def test_local_backward_alone_is_the_step(name: str) -> None:
     wanted = grads(rule)
     rule.zero_grad()
     torch.manual_seed(7)
-    batch, h = Batch(case.x, case.y), case.x
-    for i in range(len(rule.blocks)):
-        h = rule.local_backward(i, h, batch)
-        assert not h.requires_grad
+    batch, done = Batch(case.x, case.y), Done(case.x)
+    for k in range(len(rule.blocks)):
+        done = rule.local_step(k, done.out, batch, *done.carry)
+        assert not done.out.requires_grad
     assert_same(grads(rule), wanted)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from layerwise import Batch, InputError, rules
 from layerwise.costs.blocks import Costs
-from layerwise.objectives import Classify, Objective
+from layerwise.objectives import Activity, Classify, Objective
+from layerwise.report.pictures import reconstructions
 from layerwise.runtime.plan import block_seconds
 
 
@@ -25,10 +26,11 @@ class Spread(Objective):
     def needs_views(self) -> int:
         return self._needs
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert batch.augmented is not None
-        assert torch.equal(batch.augmented[0], h)
-        return (batch.augmented - batch.augmented[:1]).square().mean()
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        augmented = activity.augmented
+        assert augmented is not None
+        assert torch.equal(augmented[0], activity.output)
+        return (augmented - augmented[:1]).square().mean()
 
 
 def turned(x: Tensor) -> Tensor:
@@ -40,9 +42,10 @@ class SeesOther(Objective):
 
     views = (turned,)  # type: ignore[assignment]
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert len(h) == len(batch.y) == len(batch.x) == len(batch.views[turned])
-        return batch.views[turned].square().mean()
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        h = activity.views[turned]
+        assert len(h) == len(batch.labels) == len(batch.x) == len(activity.output)
+        return h.square().mean()
 
 
 def _drawn(case: networks.Case, views: int) -> Tensor:
@@ -64,11 +67,11 @@ def test_every_view_goes_through_the_same_block(network: str, views: int) -> Non
     for i, block in enumerate(rule.blocks):
         hs = [block(h.detach()) for h in hs]
         if i == len(rule.blocks) - 1:
-            loss = rule.objectives[str(i)](hs[0], Batch(case.x, case.y))
+            loss = rule.objectives[i](Activity(hs[0]), Batch(case.x, case.y))
         else:
             spread = sum((h - hs[0]).square().mean() for h in hs) / views
-            _, classify = rule.objectives[str(i)].terms
-            loss = spread + 0.5 * classify(hs[0], Batch(case.x, case.y))
+            _, classify = rule.objectives[i].terms
+            loss = spread + 0.5 * classify(Activity(hs[0]), Batch(case.x, case.y))
         loss.backward()
         torch.testing.assert_close(report.local_losses[i], loss.detach(), rtol=1e-12, atol=0)
     assert_close(got, grads(rule), atol=1e-13)
@@ -170,7 +173,7 @@ def test_costs_and_times_are_of_all_views() -> None:
 def test_pictures_need_no_further_views() -> None:
     case = networks.plain_cnn()
     rule = rules.Greedy(case.blocks, Spread())
-    assert rule.illustrate(case.x, case.y) == {}
+    assert reconstructions(rule, case.x, case.y) == {}
 
 
 def test_isolation() -> None:

@@ -49,7 +49,7 @@ def test_guide_config_builds():
     network = make("model", config["model"], shape=(3, 32, 32), num_classes=10)
     blocks = lw.cut(network, blocks=config["blocks"], example=torch.zeros(2, 3, 32, 32))
     rule = make("rule", config["rule"], blocks=blocks)
-    assert rule.objectives["0"].recipe == lw.heads.MLP(width=512)
+    assert rule.objectives[0].recipe == lw.heads.MLP(width=512)
 
 
 def test_contributed_rule_works_and_has_its_limit():

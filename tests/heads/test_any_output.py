@@ -182,7 +182,7 @@ def test_an_objective_hands_the_inputs_on() -> None:
     h, y, mask = torch.randn(3, 5, 6), torch.tensor([0, 1, 2]), masked([2, 5, 3], 5)
     batch = Batch(h, y)
     batch.inputs = {"attention_mask": mask}
-    loss = objective(h, batch)
+    loss = objective(objectives.Activity(h), batch)
     scores = objective.predict(h, batch.inputs)
     torch.testing.assert_close(loss, F.cross_entropy(scores, y))
     assert not torch.allclose(scores, objective.predict(h))
@@ -204,7 +204,7 @@ def test_sequences_of_changing_length() -> None:
         x, y = torch.randn(3, tokens, 6), torch.randint(0, 5, (3,))
         report = rule.backward(x, y)
         h = parts[0](x).transpose(1, 2)
-        head = rule.objectives["0"].head
+        head = rule.objectives[0].head
         wanted = F.cross_entropy(head[1:](F.adaptive_avg_pool1d(h, 2)), y)
         torch.testing.assert_close(report.local_losses[0], wanted.detach())
 
@@ -238,7 +238,7 @@ def test_audio_is_averaged_over_time() -> None:
     blocks = audio([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 5)])
     rule = rules.DGL(blocks, head=heads.Linear())
     for k, features in enumerate((4, 6)):
-        head = rule.objectives[str(k)].head
+        head = rule.objectives[k].head
         assert isinstance(head, Sequences)
         assert head.head[-1].in_features == 2 * features
         for length in (1, 3, 8):
@@ -253,7 +253,7 @@ def test_scores_of_a_convolution_at_every_time() -> None:
     blocks = audio([nn.ConvTranspose1d(6, 5, 8, stride=4, padding=2)])
     assert blocks.shapes[-1] == (5, 16)
     rule = rules.DGL(blocks, head=heads.Linear())
-    head = rule.objectives["0"].head
+    head = rule.objectives[0].head
     h = torch.randn(3, 4, 8)
     linear = head.head[-1]
     z = torch.einsum("bdt,cd->bct", h, linear.weight) + linear.bias[:, None]

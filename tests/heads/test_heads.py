@@ -355,6 +355,6 @@ def test_any_function_is_a_head() -> None:
     parts = [nn.Linear(6, 5), nn.Linear(5, 3)]
     x, y = torch.randn(4, 6), torch.randint(0, 3, (4,))
     rule = rules.DGL(Blocks(parts, example=x), head=bilinear)  # type: ignore[arg-type]
-    assert parameters(rule.objectives["0"]) == 15
+    assert parameters(rule.objectives[0]) == 15
     rule.backward(x, y)
     assert all(p.grad is not None for p in rule.parameters())

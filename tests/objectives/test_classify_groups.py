@@ -35,7 +35,7 @@ def test_one_step_by_hand() -> None:
     parts = [nn.Linear(2, 2), nn.Linear(2, 4)]
     blocks = Blocks([part.double() for part in parts], example=x)
     rule = rules.Greedy(blocks, ClassifyGroups(heads.Linear(), groups=PAIRS))
-    linear = rule.objectives["0"].head[-1]
+    linear = rule.objectives[0].head[-1]
     for layer in (rule.blocks[0], linear):
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -105,7 +105,7 @@ def test_groups_double_with_depth(tmp_path: Path, classes: int, counts: list[int
     confusion = torch.randint(0, 9, (classes, classes))
     path = _file(tmp_path / "evaluation.json", confusion.tolist())
     rule = _rule(ClassifyGroups(heads.Linear(), confusion=path), classes)
-    made = [rule.objectives[str(i)] for i in range(5)]
+    made = [rule.objectives[i] for i in range(5)]
     assert [objective.head[-1].out_features for objective in made] == counts
     assert [len(set(objective.groups.tolist())) for objective in made] == counts
     doubling = [count for count in (2, 4, 8) if count < classes]
@@ -116,7 +116,7 @@ def test_groups_double_with_depth(tmp_path: Path, classes: int, counts: list[int
 
 def test_given_groups_are_numbered_by_their_first_class() -> None:
     rule = _rule(ClassifyGroups(heads.Linear(), groups=[[1, 0, 1, 0], [2, 1, 0, 3]]), 4)
-    got = [rule.objectives[str(i)].groups.tolist() for i in range(3)]
+    got = [rule.objectives[i].groups.tolist() for i in range(3)]
     assert got == [[0, 1, 0, 1], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
@@ -156,12 +156,12 @@ def test_state_dict_keeps_the_groups() -> None:
     one = _rule(ClassifyGroups(groups=[[0, 0, 1, 1]]), 4)
     other = _rule(ClassifyGroups(groups=[[0, 1, 0, 1]]), 4)
     other.load_state_dict(one.state_dict())
-    assert other.objectives["0"].groups.tolist() == [0, 0, 1, 1]
+    assert other.objectives[0].groups.tolist() == [0, 0, 1, 1]
     x, y = torch.randn(4, 6), torch.arange(4)
     one.backward(x, y)
     other.backward(x, y)
     assert_same(grads(one), grads(other))
-    assert not list(rules.Greedy(Blocks([nn.Linear(6, 4)]), []).objectives["0"].buffers())
+    assert not list(rules.Greedy(Blocks([nn.Linear(6, 4)]), []).objectives[0].buffers())
 
 
 def test_isolation() -> None:

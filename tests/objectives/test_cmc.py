@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Batch, Blocks, InputError, heads, rules
-from layerwise.objectives import CMC, Rotation, Site
+from layerwise.objectives import CMC, Activity, Rotation, Site
 from layerwise.objectives.cmc import Part
 
 PROJECTOR = heads.Projector(dim=4, width=5)
@@ -71,9 +71,10 @@ def test_two_views_by_hand() -> None:
     objective.place(Site(0, 2, (2,), (2,), (2,), (2,)))
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     second = torch.tensor([[1.0, 0.0], [-1.0, 0.0]], dtype=torch.float64)
-    batch = Batch(first, torch.tensor([0, 1]), views={one: first, other: second})
+    batch = Batch(first, torch.tensor([0, 1]))
+    activity = Activity(first, views={one: first, other: second})
     wanted = (math.log(1 + math.exp(-2)) + math.log(2)) / 2 + math.log(1 + math.exp(-1))
-    assert objective(first, batch).item() == pytest.approx(wanted, rel=1e-14)
+    assert objective(activity, batch).item() == pytest.approx(wanted, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_naive(split: tuple[str, ...], core: int | None, pairs: list[tuple[int, 
     hs = [[Part(name)(x[None]) for x in case.x] for name in split]
     for i, block in enumerate(list(rule.blocks)[:-1]):
         hs = [[block(h.detach()) for h in view] for view in hs]
-        objective = rule.objectives[str(i)]
+        objective = rule.objectives[i]
         z = [
             [project(h)[0] for h in view]
             for project, view in zip(objective.projectors, hs, strict=True)
@@ -146,12 +147,12 @@ def test_bf16_similarities_are_not_rounded() -> None:
     case = _case(torch.float32)
     rule = rules.Greedy(case.blocks, CMC())
     z = F.normalize(torch.randn(6, 8), dim=1)
-    objective = rule.objectives["0"]
+    objective = rule.objectives[0]
     objective.projectors = nn.ModuleList([_AsItIs(), _AsItIs()])
-    batch = Batch(case.x, case.y, views=dict.fromkeys(objective.views, z))
-    plain = objective(case.x, batch)
+    batch, activity = Batch(case.x, case.y), Activity(z, views=dict.fromkeys(objective.views, z))
+    plain = objective(activity, batch)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(objective(case.x, batch), plain)
+        assert torch.equal(objective(activity, batch), plain)
 
 
 REFUSED = {

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, heads, rules
-from layerwise.objectives import Colorize, Normalization, Site
+from layerwise.objectives import Activity, Colorize, Normalization, Site
 from layerwise.objectives.colorize import Grey, gamut, rarity, shares
 from layerwise.objectives.colour import grey, to_lab, to_rgb
+from layerwise.report.pictures import reconstructions
 
 F64 = torch.float64
 UNIT = Normalization((0.0,), (1.0,))
@@ -61,7 +62,7 @@ def test_regression_by_hand() -> None:
     objective = Colorize(lambda i, o: nn.Conv2d(1, o[0], 1, bias=False), normalization=UNIT)  # type: ignore
     rule = rules.Greedy(Blocks([p.double() for p in parts], example=x), objective)
     rule.blocks[0].weight.data.fill_(1 / 3)  # type: ignore[union-attr]
-    head = rule.objectives["0"].head
+    head = rule.objectives[0].head
     head.weight.data = torch.tensor([1.0, 2.0], dtype=F64).view(2, 1, 1, 1)
     report = rule.backward(x, torch.tensor([0]))
 
@@ -99,7 +100,7 @@ def test_classification_naive() -> None:
     report = rule.backward(x, torch.tensor([0, 1]))
 
     with torch.no_grad():
-        scores = rule.objectives["0"].head(blocks[0](grey(x))).log_softmax(1)
+        scores = rule.objectives[0].head(blocks[0](grey(x))).log_softmax(1)
     bins, lab = gamut().tolist(), to_lab(x)
     losses, nearest, p = [], [], [0.0] * len(bins)
     for n in range(2):
@@ -141,15 +142,15 @@ def test_pictures_keep_the_lightness(kind: str) -> None:
     parts = [nn.Conv2d(3, 5, 2, stride=2), nn.Sequential(nn.Flatten(), nn.Linear(80, 3))]
     rule = rules.Greedy(Blocks(parts, example=x), Colorize(kind=kind, normalization=UNIT))  # type: ignore
     rule.eval()
-    target, shown = rule.illustrate(x, torch.tensor([0, 1]))[0]
+    target, shown = reconstructions(rule, x, torch.tensor([0, 1]))[0]
     assert torch.equal(target, x)
     assert shown.shape == x.shape
     assert shown.min() >= 0
     assert shown.max() <= 1
     if kind == "regress":  # a head that gives no colour shows the grey image
-        for p in rule.objectives["0"].parameters():
+        for p in rule.objectives[0].parameters():
             nn.init.zeros_(p)
-        _, shown = rule.illustrate(x, torch.tensor([0, 1]))[0]
+        _, shown = reconstructions(rule, x, torch.tensor([0, 1]))[0]
         torch.testing.assert_close(shown, grey(x), atol=1e-4, rtol=0)
 
 
@@ -190,6 +191,7 @@ def test_the_loss_reads_the_view() -> None:
     objective = Colorize(lambda i, o: nn.Conv2d(3, o[0], 1), normalization=UNIT)  # type: ignore
     objective.place(Site(0, 2, (3, 4, 4), (3, 4, 4), (3, 4, 4), (3,)))
     objective.double()
-    batch = Batch(x, torch.tensor([0, 1]), views={objective.views[0]: grey(x)})
+    batch = Batch(x, torch.tensor([0, 1]))
+    activity = Activity(x, views={objective.views[0]: grey(x)})
     wanted = (objective.head(grey(x)) - to_lab(x)[:, 1:] / 110).square().mean()
-    torch.testing.assert_close(objective(x, batch), wanted)
+    torch.testing.assert_close(objective(activity, batch), wanted)

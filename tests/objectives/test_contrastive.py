@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Batch, Blocks, InputError, cut, heads, models, rules
-from layerwise.objectives import InfoNCE, NTXent, Site, SupervisedContrastive
+from layerwise.objectives import Activity, InfoNCE, NTXent, Site, SupervisedContrastive
 from layerwise.objectives.contrast import contrast, matched
 
 PROJECTOR = heads.Projector(dim=4, width=5)
@@ -108,7 +108,7 @@ def _naively(rule: rules.Greedy, x: Tensor, group: list[int], report, temperatur
     hs = list(x[:, None])
     for i, block in enumerate(list(rule.blocks)[:-1]):
         hs = [block(h.detach()) for h in hs]
-        z = torch.cat([rule.objectives[str(i)].projector(h) for h in hs])
+        z = torch.cat([rule.objectives[i].projector(h) for h in hs])
         loss = naive(z, group, temperature)
         torch.testing.assert_close(report.local_losses[i], loss.detach(), rtol=1e-11, atol=0)
         loss.backward()
@@ -162,7 +162,7 @@ def test_info_nce_by_hand() -> None:
     blocks = Blocks([part.double() for part in parts], example=x)
     rule = rules.Greedy(blocks, InfoNCE(grid=None, steps=1))
     nn.init.ones_(blocks[0].weight)
-    W = rule.objectives["0"].predict_below[0].weight
+    W = rule.objectives[0].predict_below[0].weight
     nn.init.constant_(W, 0.5)
     report = rule.backward(x, torch.tensor([0]))
     q = 1 / (1 + math.exp(0.5))
@@ -189,9 +189,7 @@ def test_info_nce_is_naive(steps: int, skip: int) -> None:
             for c in range(4)
         }
         of_k = []
-        for k, W in zip(
-            range(skip + 1, steps + 1), rule.objectives[str(i)].predict_below, strict=True
-        ):
+        for k, W in zip(range(skip + 1, steps + 1), rule.objectives[i].predict_below, strict=True):
             losses = []
             for (b, r, c), context in z.items():
                 if r + k < 4:
@@ -209,7 +207,7 @@ def test_drawn_negatives() -> None:
     """As many as there are, drawn: never the patch itself, all others alike. With equal f of all,
     the loss is the logarithm of how many there are to choose from."""
     case, rule = _info_nce(1, 0, negatives=7)
-    for objective in list(rule.objectives.values())[:-1]:
+    for objective in list(rule.objectives.children())[:-1]:
         nn.init.zeros_(objective.predict_below[0].weight)
     report = rule.backward(case.x, case.y)
     assert report.local_losses[0].item() == pytest.approx(math.log(8), rel=1e-12)
@@ -306,11 +304,11 @@ def test_autocast_is_near_float32(name: str) -> None:
     objective.place(Site(0, 2, (8, 8, 8), (8, 8, 8), (3, 8, 8), (3,)))
     y = torch.randint(3, (6,))
     h = torch.randn(views * 6, 8, 8, 8)
-    batch = Batch(h, y, augmented=h.unflatten(0, (views, 6)))
+    batch, activity = Batch(h, y), Activity(h[:6], augmented=h.unflatten(0, (views, 6)))
     losses = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            losses.append(objective(h[:6], batch))
+            losses.append(objective(activity, batch))
     torch.testing.assert_close(losses[1], losses[0], rtol=0.02, atol=0)
     assert losses[1].dtype == torch.float32
 

@@ -9,8 +9,9 @@ from networks import assert_same, grads
 from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, cut, heads, models, rules
-from layerwise.objectives import Inpaint, Site
+from layerwise.objectives import Activity, Inpaint, Site
 from layerwise.objectives.inpaint import Holes, _drawn
+from layerwise.report.pictures import reconstructions
 
 
 def pixelwise(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
@@ -39,14 +40,14 @@ def test_one_step_by_hand() -> None:
     parts = [nn.Conv2d(1, 1, 1, bias=False), nn.Sequential(nn.Flatten(), nn.Linear(16, 2))]
     rule = rules.Greedy(Blocks([p.double() for p in parts], example=x), Inpaint(pixelwise))  # type: ignore
     nn.init.ones_(rule.blocks[0].weight)  # type: ignore[arg-type]
-    decoder = rule.objectives["0"].decoder
+    decoder = rule.objectives[0].decoder
     nn.init.constant_(decoder.weight, 2)
     nn.init.constant_(decoder.bias, 1)
     report = rule.backward(x, torch.tensor([0]))
     assert report.local_losses[0].item() == 4
     assert decoder.bias.grad.item() == -4
     assert decoder.weight.grad.item() == rule.blocks[0].weight.grad.item() == 0
-    target, shown = rule.illustrate(x, torch.tensor([0]))[0]
+    target, shown = reconstructions(rule, x, torch.tensor([0]))[0]
     assert torch.equal(target, x)
     assert torch.equal(shown, torch.ones_like(x))
 
@@ -60,7 +61,7 @@ def test_naive(region: str) -> None:
     blocks = Blocks([block.double(), last.double()], example=x)
     rule = rules.Greedy(blocks, Inpaint(pixelwise, region))  # type: ignore[arg-type]
     report = rule.backward(x, y)
-    objective = rule.objectives["0"]
+    objective = rule.objectives[0]
     mask = objective.holes.mask(x)
     with torch.no_grad():
         output = objective.decoder(block(x * ~mask))
@@ -128,9 +129,9 @@ def test_a_stage_alone_finds_the_same_holes() -> None:
     first, second = Batch(case.x, case.y), Batch(case.x.clone(), case.y)
     for batch in (first, second):
         batch.passes = rule.blocks.passes(batch.x)
-    h = rule.local_backward(0, rule.enter(first), first)
+    done = rule.local_step(0, rule.first_input(first), first)
     torch.rand(100)
-    rule.local_backward(1, h, second)
+    rule.local_step(1, done.out, second)
     got = _of_block_1(rule)
     assert_same(got, wanted)
     assert wanted
@@ -141,13 +142,14 @@ def test_smaller_output_averages_image_and_holes() -> None:
     objective = Inpaint(heads.Same())
     objective.place(Site(0, 2, (4, 4, 4), (4, 4, 4), (1, 8, 8), (3,)))
     objective.double()
-    batch = Batch(x, torch.tensor([0, 1]), views={Holes(): torch.randn(2, 4, 4, 4).double()})
-    target, mask, output = objective._decoded(batch)
+    batch = Batch(x, torch.tensor([0, 1]))
+    activity = Activity(x, views={Holes(): torch.randn(2, 4, 4, 4).double()})
+    target, mask, output = objective._decoded(activity, batch)
     assert output.shape == target.shape == (2, 1, 4, 4)
     torch.testing.assert_close(target, x.view(2, 1, 4, 2, 4, 2).mean((3, 5)))
     wanted = ((target - output)[:, :, 1:3, 1:3]).square().mean()  # the middle of both
     assert mask.sum() == 8
-    torch.testing.assert_close(objective(x, batch), wanted)
+    torch.testing.assert_close(objective(activity, batch), wanted)
 
 
 def _site(*input_shape: int) -> Site:
@@ -177,9 +179,8 @@ def test_the_loss_reads_no_pixels_outside() -> None:
     mask = Holes().mask(x)
     assert mask.float().mean() == 0.25
     changed = Batch(torch.where(mask, x, x + 1), torch.zeros(4, dtype=torch.long))
-    batch = Batch(x, changed.y)
+    batch = Batch(x, changed.labels)
     batch.passes = rule.blocks.passes(x)
-    h = rule._run(0, rule.enter(batch), batch)
-    objective = rule.objectives["0"].eval()
-    changed.views = batch.views
-    assert torch.equal(objective(h, batch), objective(h, changed))
+    _, activity = rule.run(0, rule.first_input(batch), batch)
+    objective = rule.objectives[0].eval()
+    assert torch.equal(objective(activity, batch), objective(activity, changed))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from layerwise import Batch, InputError, rules
-from layerwise.objectives import KernelSeparation, Site
+from layerwise.objectives import Activity, KernelSeparation, Site
 
 ROOT = math.sqrt(0.5)
 H = torch.tensor([[1.0, 0], [1, 1], [0, 1]], dtype=torch.float64)
@@ -34,7 +34,7 @@ BY_HAND = {
 @pytest.mark.parametrize(("kind", "least", "negative_only"), BY_HAND)
 def test_by_hand(kind: str, least: float, negative_only: bool) -> None:
     objective = KernelSeparation(kind, least, negative_only)  # type: ignore[arg-type]
-    got = objective(H, Batch(H, Y))
+    got = objective(Activity(H), Batch(H, Y))
     assert got.item() == pytest.approx(BY_HAND[kind, least, negative_only], abs=1e-7)
 
 
@@ -45,7 +45,7 @@ def test_gradient_by_hand() -> None:
     2/3 (k12 - 1) dk12 + 2/3 k23 dk23 = -2/3 dk12 = (-1, 1) / (3 sqrt 2)
     """
     h = H.clone().requires_grad_()
-    KernelSeparation("l2")(h, Batch(h, Y)).backward()
+    KernelSeparation("l2")(Activity(h), Batch(h, Y)).backward()
     wanted = torch.tensor([-1.0, 1.0], dtype=torch.float64) / (3 * math.sqrt(2))
     torch.testing.assert_close(h.grad[1], wanted, atol=1e-7, rtol=0)
 
@@ -97,7 +97,7 @@ def test_batches_without_some_pairs(y: list[int], kind: str, negative_only: bool
     """All of one class, all of different ones, or a single sample: finite, with its gradient."""
     h = torch.rand(len(y), 4, requires_grad=True)
     objective = KernelSeparation(kind, -1.0, negative_only)  # type: ignore[arg-type]
-    loss = objective(h, Batch(h, torch.tensor(y)))
+    loss = objective(Activity(h), Batch(h, torch.tensor(y)))
     loss.backward()
     assert loss.isfinite()
     assert h.grad.isfinite().all()

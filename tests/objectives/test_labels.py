@@ -210,8 +210,7 @@ def placed(name: str) -> objectives.Objective:
 
 
 def loss_of(objective: objectives.Objective, h: Tensor, y: Tensor) -> Tensor:
-    batch = Batch(h, y, augmented=h.unsqueeze(0), unpooled=h)
-    return objective(h, batch)
+    return objective(objectives.Activity(h, augmented=h.unsqueeze(0)), Batch(h, y))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

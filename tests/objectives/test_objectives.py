@@ -13,7 +13,7 @@ from networks import MeanSquare, assert_close, grads
 from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, Rule, heads, objectives, rules
-from layerwise.objectives import Classify, Objective, Site, Sum
+from layerwise.objectives import Activity, Classify, Objective, Site, Sum
 
 
 class Constant(Objective):
@@ -28,13 +28,13 @@ class Constant(Objective):
     def build(self, site: Site) -> None:
         self.sites.append(site)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
         self.calls += 1
-        return self.value * h.mean()
+        return self.value * activity.output.mean()
 
 
-H = torch.ones(2, 3)
-BATCH = Batch(H, torch.zeros(2, dtype=torch.long))
+H = Activity(torch.ones(2, 3))
+BATCH = Batch(H.output, torch.zeros(2, dtype=torch.long))
 
 
 def _weights(objective: Objective) -> tuple[float, ...]:
@@ -119,7 +119,7 @@ def test_the_first_prediction_counts() -> None:
     report = rule.backward(case.x, case.y)
     h = case.blocks[0](case.x)
     for scores in (report.local_logits[0], rule.exits(case.x)[0]):
-        assert torch.equal(scores, rule.objectives["0"].terms[0].head(h))
+        assert torch.equal(scores, rule.objectives[0].terms[0].head(h))
     assert len(report.local_logits) == 3
 
 
@@ -177,7 +177,7 @@ def test_an_objective_belongs_to_one_rule() -> None:
     ) as e:
         rules.Greedy(case.blocks, given)
     assert "\n" not in str(e.value)
-    assert rule.objectives["0"] is given[0]
+    assert rule.objectives[0] is given[0]
 
 
 @pytest.mark.parametrize("container", [list, tuple, iter, nn.ModuleList])
@@ -185,7 +185,7 @@ def test_objectives_in_any_container(container: type) -> None:
     case = networks.mlp()
     given = [Classify(heads.Linear()), MeanSquare()]
     rule = rules.Greedy(case.blocks, container(given))
-    assert [rule.objectives[str(i)] for i in range(2)] == given
+    assert [rule.objectives[i] for i in range(2)] == given
 
 
 def test_a_head_may_not_change_what_the_next_block_takes() -> None:
@@ -205,7 +205,7 @@ def test_given_objectives_are_used_as_they_are() -> None:
     case = networks.mlp()
     given = [Classify(heads.Linear()), MeanSquare()]
     rule = rules.Greedy(case.blocks, given)
-    assert [rule.objectives[str(i)] for i in range(2)] == given
+    assert [rule.objectives[i] for i in range(2)] == given
     assert isinstance(given[0].head, nn.Sequential)
 
 

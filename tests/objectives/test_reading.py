@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import networks
 import pytest
 import torch
@@ -9,8 +11,9 @@ from networks import MeanSquare, assert_same, grads
 from torch import Tensor, nn
 
 from layerwise import Blocks, heads, rules
-from layerwise.objectives import Classify, Objective, Site
-from layerwise.objectives.batch import Batch, View
+from layerwise.objectives import Activity, Classify, Objective, Site
+from layerwise.objectives.activity import View
+from layerwise.objectives.batch import Batch
 
 
 class Unpooled(Objective):
@@ -25,9 +28,8 @@ class Unpooled(Objective):
     def reads_unpooled(self) -> bool:
         return True
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert batch.unpooled is not None
-        return batch.unpooled.square().mean()
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        return activity.unpooled.square().mean()
 
 
 def upside_down(x: Tensor) -> Tensor:
@@ -49,8 +51,8 @@ class Views(Objective):
     def views(self) -> tuple[View, ...]:
         return self._views
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        return torch.stack([batch.views[view].square().mean() for view in self._views]).sum()
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        return torch.stack([activity.views[view].square().mean() for view in self._views]).sum()
 
 
 def _pooled() -> networks.Case:
@@ -69,8 +71,8 @@ def test_before_the_pooling() -> None:
     changed by it."""
     case = _pooled()
     rule = rules.Greedy(case.blocks, Unpooled())
-    assert rule.objectives["0"].sites[0].unpooled_shape == (3, 8, 8)
-    assert rule.objectives["1"].sites[0].unpooled_shape == (3, 4, 4)
+    assert rule.objectives[0].sites[0].unpooled_shape == (3, 8, 8)
+    assert rule.objectives[1].sites[0].unpooled_shape == (3, 4, 4)
     report = rule.backward(case.x, case.y)
     got = grads(rule)
     assert torch.equal(report.logits, case.model(case.x))
@@ -86,7 +88,7 @@ def test_before_the_pooling() -> None:
 def test_without_a_pooling_it_is_the_output() -> None:
     case = networks.mlp(torch.float64)
     rule, plain = rules.Greedy(case.blocks, Unpooled()), rules.Greedy(case.blocks, MeanSquare())
-    assert rule.objectives["0"].sites[0].unpooled_shape == case.blocks.shapes[0]
+    assert rule.objectives[0].sites[0].unpooled_shape == case.blocks.shapes[0]
     rule.backward(case.x, case.y)
     got = grads(rule)
     rule.zero_grad()
@@ -95,15 +97,25 @@ def test_without_a_pooling_it_is_the_output() -> None:
 
 
 def test_no_graph_is_kept() -> None:
+    """Nothing of a block is alive once its step is done."""
     case = _pooled()
     rule = rules.Greedy(case.blocks, Unpooled() + Views(negative))
     batch = Batch(case.x, case.y)
     batch.passes = rule.blocks.passes(case.x)
-    h = rule.enter(batch)
-    for i in range(3):
-        h = rule.local_backward(i, h, batch)
-        assert batch.unpooled is None
-        assert not batch.views
+    alive: list[weakref.ref[Activity]] = []
+    loss = rule.loss
+
+    def watched(k: int, activity: Activity, batch: Batch) -> object:
+        alive.append(weakref.ref(activity.unpooled))
+        return loss(k, activity, batch)
+
+    rule.loss = watched  # type: ignore[method-assign]
+    h = rule.first_input(batch)
+    for k in range(3):
+        done = rule.local_step(k, h, batch)
+        h = done.out
+        assert not any(t is not None and t.requires_grad for t in (h, done.loss, done.scores))
+    assert [ref() for ref in alive[:2]] == [None, None]
 
 
 def test_views_pass_as_far_as_they_are_wanted() -> None:

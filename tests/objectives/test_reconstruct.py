@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, cut, heads, models, rules
 from layerwise.heads import Bilinear, Decoder, Same, Transposed
-from layerwise.objectives import Classify, Normalization, Reconstruct, Site
+from layerwise.objectives import Activity, Classify, Normalization, Reconstruct, Site
+from layerwise.report.pictures import reconstructions
 
 
 def pixelwise(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
@@ -27,7 +28,7 @@ def _tiny(**options: object) -> tuple[rules.Greedy, Tensor]:
     objective = Reconstruct(pixelwise, **options)  # type: ignore[arg-type]
     rule = rules.Greedy(Blocks([part.double() for part in parts], example=x), objective)
     nn.init.constant_(rule.blocks[0].weight, 2.0)  # type: ignore[arg-type]
-    nn.init.constant_(rule.objectives["0"].decoder.weight, 1.0)  # type: ignore[union-attr]
+    nn.init.constant_(rule.objectives[0].decoder.weight, 1.0)  # type: ignore[union-attr]
     return rule, x
 
 
@@ -57,13 +58,13 @@ def test_one_step_by_hand(
     assert report.local_losses[0].item() == pytest.approx(loss, rel=1e-14)
     assert report.local_logits[0] is None
     assert rule.blocks[0].weight.grad.item() == pytest.approx(block, rel=1e-14)
-    assert rule.objectives["0"].decoder.weight.grad.item() == pytest.approx(decoder, rel=1e-14)
+    assert rule.objectives[0].decoder.weight.grad.item() == pytest.approx(decoder, rel=1e-14)
 
 
 def test_rolls_around_the_edges() -> None:
     """Down and to the right; what leaves at one edge enters at the other."""
     rule, x = _tiny(shift=(1, 1))
-    (target, prediction) = rule.illustrate(x, torch.tensor([0]))[0]
+    (target, prediction) = reconstructions(rule, x, torch.tensor([0]))[0]
     assert target[0, 0].tolist() == [[4, 3], [2, 1]]
     assert prediction[0, 0].tolist() == [[2, 4], [6, 8]]
 
@@ -73,7 +74,7 @@ def _pixels(blocks: int, shift: tuple[int, int], last: bool = False) -> list[int
     parts = [nn.Conv2d(1, 1, 1) for _ in range(blocks)]
     given = [Reconstruct(pixelwise, shift=shift) for _ in range(blocks - (not last))]
     rule = rules.Greedy(Blocks(parts, example=x), given)
-    return [o.pixels for o in rule.objectives.values() if isinstance(o, Reconstruct)]
+    return [o.pixels for o in rule.objectives.children() if isinstance(o, Reconstruct)]
 
 
 def test_shifts_grow_linearly() -> None:
@@ -94,7 +95,7 @@ def test_target_is_averaged_to_the_decoders_resolution() -> None:
     parts = [nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(4, 2, 1)]
     blocks = Blocks([part.double() for part in parts], example=x)
     rule = rules.Greedy(blocks, Reconstruct(Same(), shift=(3, 3)))
-    target, prediction = rule.illustrate(x, torch.zeros(2))[0]
+    target, prediction = reconstructions(rule, x, torch.zeros(2))[0]
     rolled = torch.cat([x[:, :, -3:], x[:, :, :-3]], 2)
     rolled = torch.cat([rolled[..., -3:], rolled[..., :-3]], 3)
     torch.testing.assert_close(target, rolled.view(2, 3, 4, 2, 4, 2).mean((3, 5)))
@@ -108,7 +109,7 @@ def test_reads_before_or_after_the_pooling(before: bool) -> None:
     last = nn.Sequential(nn.Flatten(), nn.Linear(80, 3))
     blocks = Blocks([first.double(), last.double()], example=x)
     rule = rules.Greedy(blocks, Reconstruct(before_pooling=before))
-    decoder = rule.objectives["0"].decoder
+    decoder = rule.objectives[0].decoder
     assert sum(isinstance(m, nn.ConvTranspose2d) for m in decoder) == (0 if before else 1)
     report = rule.backward(x, y)
     got = grads(rule)
@@ -130,7 +131,7 @@ def test_on_every_kind_of_network(network: str, decoder: Decoder) -> None:
     rule = rules.Greedy(case.blocks, Reconstruct(decoder))
     rule.backward(case.x, case.y)
     assert grads(rule).keys() == dict(rule.named_parameters()).keys()
-    pictures = rule.illustrate(case.x, case.y)
+    pictures = reconstructions(rule, case.x, case.y)
     assert list(pictures) == list(range(len(case.blocks) - 1))
     for target, prediction in pictures.values():
         assert torch.equal(target, case.x)
@@ -162,10 +163,10 @@ def test_a_sum_adds_the_gradients() -> None:
     rule.backward(case.x, case.y)
     got = grads(rule)
     rule.zero_grad()
-    block, terms = rule.blocks[0], rule.objectives["0"].terms
+    block, terms = rule.blocks[0], rule.objectives[0].terms
     h = block[0][:-1](case.x) if isinstance(block[0][-1], nn.MaxPool2d) else block(case.x)
-    batch = Batch(case.x, case.y, unpooled=h)
-    (0.5 * terms[0](block(case.x), batch) + 0.5 * terms[1](h, batch)).backward()
+    batch, activity = Batch(case.x, case.y), Activity(block(case.x), before_pooling=h)
+    (0.5 * terms[0](activity, batch) + 0.5 * terms[1](activity, batch)).backward()
     wanted = grads(rule)
     assert_close({n: got[n] for n in wanted}, wanted, atol=1e-13)
 
@@ -200,7 +201,7 @@ def test_autocast_compares_in_float32() -> None:
     rule.float()
     x = x.float() / 3  # not exact in bfloat16
     with torch.autocast("cpu", torch.bfloat16):
-        target, prediction = rule.illustrate(x, torch.tensor([0]))[0]
+        target, prediction = reconstructions(rule, x, torch.tensor([0]))[0]
         loss = rule.backward(x, torch.tensor([0])).local_losses[0]
     assert torch.equal(target, x)
     assert prediction.dtype == loss.dtype == torch.float32
@@ -242,11 +243,11 @@ REFUSED = {
         r"heads\.Same: a block gives \(6,\)",
     ),
     "whole numbers": (
-        lambda: _tiny()[0].objectives["0"](torch.zeros(1), Batch(torch.ones(1).byte(), H)),
+        lambda: _tiny()[0].objectives[0](Activity(torch.zeros(1)), Batch(torch.ones(1).byte(), H)),
         r"Reconstruct: the network's input is torch\.uint8, .* images\.float\(\) / 255",
     ),
     "two rules": (
-        lambda: _tiny()[0].objectives["0"].place(_site((3, 8, 8))),  # type: ignore[operator]
+        lambda: _tiny()[0].objectives[0].place(_site((3, 8, 8))),  # type: ignore[operator]
         r"Reconstruct: this objective has its auxiliary network already",
     ),
 }
@@ -274,14 +275,14 @@ def test_bce_by_hand() -> None:
     objective = Reconstruct(pixelwise, "bce", normalization=Normalization((0.5,), (0.25,)))
     rule = rules.Greedy(Blocks([p.double() for p in parts], example=x), objective)
     nn.init.ones_(rule.blocks[0].weight)  # type: ignore[arg-type]
-    nn.init.ones_(rule.objectives["0"].decoder.weight)  # type: ignore[union-attr]
+    nn.init.ones_(rule.objectives[0].decoder.weight)  # type: ignore[union-attr]
     report = rule.backward(x, torch.tensor([0]))
     pixels, were = (-2, -1, 1, 2), (0, 0.25, 0.75, 1)
     loss = sum(math.log(1 + math.exp(z)) - t * z for z, t in zip(pixels, were, strict=True)) / 4
     block = sum((1 / (1 + math.exp(-z)) - t) * z for z, t in zip(pixels, were, strict=True)) / 4
     assert report.local_losses[0].item() == pytest.approx(loss, rel=1e-14)
     assert rule.blocks[0].weight.grad.item() == pytest.approx(block, rel=1e-13)
-    target, shown = rule.illustrate(x, torch.tensor([0]))[0]
+    target, shown = reconstructions(rule, x, torch.tensor([0]))[0]
     torch.testing.assert_close(target, x)
     torch.testing.assert_close(shown, (x.sigmoid() - 0.5) / 0.25)  # on the scale of the images
 

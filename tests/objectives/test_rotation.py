@@ -39,7 +39,7 @@ def test_one_step_by_hand() -> None:
     blocks = Blocks([part.double() for part in parts], example=x)
     rule = rules.Greedy(blocks, Rotation(heads.Linear(pool=None), turns=(0, 2)))
     nn.init.ones_(rule.blocks[0].weight)  # type: ignore[arg-type]
-    linear = rule.objectives["0"].head[-1]
+    linear = rule.objectives[0].head[-1]
     nn.init.zeros_(linear.bias)
     linear.weight.data = torch.tensor([[0.0] * 4, [1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     report = rule.backward(x, torch.tensor([0]))
@@ -68,7 +68,7 @@ def test_naive(turns: tuple[int, ...]) -> None:
         loss = torch.zeros((), dtype=torch.float64)
         for (n, q), h in hs.items():
             hs[n, q] = block(h.detach())
-            log_p = rule.objectives[str(i)].head(hs[n, q])[0].log_softmax(0)
+            log_p = rule.objectives[i].head(hs[n, q])[0].log_softmax(0)
             loss = loss - log_p[turns.index(q)] / len(hs)
         loss.backward()
         torch.testing.assert_close(report.local_losses[i], loss.detach(), rtol=1e-13, atol=0)

@@ -9,7 +9,7 @@ from networks import MeanSquare, assert_same, grads
 
 from layerwise import Batch, Blocks, InputError, heads, rules
 from layerwise.experiment.registry import make
-from layerwise.objectives import Classify, Objective, Rotation, Sum
+from layerwise.objectives import Activity, Classify, Objective, Rotation, Sum
 from layerwise.objectives.objective import between
 
 
@@ -20,8 +20,8 @@ def _weights(pair: tuple[float, float], blocks: int, last: bool = False) -> list
     given: list[Objective] = [pair * MeanSquare() for _ in range(blocks - (not last))]
     rule = rules.Greedy(Blocks(parts, example=x), given)
     with torch.no_grad():
-        h, batch = torch.ones(1, 3), Batch(x, torch.zeros(2, dtype=torch.long))
-        return [o(h, batch).item() for o in rule.objectives.values() if isinstance(o, Sum)]
+        h, batch = Activity(torch.ones(1, 3)), Batch(x, torch.zeros(2, dtype=torch.long))
+        return [o(h, batch).item() for o in rule.objectives.children() if isinstance(o, Sum)]
 
 
 def test_linear_over_the_blocks() -> None:

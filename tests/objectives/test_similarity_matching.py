@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layerwise import Batch, Blocks, InputError, heads, rules
 from layerwise.heads.head import fewer_positions
-from layerwise.objectives import PredictProjection, SimilarityMatching, Site
+from layerwise.objectives import Activity, PredictProjection, SimilarityMatching, Site
 
 F64 = torch.float64
 
@@ -89,7 +89,7 @@ def test_naive(channels: int, projection: int | None) -> None:
     blocks = Blocks([first.double(), last.double()], example=x)
     rule = rules.Greedy(blocks, SimilarityMatching(projection=projection))
     report = rule.backward(x, y)
-    objective = rule.objectives["0"]
+    objective = rule.objectives[0]
     (convolution,) = objective.network
     assert convolution.weight.shape == (channels, channels, 3, 3)
     maps = _convolved(first[:2](x).detach(), convolution.weight.detach())
@@ -111,11 +111,11 @@ def test_without_weight_transport() -> None:
     case = networks.cnn()
     rule = rules.Greedy(case.blocks, SimilarityMatching(convolve=False, features=8, projection=7))
     assert [n for n, _ in rule.named_parameters() if n.startswith("objectives.0")] == []
-    assert rule.objectives["0"].codes.shape == (3, 7)
+    assert rule.objectives[0].codes.shape == (3, 7)
     assert "objectives.0.codes" in rule.state_dict()
     rule.backward(case.x, case.y)
-    shape = rule.objectives["0"].site.unpooled_shape
-    (pool,) = rule.objectives["0"].network
+    shape = rule.objectives[0].site.unpooled_shape
+    (pool,) = rule.objectives[0].network
     assert pool.output_size == fewer_positions(shape, 8)[1:]
 
 
@@ -147,7 +147,7 @@ def _projected(feedback_alignment: bool) -> tuple[rules.Greedy, Tensor]:
     x = torch.tensor([[1.0, 2.0]], dtype=F64)
     objective = PredictProjection(projection=2, feedback_alignment=feedback_alignment)
     rule = _vectors(objective, x)
-    made = rule.objectives["0"]
+    made = rule.objectives[0]
     for p in made.parameters():
         nn.init.zeros_(p)
     made.codes.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 1]]))
@@ -163,19 +163,19 @@ def test_projection_by_hand() -> None:
     report = rule.backward(x, torch.tensor([0]))
     assert report.local_losses[0].item() == pytest.approx(math.log(2), rel=1e-14)
     assert rule.blocks[0].weight.grad.tolist() == [[0.5, 1.0], [0.5, 1.0]]
-    linear = rule.objectives["0"].linear
+    linear = rule.objectives[0].linear
     assert linear.weight.grad.tolist() == [[-0.25, -0.5], [0.25, 0.5]]
     assert linear.bias.grad.tolist() == [-0.25, 0.25]
 
 
 def test_scores_are_log_likelihoods_of_codes() -> None:
     rule, x = _projected(True)
-    linear = rule.objectives["0"].linear
+    linear = rule.objectives[0].linear
     linear.bias.data = torch.tensor([2.0, -1.0], dtype=F64)
     scores = rule.exits(x)[0]
     z = linear.bias
     bits = torch.distributions.Bernoulli(logits=z)
-    likelihood = [bits.log_prob(code.double()).sum() for code in rule.objectives["0"].codes]
+    likelihood = [bits.log_prob(code.double()).sum() for code in rule.objectives[0].codes]
     torch.testing.assert_close(scores[0].log_softmax(0), torch.stack(likelihood).log_softmax(0))
     assert torch.equal(rule.backward(x, torch.tensor([0])).local_logits[0], scores)
 
@@ -184,11 +184,11 @@ def test_feedback_of_its_own_weights_is_backpropagation() -> None:
     """B = W: the same gradients, 1e-12 in float64."""
     case = networks.cnn(F64)
     rule = rules.Greedy(case.blocks, PredictProjection(projection=9, features=16))
-    for objective in list(rule.objectives.values())[:-1]:
+    for objective in list(rule.objectives.children())[:-1]:
         objective.feedback = objective.linear.weight.detach().clone()
     rule.backward(case.x, case.y)
     got = grads(rule)
-    for objective in list(rule.objectives.values())[:-1]:
+    for objective in list(rule.objectives.children())[:-1]:
         objective.feedback_alignment = False
     rule.zero_grad()
     rule.backward(case.x, case.y)
@@ -200,7 +200,7 @@ def test_tokens_and_vectors() -> None:
     for name, features in (("transformer", 8), ("mlp", 5)):
         case = networks.NETWORKS[name](F64)
         rule = rules.Greedy(case.blocks, SimilarityMatching())
-        objective = rule.objectives["1"]
+        objective = rule.objectives[1]
         assert objective.network[0].weight.shape == (features, features)
         with torch.no_grad():
             h = case.blocks[1](case.blocks[0](case.x))
@@ -209,7 +209,7 @@ def test_tokens_and_vectors() -> None:
             z = nn.functional.normalize(z - z.mean(1, keepdim=True))
             y = nn.functional.normalize(torch.eye(3, dtype=F64)[case.y] - 1 / 3)
             wanted = (z @ z.T - y @ y.T).square().mean()
-            got = objective(h, Batch(case.x, case.y, unpooled=h))
+            got = objective(Activity(h), Batch(case.x, case.y))
         torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-8)
 
 
@@ -217,7 +217,7 @@ def test_a_dead_sample_has_a_finite_gradient() -> None:
     h = torch.zeros(3, 5, 4, 4, requires_grad=True)
     objective = SimilarityMatching(before_pooling=False)
     objective.place(Site(0, 2, (5, 4, 4), (5, 4, 4), (1, 8, 8), (3,)))
-    objective(h, Batch(h, torch.tensor([0, 1, 2]))).backward()
+    objective(Activity(h), Batch(h, torch.tensor([0, 1, 2]))).backward()
     assert h.grad.isfinite().all()
 
 

@@ -45,7 +45,7 @@ def test_flops_of_two_heads_on_a_block() -> None:
     costs three. The second has two: both forward, the window's back to the block's input, and
     then both back, to their weights and to the block."""
     last = 2 * D * CLASSES
-    rule = rules.Overlap(_blocks(), Classify(heads.Linear()), overlap=1, independent=0.5)
+    rule = rules.HPFF(_blocks(), Classify(heads.Linear()), overlap=1, independent=0.5)
     costs = Costs.of(rule)
     assert [block.head_flops for block in costs.blocks] == [last, 2 * last, 0]
     assert costs.step_head_flops == 3 * last + (2 + 1 + 4) * last

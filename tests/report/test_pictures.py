@@ -21,10 +21,10 @@ GAP, TITLE = pictures.GAP, pictures.TITLE
 class Halved(Objective):
     """The input at half its contrast, whatever the block gives."""
 
-    def forward(self, h, batch):
-        return h.mean()
+    def forward(self, activity, batch):
+        return activity.output.mean()
 
-    def illustrate(self, h, batch):
+    def illustrate(self, activity, batch):
         return batch.x, batch.x / 2
 
 

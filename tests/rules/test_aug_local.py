@@ -67,7 +67,7 @@ def test_convolutions_are_made_to_fit() -> None:
     blocks = cut(net, blocks="all", example=torch.zeros(2, 3, 32, 32))
     assert len(blocks) == 8
     rule = rules.AugLocal(blocks, depth=3, decay=0)
-    head = rule.objectives["0"].head
+    head = rule.objectives[0].head
     assert _shapes(head, (16, 32, 32)) == [(32, 16, 16), (64, 4, 4), (1024,), (10,)]
     convs = [m for m in head.modules() if isinstance(m, nn.Conv2d)]
     assert [(c.in_channels, c.out_channels) for c in convs] == [(16, 32), (32, 64)]
@@ -79,7 +79,7 @@ def test_residual_blocks_are_made_to_fit() -> None:
     one halving, a projection, the block as it stands, its pooling, linear."""
     blocks = cut(models.resnet20(), blocks="all", example=torch.zeros(2, 3, 32, 32))
     rule = rules.AugLocal(blocks, depth=1)
-    head = rule.objectives["0"].head
+    head = rule.objectives[0].head
     assert [type(m).__name__ for m in head[0]][:4] == [
         "AdaptiveAvgPool2d",
         "Conv2d",
@@ -89,7 +89,7 @@ def test_residual_blocks_are_made_to_fit() -> None:
     assert _shapes(head[0], (16, 32, 32))[:4] == [(16, 16, 16), (64, 16, 16)] + [(64, 16, 16)] * 2
     assert head[-1].in_features == 64
     # Nothing but the classifier follows the last residual block, with its pooling.
-    assert [type(m).__name__ for m in rule.objectives["9"].head] == ["Flatten", "Linear"]
+    assert [type(m).__name__ for m in rule.objectives[9].head] == ["Flatten", "Linear"]
 
 
 def test_channels_that_come_last() -> None:
@@ -117,7 +117,7 @@ def test_channels_that_come_last() -> None:
 
     parts = [Position(4), Merge(), Position(6), nn.Sequential(Mean(), nn.Linear(6, 2))]
     rule = rules.AugLocal(Blocks(parts, example=torch.zeros(2, 8, 8, 4)), depth=1)
-    layer = rule.objectives["0"].head[0]
+    layer = rule.objectives[0].head[0]
     shapes = [(4, 8, 8), (4, 4, 4), (6, 4, 4), (6, 4, 4), (4, 4, 6), (4, 4, 6)]
     assert _shapes(layer, (8, 8, 4)) == shapes
     assert rule.exits(torch.zeros(2, 8, 8, 4))[0].shape == (2, 2)
@@ -126,7 +126,7 @@ def test_channels_that_come_last() -> None:
 def test_transformer_layers_fit() -> None:
     case = networks.transformer()
     rule = rules.AugLocal(case.blocks, depth=2, decay=0)
-    first, second = rule.objectives["0"].head[:2]
+    first, second = rule.objectives[0].head[:2]
     assert [type(m).__name__ for m in (*first, *second)] == ["TransformerEncoderLayer"] * 2
     assert not torch.equal(first[0].linear1.weight, case.blocks[1][0].linear1.weight)
 
@@ -137,7 +137,7 @@ def test_vectors_are_made_to_fit() -> None:
     parts = [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in itertools.pairwise(widths)]
     blocks = Blocks([*parts, nn.Linear(7, 2)], example=torch.zeros(2, 3))
     rule = rules.AugLocal(blocks, depth=2, decay=0)
-    linears = [m for m in rule.objectives["0"].head.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in rule.objectives[0].head.modules() if isinstance(m, nn.Linear)]
     assert [(m.in_features, m.out_features) for m in linears] == [(4, 6), (6, 7), (7, 2)]
 
 
@@ -168,7 +168,7 @@ def test_it_is_dgl_with_these_heads(network: str) -> None:
     h: Tensor = case.x
     for i, block in enumerate(case.blocks):
         h = scores = block(h.detach())
-        for module in rule.objectives[str(i)].head if i < len(case.blocks) - 1 else ():
+        for module in rule.objectives[i].head if i < len(case.blocks) - 1 else ():
             scores = module(scores)
         F.cross_entropy(scores, case.y).backward()
     assert_close(got, grads(rule))

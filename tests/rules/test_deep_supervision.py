@@ -42,7 +42,7 @@ def test_it_is_the_sum_of_all_losses(network: str) -> None:
     h, losses = case.x, []
     for i, block in enumerate(case.blocks):
         h = block(h)
-        losses.append(F.cross_entropy(rule.objectives[str(i)].predict(h), case.y))
+        losses.append(F.cross_entropy(rule.objectives[i].predict(h), case.y))
     (losses[-1] + sum(0.3 * loss for loss in losses[:-1])).backward()
     assert_close(got, grads(rule))
     for loss, wanted in zip(report.local_losses, losses, strict=True):

@@ -62,7 +62,7 @@ def test_blocks_hear_of_the_end_but_not_of_each_other() -> None:
 
     before = first()
     with torch.no_grad():
-        for p in rule.objectives["1"].parameters():
+        for p in rule.objectives[1].parameters():
             p.add_(0.1)
     assert torch.equal(first(), before)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def _blocks() -> Blocks:
 
 def _head(rule: Rule) -> nn.Linear:
     """Block 1's head, given the weights A."""
-    (head,) = [m for m in rule.objectives["0"].modules() if isinstance(m, nn.Linear)]
+    (head,) = [m for m in rule.objectives[0].modules() if isinstance(m, nn.Linear)]
     head.weight.data = torch.tensor(A, dtype=torch.float64)
     head.bias.data.zero_()
     return head
@@ -350,7 +350,7 @@ def _man(scaled: bool) -> tuple[rules.MAN, nn.Module]:
         part.weight.data.fill_(weight)
     blocks = Blocks([p.double() for p in parts], example=torch.ones(1, 1, dtype=torch.float64))
     rule = rules.MAN(blocks, heads.Linear(), momentum=0.9, scaled=scaled)
-    made = rule.objectives["0"].head
+    made = rule.objectives[0].head
     made.bias[0].weight.data.fill_(0.125)
     made.head[0].weight.data = torch.tensor([[LN3], [0.0]], dtype=torch.float64)
     made.head[0].bias.data.zero_()

@@ -23,13 +23,13 @@ def test_against_a_naive_implementation(network: str) -> None:
     h, losses = case.x, []
     for i, block in enumerate(rule.blocks):
         h = block(h.detach())
-        each = F.cross_entropy(rule.objectives[str(i)].predict(h), case.y, reduction="none")
+        each = F.cross_entropy(rule.objectives[i].predict(h), case.y, reduction="none")
         parameters = list(block.parameters())
         found = torch.autograd.grad(each.mean(), parameters, retain_graph=True)
         wanted |= {names[p]: g for p, g in zip(parameters, found, strict=True)}
         losses.append(each)
     for i, each in enumerate(losses[:-1]):
-        parameters = list(rule.objectives[str(i)].parameters())
+        parameters = list(rule.objectives[i].parameters())
         error = sum((each[b] - losses[i + 1][b].item()).abs() for b in range(len(each)))
         found = torch.autograd.grad(error / len(each), parameters)
         wanted |= {names[p]: g for p, g in zip(parameters, found, strict=True)}
@@ -76,7 +76,7 @@ def test_blocks_hear_of_no_later_block() -> None:
     def of_first() -> tuple[Tensor, Tensor]:
         rule.zero_grad()
         rule.backward(case.x, case.y)
-        parts = rule.blocks[0], rule.objectives["0"]
+        parts = rule.blocks[0], rule.objectives[0]
         return tuple(torch.cat([p.grad.flatten() for p in part.parameters()]) for part in parts)
 
     block, critic = of_first()

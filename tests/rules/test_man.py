@@ -24,10 +24,10 @@ def test_without_the_average_it_is_dgl() -> None:
     """With averaged weights 0: DGL with the head (bias, head), bit for bit."""
     case = networks.cnn(dropout=0.0)
     rule = rules.MAN(case.blocks, SMALL_HEAD, momentum=1.0)
-    for objective in list(rule.objectives.values())[:-1]:
+    for objective in list(rule.objectives.children())[:-1]:
         if hasattr(objective.head, "average"):
             _zero(objective.head.average)
-    made = iter([o.head for o in rule.objectives.values()])
+    made = iter([o.head for o in rule.objectives.children()])
 
     def head(in_shape: object, out_shape: object) -> nn.Module:
         here = copy.deepcopy(next(made))
@@ -38,8 +38,8 @@ def test_without_the_average_it_is_dgl() -> None:
     dgl.backward(case.x, case.y)
     assert_same(grads(rule.blocks), grads(dgl.blocks))
     for i in range(len(case.blocks) - 1):
-        ours = [p.grad for p in rule.objectives[str(i)].parameters()]
-        theirs = [p.grad for p in dgl.objectives[str(i)].parameters()]
+        ours = [p.grad for p in rule.objectives[i].parameters()]
+        theirs = [p.grad for p in dgl.objectives[i].parameters()]
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -49,7 +49,7 @@ def test_against_a_naive_implementation(network: str, scaled: bool) -> None:
     case = NETWORKS[network](torch.float64)
     rule = rules.MAN(case.blocks, SMALL_HEAD, scaled=scaled)
     if scaled:
-        for objective in rule.objectives.values():
+        for objective in rule.objectives.children():
             if hasattr(objective.head, "scale"):
                 objective.head.scale.data.fill_(0.7)
     rule.backward(case.x, case.y)
@@ -59,7 +59,7 @@ def test_against_a_naive_implementation(network: str, scaled: bool) -> None:
     h, read = case.x, 0
     for i, block in enumerate(case.blocks):
         h = scores = block(h.detach())
-        head = getattr(rule.objectives[str(i)], "head", nn.Identity())
+        head = getattr(rule.objectives[i], "head", nn.Identity())
         if hasattr(head, "average"):
             read += 1
             s = head.scale if scaled else 1.0
@@ -87,10 +87,10 @@ def test_a_scale_of_one_is_unscaled() -> None:
 def test_the_average_starts_as_the_next_blocks_layer_and_is_never_trained() -> None:
     case = networks.cnn()
     rule = rules.MAN(case.blocks, SMALL_HEAD)
-    average = rule.objectives["0"].head.average
+    average = rule.objectives[0].head.average
     assert not list(average.parameters())
     assert torch.equal(average[0].weight, case.blocks[1][0][0].weight)
-    assert not torch.equal(rule.objectives["0"].head.bias[0].weight, average[0].weight)
+    assert not torch.equal(rule.objectives[0].head.bias[0].weight, average[0].weight)
     rule.backward(case.x, case.y)
     assert not average[0].weight.requires_grad
     assert not torch.equal(average[1].running_mean, torch.zeros(len(average[1].running_mean)))

@@ -27,7 +27,7 @@ def test_one_step_by_hand() -> None:
     x = torch.ones(1, 2, dtype=torch.float64)
     last = nn.Linear(2, 2, bias=False, dtype=torch.float64)
     rule = rules.MonoForward(Blocks([layer, last], example=x))
-    ((name, projection),) = rule.objectives["0"].named_parameters()
+    ((name, projection),) = rule.objectives[0].named_parameters()
     assert name.endswith("weight")
     projection.data = torch.tensor([[LN3, 0.0], [1.0, -1.0]], dtype=torch.float64)
     report = rule.backward(x, torch.tensor([1]))
@@ -63,7 +63,7 @@ def test_goodness_is_the_projection_of_all_activations() -> None:
     exits = rule.exits(case.x)
     for k, block in enumerate(list(case.blocks)[:-1]):
         a = block(a)
-        (projection,) = rule.objectives[str(k)].parameters()
+        (projection,) = rule.objectives[k].parameters()
         assert projection.shape == (networks.CLASSES, a[0].numel())
         torch.testing.assert_close(exits[k], F.linear(a.flatten(1), projection))
     assert torch.equal(exits[-1], rule(case.x))

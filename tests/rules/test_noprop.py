@@ -121,7 +121,7 @@ def test_noprop_against_a_naive_implementation(embedding: int | None, learned: b
     got = grads(rule)
     rule.zero_grad()
     torch.manual_seed(3)
-    vectors = rule.objectives["2"].vectors
+    vectors = rule.objectives[2].vectors
     assert vectors.shape == (3, embedding or 3)
     torch.testing.assert_close(vectors @ vectors.T, torch.eye(3).double())
     naive(rule, case, vectors).backward()

@@ -23,6 +23,13 @@ def _classify() -> objectives.Objective:
     return objectives.Classify(networks.SMALL_HEAD)
 
 
+def _rule(blocks: Blocks, each: Any, overlap: int, independent: float, every: int = 1) -> Any:
+    """Overlap, or with independent losses HPFF."""
+    if independent:
+        return rules.HPFF(blocks, each, overlap, independent, every=every)
+    return rules.Overlap(blocks, each, overlap, every=every)
+
+
 def test_one_step_by_hand() -> None:
     """Three blocks of one weight, h = a x: a = (2, 3, 5), x = 1 gives h = (2, 6, 30).
 
@@ -46,7 +53,7 @@ def test_one_step_by_hand() -> None:
             block.weight.data.fill_(a)
         x = torch.ones(1, 1, dtype=torch.float64)
         each = [MeanSquare() for _ in range(3)]
-        rule = rules.Overlap(Blocks(blocks, example=x), each, 1, independent)
+        rule = _rule(Blocks(blocks, example=x), each, 1, independent)
         report = rule.backward(x, torch.zeros(1, dtype=torch.long))
         assert tuple(block.weight.grad.item() for block in blocks) == wanted
         assert tuple(v and v.item() for v in report.local_losses) == losses
@@ -79,10 +86,10 @@ def _naive(
     for k in range(last + 1):
         ends = k == last or (k >= m and (k - m) % s == 0)
         if ends:
-            add(max(0, k - m), k, 1 - w, of(rule.objectives[str(k)]))
+            add(max(0, k - m), k, 1 - w, of(rule.objectives[k]))
         if w:
             alone = rule.objectives if not ends or k == last else rule.independents
-            add(k, k, w, of(alone[str(k)]))
+            add(k, k, w, of(alone[k]))
     return total
 
 
@@ -93,7 +100,7 @@ def test_against_a_graph_for_every_loss(
     network: str, overlap: int, every: int, independent: float
 ) -> None:
     case = NETWORKS[network](torch.float64)
-    rule = rules.Overlap(case.blocks, _classify(), overlap, independent, every=every).eval()
+    rule = _rule(case.blocks, _classify(), overlap, independent, every).eval()
     rule.backward(case.x, case.y)
     wanted = _naive(rule, case.x, case.y, overlap, independent, every)
     assert_close(grads(rule), wanted, atol=1e-11)
@@ -117,10 +124,10 @@ def _same_step(rule: Rule, other: Rule, case: networks.Case) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("options", [{"overlap": 0}, {"overlap": 2, "independent": 1.0}])
+@pytest.mark.parametrize("options", [(0, 0.0), (2, 1.0)])
 def test_windows_of_one_block_are_greedy(network: str, options: dict[str, Any]) -> None:
     case = NETWORKS[network](dropout=0.3)
-    rule = rules.Overlap(case.blocks, _classify(), **options)
+    rule = _rule(case.blocks, _classify(), *options)
     greedy = rules.Greedy(case.blocks, _classify())
     greedy.load_state_dict(rule.state_dict())
     _same_step(rule, greedy, case)
@@ -150,7 +157,7 @@ def test_units_that_share_nothing_are_greedy_on_larger_blocks(network: str) -> N
 def test_a_window_of_all_blocks_is_backprop(network: str, more: int) -> None:
     case = NETWORKS[network](dropout=0.3)
     rule = rules.Overlap(case.blocks, _classify(), len(case.blocks) + more)
-    assert [k for k, _ in rule.objectives.items()] == [str(len(case.blocks) - 1)]
+    assert list(rule.objectives) == [len(case.blocks) - 1]
     _same_step(rule, rules.Backprop(case.blocks), case)
 
 
@@ -165,7 +172,7 @@ def test_a_loss_reaches_its_window_and_no_further(overlap: int) -> None:
         other = copy.deepcopy(rule)
         other.zero_grad()
         with torch.no_grad():
-            for p in other.objectives[str(k)].parameters():
+            for p in other.objectives[k].parameters():
                 p.add_(torch.randn_like(p))
         other.backward(case.x, case.y)
         moved = [
@@ -191,7 +198,7 @@ def test_only_the_windows_graphs_are_alive(overlap: int, every: int, independent
     """When block k starts, graphs of blocks that a loss still to come reaches are alive and of no
     other; each block runs once."""
     case = networks.transformer()
-    rule = rules.Overlap(case.blocks, _classify(), overlap, independent, every=every)
+    rule = _rule(case.blocks, _classify(), overlap, independent, every)
     alive: weakref.WeakSet[_Held] = weakref.WeakSet()
     found: list[set[int]] = []
     running = itertools.count()
@@ -265,7 +272,7 @@ def test_objectives_that_read_more_than_the_output(name: str) -> None:
     rule, greedy = rules.Overlap(case.blocks, each(), 0), rules.Greedy(case.blocks, each())
     greedy.load_state_dict(rule.state_dict())
     _same_step(rule, greedy, case)
-    wider = rules.Overlap(networks.cnn().blocks, each(), 1, 0.5)
+    wider = rules.HPFF(networks.cnn().blocks, each(), 1, 0.5)
     wider.backward(case.x.float(), case.y)
     assert grads(wider).keys() == dict(wider.named_parameters()).keys()
 
@@ -273,7 +280,7 @@ def test_objectives_that_read_more_than_the_output(name: str) -> None:
 @pytest.mark.parametrize("way", ["plain", "bf16"])
 def test_all_losses_fall(way: str) -> None:
     case = networks.mlp()
-    rule = rules.Overlap(case.blocks, _classify(), 1, 0.25)
+    rule = rules.HPFF(case.blocks, _classify(), 1, 0.25)
     losses = networks.losses_of_training(rule, case.x, case.y, way)
     assert all(losses[-1] < losses[0])
 
@@ -283,7 +290,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match=r"Overlap\(overlap=-1\): give 0 or more"):
         rules.Overlap(blocks, _classify(), -1)
     with pytest.raises(ValueError, match=r"independent=1.5\): give a weight in \[0, 1\]"):
-        rules.Overlap(blocks, _classify(), 1, 1.5)
+        rules.HPFF(blocks, _classify(), 1, 1.5)
     with pytest.raises(ValueError, match=r"every=3\): .* give 1 to 2, or overlap more"):
         rules.Overlap(blocks, _classify(), 1, every=3)
     with pytest.raises(ValueError, match="Overlap needs forward and backward information"):

@@ -246,7 +246,7 @@ def test_local_against_a_naive_implementation(network: str) -> None:
     h = case.x
     for i, block in enumerate(case.blocks):
         h = block(h.detach())
-        scores = h if i == len(case.blocks) - 1 else rule.objectives[str(i)].predict(h)
+        scores = h if i == len(case.blocks) - 1 else rule.objectives[i].predict(h)
         loss = F.cross_entropy(scores, case.y)
         if scores is h:
             loss.backward()
@@ -258,7 +258,7 @@ def test_local_against_a_naive_implementation(network: str) -> None:
             u = torch.randn(h.shape, generator=source, dtype=h.dtype)
             for b in range(len(h)):
                 delta[b] += (g[b] * u[b]).sum() * u[b] / 3
-        heads = list(rule.objectives[str(i)].parameters())
+        heads = list(rule.objectives[i].parameters())
         loss.backward(inputs=heads, retain_graph=True)
         h.backward(delta)
     assert_close(got, grads(rule), atol=1e-12)

@@ -46,7 +46,7 @@ def test_a_phase_trains_one_block_on_frozen_ones(network: str) -> None:
             for block in list(other.blocks)[:phase]:
                 h = block.eval()(h)
         h = other.blocks[phase](h)
-        scores = other.objectives[str(phase)].predict(h)
+        scores = other.objectives[phase].predict(h)
         loss = F.cross_entropy(scores, case.y)
         loss.backward()
         assert_same(grads(rule), grads(other))

@@ -39,7 +39,7 @@ def naive(rule: rules.SGR, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     for i, block in enumerate(rule.blocks):
         x = x.detach().requires_grad_()
         h = block(x)
-        loss = F.cross_entropy(rule.objectives[str(i)].predict(h), y)
+        loss = F.cross_entropy(rule.objectives[i].predict(h), y)
         (asked,) = torch.autograd.grad(loss, x, create_graph=True)
         (asks,) = torch.autograd.grad(loss, h, retain_graph=True)
         if wanted is not None:
@@ -99,7 +99,7 @@ def test_what_reaches_whom(network: str) -> None:
     for i in range(len(rule.blocks) - 1):
         old = copy.deepcopy(rule.state_dict())
         with torch.no_grad():
-            for p in rule.objectives[str(i)].parameters():
+            for p in rule.objectives[i].parameters():
                 p.add_(torch.randn_like(p))
         moved = [not torch.equal(a, b) for a, b in zip(each(), before, strict=True)]
         assert moved == [j in (i, i + 1) for j in range(len(moved))]
@@ -128,7 +128,7 @@ def test_attention_is_put_back() -> None:
     def fails(*_: object) -> None:
         raise ArithmeticError
 
-    rule.objectives["1"].criterion = fails
+    rule.objectives[1].criterion = fails
     with pytest.raises(ArithmeticError):
         rule.backward(case.x, case.y)
     assert F.scaled_dot_product_attention is attention
@@ -147,7 +147,7 @@ def test_it_reconciles() -> None:
             rule.backward(case.x, case.y)
             optimizer.step()
         h = case.blocks[0](case.x).detach().requires_grad_()
-        (wanted,) = torch.autograd.grad(F.cross_entropy(rule.objectives["0"].predict(h), case.y), h)
+        (wanted,) = torch.autograd.grad(F.cross_entropy(rule.objectives[0].predict(h), case.y), h)
         (asked,) = torch.autograd.grad(F.cross_entropy(case.blocks[1](h), case.y), h)
         left.append(float((asked - wanted).norm() / wanted.norm()))
     assert left[1] < 0.9 * left[0]

@@ -55,7 +55,7 @@ def test_one_graph_with_stopped_gradients(network: str, shared: bool) -> None:
         h = block(h.detach())
         z = h
         if k < len(case.blocks) - 1:
-            v = rule.objectives[str(k)].features(h)
+            v = rule.objectives[k].features(h)
             v = (v - v.mean(-1, keepdim=True)) / (
                 v.var(-1, unbiased=False, keepdim=True) + 1e-5
             ).sqrt()

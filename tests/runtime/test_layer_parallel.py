@@ -15,8 +15,9 @@ import torch.multiprocessing as mp
 from layerwise import objectives, rules
 from layerwise.objectives import Inpaint
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import ForwardRule, LocalRule, Needs
-from layerwise.runtime import DataParallel, LayerParallel, Serial
+from layerwise.rules.base import LocalRule
+from layerwise.runtime import DataParallel, LayerParallel, Serial, StepOptions
+from layerwise.runtime.layer_parallel import PARALLEL
 
 pytestmark = pytest.mark.gloo
 STEPS = 4
@@ -86,10 +87,11 @@ def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
     dist.destroy_process_group()
 
 
-def _accumulate(rule: ForwardRule, data: list, backward: Callable) -> None:
+def _accumulate(rule: LocalRule, data: list, backward: Callable) -> None:
     # Every block's random numbers are its own, as a trainer sees to it.
     for k, (x, y) in enumerate(data):
-        backward(x, y, before_block=lambda i, k=k: torch.manual_seed(100 * k + i))
+        seed = lambda i, k=k: torch.manual_seed(100 * k + i)  # noqa: E731
+        backward(x, y, StepOptions(before_block=seed))
 
 
 def _synthetic(network: str) -> tuple[rules.DNI, list]:
@@ -211,20 +213,20 @@ EVERY_RULE = {
 }
 
 
-def _every_rule() -> Iterator[tuple[str, ForwardRule, list]]:
+def _every_rule() -> Iterator[tuple[str, LocalRule, list]]:
     """Each rule whose blocks may live apart, with its batches; anew, and always the same."""
     for name, (make, network) in EVERY_RULE.items():
         torch.manual_seed(0)
         case = getattr(networks, network)()
         rule = make(case.blocks)
-        if isinstance(rule, ForwardRule) and rule.needs == Needs.FORWARD:
+        if isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
             yield name, rule, _rule(network)[1]
     for network, ways in networks.OWN_NETWORKS.values():
         for name, make in ways.items():
             torch.manual_seed(0)
             case = network()
             rule = make(case.blocks)
-            if isinstance(rule, ForwardRule) and rule.needs == Needs.FORWARD:
+            if isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
                 yield name, rule, [(case.x, case.y)] * STEPS
 
 
@@ -264,10 +266,11 @@ class _Spread(objectives.Objective):
 
     needs_views = 2  # type: ignore[assignment]
 
-    def forward(self, h: torch.Tensor, batch: Batch) -> torch.Tensor:
-        assert batch.augmented is not None
-        assert len(batch.x) == len(batch.y) == len(h)
-        return (batch.augmented - batch.augmented[:1]).square().mean() + batch.x.square().mean()
+    def forward(self, activity: objectives.Activity, batch: Batch) -> torch.Tensor:
+        augmented = activity.augmented
+        assert augmented is not None
+        assert len(batch.x) == len(batch.labels) == len(activity.output)
+        return (augmented - augmented[:1]).square().mean() + batch.x.square().mean()
 
 
 def _views() -> tuple[rules.Greedy, list]:
@@ -314,13 +317,8 @@ def _replica(rank: int, folder: str, starts: list[int] | None) -> None:
     for k, (x, y) in enumerate(data):
         half = slice(3 * (rank % 2), 3 * (rank % 2) + 3)
         last = k == len(data) - 1
-        runtime.backward(
-            x[half],
-            y[half],
-            scale=lambda loss: loss / len(data),
-            on_block=order.append,
-            completes=last,
-        )
+        options = StepOptions(lambda loss: loss / len(data), order.append, completes=last)
+        runtime.backward(x[half], y[half], options)
     assert order == list(runtime.blocks) * len(data)
     runtime.close()
     torch.save(networks.grads(rule), os.path.join(folder, f"{rank}.pt"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from layerwise.errors import InputError
+from layerwise.report.pictures import reconstructions
 from layerwise.trainer import Observer, Settings
 
 CNN = {
@@ -42,7 +43,7 @@ def test_the_rule_is_shown_as_it_is_evaluated(options, trainer_in):
         assert not any(module.training for module in rule.modules())
         assert not torch.is_grad_enabled()
         assert (rule is trainer.rule) == ("ema" not in options)
-        assert list(rule.illustrate(x, y)) == [0]
+        assert list(reconstructions(rule, x, y)) == [0]
 
     trainer.observers.append(Look(look))
     trainer.fit()
@@ -54,7 +55,7 @@ def test_training_goes_on_to_the_same_bits(trainer_in, crash_at, crash, assert_s
     def draws(x, y):
         def draw(epoch, rule):
             torch.rand(7)
-            rule.illustrate(x, y)
+            reconstructions(rule, x, y)
 
         return draw
 

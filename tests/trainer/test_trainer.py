@@ -100,7 +100,7 @@ def test_validation_and_test_are_measured_without_smoothing(trainer_in, tmp_path
         (x, y) = next(Loader(part, len(part), augment=Augment(), train=False).epoch(0))
         with torch.no_grad():
             h = trainer.rule.blocks[0](x)
-            scores = [trainer.rule.objectives["0"].head(h), trainer.rule.blocks[1](h)]
+            scores = [trainer.rule.objectives[0].head(h), trainer.rule.blocks[1](h)]
         for i, z in enumerate(scores):
             assert row[f"{name}_loss_block{i}"] == pytest.approx(F.cross_entropy(z, y).item())
             accuracy = (z.argmax(1) == y).double().mean().item()
@@ -155,14 +155,14 @@ def test_step_per_block_is_the_global_step(rule, optimizer, trainer_in):
 
 def test_step_per_block_frees_a_blocks_gradients_before_the_next(trainer_in):
     trainer = trainer_in("run", step_per_block=True, epochs=1)
-    local = trainer.rule.local_backward
+    local = trainer.rule.local_step
     alive = []
 
     def spy(i, h, batch):
         alive.append([p.grad is not None for p in trainer.rule.parameters()])
         return local(i, h, batch)
 
-    trainer.rule.local_backward = spy
+    trainer.rule.local_step = spy
     trainer.fit()
     assert len(alive) == 12
     assert not any(map(any, alive))
@@ -322,10 +322,10 @@ def test_divergence_keeps_the_last_good_checkpoint(trainer_in, tmp_path):
 
 def test_the_first_block_to_diverge_is_named(trainer_in):
     trainer = trainer_in("run", epochs=1, blocks=3)
-    trainer.rule.objectives["0"].register_forward_hook(
+    trainer.rule.objectives[0].register_forward_hook(
         lambda *a: a[-1] * math.inf if trainer.position.step == 3 else a[-1]
     )
-    trainer.rule.objectives["2"].register_forward_hook(
+    trainer.rule.objectives[2].register_forward_hook(
         lambda *a: a[-1] * math.inf if trainer.position.step == 2 else a[-1]
     )
     with pytest.raises(NonFiniteLoss, match=r"the loss of block 2 \(.*\) is not finite at step 2"):

@@ -71,7 +71,7 @@ def gradient_alignment(
 
 
 def _criterion(rule: Rule) -> Criterion:
-    objective = dict(rule.objectives.items()).get(str(len(rule.blocks) - 1))
+    objective = rule.objectives.get(len(rule.blocks) - 1)
     return objective.criterion if isinstance(objective, Classify) else cross_entropy
 
 

@@ -194,13 +194,13 @@ class Exit(nn.Module):
         name, last = type(rule).__name__, len(rule.blocks) - 1
         if not 0 <= i <= last:
             raise InputError(f"Exit({name}, {i}): give the number of a block, 0 to {last}")
-        if not rule.predicts_as_chain:
+        if type(rule).exit is not Rule.exit:
             raise InputError(
                 f"Exit({name}, {i}): {name} does not predict by its blocks one after the other; "
                 "take rule.exits(x)"
             )
         self.blocks, self.i = rule.blocks.up_to(i), i
-        self.head = rule.objectives[str(i)] if i < last and str(i) in rule.objectives else None
+        self.head = rule.objectives.get(i) if i < last else None
         if i < last and not self._predicts(rule):
             raise InputError(
                 f"Exit({name}, {i}): block {rule.blocks.names[i]!r} gives no class scores; take "

@@ -18,7 +18,7 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
-from layerwise.rules.base import ForwardRule
+from layerwise.rules.base import LocalRule
 from layerwise.runs import environment
 from layerwise.runs.run import write_new
 from layerwise.runtime import check_rule
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> None:
     )
     rule = make("rule", found["rule"], blocks=blocks).to(device)
     check_rule(rule, found["stages"])
-    assert isinstance(rule, ForwardRule)
+    assert isinstance(rule, LocalRule)
     x = torch.randn(batch * max(1, rule.needs_views), *shape, device=device)
     y = torch.randint(found["num_classes"], (batch,), device=device)
     plan = Plan.of(rule, x, y, found["stages"], found["rounds"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.blocks.cost import counted
-from layerwise.objectives import Objective
+from layerwise.objectives import Activity, Objective
 from layerwise.rules.base import Rule
 
 
@@ -89,8 +89,10 @@ def _counting_heads(
         end(i, "forward")
         if not out.requires_grad:
             return
-        unpooled = isinstance(module, Objective) and module.reads_unpooled
-        read = args[1].unpooled if unpooled else args[0]
+        read = args[0]
+        if isinstance(read, Activity):
+            assert isinstance(module, Objective)
+            read = read.unpooled if module.reads_unpooled else read.output
         if read.requires_grad:
             out.register_hook(lambda _: begin_backward(i))
             read.register_hook(lambda _: end_backward(i))

@@ -17,6 +17,7 @@ from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.table import Measured
 from layerwise.errors import InputError
+from layerwise.objectives.batch import nothing
 from layerwise.rules.base import Rule
 
 When = Literal["end", "block", "backward"]
@@ -116,7 +117,7 @@ class _Step:
             with self._step_in_backward():
                 self.rule.backward(self.x, self.y)
         else:
-            self.rule.backward(self.x, self.y, on_block=self.finish if when == "block" else None)
+            self.rule.backward(self.x, self.y, on_block=self.finish if when == "block" else nothing)
         for optimizer in self.rest:
             optimizer.step()
             optimizer.zero_grad()

@@ -134,7 +134,7 @@ def compare_steps(
 
 def _heads(rule: Rule) -> str:
     """The recipe of the first auxiliary network, or what kind of objective there is."""
-    for part in (rule, *rule.objectives.values()):
+    for part in (rule, *rule.objectives.children()):
         if (recipe := getattr(part, "recipe", None)) is not None:
             return repr(recipe)
-    return ", ".join({type(objective).__name__ for objective in rule.objectives.values()})
+    return ", ".join({type(objective).__name__ for objective in rule.objectives.children()})

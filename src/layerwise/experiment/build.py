@@ -108,7 +108,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         criterion=criterion,
         normalization=_normalization(config, splits),
     )
-    rule.check_views(settings.views)
+    rule.check.views(settings.views)
     rule.phases(settings.epochs)  # refuses too few epochs
     _check_curriculum(config)
     if settings.views > 1 and not Augment(**tuples(config["augment"])).random:

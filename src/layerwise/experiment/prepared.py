@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
 from layerwise.experiment.registry import make
-from layerwise.rules.base import ForwardRule, Rule
+from layerwise.rules.base import LocalRule, Rule
 from layerwise.runs.loggers import check_loggers
 from layerwise.runtime import (
     DataParallel,
@@ -90,7 +90,7 @@ class Prepared:
             return Serial(rule)
         if stages == 1:
             return DataParallel(rule, settings.sync_batchnorm)
-        assert isinstance(rule, ForwardRule)
+        assert isinstance(rule, LocalRule)
         assert rule.blocks.shapes is not None
         labels = rule.blocks.shapes[-1][:-1]
 

@@ -1,5 +1,6 @@
 """Local objectives: what one block is asked to do. One objective per file."""
 
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.classify import Classify, cross_entropy
 from layerwise.objectives.classify_groups import ClassifyGroups
 from layerwise.objectives.cmc import CMC
@@ -18,6 +19,7 @@ from layerwise.objectives.supervised_contrastive import SupervisedContrastive
 
 __all__ = [
     "CMC",
+    "Activity",
     "Classify",
     "ClassifyGroups",
     "Colorize",

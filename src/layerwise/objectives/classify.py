@@ -14,8 +14,9 @@ from layerwise.heads.head import Head, refuse_class
 from layerwise.heads.layout import built
 from layerwise.inputs import Inputs, applied
 from layerwise.labels import IGNORED, any_counts, class_axis, counted
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.objective import Predicting, Site
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -59,7 +60,7 @@ def is_cross_entropy(criterion: object) -> bool:
     return criterion is cross_entropy
 
 
-class Classify(Objective):
+class Classify(Predicting):
     """Predict the labels from a block's output through an auxiliary network.
 
     Args:
@@ -114,18 +115,22 @@ class Classify(Objective):
         """Class scores, (B, C), (B, T, C), or of maps (B, C, H, W)."""
         return applied(self.head, h, inputs)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        if (linear := self._chunked(h, batch.y)) is not None:
+    def forward(
+        self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
+    ) -> Tensor:
+        h, labels = activity.output, batch.labels
+        if (linear := self._chunked(h, labels)) is not None:
             *before, _ = self.head  # type: ignore[misc]
             for layer in before:
                 h = layer(h)
-            return chunked_cross_entropy(h, linear, batch.y, _smoothing(self.criterion))
+            return chunked_cross_entropy(h, linear, labels, _smoothing(self.criterion))
         logits = self.predict(h, batch.inputs)
-        batch.predicted(logits)
+        if scores is not None:
+            scores.append(logits.detach())
         if self.site is not None and not self._classes_seen and is_cross_entropy(self.criterion):
-            self._refuse_other_classes(logits, batch.y, self.site.output_shape)
+            self._refuse_other_classes(logits, labels, self.site.output_shape)
             self._classes_seen = True
-        return self.criterion(logits, batch.y)
+        return self.criterion(logits, labels)
 
     def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
         """The head's last layer, where the loss is computed in chunks."""

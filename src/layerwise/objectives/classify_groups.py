@@ -14,14 +14,15 @@ from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
 from layerwise.inputs import Inputs, applied
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.objective import Predicting, Site
 
 Levels = Sequence[Sequence[int]]  # coarsest first; each the group of class 0, 1, ...
 
 
-class ClassifyGroups(Objective):
+class ClassifyGroups(Predicting):
     """Predict which group of classes the label belongs to, in finer groups with every block.
 
     Block i predicts the groups of level i; after the last level every class is its own group, and
@@ -102,11 +103,13 @@ class ClassifyGroups(Objective):
             return (y.movedim(axis, -1) @ groups).movedim(-1, axis)
         return torch.where(y < 0, y, self.groups[y.clamp(min=0)])
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        logits = applied(self.head, h, batch.inputs)
-        if self._every_class:
-            batch.predicted(logits)
-        return self.criterion(logits, self._groups_of(batch.y))
+    def forward(
+        self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
+    ) -> Tensor:
+        logits = applied(self.head, activity.output, batch.inputs)
+        if scores is not None and self._every_class:
+            scores.append(logits.detach())
+        return self.criterion(logits, self._groups_of(batch.labels))
 
 
 def groups_from_confusion(confusion: Tensor, counts: Sequence[int]) -> list[list[int]]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from layerwise.errors import InputError, choices
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
-from layerwise.objectives.batch import Batch, View
+from layerwise.objectives.activity import Activity, View
+from layerwise.objectives.batch import Batch
 from layerwise.objectives.contrast import check_temperature, matched
 from layerwise.objectives.objective import Objective, Site
 
@@ -109,8 +110,8 @@ class CMC(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        outputs = [batch.views[view] for view in self._views]
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        outputs = [activity.views[view] for view in self._views]
         z = [project(h_v) for project, h_v in zip(self.projectors, outputs, strict=True)]
         t = self.temperature
         losses = [matched(z[i], z[j], t) + matched(z[j], z[i], t) for i, j in self.pairs]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Same
 from layerwise.heads.head import refuse_class
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.colour import grey, to_lab, to_rgb
 from layerwise.objectives.normalization import SYMMETRIC, Normalization
@@ -108,8 +109,8 @@ class Colorize(Objective):
     def views(self) -> tuple[Grey, ...]:
         return (Grey(self.normalization),)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        output, lab = self._output(batch)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        output, lab = self._output(activity, batch)
         ab = lab[:, 1:]
         if self.kind == "regress":
             return F.mse_loss(output, ab / 110)
@@ -121,9 +122,9 @@ class Colorize(Objective):
             loss_N = loss_N * rarity(near_N5, share_N5, len(self.bins))
         return loss_N.mean()
 
-    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images, and their lightness with the colours predicted, (B, 3, H, W)."""
-        output, _ = self._output(batch)
+        output, _ = self._output(activity, batch)
         if self.kind == "regress":
             ab = output * 110
         else:
@@ -134,9 +135,9 @@ class Colorize(Objective):
         lightness = to_lab(self.normalization.undo(target))[:, :1]
         return target, self.normalization(to_rgb(torch.cat([lightness, ab], 1)))
 
-    def _output(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _output(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the head gives, and the image in Lab at its resolution, in float32 or more."""
-        output = self.head(batch.views[self.views[0]])
+        output = self.head(activity.views[self.views[0]])
         dtype = torch.promote_types(output.dtype, torch.float32)
         lab = to_lab(self.normalization.undo(batch.x.to(dtype)))
         if lab.shape[-2:] != output.shape[-2:]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from layerwise.errors import InputError
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
@@ -44,10 +45,11 @@ class Contrastive(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        assert batch.augmented is not None
-        z = self.projector(batch.augmented.flatten(0, 1))
-        return contrast(z, self.group(batch, len(batch.augmented)), self.temperature)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        augmented = activity.augmented
+        assert augmented is not None
+        z = self.projector(augmented.flatten(0, 1))
+        return contrast(z, self.group(batch, len(augmented)), self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"

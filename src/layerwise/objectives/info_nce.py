@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, positive
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
@@ -76,7 +77,8 @@ class InfoNCE(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        h = activity.output
         z_BRCD = self.maps(h).permute(0, 2, 3, 1)  # R rows, C columns of the grid
         patches = z_BRCD.flatten(0, 2)
         number_BRC = torch.arange(len(patches), device=h.device).view(z_BRCD.shape[:3])

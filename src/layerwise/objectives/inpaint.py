@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import positive, refuse_class
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
@@ -126,19 +127,19 @@ class Inpaint(Objective):
     def views(self) -> tuple[Holes, ...]:
         return (self.holes,)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        target, mask, output = self._decoded(batch)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        target, mask, output = self._decoded(activity, batch)
         error = (mask * (target - output).square()).sum()
         return error / (mask.sum() * target.shape[1])
 
-    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
         """The images, and them with what was predicted in the holes, (B, C, H, W)."""
-        target, mask, output = self._decoded(batch)
+        target, mask, output = self._decoded(activity, batch)
         return target, torch.lerp(target, output, mask)
 
-    def _decoded(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _decoded(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Image, holes and what the decoder gives, in float32 or more."""
-        output = self.decoder(batch.views[self.holes])
+        output = self.decoder(activity.views[self.holes])
         dtype = torch.promote_types(output.dtype, torch.float32)
         target, output = batch.x.to(dtype), output.to(dtype)
         mask = self.holes.mask(batch.x).to(dtype)

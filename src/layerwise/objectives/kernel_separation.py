@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layerwise.errors import InputError, choices
 from layerwise.labels import IGNORED, class_numbers
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
@@ -135,9 +136,9 @@ class KernelSeparation(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        k_BB = cosine(h)
-        y = class_numbers(batch.y, "KernelSeparation")
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        k_BB = cosine(activity.output)
+        y = class_numbers(batch.labels, "KernelSeparation")
         same_BB = y[:, None] == y[None, :]
         known = (y != IGNORED).to(k_BB.dtype)
         known_BB = known[:, None] * known[None, :]
@@ -145,7 +146,7 @@ class KernelSeparation(Objective):
         if self.negative_only:
             proxy = _contrastive_negative if self.kind == "contrastive" else PROXIES[self.kind]
             return proxy(k_BB, ideal_BB, (~same_BB).to(k_BB.dtype) * known_BB)
-        others_BB = 1 - torch.eye(len(h), dtype=k_BB.dtype, device=h.device)
+        others_BB = 1 - torch.eye(len(y), dtype=k_BB.dtype, device=k_BB.device)
         return PROXIES[self.kind](k_BB, ideal_BB, others_BB * known_BB)
 
     def extra_repr(self) -> str:

@@ -39,4 +39,4 @@ class NTXent(Contrastive):
         return 2
 
     def group(self, batch: Batch, views: int) -> Tensor:
-        return torch.arange(len(batch.y), device=batch.y.device).repeat(views)
+        return torch.arange(len(batch.labels), device=batch.labels.device).repeat(views)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
-from layerwise.objectives.batch import Batch, View
+from layerwise.objectives.activity import Activity, View
+from layerwise.objectives.batch import Batch
 
 # A factor in a sum: one for all blocks, or the first block's and the last's, linear in between.
 Weight = float | tuple[float, float]
@@ -55,22 +56,32 @@ class Site:
 
 
 class Objective(nn.Module, ABC):
-    """A local objective: the output of a block and the batch in, a scalar to minimise out.
+    """A local objective: `objective(activity, batch)` is a scalar for one block to minimise.
 
     It owns its auxiliary network, which `build` makes once its site is known. Objectives add and
-    scale: `0.01 * Classify(head) + 0.99 * other`; a pair of factors goes linearly over the blocks,
-    from the first to the last that has a block after it: `(5, 0.5) * Reconstruct()`. It never
-    differentiates, steps, or knows the rule.
+    scale: `0.01 * Classify(head) + 0.99 * other`. A pair of factors changes linearly over the
+    blocks, from the first to the last that has a block after it: `(5, 0.5) * Reconstruct()`. An
+    objective never differentiates, never steps, and does not know the rule.
 
     Attributes:
-        site: where it stands; None until a rule has it.
+        site: the place it was made for; None until a rule has it.
     """
 
     site: Site | None = None
 
     @abstractmethod
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        """The loss, (), mean over the batch; h is the block's output (B, ...)."""
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        """The loss, (), mean over the batch.
+
+        Args:
+            activity: what the block computed; `activity.output` is its output, (B, ...).
+            batch: the step's inputs and labels.
+        """
+
+    def loss_and_scores(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The loss, (), and the class scores that were computed on the way to it, (B, C), detached,
+        or None."""
+        return self(activity, batch), None
 
     def place(self, site: Site) -> None:
         """Called once, by the rule: where this objective stands.
@@ -100,18 +111,19 @@ class Objective(nn.Module, ABC):
     @property
     def views(self) -> tuple[View, ...]:
         """Further views of the input that are to pass through the blocks up to this one; the
-        block's output for each is then in `batch.views`."""
+        block's output for each is then in `activity.views`."""
         return ()
 
     @property
     def needs_views(self) -> int:
-        """How many augmented views of every sample it compares at least, in `batch.augmented`; 0
-        where it does not read them. There may be more (`data.Loader(views=...)`)."""
+        """The number of augmented views of every sample that it compares at least, in
+        `activity.augmented`; 0 where it does not read them. There may be more
+        (`data.Loader(views=...)`)."""
         return 0
 
     @property
     def reads_unpooled(self) -> bool:
-        """Whether it reads `batch.unpooled`."""
+        """Whether it reads `activity.unpooled`."""
         return False
 
     @property
@@ -130,9 +142,9 @@ class Objective(nn.Module, ABC):
         """
         return None
 
-    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """What it should have given and what it gave, both as images (B, C, H, W) on the scale of
-        the network's input; None where it makes no images."""
+    def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        """The target and the prediction, both as images (B, C, H, W) on the scale of the network's
+        input; None where it makes no images."""
         return None
 
     def parts(self) -> list[tuple[float, Objective]]:
@@ -155,7 +167,22 @@ class Objective(nn.Module, ABC):
     __rmul__ = __mul__
 
 
-class Sum(Objective):
+class Predicting(Objective):
+    """An objective that computes class scores on the way to its loss."""
+
+    @abstractmethod
+    def forward(
+        self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
+    ) -> Tensor:
+        """The loss, (), mean over the batch; the class scores, detached, are put into `scores`."""
+
+    def loss_and_scores(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        scores: list[Tensor] = []
+        loss = self(activity, batch, scores)
+        return loss, scores[0] if scores else None
+
+
+class Sum(Predicting):
     """A weighted sum of objectives; a term of weight zero is not computed.
 
     Args:
@@ -205,18 +232,23 @@ class Sum(Objective):
     def reads_input(self) -> bool:
         return any(term.reads_input for _, term in self._computed())
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        loss = h.new_zeros(())
+    def forward(
+        self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
+    ) -> Tensor:
+        loss = activity.output.new_zeros(())
         for weight, term in self._computed():
-            loss = loss + weight * term(h, batch)
+            part, found = term.loss_and_scores(activity, batch)
+            loss = loss + weight * part
+            if scores is not None and found is not None:
+                scores.append(found)  # the first term's are the sum's
         return loss
 
     def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
         predictions = (term.predict(h, inputs) for _, term in self._computed())
         return next((p for p in predictions if p is not None), None)
 
-    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        pictures = (term.illustrate(h, batch) for _, term in self._computed())
+    def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor] | None:
+        pictures = (term.illustrate(activity, batch) for _, term in self._computed())
         return next((p for p in pictures if p is not None), None)
 
     def parts(self) -> list[tuple[float, Objective]]:

@@ -12,11 +12,12 @@ from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, fewer_positions, positive
 from layerwise.inputs import Inputs
 from layerwise.labels import IGNORED, counted, rows_of
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
-from layerwise.objectives.objective import Objective, Site
+from layerwise.objectives.objective import Predicting, Site
 
 
-class PredictProjection(Objective):
+class PredictProjection(Predicting):
     """Predict a fixed random binary code of the label by a linear layer whose error goes back
     through other, fixed random weights.
 
@@ -85,23 +86,25 @@ class PredictProjection(Objective):
         z_BP = self.linear(self.pool(h))
         return z_BP @ self.codes.T.to(z_BP.dtype)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        h = self.pool(h)
+    def forward(
+        self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
+    ) -> Tensor:
+        h, labels = self.pool(activity.output), batch.labels
         if self.feedback_alignment:
             z_BP = self.linear(h.detach())
             sent = F.linear(h, self.feedback)
             z_BP = z_BP + (sent - sent.detach())  # adds nothing but B's gradient
         else:
             z_BP = self.linear(h)
-        with torch.no_grad():
-            batch.predicted(z_BP @ self.codes.T.to(z_BP.dtype))
+        if scores is not None:
+            scores.append(z_BP.detach() @ self.codes.T.to(z_BP.dtype))
         z_BP = z_BP.to(torch.promote_types(z_BP.dtype, torch.float32))
-        code_BP = rows_of(self.codes, batch.y).to(z_BP.dtype)
-        if batch.y.is_floating_point():
+        code_BP = rows_of(self.codes, labels).to(z_BP.dtype)
+        if labels.is_floating_point():
             return F.binary_cross_entropy_with_logits(z_BP, code_BP)
-        known = (batch.y != IGNORED).to(z_BP.dtype)
+        known = (labels != IGNORED).to(z_BP.dtype)
         loss = F.binary_cross_entropy_with_logits(z_BP, code_BP, known.unsqueeze(1))
-        return loss * (len(known) / counted(batch.y).to(loss.dtype))
+        return loss * (len(known) / counted(labels).to(loss.dtype))
 
     def extra_repr(self) -> str:
         return f"projection={self.projection}, feedback_alignment={self.feedback_alignment}"

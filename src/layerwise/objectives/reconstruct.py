@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import refuse_class
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.normalization import SYMMETRIC, Normalization
 from layerwise.objectives.objective import Objective, Site, between
@@ -90,18 +91,18 @@ class Reconstruct(Objective):
     def reads_unpooled(self) -> bool:
         return self.before_pooling
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        target, output = self._decoded(h, batch)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        target, output = self._decoded(activity, batch)
         return DISTANCES[self.distance](output, target)
 
-    def illustrate(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target and prediction, (B, C, H, W) in float32 or more, also under autocast."""
-        target, output = self._decoded(h, batch)
+        target, output = self._decoded(activity, batch)
         if self.distance == "bce":
             return self.normalization(target), self.normalization(output.sigmoid())
         return target, output
 
-    def _decoded(self, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _decoded(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target and decoder's output, as the distance takes them."""
         target = batch.x
         if not target.is_floating_point():
@@ -109,10 +110,7 @@ class Reconstruct(Objective):
                 f"Reconstruct: the network's input is {target.dtype}, which no decoder gives; give "
                 "floating point images, such as images.float() / 255"
             )
-        if self.before_pooling:
-            assert batch.unpooled is not None
-            h = batch.unpooled
-        output = self.decoder(h)
+        output = self.decoder(activity.unpooled if self.before_pooling else activity.output)
         dtype = torch.promote_types(output.dtype, torch.float32)
         target, output = target.to(dtype), output.to(dtype)
         if self.distance == "bce":

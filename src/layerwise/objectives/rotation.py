@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
 
@@ -82,9 +83,10 @@ class Rotation(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        h = activity.output
         # One pass of the head: BatchNorm in it must not see each rotation by itself.
-        logits = self.head(torch.cat([h, *(batch.views[view] for view in self.views)]))
+        logits = self.head(torch.cat([h, *(activity.views[view] for view in self.views)]))
         turn = torch.arange(len(self.turns), device=h.device).repeat_interleave(len(h))
         return F.cross_entropy(logits, turn)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from layerwise.errors import InputError
 from layerwise.heads.head import feature_maps, fewer_positions, positive
 from layerwise.labels import IGNORED, counted, rows_of
+from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
@@ -101,18 +102,16 @@ class SimilarityMatching(Objective):
     def reads_input(self) -> bool:
         return False
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        if self.before_pooling:
-            assert batch.unpooled is not None
-            h = batch.unpooled
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        h = activity.unpooled if self.before_pooling else activity.output
         similarity_BB = cosine(spread(self.network(h)), centred=True)
-        target_BB = cosine(rows_of(self.codes, batch.y), centred=True).to(similarity_BB.dtype)
-        if batch.y.is_floating_point():
+        target_BB = cosine(rows_of(self.codes, batch.labels), centred=True).to(similarity_BB.dtype)
+        if batch.labels.is_floating_point():
             return F.mse_loss(similarity_BB, target_BB)
-        known = batch.y != IGNORED
+        known = batch.labels != IGNORED
         known_BB = known[:, None] & known[None, :]
         loss = F.mse_loss(torch.where(known_BB, similarity_BB, target_BB), target_BB)
-        return loss * (len(known) / counted(batch.y).to(loss.dtype)).square()
+        return loss * (len(known) / counted(batch.labels).to(loss.dtype)).square()
 
     def extra_repr(self) -> str:
         return f"features={self.features}, projection={self.projection}"

@@ -52,6 +52,6 @@ class SupervisedContrastive(Contrastive):
         return 1
 
     def group(self, batch: Batch, views: int) -> Tensor:
-        y = class_numbers(batch.y, "SupervisedContrastive")
+        y = class_numbers(batch.labels, "SupervisedContrastive")
         alone = -1 - torch.arange(len(y), device=y.device)  # of no class: with its own views
         return torch.where(y == IGNORED, alone, y).repeat(views)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
+from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Rule
 
 Write = Callable[[str, bytes], None]
@@ -46,7 +47,7 @@ class Pictures:
     log: Sequence[LogImage] = ()
 
     def __call__(self, epoch: int, rule: Rule) -> None:
-        found = rule.illustrate(self.x, self.y)
+        found = reconstructions(rule, self.x, self.y)
         images = {
             i: (self._shown(target), self._shown(prediction))
             for i, (target, prediction) in found.items()
@@ -63,6 +64,28 @@ class Pictures:
     def _shown(self, images: Tensor) -> Tensor:
         """On the scale 0..1; what lies outside is cut off."""
         return self.denormalize(images.float()).clamp(0, 1)
+
+
+@torch.no_grad()
+def reconstructions(rule: Rule, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """The target and the prediction, both (B, C, H, W) on the scale of `x`, under the number of
+    each block whose objective makes images.
+
+    Args:
+        rule: in eval mode.
+        x: images, as the network takes them, (B, C, H, W).
+        y: their labels, (B,).
+    """
+    batch, found = Batch(x, y), {}
+    with rule.blocks.passes(batch.augmented) as batch.passes:
+        h = rule.reading.first_input(batch)
+        for k in range(len(rule.blocks)):
+            h, activity = rule.run(k, h, batch)
+            objective = rule.objectives.get(k)
+            images = None if objective is None else objective.illustrate(activity, batch)
+            if images is not None:
+                found[k] = images
+    return found
 
 
 def draw_reconstructions(

@@ -1,67 +1,47 @@
-"""Learning rules. One rule per file; no rule imports another."""
+"""The learning rules. Each is one file; adding one is that file, and one line here.
 
-from layerwise.rules.aug_local import AugLocal
-from layerwise.rules.backprop import Backprop
-from layerwise.rules.deep_supervision import DeepSupervision
-from layerwise.rules.dgl import DGL
-from layerwise.rules.difference_target_propagation import DifferenceTargetPropagation
-from layerwise.rules.diffusion_blocks import DiffusionBlocks
-from layerwise.rules.direct_feedback_alignment import DirectFeedbackAlignment
-from layerwise.rules.direct_global import DirectGlobal
-from layerwise.rules.direct_random_target_projection import DirectRandomTargetProjection
-from layerwise.rules.dni import DNI
-from layerwise.rules.equilibrium_propagation import EquilibriumPropagation
-from layerwise.rules.feedback_alignment import FeedbackAlignment
-from layerwise.rules.forward_forward import ForwardForward
-from layerwise.rules.forward_gradient import ForwardGradient
-from layerwise.rules.greedy import Greedy
-from layerwise.rules.kolen_pollack import KolenPollack
-from layerwise.rules.last_block import LastBlock
-from layerwise.rules.ldrl import LDRL
-from layerwise.rules.local_critic import LocalCritic
-from layerwise.rules.local_forward_gradient import LocalForwardGradient
-from layerwise.rules.man import MAN
-from layerwise.rules.mono_forward import MonoForward
-from layerwise.rules.noprop import NoProp
-from layerwise.rules.overlap import Overlap
-from layerwise.rules.pepita import PEPITA
-from layerwise.rules.predictive_coding import PredictiveCoding
-from layerwise.rules.sequential import Sequential
-from layerwise.rules.sgr import SGR
-from layerwise.rules.shared_readout import SharedReadout
-from layerwise.rules.sign_symmetry import SignSymmetry
-from layerwise.rules.spsa import SPSA
+No rule imports another: what several rules share is in `base`, `families` and `calls`.
+"""
 
-__all__ = [
-    "DGL",
-    "DNI",
-    "LDRL",
-    "MAN",
-    "PEPITA",
-    "SGR",
-    "SPSA",
-    "AugLocal",
-    "Backprop",
-    "DeepSupervision",
-    "DifferenceTargetPropagation",
-    "DiffusionBlocks",
-    "DirectFeedbackAlignment",
-    "DirectGlobal",
-    "DirectRandomTargetProjection",
-    "EquilibriumPropagation",
-    "FeedbackAlignment",
-    "ForwardForward",
-    "ForwardGradient",
-    "Greedy",
-    "KolenPollack",
-    "LastBlock",
-    "LocalCritic",
-    "LocalForwardGradient",
-    "MonoForward",
-    "NoProp",
-    "Overlap",
-    "PredictiveCoding",
-    "Sequential",
-    "SharedReadout",
-    "SignSymmetry",
-]
+import inspect
+
+from layerwise.rules.aug_local import AugLocal as AugLocal
+from layerwise.rules.backprop import Backprop as Backprop
+from layerwise.rules.deep_supervision import DeepSupervision as DeepSupervision
+from layerwise.rules.dgl import DGL as DGL
+from layerwise.rules.difference_target_propagation import (
+    DifferenceTargetPropagation as DifferenceTargetPropagation,
+)
+from layerwise.rules.diffusion_blocks import DiffusionBlocks as DiffusionBlocks
+from layerwise.rules.direct_feedback_alignment import (
+    DirectFeedbackAlignment as DirectFeedbackAlignment,
+)
+from layerwise.rules.direct_global import DirectGlobal as DirectGlobal
+from layerwise.rules.direct_random_target_projection import (
+    DirectRandomTargetProjection as DirectRandomTargetProjection,
+)
+from layerwise.rules.dni import DNI as DNI
+from layerwise.rules.equilibrium_propagation import EquilibriumPropagation as EquilibriumPropagation
+from layerwise.rules.feedback_alignment import FeedbackAlignment as FeedbackAlignment
+from layerwise.rules.forward_forward import ForwardForward as ForwardForward
+from layerwise.rules.forward_gradient import ForwardGradient as ForwardGradient
+from layerwise.rules.greedy import Greedy as Greedy
+from layerwise.rules.hpff import HPFF as HPFF
+from layerwise.rules.kolen_pollack import KolenPollack as KolenPollack
+from layerwise.rules.last_block import LastBlock as LastBlock
+from layerwise.rules.ldrl import LDRL as LDRL
+from layerwise.rules.local_critic import LocalCritic as LocalCritic
+from layerwise.rules.local_forward_gradient import LocalForwardGradient as LocalForwardGradient
+from layerwise.rules.man import MAN as MAN
+from layerwise.rules.mono_forward import MonoForward as MonoForward
+from layerwise.rules.noprop import NoProp as NoProp
+from layerwise.rules.overlap import Overlap as Overlap
+from layerwise.rules.pepita import PEPITA as PEPITA
+from layerwise.rules.predictive_coding import PredictiveCoding as PredictiveCoding
+from layerwise.rules.sequential import Sequential as Sequential
+from layerwise.rules.sgr import SGR as SGR
+from layerwise.rules.shared_readout import SharedReadout as SharedReadout
+from layerwise.rules.sign_symmetry import SignSymmetry as SignSymmetry
+from layerwise.rules.spsa import SPSA as SPSA
+
+__all__ = sorted(name for name, found in globals().items() if inspect.isclass(found))

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import leading
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
@@ -38,18 +38,17 @@ class Backprop(Rule):
     def __init__(
         self, blocks: Blocks, checkpoint: bool = False, criterion: Criterion = cross_entropy
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         self.checkpoint = checkpoint
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
     def step(self, batch: Batch) -> Tensor:
-        last = len(self.blocks) - 1
         h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
-        loss = self.objectives[str(last)](h, batch)
+        last = len(self.blocks) - 1
+        loss, scores = self.loss(last, Activity(h), batch)
         differentiate(loss, batch.scale)
-        batch.finish(last, loss)
-        for i in reversed(range(len(self.blocks))):
-            batch.on_block(i)
+        batch.done(last, loss, scores)
+        for k in reversed(range(last)):
+            batch.done(k)
         return h
 
     def _checkpointed(self, batch: Batch) -> Tensor:

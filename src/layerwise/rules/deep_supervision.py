@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity, Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
@@ -46,34 +45,25 @@ class DeepSupervision(Rule):
         head: Head = MLP(),  # noqa: B008 (frozen)
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, Classify(head, criterion), criterion)
         if not weight >= 0:
             raise InputError(
                 f"DeepSupervision(weight={weight}): give at least 0; with 0 it is backpropagation"
             )
         self.weight = weight
-        last = len(blocks) - 1
-        for k in range(len(blocks)):
-            self._attach(k, Classify(head if k < last else None, criterion))
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        heads: list[Tensor] = []
+        found: dict[int, tuple[Tensor, Tensor | None]] = {}  # L_k and the class scores
         h = batch.inputs
-        for k, block in enumerate(self.blocks):
-            # A head still needs what an in-place block would write over.
-            h = batch.run(k, h.clone() if k and starts_in_place(block) else h)
+        for k in range(last + 1):
+            h = batch.run(k, h, keep=k > 0)  # the head before still needs its input
             if k == last or self.weight > 0:
-                objective = self._objective(k)
-                assert objective is not None
-                with self._kept(k, h):
-                    loss = objective(h, batch)
-                batch.finish(k, loss)
-                heads.append(loss)
-        total = heads.pop()
-        for loss in heads:
-            total = total + self.weight * loss
+                found[k] = self.loss(k, Activity(h), batch)
+        total, _ = found[last]
+        for k in range(last if self.weight > 0 else 0):
+            total = total + self.weight * found[k][0]
         differentiate(total, batch.scale)
-        for k in range(len(self.blocks)):
-            batch.on_block(k)
+        for k in range(last + 1):
+            batch.done(k, *found.get(k, ()))
         return h

@@ -14,10 +14,8 @@ from layerwise.errors import InputError
 from layerwise.labels import mean_of_counted
 from layerwise.models.denoisers import Denoiser
 from layerwise.models.diffusion import VitDenoiser
-from layerwise.objectives import Objective
-from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.families.denoising import DenoisingRule, noised
+from layerwise.rules.families.denoising import DenoisingRule, distance, noised
 
 
 class DiffusionBlocks(DenoisingRule):
@@ -71,17 +69,17 @@ class DiffusionBlocks(DenoisingRule):
         self.overlap, self.squared = overlap, squared
 
     def denoising_loss(
-        self, denoiser: Denoiser, features: Tensor, u: Tensor, distance: Objective, batch: Batch
+        self, denoiser: Denoiser, features: Tensor, u: Tensor, labels: Tensor
     ) -> Tensor:
         assert isinstance(denoiser, VitDenoiser)
         sigma, s = self.levels(denoiser, u), denoiser.sigma_data
         scores = denoiser.scores(features, noised(u, (1.0, sigma)), sigma)
         weight = (sigma**2 + s**2) / (sigma * s) ** 2  # (B, 1)
         if self.squared:
-            return distance(weight.sqrt() * (F.softmax(scores, 1) - u), batch)
-        y = batch.y.to(scores.dtype) if batch.y.is_floating_point() else batch.y
+            return distance(weight.sqrt() * (F.softmax(scores, 1) - u), labels)
+        y = labels.to(scores.dtype) if labels.is_floating_point() else labels
         each = weight.squeeze(1) * F.cross_entropy(scores, y, reduction="none")
-        return mean_of_counted(each, batch.y)
+        return mean_of_counted(each, labels)
 
     def levels(self, denoiser: VitDenoiser, u: Tensor) -> Tensor:
         """Noise levels of the denoiser's share, (B, 1), for vectors u (B, E)."""

@@ -11,10 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError, choices
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
@@ -88,9 +86,8 @@ class DirectFeedbackAlignment(Rule):
         criterion: Criterion = cross_entropy,
         normalize: bool = False,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         last = len(blocks) - 1
-        self.objectives[str(last)] = Classify(criterion=criterion)
         numbers = range(last) if at is None else _numbers(blocks, at)
         self.ends = sorted({*numbers, last})  # of what learns together, the last blocks
         self.layers, self.normalize = layers, normalize
@@ -99,43 +96,42 @@ class DirectFeedbackAlignment(Rule):
         self.feedback = Projections(blocks, scale, shared, call, self.ends, inputs)
 
     def step(self, batch: Batch) -> Tensor:
-        last = len(self.blocks) - 1
-        outputs: dict[int, Tensor] = {}  # h_k, with the graph since the one before
-        error: list[Tensor] = []
+        error = Error()
         with self._sending(error):
-            h = detached(batch.inputs)
-            for k, block in enumerate(self.blocks):
-                if k - 1 in outputs:
-                    h = h.detach()
-                    h = h.clone() if starts_in_place(block) else h
-                h = batch.run(k, h)
-                if k in self.ends:
-                    outputs[k] = _normalized(h) if self.normalize and k < last else h
-            scores = h.detach().requires_grad_()
-            loss = self.objectives[str(last)](scores, batch)
-            differentiate(loss, batch.scale, inputs=(scores,))
-            batch.finish(last, loss)
-            e = scores.grad
-            assert e is not None
-            error.append(e)
-            del h
+            outputs = self._forward(batch)  # h_k of the blocks that the error goes to
+            last = len(self.blocks) - 1
+            scores = outputs[last].detach()
+            loss, error.e = self.output_error(scores, batch, batch.scale)
             for before, k in reversed([*pairwise([-1, *self.ends])]):
                 h = outputs.pop(k)
                 if h.requires_grad:
-                    differentiate(h, gradient=e if k == last else self._project(k, e, h))
+                    asked = error.e if k == last else self._projected(k, error.e, h)  # e B_k
+                    differentiate(h, gradient=asked)
                 del h  # and its graph
-                for i in range(k, before, -1):
-                    batch.on_block(i)
+                for j in range(k, before, -1):
+                    batch.done(j, *((loss, scores) if j == last else ()))
         return scores
 
+    def _forward(self, batch: Batch) -> dict[int, Tensor]:
+        """The output of each of `ends`, with the graph since the one before; what is to take the
+        error is normalised, where that is asked for."""
+        last, outputs = len(self.blocks) - 1, {}
+        h = detached(batch.inputs)
+        for k in range(last + 1):
+            begins = k - 1 in outputs
+            h = batch.run(k, h.detach() if begins else h, keep=begins)
+            if k in self.ends:
+                outputs[k] = _normalized(h) if self.normalize and k < last else h
+        return outputs
+
     @torch.no_grad()
-    def _project(self, k: int, e: Tensor, h: Tensor) -> Tensor:
+    def _projected(self, k: int, e: Tensor, h: Tensor) -> Tensor:
         with torch.autocast(h.device.type, enabled=False):
             return self.feedback(k, e, h.shape)
 
     @contextlib.contextmanager
-    def _sending(self, error: Sequence[Tensor]) -> Iterator[None]:
-        """Within, layers send their input the `error`, which has to be there on the way back."""
+    def _sending(self, error: Error) -> Iterator[None]:
+        """Within, layers send the projected error to their input."""
         if not self.layers:
             yield
             return
@@ -147,10 +143,17 @@ class DirectFeedbackAlignment(Rule):
         }
 
         def gradient(weight: Tensor, shape: tuple[int, ...]) -> Tensor:
-            return self.feedback.to_layer(names[weight], error[0], shape)
+            return self.feedback.to_layer(names[weight], error.e, shape)
 
         with as_written(self.blocks), sending(names, gradient):
             yield
+
+
+class Error:
+    """The error of a step: the gradient of the scaled loss at the output, known once the forward
+    pass has ended."""
+
+    e: Tensor
 
 
 def _normalized(h: Tensor) -> Tensor:

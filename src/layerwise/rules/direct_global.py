@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
@@ -47,47 +46,35 @@ class DirectGlobal(Rule):
         head: Head = MLP(),  # noqa: B008 (frozen)
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, Classify(head, criterion), criterion)
         if not 0 <= last_gradient_weight <= 1:
             raise InputError(
                 f"DirectGlobal(last_gradient_weight={last_gradient_weight}): give a weight in "
                 "[0, 1]; with 0 it is DGL"
             )
         self.last_gradient_weight, self.criterion = last_gradient_weight, criterion
-        last = len(blocks) - 1
-        for k in range(len(blocks)):
-            self._attach(k, Classify(head if k < last else None, criterion))
 
     def step(self, batch: Batch) -> Tensor:
         w, last = self.last_gradient_weight, len(self.blocks) - 1
         graphs: list[tuple[Tensor, Tensor]] = []  # z_k and dL(z_k)/dz_k
+        losses: list[Tensor] = []
         h = batch.inputs
-        for k, block in enumerate(self.blocks):
-            h = detached(h)
-            if k and starts_in_place(block):
-                h = h.clone()  # head k-1 still needs the other
-            h = batch.run(k, h)
-            with self._kept(k, h):
-                objective = self._objective(k)
-                assert isinstance(objective, Classify)
-                z = objective.predict(h, batch.inputs)
-            graphs.append((z, self._gradient(k, z, batch)))
+        for k in range(last + 1):
+            h = batch.run(k, detached(h), keep=k > 0)  # the head before still needs its input
+            z = self.scores(k, h, batch)
+            leaf = z.detach().requires_grad_()
+            loss = self.criterion(leaf, batch.labels)
+            differentiate(loss, batch.scale)
+            assert leaf.grad is not None
+            graphs.append((z, leaf.grad))
+            losses.append(loss.detach())
             del z
-        logits, d_last = h.detach(), graphs[last][1]
+        output, d_last = h.detach(), graphs[last][1]
         del h
-        for k in reversed(range(len(self.blocks))):
+        for k in reversed(range(last + 1)):
             z, d = graphs.pop()
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
+            scores = z.detach()
             del z  # and block k's graph
-            batch.on_block(k)
-        return logits
-
-    def _gradient(self, k: int, z: Tensor, batch: Batch) -> Tensor:
-        """dL(z)/dz, scaled."""
-        scores = z.detach().requires_grad_()
-        loss = self.criterion(scores, batch.y)
-        differentiate(loss, batch.scale)
-        batch.predicted(scores)
-        batch.finish(k, loss)
-        assert scores.grad is not None
-        return scores.grad
+            batch.done(k, losses[k], scores)
+        return output

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.inputs import detached
-from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import ForwardRule, differentiate
+from layerwise.rules.base import Done, LocalRule, differentiate
 from layerwise.rules.families.projection import Projections
 
 
-class DirectRandomTargetProjection(ForwardRule):
+class DirectRandomTargetProjection(LocalRule):
     """Direct random target projection (DRTP): the gradient of every block's output is the one-hot
     label through a fixed random matrix of the block's own.
 
@@ -53,18 +52,15 @@ class DirectRandomTargetProjection(ForwardRule):
         shared: bool = False,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+        super().__init__(blocks, criterion=criterion)
         self.feedback = Projections(blocks, scale, shared, "DirectRandomTargetProjection")
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        h = batch.run(i, detached(h))
-        if i == len(self.blocks) - 1:
-            loss = self.objectives[str(i)](h, batch)
-            differentiate(loss, batch.scale)
-            batch.finish(i, loss)
-        else:
-            with torch.no_grad():
-                target = self.feedback.rows(i, batch.y, h.shape) / self.feedback.counted(batch.y)
-            differentiate(h, batch.scale, target)
-        return h.detach()
+    def local_step(self, k: int, h: Any, batch: Batch) -> Done:
+        if k == len(self.blocks) - 1:
+            return super().local_step(k, h, batch)
+        h = batch.run(k, h)
+        labels = batch.labels
+        with torch.no_grad():
+            target = self.feedback.rows(k, labels, h.shape) / self.feedback.counted(labels)
+        differentiate(h, batch.scale, target)
+        return Done(h.detach())

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import Synthesizer
 from layerwise.heads.layout import channels_first
 from layerwise.heads.synthesizer import InputSynthesizer
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import ForwardRule, differentiate
+from layerwise.rules.base import Done, LocalRule, Needs, differentiate
 
 
-class DNI(ForwardRule):
+class DNI(LocalRule):
     """Decoupled neural interfaces: every block learns from a predicted gradient of its output.
 
     Jaderberg et al. 2017 (arXiv:1608.05343), section 2. L_b is the loss of sample b, c its label:
@@ -53,7 +53,7 @@ class DNI(ForwardRule):
             a token.
     """
 
-    sends_back = True
+    needs = Needs.FORWARD | Needs.NEXT
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class DNI(ForwardRule):
         update_probability: float = 1.0,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         if not 0 < update_probability <= 1:
             raise InputError(
                 f"DNI(update_probability={update_probability}): give more than 0, at most 1"
@@ -72,80 +72,74 @@ class DNI(ForwardRule):
         input_shape, shapes = blocks.known_shapes("DNI", "no synthesizer can be made")
         self.recipe, self.context = synthesizer, context
         self.update_probability = update_probability
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
         classes = _classes(blocks) if context else None
         between = shapes[:-1]
         self.synthesizers = nn.ModuleList(synthesizer(shape, classes) for shape in between)
         self.inputs = nn.ModuleList(
             InputSynthesizer()(input_shape, shape) for shape in between if synthetic_inputs
         )
-        weight = self._weight(0)
-        if weight is not None:
-            self.synthesizers.to(weight.device, weight.dtype)
-            self.inputs.to(weight.device, weight.dtype)
+        self.moved(0, self.synthesizers)
+        self.moved(0, self.inputs)
 
-    def auxiliary(self, i: int) -> list[nn.Module]:
-        # Block i trains what predicts its own input.
-        predictor = self.inputs[i - 1 : i] if i else []
-        return [*super().auxiliary(i), *self.synthesizers[i : i + 1], *predictor]
+    def auxiliary(self, k: int) -> list[nn.Module]:
+        # Block k trains what predicts its own input.
+        predictor = self.inputs[k - 1 : k] if k else []
+        return [*super().auxiliary(k), *self.synthesizers[k : k + 1], *predictor]
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
         return bool(self.inputs) or super().reads_input(blocks)
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step: its detached input in, its detached output out.
-
-        What it finds of its input's gradient waits in `batch.targets` for `learn`.
-        """
-        block, last = self.blocks[i], len(self.blocks) - 1
+    def local_step(self, k: int, h: Any, batch: Batch) -> Done:
         updated = self.update_probability == 1 or bool(torch.rand(()) < self.update_probability)
-        before = self._before(i, h, batch, updated)
-        with torch.set_grad_enabled(updated):
-            h = batch.run(i, before.clone() if i and starts_in_place(block) else before)
-        if i == last:
-            with torch.set_grad_enabled(updated):
-                loss = self.objectives[str(i)](h, batch)
-            batch.finish(i, loss)
-            if updated:
-                differentiate(loss, batch.scale)
-        elif updated:
-            # Its graph waits for the next block, where that is sure to come by.
-            with torch.set_grad_enabled(self.update_probability == 1):
-                synthetic = self._synthesize(i, h, batch)
-            differentiate(h, batch.scale, synthetic.detach() / len(h))
-            if synthetic.requires_grad:
-                batch.synthetic[i] = synthetic
-        if i and before.grad is not None:
-            batch.targets[i - 1] = before.grad
-        return h.detach()
+        if not updated:
+            with torch.no_grad():
+                h = batch.run(k, self._input(k, h, batch))
+                if k < len(self.blocks) - 1:
+                    return Done(h)
+                loss, scores = self.loss(k, Activity(h), batch)
+                return Done(h, loss, scores)
+        before = self._input(k, h, batch, learns=True)
+        h = batch.run(k, before, keep=k > 0)
+        if k == len(self.blocks) - 1:
+            loss, scores = self.loss(k, Activity(h), batch)
+            differentiate(loss, batch.scale)
+            return Done(h.detach(), loss.detach(), scores, back=_taken(before))
+        # Its graph waits for the next block, where that is sure to be updated.
+        with torch.set_grad_enabled(self.update_probability == 1):
+            synthetic = self._synthesize(k, h, batch)  # d^_k
+        differentiate(h, batch.scale, synthetic.detach() / len(h))  # mean_b d^_k dh_k / d f_k
+        kept = synthetic if synthetic.requires_grad else None
+        return Done(h.detach(), back=_taken(before), kept=kept)
 
-    def learn(self, i: int, h: Tensor, batch: Batch) -> None:
-        """Synthesizer i's step towards the gradient that block i+1 found for its input h."""
-        target, synthetic = batch.targets.pop(i, None), batch.synthetic.pop(i, None)
-        if target is None:  # block i+1 was left out
-            return
-        if synthetic is None:
-            synthetic = self._synthesize(i, h, batch)
-        one = batch.scale(torch.ones((), device=h.device))
-        target = target.to(torch.promote_types(h.dtype, torch.float32)) * (len(h) / one)
-        loss = F.mse_loss(synthetic.to(target.dtype), target)
+    def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> Tensor:
+        """The synthesizer of block k learns the gradient that block k+1 found of its input."""
+        h = done.out
+        synthetic = self._synthesize(k, h, batch) if done.kept is None else done.kept
+        d = back.to(torch.promote_types(h.dtype, torch.float32))
+        d = d * (len(h) / batch.scaled_one(d))  # of each sample's own loss
+        loss = F.mse_loss(synthetic.to(d.dtype), d)
         differentiate(loss, batch.scale)
-        batch.finish(i, loss)
+        return loss
 
-    def _synthesize(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        return self.synthesizers[i](h.detach(), batch.y if self.context else None)
+    def _synthesize(self, k: int, h: Tensor, batch: Batch) -> Tensor:
+        return self.synthesizers[k](h.detach(), batch.labels if self.context else None)
 
-    def _before(self, k: int, h: Tensor, batch: Batch, updated: bool) -> Tensor:
-        """Block k's input, a leaf that takes the gradient its synthesizer is to learn."""
+    def _input(self, k: int, h: Any, batch: Batch, learns: bool = False) -> Any:
+        """The input of block k; where the block learns, what predicts it learns, and the input of
+        any block but the first is a leaf that takes the gradient its synthesizer is to learn."""
         if k == 0:
             return h
         if self.inputs:
-            with torch.set_grad_enabled(updated):
-                given = self.inputs[k - 1](batch.x)
-            if updated:
+            given = self.inputs[k - 1](batch.x)
+            if learns:
                 differentiate(F.mse_loss(given, h.to(given.dtype)), batch.scale)
             h = given
-        return h.detach().requires_grad_(updated)
+        return h.detach().requires_grad_(learns)
+
+
+def _taken(leaf: Any) -> Tensor | None:
+    """The gradient of a block's input; None of the network's."""
+    return leaf.grad if isinstance(leaf, Tensor) else None
 
 
 def _classes(blocks: Blocks) -> int:

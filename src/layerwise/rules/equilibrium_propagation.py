@@ -6,7 +6,7 @@ from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule
@@ -62,7 +62,7 @@ class EquilibriumPropagation(Rule):
         centred: bool = True,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         check_inference("EquilibriumPropagation", blocks, steps, step_size)
         if not beta > 0:
             raise InputError(
@@ -70,16 +70,13 @@ class EquilibriumPropagation(Rule):
                 "nudges both ways"
             )
         self.beta, self.steps, self.step_size, self.centred = beta, steps, step_size, centred
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
     def step(self, batch: Batch) -> Tensor:
-        objective = self._objective(len(self.blocks) - 1)
-        assert objective is not None
+        last = len(self.blocks) - 1
         # A block runs many times, with other buffers.
         with as_written(self.blocks), full_precision(batch.inputs, self.blocks) as x:
-            energy = Energy(batch, self.blocks, lambda scores: objective(scores, batch), x)
-            batch.finish(len(self.blocks) - 1, energy.loss)
+            energy = Energy(batch, self.blocks, lambda h: self.loss(last, Activity(h), batch), x)
             nudges = (self.beta, -self.beta) if self.centred else (self.beta,)
             phases = [(beta, energy.relax(self.steps, self.step_size, beta)) for beta in nudges]
             energy.learn(phases)
-        return energy.logits
+        return energy.output

@@ -10,17 +10,17 @@ from torch import Tensor
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs
+from layerwise.inputs import Inputs, detached
 from layerwise.labels import class_numbers
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import ForwardRule, Needs, differentiate
-from layerwise.rules.families.goodness import Goodness, normalized
+from layerwise.rules.base import Done, LocalRule, Needs, differentiate
+from layerwise.rules.families.goodness import Goodness, goodness, normalized
 from layerwise.rules.families.label_embedding import LabelPixels, LabelWaves
 
 
-class ForwardForward(ForwardRule):
+class ForwardForward(LocalRule):
     """Forward-Forward: every block but the last makes its goodness, the mean square of its
     activities, large where the input has its label embedded and small where it has a wrong one.
 
@@ -67,8 +67,7 @@ class ForwardForward(ForwardRule):
             numbers, such as soft ones; a threshold or a strength that is not positive.
     """
 
-    draws = True
-    predicts_as_chain = False
+    stochastic = True
 
     def __init__(
         self,
@@ -81,40 +80,91 @@ class ForwardForward(ForwardRule):
         strength: float = 1.0,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        if not threshold > 0:
+            raise InputError(f"ForwardForward(threshold={threshold}): give a positive number")
+        super().__init__(blocks, Goodness(threshold, mean), criterion)
         shape, classes = _checked(blocks)
-        last = len(blocks) - 1
-        for k in range(last):
-            self.objectives[str(k)] = Goodness(threshold, mean, "ForwardForward")
-        self.objectives[str(last)] = Classify(criterion=criterion)
+        self.threshold, self.mean = threshold, mean
         self.hard, self.by_goodness = hard, by_goodness
-        if not last:
+        if len(blocks) == 1:
             return
         embedding = LabelWaves if waves else LabelPixels
         self.embedding = embedding(shape, classes, strength, "ForwardForward")
-        weight = self._weight(0)
-        if weight is not None:
-            self.embedding.to(weight)
+        self.moved(0, self.embedding)
         if hard:
             self.needs = Needs.FORWARD | Needs.ERROR
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step. From block to block goes N(h) of the positive and, below, the negative
-        inputs, (2 B, ...), with that of the neutral ones along; to the last block the latter."""
-        last = len(self.blocks) - 1
-        if i == last:  # under `hard` it has learned
-            return self._classify(h, batch) if last not in batch.losses else batch.logits[last]
-        if i == 0:
-            h = self._embedded(h, batch)
-        h = batch.run(i, h.detach())
-        with self._kept(i, h):
-            loss = self.objectives[str(i)](h, batch)
-        differentiate(loss, batch.scale)
-        batch.finish(i, loss)
+    def local_step(self, k: int, h: Any, batch: Batch, neutral: Tensor | None = None) -> Done:
+        """N(h) of the positive and, below them, the negative inputs travels from block to block,
+        (2 B, ...), and carries that of the neutral inputs; the last block takes the latter."""
+        if k == len(self.blocks) - 1:
+            return self._classify(h, batch)
+        if k == 0:
+            right = self._right(batch)
+            neutral = self._neutral(h)
+            classes = self.embedding.classes
+            other = torch.randint(1, classes, (batch.rows,), device=right.device)
+            wrong = (class_numbers(batch.labels, "ForwardForward") + other) % classes
+            h = self._pairs(h, right, wrong)
+        h, loss = self._separate(k, h, batch)
+        assert neutral is not None
         with torch.no_grad():
-            neutral = [normalized(batch.run(i, n, stream=1)) for n in batch.along]
-            batch.along = tuple(neutral) if i < last - 1 else ()
-            return neutral[0] if i == last - 1 and neutral else normalized(h)
+            neutral = normalized(batch.run(k, neutral, stream=1))
+        if k == len(self.blocks) - 2:
+            return Done(neutral, loss)
+        return Done(h, loss, carry=(neutral,))
+
+    def step(self, batch: Batch) -> Tensor:
+        if not self.hard or len(self.blocks) == 1:
+            return super().step(batch)
+        last = len(self.blocks) - 1
+        neutral = self._neutral(batch.inputs)
+        with torch.no_grad():
+            for k in range(last):
+                neutral = normalized(batch.run(k, neutral, stream=1))
+        classified = self._classify(neutral, batch)
+        # The largest of z and Gumbel noise is a draw from softmax(z).
+        right = self._right(batch)
+        noise = -torch.empty_like(right).exponential_().log()
+        wrong = (classified.out + noise).masked_fill(right > 0, -torch.inf).argmax(1)
+        h = self._pairs(batch.inputs, right, wrong)
+        for k in range(last):
+            h, of_block = self._separate(k, h, batch)
+            batch.done(k, of_block)
+        batch.done(last, classified.loss, classified.scores)
+        return classified.out
+
+    def _classify(self, h: Any, batch: Batch) -> Done:
+        """The step of the last block, on N(h_{K-1}) of the neutral inputs."""
+        last = len(self.blocks) - 1
+        h = batch.run(last, detached(h), stream=1)
+        loss, scores = self.loss(last, Activity(h), batch)
+        differentiate(loss, batch.scale)
+        return Done(h.detach(), loss.detach(), scores)
+
+    def _separate(self, k: int, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The step of block k on N(h_{k-1}) of positive and negative inputs; gives N(h_k), and the
+        loss."""
+        h = batch.run(k, h.detach())
+        loss, _ = self.loss(k, Activity(h), batch)
+        differentiate(loss, batch.scale)
+        with torch.no_grad():
+            return normalized(h), loss.detach()
+
+    def _right(self, batch: Batch) -> Tensor:
+        """The labels as the embedding takes them, (B, C)."""
+        labels = class_numbers(batch.labels, "ForwardForward")
+        return self.embedding.of(labels, self.embedding.checked(batch.inputs))
+
+    def _neutral(self, x: Inputs) -> Tensor:
+        """N of the inputs with a neutral label, (B, ...)."""
+        x = self.embedding.checked(x)
+        return normalized(self.embedding(x, self.embedding.neutral(x).unsqueeze(0)))
+
+    def _pairs(self, x: Inputs, right: Tensor, wrong: Tensor) -> Tensor:
+        """N of the inputs with their label and, below, with a wrong one, (2 B, ...)."""
+        x = self.embedding.checked(x)
+        return normalized(self.embedding(x, torch.stack([right, self.embedding.of(wrong, x)])))
 
     def forward(self, inputs: Inputs) -> Tensor:
         """The class scores, (B, C)."""
@@ -134,61 +184,30 @@ class ForwardForward(ForwardRule):
                 found.append(h)
         return found
 
-    def exit(self, i: int, h: Any, passes: Passes) -> tuple[Tensor, Tensor | None]:
-        """What block i gives to the next, and the class scores there. By goodness that is N(h) for
-        every label, flat, with the goodness so far in a last column: (C B, d + 1)."""
+    def exit(self, k: int, h: Any, passes: Passes, so_far: Tensor | None = None) -> Done:
+        """N(h) travels from block to block; by goodness that of the inputs with every label,
+        (C B, ...), and it carries the goodness so far, (C B,)."""
         last = len(self.blocks) - 1
-        by_goodness = self.by_goodness and last > 0
-        if i == 0 and last:
+        if last == 0:
+            return super().exit(k, h, passes)
+        if k == 0:
             labels = self.embedding
             h = labels.checked(h)
-            shares = labels.every(h) if by_goodness else labels.neutral(h).unsqueeze(0)
+            shares = labels.every(h) if self.by_goodness else labels.neutral(h).unsqueeze(0)
             h = normalized(labels(h, shares))
-        if not by_goodness:
-            h = passes.run(i, h)
-            return (h, h) if i == last else (normalized(h), None)
-        so_far = h.new_zeros(())
-        if i:
-            assert self.blocks.shapes is not None
-            h, so_far = h[:, :-1].unflatten(1, self.blocks.shapes[i - 1]), h[:, -1]
-        if i < last:
-            h = passes.run(i, h)
-            goodness = self.objectives[str(i)].of(h)  # type: ignore[operator]
-            counts = i > 0 or last == 1  # the first, where there is no other
-            so_far = so_far + (goodness if counts else torch.zeros_like(goodness))
-            h = torch.cat([normalized(h).flatten(1), so_far.unsqueeze(1)], 1)
+        if not self.by_goodness:
+            h = passes.run(k, h)
+            return Done(h, scores=h) if k == last else Done(normalized(h))
+        if k < last:
+            h = passes.run(k, h)
+            g = goodness(h, self.threshold, self.mean)
+            counts = k > 0 or last == 1  # the first block's, where there is no other
+            g = g if counts else torch.zeros_like(g)
+            so_far = g if so_far is None else so_far + g
+            h = normalized(h)
+        assert so_far is not None
         scores = so_far.view(self.embedding.classes, -1).T
-        return h, scores if i or last == 1 else None
-
-    def _classify(self, h: Tensor, batch: Batch) -> Tensor:
-        """The last block's step, on N(h_{K-1}) of the neutral inputs."""
-        last = len(self.blocks) - 1
-        scores = batch.run(last, h.detach(), stream=1)
-        loss = self.objectives[str(last)](scores, batch)
-        differentiate(loss, batch.scale)
-        batch.finish(last, loss)
-        return scores.detach()
-
-    def _embedded(self, x: Inputs, batch: Batch) -> Tensor:
-        """The first block's positive and negative inputs; the neutral ones go along, or ahead."""
-        y, labels = class_numbers(batch.y, "ForwardForward"), self.embedding
-        x = labels.checked(x)
-        right = labels.of(y, x)
-        neutral = normalized(labels(x, labels.neutral(x).unsqueeze(0)))
-        if self.hard:
-            with torch.no_grad():
-                for k in range(len(self.blocks) - 1):
-                    neutral = normalized(batch.run(k, neutral, stream=1))
-            z = self._classify(neutral, batch)
-            # The largest of z and Gumbel noise is a draw from softmax(z).
-            noise = -torch.empty_like(right).exponential_().log()
-            wrong = (z + noise).masked_fill(right > 0, -torch.inf).argmax(1)
-        else:
-            batch.along = (neutral,)
-            wrong = (
-                y + torch.randint(1, labels.classes, y.shape, device=y.device)
-            ) % labels.classes
-        return normalized(labels(x, torch.stack([right, labels.of(wrong, x)])))
+        return Done(h, scores=scores if k or last == 1 else None, carry=(so_far,))
 
 
 def _checked(blocks: Blocks) -> tuple[tuple[int, ...], int]:

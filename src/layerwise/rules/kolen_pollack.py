@@ -49,8 +49,8 @@ class KolenPollack(FeedbackRule):
             raise InputError(f"KolenPollack(scale={scale}): give a positive number")
         self._keep(lambda weight: nn.Parameter(glorot(weight, scale), weight.requires_grad))
 
-    def auxiliary(self, i: int) -> list[nn.Module]:
-        return [*super().auxiliary(i), self.feedback[i]]
+    def auxiliary(self, k: int) -> list[nn.Module]:
+        return [*super().auxiliary(k), self.feedback[k]]
 
     def matrices(self) -> Matrices:
         return self._kept_matrices()

@@ -20,4 +20,4 @@ class LastBlock(LocalRule):
     """
 
     def __init__(self, blocks: Blocks, criterion: Criterion = cross_entropy):
-        super().__init__(blocks, [None] * (len(blocks) - 1), criterion)
+        super().__init__(blocks, criterion=criterion)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from layerwise.blocks import Blocks
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity, Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import ForwardRule, differentiate
+from layerwise.rules.base import Done, LocalRule, Needs, differentiate, refuse_without_gradients
 
 
-class LocalCritic(ForwardRule):
+class LocalCritic(LocalRule):
     """Local critic training: every block minimises the loss that its critic gives, and every critic
     learns to give the loss that the next one gives.
 
@@ -37,7 +39,7 @@ class LocalCritic(ForwardRule):
             asked for single samples too, by `torch.vmap`.
     """
 
-    sends_back = True
+    needs = Needs.FORWARD | Needs.NEXT
 
     def __init__(
         self,
@@ -45,52 +47,35 @@ class LocalCritic(ForwardRule):
         head: Head = MLP(),  # noqa: B008 (frozen)
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, Classify(head, criterion), criterion)
         self.criterion = criterion
-        last = len(blocks) - 1
-        for k in range(len(blocks)):
-            self._attach(k, Classify(head if k < last else None, criterion))
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step: its detached input in, its detached output out.
-
-        Its losses wait in `batch.targets` for the critic before it, those of its own critic in
-        `batch.synthetic` for what the next block finds.
-        """
-        h = batch.run(i, detached(h))
-        objective = self._objective(i)
-        assert isinstance(objective, Classify)
-        if i == len(self.blocks) - 1:
-            loss = objective(h, batch)
-            each = self._each(h.detach(), batch.y)
+    def local_step(self, k: int, h: Any, batch: Batch) -> Done:
+        h = batch.run(k, detached(h))
+        if k == len(self.blocks) - 1:
+            loss, scores = self.loss(k, Activity(h), batch)
+            losses = self._each(h.detach(), batch.labels)  # L_K(b)
             differentiate(loss, batch.scale)
-        else:
-            leaf = h.detach().requires_grad_()
-            with self._kept(i, h):
-                # No leaf: hooks on what a module is given do not go with `autograd.grad` else.
-                scores = objective.predict(leaf.view_as(leaf), batch.inputs)
-            loss = self.criterion(scores, batch.y)
-            batch.predicted(scores)
-            differentiate(loss, inputs=())  # refuses where gradients are off
-            with torch.autocast(h.device.type, enabled=False):
-                scaled = batch.scale(loss)
-                (gradient,) = torch.autograd.grad(scaled, leaf, retain_graph=True)
-            differentiate(h, gradient=gradient)
-            each = batch.synthetic[i] = self._each(scores, batch.y)
-        batch.finish(i, loss)
-        if i:
-            batch.targets[i - 1] = each.detach()
-        return h.detach()
+            return Done(h.detach(), loss.detach(), scores, back=losses if k else None)
+        leaf = h.detach().requires_grad_()
+        scores = self.scores(k, leaf.view_as(leaf), batch)
+        loss = self.criterion(scores, batch.labels)
+        refuse_without_gradients()
+        with torch.autocast(h.device.type, enabled=False):
+            # The critic's graph is needed again when block k+1 has its losses.
+            (gradient,) = torch.autograd.grad(batch.scale(loss), leaf, retain_graph=True)
+        differentiate(h, gradient=gradient)
+        losses = self._each(scores, batch.labels)  # L_k(b)
+        back = losses.detach() if k else None
+        return Done(h.detach(), loss.detach(), scores.detach(), back=back, kept=losses)
 
-    def learn(self, i: int, h: Tensor, batch: Batch) -> None:
-        """Critic i's step towards the losses that block i+1 found."""
-        objective = self._objective(i)
-        assert isinstance(objective, Classify)
-        target, each = batch.targets.pop(i), batch.synthetic.pop(i, None)
-        if each is None:
-            each = self._each(objective.predict(h, batch.inputs), batch.y)
-        parameters = [p for p in objective.parameters() if p.requires_grad]
-        differentiate((each - target).abs().mean(), batch.scale, inputs=parameters)
+    def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> None:
+        """Critic k learns to give the losses that block k+1 found."""
+        losses = done.kept
+        if losses is None:
+            losses = self._each(self.scores(k, done.out, batch), batch.labels)
+        critic = [p for p in self.objectives[k].parameters() if p.requires_grad]
+        differentiate((losses - back).abs().mean(), batch.scale, inputs=critic)
 
     def _each(self, scores: Tensor, y: Tensor) -> Tensor:
         """Every sample's loss, (B,)."""

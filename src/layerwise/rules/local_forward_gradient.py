@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,16 @@ from torch.func import functional_call
 
 from layerwise.blocks import Blocks
 from layerwise.inputs import leading
-from layerwise.objectives import Classify, Objective
+from layerwise.objectives import Activity, Classify, Objective
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
-from layerwise.rules.base import LocalRule, differentiate, forget_casts, refuse_without_gradients
+from layerwise.rules.base import (
+    Done,
+    LocalRule,
+    differentiate,
+    forget_casts,
+    refuse_without_gradients,
+)
 from layerwise.rules.calls.again import Again
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.forward_mode import dual, forward_mode, primal, tangent
@@ -27,9 +33,22 @@ from layerwise.rules.families.perturbation import (
     generator,
 )
 
-# What an objective gives in forward mode: its loss (); its derivative (B,), or () for the batch as
-# one; and of what it computes with its own weights, each with the gradient that it learns from.
-Found = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
+
+class Measured(NamedTuple):
+    """What an objective gives in forward mode.
+
+    Attributes:
+        loss: (), detached.
+        derivative: of each sample's loss along the direction, (B,), or of the batch's, ().
+        scores: the class scores, detached, or None.
+        learning: each thing that the objective computes with weights of its own, and the gradient
+            that these learn from.
+    """
+
+    loss: Tensor
+    derivative: Tensor
+    scores: Tensor | None
+    learning: list[tuple[Tensor, Tensor]]
 
 
 class LocalForwardGradient(LocalRule):
@@ -73,7 +92,7 @@ class LocalForwardGradient(LocalRule):
             (with `weights`, in the block) that has no forward-mode derivative in PyTorch.
     """
 
-    draws = True
+    stochastic = True
 
     def __init__(
         self,
@@ -89,113 +108,108 @@ class LocalForwardGradient(LocalRule):
         check_directions("LocalForwardGradient", directions)
         self.directions, self.weights, self.rademacher = directions, weights, rademacher
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        objective = self._objective(i)
+    def local_step(self, k: int, h: Any, batch: Batch) -> Done:
+        objective = self.objectives.get(k)
         known = isinstance(objective, Classify) and objective.recipe is None
         if objective is None or (known and not self.weights):
-            return super().local_backward(i, h, batch)
+            return super().local_step(k, h, batch)
         refuse_without_gradients()
-        move = self._move_weights if self.weights else self._move_activity
-        h, loss = move(i, h, objective, batch)
-        batch.unpooled, batch.augmented, batch.views = None, None, {}
-        forget_casts(h.device)
-        batch.finish(i, loss)
-        return h
+        done = self._move_weights(k, h, batch) if self.weights else self._move_activity(k, h, batch)
+        forget_casts(done.out.device)
+        return done
 
-    def _move_activity(
-        self, i: int, before: Tensor, objective: Objective, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        a = self._activity(i, before, batch)  # with the block's graph
+    def _move_activity(self, k: int, before: Any, batch: Batch) -> Done:
+        objective = self.objectives[k]
+        a = self.reading.unpooled(k, before, batch)  # with the graph of the block
         seed, start = draw_seed(), Again(objective, a)
         still, delta = a.detach(), torch.zeros_like(a)
-        first: tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]] | None = None
+        found: list[tuple[Tensor, Measured]] = []
         for n in range(self.directions):
             again = start.run() if n else contextlib.nullcontext()
             graph = torch.set_grad_enabled(n == 0)  # of the auxiliary network
             with forward_mode("LocalForwardGradient"), as_written(objective), again, graph:
-                u = draw(still, generator(a.device, seed, i, n), self.rademacher)
-                h = self._hand_out(i, dual(still, u), batch)
-                with self._kept(i, h):
-                    loss, d, learn = _measure(objective, h[: len(batch.y)], batch)
-                first = first or (primal(h), loss, learn)
+                u = draw(still, generator(a.device, seed, k, n), self.rademacher)
+                h, activity = self.reading.activity(k, dual(still, u), batch)
+                measured = self._measured(k, activity, batch)
                 # A further view of a sample moves with the sample.
-                d = d.to(a.dtype).expand(len(batch.y)).repeat(len(a) // len(batch.y))
+                d = measured.derivative.to(a.dtype).expand(batch.rows).repeat(len(a) // batch.rows)
                 delta += d.view(-1, *[1] * (a.dim() - 1)) * u / self.directions
-        assert first is not None
-        out, loss, learn = first
-        for scores, gradient in learn:
+                found = found or [(primal(h), measured)]
+        [(out, measured)] = found
+        for scores, gradient in measured.learning:
             differentiate(scores, batch.scale, gradient)
         differentiate(a, batch.scale, delta)
-        return out.detach(), loss
+        return Done(out.detach(), measured.loss, measured.scores)
 
     @torch.no_grad()
-    def _move_weights(
-        self, i: int, before: Tensor, objective: Objective, batch: Batch
-    ) -> tuple[Tensor, Tensor]:
-        local = _Local(self, i, objective)
+    def _move_weights(self, k: int, before: Any, batch: Batch) -> Done:
+        local = _Local(self, k)
         directions = Directions([local], draw_seed(), self.rademacher)
         start = Again(local, leading(before))
-        first: tuple[Tensor, Tensor] | None = None
+        found: list[Done] = []
         derivatives = []
         for n in range(self.directions):
             again = start.run() if n else contextlib.nullcontext()
             with forward_mode("LocalForwardGradient"), as_written(local), again:
                 moving = {name: dual(p, v) for name, p, v in directions.along(0, n)}
-                h, loss = functional_call(local, moving, (before, batch))
-                first = first or (primal(h), primal(loss))
+                h, loss, scores = functional_call(local, moving, (before, batch))
                 derivatives.append(batch.scale(tangent(loss).clone()))  # dL/dtheta . v_n
-        assert first is not None
+                scores = None if scores is None else primal(scores)
+                found = found or [Done(primal(h), primal(loss), scores)]
         directions.accumulate(0, derivatives)
-        out, loss = first
-        return out.detach(), loss.detach()
+        return found[0]
+
+    def _measured(self, k: int, activity: Activity, batch: Batch) -> Measured:
+        """The objective of block k at a dual activity, term by term. The gradient e of class scores
+        z is known, so a sample's derivative is e_b . dz_b."""
+        h = activity.output
+        version = h._version
+        loss, derivative, scores, learning = h.new_zeros(()), h.new_zeros(()), None, []
+        for weight, term in self.objectives[k].parts():
+            if isinstance(term, Classify):
+                moving = term.predict(h, batch.inputs)
+                z, dz = primal(moving), tangent(moving)
+                scores = z.detach() if scores is None else scores
+                leaf = z.detach().requires_grad_()
+                with torch.enable_grad():
+                    part = term.criterion(leaf, batch.labels)
+                with torch.autocast(h.device.type, enabled=False):
+                    (e,) = torch.autograd.grad(part, leaf)
+                wide = torch.promote_types(e.dtype, torch.float32)
+                along = (e.to(wide) * dz.to(wide)).reshape(len(e), -1).sum(1)
+                learning.append((z, weight * e))
+            else:
+                moving, found = term.loss_and_scores(activity, batch)
+                if found is not None and scores is None:
+                    scores = primal(found).detach()
+                part, along = primal(moving), tangent(moving)
+                learning.append((part, weight * torch.ones_like(part)))
+            loss = loss + weight * part.detach()
+            derivative = derivative + weight * along.detach()
+        self._refuse_changed(k, h, version)
+        return Measured(loss, derivative, scores, learning)
 
 
 class _Local(nn.Module):
-    """A block and its objective: the block's output and loss, of its input."""
+    """Block k of a rule and its objective: of the block's input the block's output, the loss and
+    the class scores."""
 
-    def __init__(self, rule: LocalForwardGradient, i: int, objective: Objective):
+    def __init__(self, rule: LocalForwardGradient, k: int):
         super().__init__()
-        self.blocks, self.number, self.objective = rule.blocks, i, objective
-        self.run = lambda h, batch: rule._run(i, h, batch)
-        self.kept = lambda h: rule._kept(i, h)
+        self.blocks, self.k, self.objective = rule.blocks, k, rule.objectives[k]
+        self._rule = (rule,)  # not registered
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.blocks[self.number].named_parameters():
-            yield f"blocks.{self.blocks.key(self.number, name)}", parameter
+        for name, parameter in self.blocks[self.k].named_parameters():
+            yield f"blocks.{self.blocks.key(self.k, name)}", parameter
         for name, parameter in self.objective.named_parameters():
             yield f"objective.{name}", parameter
 
     def modules(self, *args: Any, **kwargs: Any) -> Iterator[nn.Module]:
-        yield from self.blocks[self.number].modules()
+        yield from self.blocks[self.k].modules()
         yield from self.objective.modules()
 
-    def forward(self, h: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        h = self.run(h, batch)
-        with self.kept(h):
-            return h, self.objective(h[: len(batch.y)], batch)
-
-
-def _measure(objective: Objective, h: Tensor, batch: Batch) -> Found:
-    """An objective of a dual h, term by term: of class scores, whose gradient e is known, a
-    sample's derivative is e_b . dz_b."""
-    loss, d, learn = h.new_zeros(()), h.new_zeros(()), []
-    for weight, term in objective.parts():
-        if isinstance(term, Classify):
-            moving = term.predict(h, batch.inputs)
-            z, dz = primal(moving), tangent(moving)
-            batch.predicted(z)
-            leaf = z.detach().requires_grad_()
-            with torch.enable_grad():
-                part = term.criterion(leaf, batch.y)
-            with torch.autocast(h.device.type, enabled=False):
-                (e,) = torch.autograd.grad(part, leaf)
-            wide = torch.promote_types(e.dtype, torch.float32)
-            along = (e.to(wide) * dz.to(wide)).reshape(len(e), -1).sum(1)
-            learn.append((z, weight * e))
-        else:
-            moving = term(h, batch)
-            part, along = primal(moving), tangent(moving)
-            learn.append((part, weight * torch.ones_like(part)))
-        loss = loss + weight * part.detach()
-        d = d + weight * along.detach()
-    return loss, d, learn
+    def forward(self, h: Any, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        (rule,) = self._rule
+        h, activity = rule.run(self.k, h, batch)
+        return h, *rule.loss(self.k, activity, batch)

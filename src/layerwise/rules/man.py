@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
-from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inplace import kept
 from layerwise.blocks.layers import Layers, copied, fresh, layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -16,7 +16,7 @@ from layerwise.inputs import Inputs, applied
 from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import LocalRule, Needs
+from layerwise.rules.base import Done, LocalRule, Needs
 
 
 class MAN(LocalRule):
@@ -73,12 +73,13 @@ class MAN(LocalRule):
             recipes[-1] = head
         super().__init__(blocks, [Classify(recipe, criterion) for recipe in recipes], criterion)
         self.momentum, self._firsts = momentum, firsts
+        heads = (self.objectives[k].get_submodule("head") for k in range(len(firsts)))
+        self._averages = [head for head in heads if isinstance(head, _Momentum)]
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        objective = self._objective(i)
-        if isinstance(objective, Classify) and isinstance(objective.head, _Momentum):
-            objective.head.follow(self._firsts[i], self.momentum)
-        return super().local_backward(i, h, batch)
+    def local_step(self, k: int, h: Tensor, batch: Batch) -> Done:
+        if k < len(self._averages):
+            self._averages[k].follow(self._firsts[k], self.momentum)
+        return super().local_step(k, h, batch)
 
 
 class _Recipe(Head):
@@ -110,10 +111,7 @@ class _Momentum(nn.Module):
         self.head = head
 
     def forward(self, h: Tensor, inputs: Inputs = None) -> Tensor:
-        if starts_in_place(self.bias):
-            average, bias = self.average(h.clone(), inputs), self.bias(h.clone(), inputs)
-        else:
-            average, bias = self.average(h, inputs), self.bias(h, inputs)
+        average, bias = (layer(kept(layer, h), inputs) for layer in (self.average, self.bias))
         if self.scale is not None:
             average, bias = (2 - self.scale) * average, self.scale * bias
         return applied(self.head, average + bias, inputs)

@@ -7,10 +7,8 @@ from torch import Tensor
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.models.denoisers import Denoiser
-from layerwise.objectives import Objective
-from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.families.denoising import DenoisingRule, noised
+from layerwise.rules.families.denoising import DenoisingRule, distance, noised
 
 
 class NoProp(DenoisingRule):
@@ -60,11 +58,11 @@ class NoProp(DenoisingRule):
         self.eta = eta
 
     def denoising_loss(
-        self, denoiser: Denoiser, features: Tensor, u: Tensor, distance: Objective, batch: Batch
+        self, denoiser: Denoiser, features: Tensor, u: Tensor, labels: Tensor
     ) -> Tensor:
         estimate = denoiser.estimate(features, noised(u, denoiser.before))
         weight = self.eta * (snr(denoiser.after) - snr(denoiser.before))
-        return weight * distance(estimate - u, batch)
+        return weight * distance(estimate - u, labels)
 
 
 def snr(levels: tuple[float, float]) -> float:

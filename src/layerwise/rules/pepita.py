@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, describe, detached, leading
-from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
@@ -69,56 +67,40 @@ class PEPITA(Rule):
         recompute: bool = False,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         if not scale > 0:
             raise InputError(f"PEPITA(scale={scale}): give a positive number")
         self.derivative, self.recompute = derivative, recompute
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
         if len(blocks) > 1:
             self.register_buffer("feedback", _feedback(self, scale))
 
     def step(self, batch: Batch) -> Tensor:
         with full_precision(batch.inputs, self.blocks) as x:
-            return self._two_passes(x, batch)
+            return self._two_passes(detached(x), batch)
 
     def _two_passes(self, x: Inputs, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        again: list[Again] = []
-        outputs: list[Tensor] = []  # h_k
-        h = detached(x)
-        for k, block in enumerate(self.blocks):
-            again.append(Again(block, leading(h)))
-            # Its graph goes at once; without one attention in eval mode is a kernel of its own,
-            # which rounds otherwise than in the second pass.
-            h = batch.run(k, _own(h, block)).detach()
-            outputs.append(h.new_empty(0) if self.recompute else h)
-        scores = h.detach().requires_grad_()
-        loss = self.objectives[str(last)](scores, batch)
-        differentiate(loss, inputs=(scores,))
-        batch.finish(last, loss)
-        e = scores.grad  # of a sample, by 1/B
-        assert e is not None
-        samples = len(batch.y)
-
-        h = detached(x)
-        modulated = h if last == 0 else self._modulated(h, samples * e)
+        first = _FirstPass(self.blocks, batch, self.recompute)
+        scores = first.run(x)
+        loss, e = self.output_error(scores, batch)  # e of a sample, by 1/B
+        modulated = x if last == 0 else self._modulated(x, batch.rows * e)  # h'_0 = x + e F
+        h = x
         with contextlib.nullcontext() if self.derivative else as_written(self.blocks):
-            for k, block in enumerate(self.blocks):
-                if self.recompute and k < last:
-                    with again[k].run():
-                        h = batch.run(k, _own(h, block), stream=2).detach()
-                elif k < last:
-                    h, outputs[k] = outputs[k], outputs[k].new_empty(0)
-                through = contextlib.nullcontext() if self.derivative else StraightThrough()
-                with again[k].run(), through:
-                    h_ = batch.run(k, _own(modulated, block), stream=1)
+            for k in range(last + 1):
+                h = first.output(k, h) if k < last else h  # h_k
+                with first.again[k].run(), self._derivatives():
+                    h_ = batch.run(k, modulated, stream=1, keep=True)  # h'_k
                 if h_.requires_grad:
-                    asked = e if k == last else (h - h_.detach()) / samples
+                    asked = e if k == last else (h - h_.detach()) / batch.rows
                     differentiate(h_, batch.scale, asked)
                 modulated = h_.detach()
                 del h_
-                batch.on_block(k)
+                batch.done(k, *((loss, scores) if k == last else ()))
         return scores
+
+    def _derivatives(self) -> contextlib.AbstractContextManager[object]:
+        """Within, nonlinearities have their derivative, or pass gradients unchanged."""
+        return contextlib.nullcontext() if self.derivative else StraightThrough()
 
     @torch.no_grad()
     def _modulated(self, x: Inputs, e: Tensor) -> Tensor:
@@ -132,9 +114,41 @@ class PEPITA(Rule):
         return x + (e.to(matrix.dtype).reshape(len(x), -1) @ matrix).view(x.shape).to(x.dtype)
 
 
-def _own(h: Any, block: torch.nn.Module) -> Any:
-    """A block's input, which it may write over."""
-    return h.clone() if isinstance(h, Tensor) and starts_in_place(block) else h
+class _FirstPass:
+    """The pass without an error, of which each block's output is kept or computed again.
+
+    Args:
+        blocks: the network.
+        batch: the step's.
+        recompute: keep no outputs, and run each block again for its own.
+
+    Attributes:
+        again: for every block, how it runs again with the random numbers and buffers of this pass.
+    """
+
+    def __init__(self, blocks: Blocks, batch: Batch, recompute: bool):
+        self.blocks, self.batch, self.recompute = blocks, batch, recompute
+        self.again: list[Again] = []
+        self._outputs: dict[int, Tensor] = {}
+
+    def run(self, x: Inputs) -> Tensor:
+        """The network's output, detached."""
+        h = x
+        for k, block in enumerate(self.blocks):
+            self.again.append(Again(block, leading(h)))
+            # With gradients on, although the graph goes at once: without them attention in eval
+            # mode is another kernel, which rounds otherwise than in the second pass.
+            h = self.batch.run(k, h, keep=True).detach()
+            if not self.recompute:
+                self._outputs[k] = h
+        return h
+
+    def output(self, k: int, h: Any) -> Tensor:
+        """h_k of this pass, once; `h` is h_{k-1}."""
+        if not self.recompute:
+            return self._outputs.pop(k)
+        with self.again[k].run():
+            return self.batch.run(k, h, stream=2, keep=True).detach()
 
 
 def _feedback(rule: Rule, scale: float) -> Tensor:

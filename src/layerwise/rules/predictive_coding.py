@@ -6,12 +6,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import Needs, Rule, Scale, differentiate
+from layerwise.rules.base import Needs, Rule, differentiate
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.precision import full_precision
 from layerwise.rules.families.energy import Energy, back, check_inference, of_samples
@@ -69,53 +68,50 @@ class PredictiveCoding(Rule):
         fixed_prediction: bool = False,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         check_inference("PredictiveCoding", blocks, steps, step_size)
         self.steps, self.step_size = steps, step_size
         self.fixed_prediction = fixed_prediction
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
     def step(self, batch: Batch) -> Tensor:
         with as_written(self.blocks):  # a graph is differentiated more than once
-            if self.fixed_prediction:
-                return self._fixed(batch)
-            objective = self._objective(len(self.blocks) - 1)
-            assert objective is not None
-            with full_precision(batch.inputs, self.blocks) as x:
-                energy = Energy(batch, self.blocks, lambda scores: objective(scores, batch), x)
-                batch.finish(len(self.blocks) - 1, energy.loss)
-                h = energy.relax(self.steps, self.step_size, beta=1.0)
-                energy.learn([(1.0, h)])
-        return energy.logits
+            return self._fixed(batch) if self.fixed_prediction else self._relaxed(batch)
+
+    def _relaxed(self, batch: Batch) -> Tensor:
+        last = len(self.blocks) - 1
+        with full_precision(batch.inputs, self.blocks) as x:
+            energy = Energy(batch, self.blocks, lambda h: self.loss(last, Activity(h), batch), x)
+            h = energy.relax(self.steps, self.step_size, beta=1.0)
+            energy.learn([(1.0, h)])
+        return energy.output
 
     def _fixed(self, batch: Batch) -> Tensor:
         last, h = len(self.blocks) - 1, batch.inputs
         inputs: list[Tensor] = []  # of every block, leaves
         outputs: list[Tensor] = []  # with the block's graph
-        for k, block in enumerate(self.blocks):
+        for k in range(last + 1):
             inputs.append(h.detach().requires_grad_() if k else detached(h))
-            if k:
-                h = inputs[k].clone() if starts_in_place(block) else inputs[k].view_as(inputs[k])
-            h = batch.run(k, h)
+            h = batch.run(k, inputs[k], keep=k > 0)
             outputs.append(h)
-        scores = h.detach()
-        loss = outputs[last] = self.objectives[str(last)](h, batch)
-        batch.finish(last, loss)
-        e = self._settle(inputs, outputs, batch.scale) if last else []
+        output = h.detach()
+        loss, scores = self.loss(last, Activity(h), batch)
+        outputs[last] = loss
+        e = self._settle(inputs, outputs, batch) if last else []
+        found = loss.detach(), scores
         del h, loss
         for k, block in enumerate(self.blocks):
             out = outputs.pop(0)
             wanted = [p for p in block.parameters() if p.requires_grad]
-            gradient = e[k] / len(scores) if k < last else None
+            gradient = e[k] / len(output) if k < last else None
             differentiate(out, batch.scale, gradient, inputs=wanted)
             del out  # and block k's graph
-            batch.on_block(k)
-        return scores
+            batch.done(k, *(found if k == last else ()))
+        return output
 
-    def _settle(self, inputs: list[Tensor], outputs: list[Tensor], scale: Scale) -> list[Tensor]:
+    def _settle(self, inputs: list[Tensor], outputs: list[Tensor], batch: Batch) -> list[Tensor]:
         """e_k of every block but the last."""
         last = len(outputs) - 1
-        pull = of_samples(outputs[last], inputs[last], scale, retain=True)  # e_K df_K/dh_{K-1}
+        pull = of_samples(outputs[last], inputs[last], batch, retain=True)  # e_K df_K/dh_{K-1}
         e = [pull.new_zeros(h.shape) for h in outputs[:last]]
         for t in range(self.steps):
             for k in range(max(0, last - 1 - t), last):  # those that the error reaches

@@ -12,7 +12,7 @@ from layerwise.errors import InputError
 from layerwise.objectives import Objective
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import LocalRule
+from layerwise.rules.base import Done, LocalRule
 
 
 class Sequential(LocalRule):
@@ -51,7 +51,7 @@ class Sequential(LocalRule):
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, objectives, criterion)
-        self.order = [i for i in range(len(blocks)) if self._objective(i) is not None]
+        self.order = [k for k in range(len(blocks)) if k in self.objectives]
         self.active = self.order[0]
 
     def phases(self, epochs: int) -> Sequence[int]:
@@ -80,15 +80,14 @@ class Sequential(LocalRule):
             self.blocks[i].eval()
         return self
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        """Block i's step; nothing for a block after the active one, which gives back its input."""
-        if i > self.active:
-            return h
-        if i < self.active:
+    def local_step(self, k: int, h: Tensor, batch: Batch) -> Done:
+        if k > self.active:  # it does not run
+            return Done(h)
+        if k < self.active:
             with torch.no_grad():
-                return self._run(i, h, batch)
-        return super().local_backward(i, h, batch)
+                return Done(self.run(k, h, batch)[0])
+        return super().local_step(k, h, batch)
 
     def step(self, batch: Batch) -> Tensor:
         h = super().step(batch)
-        return batch.logits.get(self.active, h)
+        return batch.scores.get(self.active, h)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity, Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base import LocalRule, differentiate
+from layerwise.rules.base import Done, LocalRule, differentiate
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.attention import twice_differentiable
 
@@ -61,54 +59,46 @@ class SGR(LocalRule):
             raise InputError(f"SGR(weight={weight}): give at least 0; with 0 it is DGL")
         self.weight = weight
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        last = len(self.blocks) - 1
-        if self.weight == 0 or last == 0:
-            return super().local_backward(i, h, batch)
-        block, objective = self.blocks[i], self._objective(i)
-        assert objective is not None
-        wanted, batch.along = batch.along, ()  # g_{k-1}
-        g: Tensor | None = None
-        with _twice_differentiable(block) if i else contextlib.nullcontext():
-            before = h
-            if i:
-                h = h.detach().requires_grad_()
-                # No leaf: hooks on what a module is given do not go with `autograd.grad` else.
-                before = h.clone() if starts_in_place(block) else h.view_as(h)
-            out = self._run(i, before, batch)
-            if not out.requires_grad:  # nothing of the block learns, its head may
-                out = out.detach().requires_grad_()
-            with self._kept(i, out):
-                loss = total = objective(out, batch)
-            if i:
-                asked, g = self._gradients(loss, (h, out), batch)
-                distance = (asked - wanted[0]).square().flatten(1).sum(1).mean()
-                total = loss + self.weight * distance
-            else:
-                out.retain_grad()
-        parameters = [p for p in self.parameters_of(i) if p.requires_grad]
-        differentiate(total, batch.scale, inputs=parameters if i else None)
-        if i < last:
-            g = self._of_samples(out.grad, batch) if g is None else g
-            batch.along = (g.detach(),)
-        batch.finish(i, loss)
-        return out.detach()
+    def local_step(self, k: int, h: Any, batch: Batch, g_before: Tensor | None = None) -> Done:
+        if self.weight == 0 or len(self.blocks) == 1:
+            return super().local_step(k, h, batch)
+        if g_before is None:
+            return self._first_step(h, batch)
+        before = h.detach().requires_grad_()
+        with twice_differentiable(), as_written(self.blocks[k]):
+            h, activity = self._run(k, before, batch)
+            L, scores = self.loss(k, activity, batch)
+            d, g = self._gradients(L, (before, h), batch)  # dL_k / dh_{k-1}, dL_k / dh_k
+            loss = L + self.weight * (d - g_before).square().flatten(1).sum(1).mean()
+        learning = [p for p in self.parameters_of(k) if p.requires_grad]
+        differentiate(loss, batch.scale, inputs=learning)
+        carry = (g.detach(),) if k < len(self.blocks) - 1 else ()
+        return Done(h.detach(), L.detach(), scores, carry)
 
-    def _gradients(self, loss: Tensor, at: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, ...]:
-        """Of a sample's own loss, each with its graph."""
+    def _first_step(self, h: Any, batch: Batch) -> Done:
+        """The first block has no gradient to agree with; g_1 comes with the gradient of L_1."""
+        h, activity = self._run(0, h, batch)
+        h.retain_grad()
+        L, scores = self.loss(0, activity, batch)
+        differentiate(L, batch.scale)
+        assert h.grad is not None
+        return Done(h.detach(), L.detach(), scores, (_of_samples(h.grad, batch),))
+
+    def _run(self, k: int, h: Any, batch: Batch) -> tuple[Tensor, Activity]:
+        h, activity = self.run(k, h, batch, keep=k > 0)
+        if h.requires_grad:
+            return h, activity
+        h = h.detach().requires_grad_()  # nothing of the block learns, its head may
+        return h, Activity(h)
+
+    def _gradients(self, loss: Tensor, at: tuple[Tensor, ...], batch: Batch) -> list[Tensor]:
+        """The gradients of each sample's own loss, with their graph."""
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(batch.scale(loss), at, create_graph=True)
-            return tuple(self._of_samples(g, batch) for g in found)
-
-    def _of_samples(self, gradient: Tensor | None, batch: Batch) -> Tensor:
-        """A gradient of the scaled mean over the batch as one of each sample's own loss."""
-        assert gradient is not None
-        one = batch.scale(torch.ones((), device=gradient.device))
-        wide = torch.promote_types(gradient.dtype, torch.float32)
-        return gradient.to(wide) * (len(gradient) / one)
+            return [_of_samples(gradient, batch) for gradient in found]
 
 
-@contextlib.contextmanager
-def _twice_differentiable(block: nn.Module) -> Iterator[None]:
-    with twice_differentiable(), as_written(block):
-        yield
+def _of_samples(gradient: Tensor, batch: Batch) -> Tensor:
+    """A gradient of the scaled mean over the batch, as that of each sample's own loss."""
+    gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return gradient * (len(gradient) / batch.scaled_one(gradient))

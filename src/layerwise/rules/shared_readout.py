@@ -11,10 +11,11 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads.head import chain, feature_vector
 from layerwise.inputs import Inputs, applied, detached
-from layerwise.objectives import Classify, Objective, Site
+from layerwise.objectives import Activity, Objective, Site
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.base.checks import checked
 
 
 class SharedReadout(Rule):
@@ -54,39 +55,34 @@ class SharedReadout(Rule):
         shared_gradient: bool = True,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        readout = _classifier(checked("SharedReadout", blocks))
+        reads = [_Read(readout, normalize, criterion) for _ in range(len(blocks) - 1)]
+        super().__init__(blocks, reads, criterion)
+        self._readout, self._reads = (readout,), reads  # not registered: they are elsewhere
         self.shared_gradient, self.criterion = shared_gradient, criterion
-        last = len(blocks) - 1
-        # Not registered: it is the last block's.
-        self._readout = (_classifier(blocks),)
-        for k in range(last):
-            self._attach(k, _Read(self._readout[0], normalize, criterion))
-        self.objectives[str(last)] = Classify(criterion=criterion)
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
         weights = [p for p in self._readout[0].parameters() if p.requires_grad]
-        # What blocks before the last give of the readout's gradient is added up here, so that it
-        # reaches `.grad` in one piece.
-        theirs: dict[Tensor, Tensor] = {
+        # The readout's gradient from the blocks before the last is summed in these copies, so that
+        # it reaches `.grad` in one piece.
+        copies: dict[Tensor, Tensor] = {
             p: p.detach().requires_grad_(self.shared_gradient) for p in weights
         }
         h = batch.inputs
-        for k in range(len(self.blocks)):
+        for k in range(last):
             h = batch.run(k, detached(h))
-            objective = self._objective(k)
-            with self._kept(k, h):
-                if isinstance(objective, _Read):
-                    z = objective.scores(h, theirs, batch.inputs)
-                    batch.predicted(z)
-                    loss = self.criterion(z, batch.y)
-                else:
-                    assert objective is not None
-                    loss = objective(h, batch)
-            sums = [(p, own.grad) for p, own in theirs.items() if own.grad is not None]
-            differentiate(loss, batch.scale, also=sums if k == last else ())
-            batch.finish(k, loss)
-            batch.on_block(k)
+            version = h._version
+            z = self._reads[k].scores(h, copies, batch.inputs)
+            self._refuse_changed(k, h, version)
+            loss = self.criterion(z, batch.labels)
+            differentiate(loss, batch.scale)
+            batch.done(k, loss, z)
+        h = batch.run(last, detached(h))
+        loss, scores = self.loss(last, Activity(h), batch)
+        sums = [(p, copy.grad) for p, copy in copies.items() if copy.grad is not None]
+        differentiate(loss, batch.scale, also=sums)
+        batch.done(last, loss, scores)
         return h
 
 
@@ -120,8 +116,8 @@ class _Read(Objective):
     def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
         return self.scores(h, {}, inputs)
 
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        return self.criterion(self.predict(h, batch.inputs), batch.y)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        return self.criterion(self.predict(activity.output, batch.inputs), batch.labels)
 
 
 def _classifier(blocks: Blocks) -> nn.Linear:

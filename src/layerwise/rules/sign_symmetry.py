@@ -64,7 +64,7 @@ class SignSymmetry(FeedbackRule):
                 "random_magnitude=True, too"
             )
         self.scale, self.random_magnitude = scale, random_magnitude
-        self.redraw = self.draws = redraw
+        self.redraw = self.stochastic = redraw
         if random_magnitude and not redraw:
             self._keep(self._draw)
 

@@ -1,9 +1,8 @@
-"""Where blocks live; no runtime knows which rule it runs."""
+"""Where the blocks of a rule live: in one process, in several stages, or in replicas."""
 
 from layerwise.runtime.data_parallel import DataParallel
 from layerwise.runtime.layer_parallel import LayerParallel, check_rule
+from layerwise.runtime.runtime import Runtime, StepOptions
 from layerwise.runtime.serial import Serial
 
-Runtime = Serial | DataParallel | LayerParallel
-
-__all__ = ["DataParallel", "LayerParallel", "Runtime", "Serial", "check_rule"]
+__all__ = ["DataParallel", "LayerParallel", "Runtime", "Serial", "StepOptions", "check_rule"]

@@ -9,31 +9,25 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.objectives.batch import Report, identity
-from layerwise.rules.base import OnBlock, Rule, Scale
+from layerwise.rules.base import Report, Rule
 from layerwise.runs.tally import Tally
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, new_group
-from layerwise.runtime.reducer import Reducer, nothing
+from layerwise.runtime.reducer import Reducer
+from layerwise.runtime.runtime import StepOptions
 
 
 class DataParallel:
-    """The replica of this process, of any rule.
+    """The replica of this process, of any rule. A `Runtime`.
 
     Every rank of the default process group makes one, on its own part of the same batches
     (`Loader(part=...)`), and calls the same methods in the same order. A block's gradients are
-    averaged over the replicas while the next block runs.
+    averaged over the replicas while the next block runs. The last rank is the leader.
 
     Args:
         rule: with all blocks.
-        sync_batchnorm: share BatchNorm's statistics of a batch, on accelerators; else they are each
-            replica's own, and the run keeps the last one's.
-
-    Attributes:
-        blocks: numbers of the blocks: all.
-        leader: whether this process keeps the run's files: the last one.
-        reads_input: whether this process needs the images.
-        replica: its number.
+        sync_batchnorm: share BatchNorm's statistics of a batch, on accelerators; otherwise each
+            replica has its own, and the run keeps those of the last.
     """
 
     reads_input = True
@@ -53,53 +47,39 @@ class DataParallel:
         self,
         x: Tensor | None,
         y: Tensor,
-        *,
-        scale: Scale = identity,
-        on_block: OnBlock | None = None,
-        before_block: OnBlock | None = None,
-        stops: bool = False,
-        completes: bool = True,
+        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
     ) -> Report:
-        """`rule.backward(x, y)`; `completes` says whether gradients are to be averaged now, or more
-        are to come first."""
         assert x is not None
-        self._stops = self._control.any(stops) if completes else False
-        if before_block is not None:
-            before_block(0)
+        self._stops = self._control.any(options.stops) if options.completes else False
+        options.before_block(0)
 
-        def done(i: int) -> None:
-            then = functools.partial(on_block, i) if on_block is not None else nothing
-            if completes:
-                self._reducer.add(self.rule.parameters_of(i), then)
+        def done(k: int) -> None:
+            then = functools.partial(options.on_block, k)
+            if options.completes:
+                self._reducer.add(self.rule.parameters_of(k), then)
             else:
                 then()
-            if before_block is not None:
-                before_block(i + 1)
+            options.before_block(k + 1)
 
-        report = self.rule.backward(x, y, scale=scale, on_block=done)
+        report = self.rule.backward(x, y, scale=options.scale, on_block=done)
         self._reducer.finish()
         return report
 
     def exits(
         self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
     ) -> Sequence[Tensor | None]:
-        """`rule.exits(x)`."""
         assert x is not None
-        self._stops = False  # replicas have unlike numbers of batches: after evaluation then
+        self._stops = False  # replicas have unlike numbers of batches: they stop after evaluation
         return rule.exits(x)
 
     def stops(self, asked: bool) -> bool:
-        """Whether all stop after the batch just done."""
         return self._stops
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The leader's state: the replicas are alike."""
-        return dict(state) if self.leader else None
+        return dict(state) if self.leader else None  # the replicas are alike
 
     def add_up(self, tally: Tally) -> None:
-        """Make `tally` that of all replicas, everywhere."""
         self._control.add_up(tally)
 
     def close(self) -> None:
-        """Training is over."""
         self._control.close()

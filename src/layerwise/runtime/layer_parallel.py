@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,23 +13,27 @@ from torch import Tensor
 
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
-from layerwise.objectives.batch import Batch, Report, identity
-from layerwise.rules.base import ForwardRule, Needs, OnBlock, Rule, Scale
+from layerwise.objectives.batch import Batch
+from layerwise.rules.base import Done, LocalRule, Needs, OnBlock, Report, Rule, Scale
 from layerwise.runs.tally import Tally
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
-from layerwise.runtime.reducer import Reducer, nothing
+from layerwise.runtime.reducer import Reducer
 from layerwise.runtime.replay import Replay
+from layerwise.runtime.runtime import StepOptions
+
+# What the blocks of a rule may need, and live in different processes.
+PARALLEL = Needs.FORWARD | Needs.NEXT
 
 
 class LayerParallel:
-    """The stage of this process.
+    """The stage of this process. A `Runtime`.
 
     Every rank of the default process group makes one, with the same rule and the same `starts`, and
     then calls the same methods in the same order. Rank r owns blocks starts[r] to starts[r+1] - 1:
-    it receives their input, calls the rule's own `local_backward`, and sends the detached output
-    on, with what the rule has left in `Batch.along`, without waiting for the stages behind it.
+    it receives their input, calls the rule's own `local_step`, and sends `Done.out` and
+    `Done.carry` on, without waiting for the stages behind it. `Done.back` goes to the stage before.
     Labels do not travel: every rank reads them from the same data.
 
     In step with each other, every block gets the gradient of the serial loop for the same batches
@@ -52,13 +56,7 @@ class LayerParallel:
         sync_batchnorm: share BatchNorm's statistics of a batch over replicas, on accelerators; else
             they are each one's own, and the run keeps the last one's.
 
-    Attributes:
-        blocks: numbers of this stage's blocks.
-        leader: whether this process keeps the run's files: the last stage, where the network's
-            own loss is.
-        reads_input: whether this stage needs the images, and not the labels alone.
-        replica: its number among those that hold this stage.
-        counts: whether what a run has counted so far is kept here, and not by another replica.
+    The leader is the last stage, where the network's own loss is.
 
     Raises:
         InputError: a rule that needs more than forward information; starts that are no division of
@@ -84,7 +82,7 @@ class LayerParallel:
         stage, self.replica = divmod(dist.get_rank(), replicas)
         stages = world // replicas
         check_rule(rule, stages, replay)
-        assert isinstance(rule, ForwardRule)
+        assert isinstance(rule, LocalRule)
         check_starts(starts, len(rule.blocks), stages)
         ends = [*starts[1:], len(rule.blocks)]
         self.rule = rule
@@ -114,12 +112,12 @@ class LayerParallel:
         # The way back, for a rule that wants it: what the next stage found of its input's gradient.
         self._back: Sender | None = None
         self._late: Receiver | None = None
-        self._waiting: deque[tuple[Tensor, Batch]] = deque()
+        self._waiting: deque[tuple[Done, Batch]] = deque()
         device = next(rule.parameters(), torch.zeros(())).device
         for left in range((stages - 1) * replicas):  # every rank makes every group, in this order
             right = left + replicas
             forward, backward = new_group([left, right], patient=True), None
-            if rule.sends_back:
+            if Needs.NEXT in rule.needs:
                 backward = new_group([left, right], patient=True)
             if dist.get_rank() == left:
                 self._after = Sender(right, forward, depth)
@@ -130,96 +128,79 @@ class LayerParallel:
                 if backward is not None:
                     self._back = Sender(left, backward, depth)
 
-        rule.keep(self.blocks)
+        _keep(rule, self.blocks)
 
     def backward(
         self,
         x: Tensor | None,
         y: Tensor,
-        *,
-        scale: Scale = identity,
-        on_block: OnBlock | None = None,
-        before_block: OnBlock | None = None,
-        stops: bool = False,
-        completes: bool = True,
+        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
     ) -> Report:
-        """This stage's part of `rule.backward(x, y)`.
-
-        Args:
-            x: a batch, (B, ...); None where this stage is not the first and none of its objectives
-                reads it.
-            y: its labels, (B,) or (B, T).
-            scale: as in `Rule.backward`.
-            on_block: as in `Rule.backward`; called for this stage's blocks.
-            before_block: called with a block's number before it runs.
-            stops: on the first stage, that all are to stop after this batch.
-            completes: whether the gradients are complete after this batch; else more are to come,
-                and replicas do not average them yet.
-
-        Returns:
-            The report with what this stage's blocks found, None for the others; its logits are the
-            network's output on the last stage, and this stage's elsewhere.
-        """
         self._passing = True
-        if self._reducer is not None and self._before is None and completes:
-            stops = anyone(
-                stops, self._reducer.group
-            )  # the first stages of all replicas stop together
-        batch, h = self._begin(x, y, scale, stops)
-        with self.rule.blocks.passes(batch.drawn) as batch.passes:
-            h = self._train(batch, h, on_block, before_block, completes)
+        stops = options.stops
+        if self._reducer is not None and self._before is None and options.completes:
+            # The first stages of all replicas stop together.
+            stops = anyone(stops, self._reducer.group)
+        batch, h, carry = self._begin(x, y, options.scale, stops)
+        batch.on_block = functools.partial(self._complete, options)
+        with self.rule.blocks.passes(batch.augmented) as batch.passes:
+            out = self._train(batch, h, carry, options.before_block)
         if self._reducer is not None:
             self._reducer.finish()
-        if self._back is not None:
-            target = batch.targets.pop(self.blocks[0] - 1, None)
-            self._back.send(*([] if target is None else [target]))
-        return batch.report(h, len(self.rule.blocks))
+        return Report.of(batch, out, len(self.rule.blocks))
 
     def _train(
-        self,
-        batch: Batch,
-        h: Inputs,
-        on_block: OnBlock | None,
-        before_block: OnBlock | None,
-        completes: bool,
+        self, batch: Batch, h: Inputs, carry: tuple[Tensor, ...], before_block: OnBlock
     ) -> Tensor:
         """The steps of this stage's blocks; gives its output."""
-        for i in self.blocks:
-            if before_block is not None:
-                before_block(i)
-            before, h = h, self.rule.local_backward(i, h, batch)
-            if i > self.blocks[0]:
-                self.rule.learn(i - 1, before, batch)
-            if i == self.blocks[-1] and self._after is not None:
-                self._give(h, batch)
-                self._learn_late(h, batch)
-            # A block whose auxiliary networks learn late is complete once those before it have.
-            done = [i - 1] if self.rule.sends_back and i > self.blocks[0] else []
-            done += [i] if not self.rule.sends_back or i == self.blocks[-1] else []
-            for k in done:
-                then = functools.partial(on_block, k) if on_block is not None else nothing
-                if self._reducer is not None and completes:
-                    self._reducer.add(self.rule.parameters_of(k), then)
-                else:
-                    then()
+        rule, first, last = self.rule, self.blocks[0], self.blocks[-1]
+        late = Needs.NEXT in rule.needs
+        before: Done | None = None
+        loss = back = None
+        for k in self.blocks:
+            before_block(k)
+            done = rule.local_step(k, h, batch, *carry)
+            if before is not None:
+                loss = rule.learned(k - 1, before, done.back, batch)
+            if k == first:
+                back = done.back
+            if k == last and self._after is not None:
+                self._give(done, batch)
+                self._learn_late(done, batch)
+            # A block whose auxiliary networks learn late is complete once the next has run.
+            if before is not None:
+                batch.done(k - 1, loss, before.scores)
+            if k == last or not late:
+                batch.done(k, done.loss, done.scores)
+            h, carry, before = done.out, done.carry, done if late else None
+        if self._back is not None:
+            self._back.send(*([] if back is None else [back]))
         return h
+
+    def _complete(self, options: StepOptions, k: int) -> None:
+        """The gradients of block k are complete in this process."""
+        then = functools.partial(options.on_block, k)
+        if self._reducer is not None and options.completes:
+            self._reducer.add(self.rule.parameters_of(k), then)
+        else:
+            then()
 
     def _begin(
         self, x: Tensor | None, y: Tensor, scale: Scale, stops: bool
-    ) -> tuple[Batch, Tensor]:
-        """The batch to train on, and this stage's input."""
+    ) -> tuple[Batch, Inputs, tuple[Tensor, ...]]:
+        """The batch to train on, this stage's input, and what was carried with it."""
         if self._before is None or self._replay is None:
             batch = Batch(x, y, scale)
-            self.rule.check_batch(batch)
-            h, *along = self._take(self.rule.enter(batch) if self._before is None else None, stops)
-            batch.along = tuple(along)
-            return batch, h
+            self.rule.check(batch)
+            own = self.rule.first_input(batch) if self._before is None else None
+            h, *carry = self._take(own, stops)
+            return batch, h, tuple(carry)
         # The stage before may be through with this pass, and wait for the others.
         while not self._passed and (not len(self._replay) or self._before.ready()):
             self._receive_for_replay()
-        h, y, *along = self._replay.take()
-        x = along.pop(0) if self._input_travels else y
-        return Batch(x if self._input_travels else None, y, scale, along=tuple(along)), h
+        h, y, *carry = self._replay.take()
+        x = carry.pop(0) if self._input_travels else None
+        return Batch(x, y, scale), h, tuple(carry)
 
     def _receive_for_replay(self) -> None:
         assert self._before is not None
@@ -230,58 +211,52 @@ class LayerParallel:
         self._passed = mark in (PASSED, LAST)
         self._mark = LAST if mark == LAST else MORE
 
-    def _give(self, h: Tensor, batch: Batch) -> None:
+    def _give(self, done: Done, batch: Batch) -> None:
         """Pass this stage's output on."""
         assert self._after is not None
-        if self._replay is None or self._mark == LAST:
-            self._after.send(*self._message(h, batch), mark=self._mark)
-        else:
-            self._after.offer(*self._message(h, batch), mark=self._mark)
-
-    def _message(self, h: Tensor, batch: Batch) -> list[Tensor]:
         if self._replay is None:
-            return [h, *batch.along]
-        return [h, batch.y, *([batch.x] if self._input_travels else []), *batch.along]
+            self._after.send(done.out, *done.carry, mark=self._mark)
+            return
+        x = [batch.x] if self._input_travels else []
+        send = self._after.send if self._mark == LAST else self._after.offer
+        send(done.out, batch.labels, *x, *done.carry, mark=self._mark)
 
-    def _learn_late(self, h: Tensor, batch: Batch) -> None:
+    def _learn_late(self, done: Done, batch: Batch) -> None:
         """Let this stage's last block learn what the next stage has found by now: of this batch or
         of those before."""
         if self._late is None:
             return
-        last = self.blocks[-1]
-        batch.synthetic.pop(last, None)  # by then its weights will have moved
-        self._waiting.append((h, batch))
+        self._waiting.append((done._replace(kept=None), batch))  # its weights will have moved
         self._take_late(wait=False)
 
     def _take_late(self, wait: bool) -> None:
         assert self._late is not None
         while self._waiting and (wait or self._late.ready()):
-            (h, batch), (target, _) = self._waiting.popleft(), self._late.receive()
-            if target:
-                batch.targets[self.blocks[-1]] = target[0]
-                self.rule.learn(self.blocks[-1], h, batch)
+            (done, batch), (back, _) = self._waiting.popleft(), self._late.receive()
+            if back:
+                self.rule.learn(self.blocks[-1], done, back[0], batch)
 
     @torch.no_grad()
     def exits(
         self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
     ) -> Sequence[Tensor | None]:
-        """This stage's part of `rule.exits(x)`: None for the blocks of other stages. `rule` may be
-        an average of the trained one's weights."""
         scores: list[Tensor | None] = [None] * len(rule.blocks)
         self._finish_pass()
         if self._mark == LAST:
             return scores
         # Replicas have unlike numbers of batches to evaluate: they stop together after that.
-        (h,) = self._take(x, stops and self._reducer is None)
+        h, *carry = self._take(x, stops and self._reducer is None)
+        done = Done(h, carry=tuple(carry))
         with rule.blocks.passes(x) as passes:
-            for i in self.blocks:
-                h, scores[i] = rule.exit(i, h, passes)
+            for k in self.blocks:
+                done = rule.exit(k, done.out, passes, *done.carry)
+                scores[k] = done.scores
         if self._after is not None:
-            self._after.send(h, mark=self._mark)
+            self._after.send(done.out, *done.carry, mark=self._mark)
         return scores
 
     def _finish_pass(self) -> None:
-        """In front of what all do in step: take what is left of the pass that is over."""
+        """Before a collective step: drain what is left of the finished pass."""
         if self._replay is None or not self._passing:
             return
         while self._before is not None and not self._passed:
@@ -291,19 +266,15 @@ class LayerParallel:
             self._after.send(mark=LAST if self._mark == LAST else PASSED)
 
     def stops(self, asked: bool) -> bool:
-        """Whether all stop after the batch just done: the first stage decides, for it is ahead."""
-        return self._mark == LAST
+        return self._mark == LAST  # the first stage decides, because it is ahead
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The states of all processes as one; None but for the leader."""
         return self._control.gather(state)
 
     def add_up(self, tally: Tally) -> None:
-        """Make `tally` that of all blocks and all parts of the batches, everywhere."""
         self._control.add_up(tally)
 
     def close(self) -> None:
-        """Training is over: wait until the next stage has everything, and its answers are here."""
         self._finish_pass()
         if self._late is not None:
             self._take_late(wait=True)
@@ -324,13 +295,13 @@ class LayerParallel:
 
 def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
     """Refuse a rule whose blocks cannot train in as many processes."""
-    if not isinstance(rule, ForwardRule) or rule.needs != Needs.FORWARD:
+    if not isinstance(rule, LocalRule) or rule.needs & ~PARALLEL:
         needs = " and ".join(need.name or "" for need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "
             "rule that needs no more than forward information trains layers in parallel: DGL"
         )
-    if rule.sends_back and replay:
+    if Needs.NEXT in rule.needs and replay:
         raise InputError(
             f"--replay {replay}: {type(rule).__name__} waits for what the next block finds on the "
             "same batch, and not every batch gets there; leave --replay out"
@@ -340,6 +311,20 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
             f"--stages {stages}: the network is cut into {len(rule.blocks)} blocks; give at most "
             f"{len(rule.blocks)} stages, or cut it into more blocks"
         )
+
+
+def _keep(rule: LocalRule, blocks: Iterable[int]) -> None:
+    """Keep only the weights of these blocks, and of their auxiliary networks, on their device.
+    Other processes train the others, whose weights go to the CPU.
+
+    Raises:
+        InputError: a parameter is used by several blocks; a block that does not run by itself.
+    """
+    kept = set(blocks)
+    rule.blocks.keep(kept)
+    for k in set(range(len(rule.blocks))) - kept:
+        for module in rule.auxiliary(k):
+            module.to("cpu")
 
 
 def check_starts(starts: Sequence[int], blocks: int, stages: int) -> None:

@@ -16,10 +16,10 @@ from layerwise.blocks.unchanged import unchanged
 from layerwise.costs.blocks import without_gradients
 from layerwise.errors import InputError
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import ForwardRule
+from layerwise.rules.base import Done, LocalRule
 
 
-def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
+def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
     """How long each block's part of a step takes, its head and objective with it, in seconds.
 
     The median of some rounds after one that warms up. The rule is left unchanged.
@@ -36,16 +36,16 @@ def block_seconds(rule: ForwardRule, x: Tensor, y: Tensor, rounds: int = 3) -> l
         rule.train()
         for _ in range(1 + rounds):
             batch = Batch(x, y)
-            with rule.blocks.passes(batch.drawn) as batch.passes:
-                h = rule.enter(batch)
-                for i in range(count):
+            with rule.blocks.passes(batch.augmented) as batch.passes:
+                before, done = None, Done(rule.first_input(batch))
+                for k in range(count):
                     start = _now(x.device)
-                    before, h = h, rule.local_backward(i, h, batch)
-                    seconds[i].append(_now(x.device) - start)
-                    if i:
-                        rule.learn(i - 1, before, batch)
-                        seconds[i - 1][-1] += _now(x.device) - start - seconds[i][-1]
-                    for p in rule.parameters_of(i):
+                    before, done = done, rule.local_step(k, done.out, batch, *done.carry)
+                    seconds[k].append(_now(x.device) - start)
+                    if k:
+                        rule.learned(k - 1, before, done.back, batch)
+                        seconds[k - 1][-1] += _now(x.device) - start - seconds[k][-1]
+                    for p in rule.parameters_of(k):
                         p.grad = None
     return [statistics.median(of_block[1:]) for of_block in seconds]
 
@@ -102,7 +102,7 @@ class Plan:
     batch_size: int
 
     @classmethod
-    def of(cls, rule: ForwardRule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
+    def of(cls, rule: LocalRule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
         """Measure a rule on a batch and divide its blocks."""
         seconds = block_seconds(rule, x, y, rounds)
         starts = stage_starts(seconds, stages)

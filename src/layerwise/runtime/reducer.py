@@ -11,10 +11,6 @@ from torch import Tensor, nn
 from layerwise.runtime.link import losing
 
 
-def nothing() -> None:
-    """For where nothing is to be done."""
-
-
 class Reducer:
     """Averages a block's gradients over its replicas while the next block runs.
 

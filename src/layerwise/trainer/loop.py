@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from layerwise.data import Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
-from layerwise.objectives.batch import Report, identity
+from layerwise.objectives.batch import identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
-from layerwise.rules.base import Rule
+from layerwise.rules.base import Report, Rule
 from layerwise.runs.run import Run
 from layerwise.runs.tally import Tally, selected_by
-from layerwise.runtime import Runtime, Serial
+from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import block_keys
 from layerwise.trainer.finite import FiniteCheck
 from layerwise.trainer.metrics import Row, last_trained, line_of, measured
@@ -139,7 +139,7 @@ class Trainer:
                 started += self._observe_step(x, y)
             completes = position.batch + 1 == first + together
             report = self._backward(x, y, together, completes=completes)
-            losses = self.state.tally.add(report.local_losses, report.local_logits, report.y)
+            losses = self.state.tally.add(report.local_losses, report.local_logits, report.labels)
             self.finite.note(losses, position.step)
             position.batch += 1
             if position.batch % settings.accumulate and position.batch < batches:
@@ -193,15 +193,14 @@ class Trainer:
             torch.manual_seed(hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS)
 
         with self.fabric.autocast():
-            return self.runtime.backward(
-                x,
-                y,
+            options = StepOptions(
                 scale=scale,
-                on_block=self.stepper.step_block if self.settings.step_per_block else None,
+                on_block=self.stepper.step_block if self.settings.step_per_block else nothing,
                 before_block=before_block,
                 stops=self.stop.asked and completes,
                 completes=completes,
             )
+            return self.runtime.backward(x, y, options)
 
     def _finish_step(self) -> None:
         self.stepper.finish()
@@ -351,6 +350,6 @@ class Trainer:
 def _criterion(rule: Rule) -> Criterion:
     """How class scores are evaluated: cross-entropy without label smoothing, or the user's own
     criterion."""
-    last = rule.objectives[str(len(rule.blocks) - 1)]
+    last = rule.objectives[len(rule.blocks) - 1]
     found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
     return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]

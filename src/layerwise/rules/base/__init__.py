@@ -1,26 +1,24 @@
 """What every learning rule is made of."""
 
+from layerwise.objectives.batch import OnBlock, Scale
 from layerwise.rules.base.differentiate import (
-    Scale,
     differentiate,
     forget_casts,
     refuse_without_gradients,
 )
-from layerwise.rules.base.local import LocalRule, ObjectiveRule, one_per_block
-from layerwise.rules.base.rule import ForwardRule, Needs, OnBlock, Rule, alone, checked
+from layerwise.rules.base.local import LocalRule
+from layerwise.rules.base.rule import Done, Needs, Report, Rule, alone
 
 __all__ = [
-    "ForwardRule",
+    "Done",
     "LocalRule",
     "Needs",
-    "ObjectiveRule",
     "OnBlock",
+    "Report",
     "Rule",
     "Scale",
     "alone",
-    "checked",
     "differentiate",
     "forget_casts",
-    "one_per_block",
     "refuse_without_gradients",
 ]

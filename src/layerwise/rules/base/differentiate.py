@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from layerwise.errors import InputError
-from layerwise.objectives.batch import identity
-
-Scale = Callable[[Tensor], Tensor]
+from layerwise.objectives.batch import Scale, identity
 
 # Within a step of a network of which several blocks use a tensor that depends on parameters alone.
 _KEEPS_GRAPHS: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps graphs", default=False)

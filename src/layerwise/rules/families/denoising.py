@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,14 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.labels import mean_of_counted, rows_of
 from layerwise.models.denoisers import Denoiser
-from layerwise.objectives import Objective
+from layerwise.objectives import Activity, Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion
-from layerwise.rules.base import ForwardRule, Needs, differentiate
+from layerwise.rules.base import Done, LocalRule, Needs, differentiate
+from layerwise.rules.base.checks import checked
 
 
-class DenoisingRule(ForwardRule):
+class DenoisingRule(LocalRule):
     """A rule for networks of denoisers with a linear classifier behind (`models.denoisers`).
 
     Labels are class numbers; of soft ones u_y is the mean of the classes' vectors, weighed so. A
@@ -45,7 +47,7 @@ class DenoisingRule(ForwardRule):
         InputError: the network is something else.
     """
 
-    draws = True
+    stochastic = True
 
     def __init__(
         self,
@@ -55,97 +57,78 @@ class DenoisingRule(ForwardRule):
         learned: bool,
         criterion: Criterion,
     ):
-        super().__init__(blocks)
-        # Not registered: they are the blocks' own.
-        self._denoisers, self._readout = _parts(type(self).__name__, blocks, kind, remedy)
-        chain = [denoiser for mine in self._denoisers for denoiser in mine]
+        call = type(self).__name__
+        denoisers, readout = _parts(call, checked(call, blocks), kind, remedy)
+        before = [None] * (len(blocks) - 1)
+        super().__init__(blocks, [*before, Vectors(readout, learned, criterion)])
+        self._denoisers, self._readout = denoisers, (readout,)  # not registered: they are elsewhere
+        chain = [denoiser for mine in denoisers for denoiser in mine]
         self._start, self._end = chain[0].before, chain[-1].after
-        self.criterion = criterion
-        last = len(blocks) - 1
-        for k in range(last):
-            self.objectives[str(k)] = Distance()
-        self.objectives[str(last)] = Vectors(self._readout[0], learned)
         if learned:
             self.needs = Needs.FORWARD | Needs.READOUT
 
+    @property
+    def vectors(self) -> Tensor:
+        """The labels' vectors, (classes, E)."""
+        objective = self.objectives[len(self.blocks) - 1]
+        assert isinstance(objective, Vectors)
+        return objective.vectors
+
     @abstractmethod
     def denoising_loss(
-        self, denoiser: Denoiser, features: Tensor, u: Tensor, distance: Objective, batch: Batch
+        self, denoiser: Denoiser, features: Tensor, u: Tensor, labels: Tensor
     ) -> Tensor:
         """A denoiser's loss, (), mean over the batch.
 
         Args:
             denoiser: which.
-            features: of the image, as it reads them.
+            features: of the image, as the denoiser reads them.
             u: the labels' vectors, (B, E).
-            distance: of the errors, (B, E): half their squares, mean over the batch.
-            batch: the step's.
+            labels: of the batch.
         """
 
-    def local_backward(self, i: int, h: Tensor, batch: Batch) -> Tensor:
-        last = i == len(self.blocks) - 1
-        vectors = self._vectors(last, batch)
-        u = rows_of(vectors, batch.y)
-        distance = self._objective(i)
-        assert distance is not None
-        h, loss = h.detach(), u.new_zeros(())
-        for denoiser in self._denoisers[i]:
+    def local_step(self, k: int, h: Any, batch: Batch, copy: Tensor | None = None) -> Done:
+        """Where the vectors learn, their gradient from the blocks before the last is summed in a
+        copy, which travels from block to block, so that it reaches `.grad` in one piece."""
+        last = k == len(self.blocks) - 1
+        vectors = self.vectors
+        if vectors.requires_grad and not last:
+            copy = vectors.detach().requires_grad_() if copy is None else copy
+        u = rows_of(vectors if last or copy is None else copy, batch.labels)
+        loss = u.new_zeros(())
+        for denoiser in self._denoisers[k]:
             x, z = denoiser.unpack(h)
             features = denoiser.features(x)
-            loss = loss + self.denoising_loss(denoiser, features, u, distance, batch)
+            loss = loss + self.denoising_loss(denoiser, features, u, batch.labels)
             with torch.no_grad():
                 h = denoiser.step(denoiser.estimate(features, z), x, z)
             del features
-        report, also = loss, []
-        if last:
-            readout = self._readout[0]
-            loss = loss + self.criterion(readout(noised(u, self._end)), batch.y)
-            with torch.no_grad():
-                h = readout(h)
-                report = self.criterion(h, batch.y)
-            batch.predicted(h)
-            also = [(vectors, own.grad) for own in batch.along if own.grad is not None]
-        differentiate(loss, batch.scale, also=also)
-        batch.finish(i, report)
-        return h.detach()
-
-    def _vectors(self, last: bool, batch: Batch) -> Tensor:
-        """The labels' vectors, (classes, E). What blocks before the last give of their gradient is
-        added up in a copy, so that it reaches `.grad` in one piece."""
-        objective = self._objective(len(self.blocks) - 1)
-        assert isinstance(objective, Vectors)
-        vectors = objective.vectors
-        if last or not vectors.requires_grad:
-            return vectors
-        if not batch.along:
-            batch.along = (vectors.detach().requires_grad_(),)
-        return batch.along[0]
+        if not last:
+            differentiate(loss, batch.scale)
+            return Done(h.detach(), loss.detach(), carry=() if copy is None else (copy,))
+        readout = self._readout[0]
+        classified, _ = self.loss(k, Activity(readout(noised(u, self._end))), batch)
+        sums = [] if copy is None or copy.grad is None else [(vectors, copy.grad)]
+        differentiate(loss + classified, batch.scale, also=sums)
+        with torch.no_grad():
+            scores = readout(h)
+            inference, _ = self.loss(k, Activity(scores), batch)
+        return Done(scores, inference, scores)
 
 
-class Distance(Objective):
-    """Of a denoiser's errors, (B, E): half their squares, mean over the samples whose label
-    counts."""
-
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        return mean_of_counted(h.square().sum(1), batch.y) / 2
-
-    @property
-    def reads_input(self) -> bool:
-        return False
-
-
-class Vectors(Distance):
-    """Also has the labels' vectors, (classes, E).
+class Vectors(Classify):
+    """The last block's objective, the criterion, which also has the labels' vectors, (classes, E).
 
     Args:
-        readout: that takes such vectors.
+        readout: the linear layer that takes such vectors.
         learned: whether they are parameters.
+        criterion: of class scores and labels, a scalar.
     """
 
     vectors: Tensor
 
-    def __init__(self, readout: nn.Linear, learned: bool):
-        super().__init__()
+    def __init__(self, readout: nn.Linear, learned: bool, criterion: Criterion):
+        super().__init__(criterion=criterion)
         classes, size = readout.out_features, readout.in_features
         vectors = torch.empty(classes, size, dtype=torch.float64)
         nn.init.eye_(vectors) if classes == size else nn.init.orthogonal_(vectors)
@@ -156,6 +139,12 @@ class Vectors(Distance):
             self.register_buffer("vectors", vectors)
 
 
+def distance(error: Tensor, labels: Tensor) -> Tensor:
+    """Half the squares of errors, (B, E), summed over E: the mean over the samples whose label
+    counts, ()."""
+    return mean_of_counted(error.square().sum(1), labels) / 2
+
+
 def noised(u: Tensor, levels: tuple[float | Tensor, float | Tensor]) -> Tensor:
     """signal u + noise eps, (B, E)."""
     signal, noise = levels
@@ -164,7 +153,7 @@ def noised(u: Tensor, levels: tuple[float | Tensor, float | Tensor]) -> Tensor:
 
 def _parts(
     call: str, blocks: Blocks, kind: type[Denoiser], remedy: str
-) -> tuple[Sequence[Sequence[Denoiser]], tuple[nn.Linear]]:
+) -> tuple[Sequence[Sequence[Denoiser]], nn.Linear]:
     """Every block's denoisers, and the linear layer behind the last."""
     found = [[m for m in block.modules() if isinstance(m, kind)] for block in blocks]
     chain = [denoiser for mine in found for denoiser in mine]
@@ -180,4 +169,4 @@ def _parts(
             f"before made of the label, with a linear classifier; take {remedy}, cut between its "
             "modules"
         )
-    return found, (readout,)
+    return found, readout

@@ -12,9 +12,12 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, detached
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import Scale, checked, differentiate
+from layerwise.rules.base import differentiate, refuse_without_gradients
+from layerwise.rules.base.checks import checked
 from layerwise.rules.calls.again import Repeatable
 
+# Of the network's output: the loss, (), and the class scores, or None.
+Loss = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block
 
 
@@ -32,15 +35,16 @@ class Energy:
     Args:
         batch: the step's.
         blocks: the network.
-        loss: of its output, (), mean over the batch.
+        loss: of the network's output, mean over the batch.
         x: what the network is called with.
 
     Attributes:
-        logits: the network's output, detached.
-        loss: of it, detached.
+        output: the network's output, detached.
+        loss: its loss, detached.
+        scores: the class scores, detached, or None.
     """
 
-    def __init__(self, batch: Batch, blocks: Blocks, loss: Callable[[Tensor], Tensor], x: Inputs):
+    def __init__(self, batch: Batch, blocks: Blocks, loss: Loss, x: Inputs):
         self._batch, self._loss, self._scale = batch, loss, batch.scale
         self._blocks = [Repeatable(batch, blocks, k) for k in range(len(blocks))]
         *before, last = self._blocks
@@ -51,9 +55,9 @@ class Energy:
         if before:
             self._leaf.requires_grad_()
         out = last.first(self._leaf)
-        first = loss(out)
-        differentiate(first, inputs=())  # refuses where gradients are off
-        self.logits, self.loss = out.detach(), first.detach()
+        refuse_without_gradients()
+        first, self.scores = loss(out)
+        self.output, self.loss = out.detach(), first.detach()
         self._first: Tensor | None = first  # the last block's graph, which the first step needs
         self._pull: Tensor | None = None  # dL_b/dh_{K-1} of the feed-forward pass, (B, ...)
 
@@ -103,14 +107,15 @@ class Energy:
             also = [(o, self._scale(g)) for o, g in more] if wanted else []
             differentiate(out, self._scale, gradient, inputs=wanted, also=also)
             del out, terms, more, also
-            self._batch.on_block(k)
+            self._batch.done(k, *((self.loss, self.scores) if k == last else ()))
 
     def _run(self, k: int, h: Tensor) -> Tensor:
         """f_k, in the precision of its input in the feed-forward pass."""
         return self._blocks[k](h.to(self._rest[k].dtype) if k else h)
 
     def _loss_at(self, h: Tensor) -> Tensor:
-        return self._loss(self._run(len(self._blocks) - 1, h))
+        loss, _ = self._loss(self._run(len(self._blocks) - 1, h))
+        return loss
 
     def _predict(self, k: int, h: Activities) -> tuple[Tensor, Tensor]:
         """e_k df_k/dh_{k-1} and e_k, of block k that has a block after it."""
@@ -124,20 +129,19 @@ class Energy:
         if self._pull is None:
             assert self._first is not None
             first, self._first = self._first, None
-            self._pull = of_samples(first, self._leaf, self._scale)
+            self._pull = of_samples(first, self._leaf, self._batch)
         return self._pull
 
     def _pull_at(self, h: Tensor) -> Tensor:
         leaf = h.detach().requires_grad_()
-        return of_samples(self._loss_at(leaf), leaf, self._scale)
+        return of_samples(self._loss_at(leaf), leaf, self._batch)
 
 
-def of_samples(loss: Tensor, leaf: Tensor, scale: Scale, retain: bool = False) -> Tensor:
+def of_samples(loss: Tensor, leaf: Tensor, batch: Batch, retain: bool = False) -> Tensor:
     """dL_b/dh, (B, ...): the gradient of each sample's own loss, not of the batch's mean, in at
     least single precision."""
-    differentiate(loss, scale, inputs=(leaf,), retain=retain)
-    one = scale(torch.ones((), device=leaf.device, dtype=loss.dtype))
-    return _wide(taken(leaf)) * (len(leaf) / one)
+    differentiate(loss, batch.scale, inputs=(leaf,), retain=retain)
+    return _wide(taken(leaf)) * (len(leaf) / batch.scaled_one(loss))
 
 
 def back(out: Tensor, leaf: Tensor, e: Tensor, retain: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion
 from layerwise.rules.base import Needs, Rule, differentiate
@@ -58,8 +58,7 @@ class FeedbackRule(Rule):
     needs = Needs.BACKWARD
 
     def __init__(self, blocks: Blocks, criterion: Criterion):
-        super().__init__(blocks)
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
+        super().__init__(blocks, criterion=criterion)
         call = type(self).__name__
         _refuse_unseen(blocks, call)
         calls = layer_calls(blocks, call)
@@ -102,11 +101,11 @@ class FeedbackRule(Rule):
         # The way back is within, too: what is checkpointed runs again there.
         with self._through(), as_written(self.blocks):
             h = self.blocks(detached(batch.inputs))
-            loss = self.objectives[str(last)](h, batch)
+            loss, scores = self.loss(last, Activity(h), batch)
             differentiate(loss, batch.scale)
-        batch.finish(last, loss)
-        for i in range(len(self.blocks)):
-            batch.on_block(i)
+        for k in range(last):
+            batch.done(k)
+        batch.done(last, loss, scores)
         return h
 
 

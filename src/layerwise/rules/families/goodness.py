@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.errors import InputError
 from layerwise.labels import mean_of_counted
-from layerwise.objectives import Objective
+from layerwise.objectives import Activity, Objective
 from layerwise.objectives.batch import Batch
 
 EPS = 1e-8
@@ -25,32 +24,29 @@ class Goodness(Objective):
     Args:
         threshold: theta, the mean square that is neither positive nor negative.
         mean: false for g = sum_j h_j^2 - threshold d with d units.
-        asked_by: the call, for errors.
-
-    Raises:
-        InputError: a threshold that is not positive.
     """
 
-    def __init__(self, threshold: float, mean: bool, asked_by: str):
+    def __init__(self, threshold: float, mean: bool):
         super().__init__()
-        if not threshold > 0:
-            raise InputError(f"{asked_by}(threshold={threshold}): give a positive number")
         self.threshold, self.mean = threshold, mean
 
     @property
     def reads_input(self) -> bool:
         return False
 
-    def of(self, h: Tensor) -> Tensor:
-        """g of every sample, (B,): the log odds that it is a positive one."""
-        over = mean_square(h).flatten() - self.threshold
-        return over if self.mean else over * h[0].numel()
-
-    def forward(self, h: Tensor, batch: Batch) -> Tensor:
-        """h: (2 B, ...), the positive ones first."""
-        positive, negative = self.of(h).chunk(2)
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        """The loss, (), of the output, (2 B, ...), of B positive samples and B negative ones below
+        them."""
+        positive, negative = goodness(activity.output, self.threshold, self.mean).chunk(2)
         each = F.softplus(-positive) + F.softplus(negative)
-        return mean_of_counted(each, batch.y) / 2
+        return mean_of_counted(each, batch.labels) / 2
+
+
+def goodness(h: Tensor, threshold: float, mean: bool) -> Tensor:
+    """g of every sample, (B,): the log odds that it is a positive one. Arguments as of
+    `Goodness`."""
+    over = mean_square(h).flatten() - threshold
+    return over if mean else over * h[0].numel()
 
 
 def normalized(h: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
+from layerwise.blocks.inplace import kept
 from layerwise.errors import InputError
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion
 from layerwise.rules.base import Needs, Rule, forget_casts, refuse_without_gradients
@@ -58,19 +58,18 @@ class PerturbationRule(Rule):
     """
 
     needs = Needs.FORWARD | Needs.ERROR
-    draws = True
+    stochastic = True
 
     def __init__(
         self, blocks: Blocks, directions: int, rademacher: bool, rank: int, criterion: Criterion
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         check_directions(type(self).__name__, directions)
         if rank < 0:
             raise InputError(
                 f"{type(self).__name__}(rank={rank}): give a number of dimensions, or 0 for all"
             )
         self.directions, self.rademacher, self.rank = directions, rademacher, rank
-        self.objectives[str(len(blocks) - 1)] = Classify(criterion=criterion)
 
     @abstractmethod
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
@@ -83,11 +82,11 @@ class PerturbationRule(Rule):
             loss = Loss(self, batch, directions)
             derivatives = [batch.scale(d) for d in self.derivatives(loss, directions)]
         forget_casts(batch.x.device)
-        batch.finish(len(self.blocks) - 1, loss.value)
-        for i in range(len(self.blocks)):
-            directions.accumulate(i, derivatives)
-            batch.on_block(i)
-        return loss.logits
+        last = len(self.blocks) - 1
+        for k in range(last + 1):
+            directions.accumulate(k, derivatives)
+            batch.done(k, *((loss.value, loss.scores) if k == last else ()))
+        return loss.output
 
 
 class Loss:
@@ -97,17 +96,19 @@ class Loss:
     them, as a pass of the network does.
 
     Attributes:
-        logits, value: of the first pass.
+        output: the network's output in the first pass, (B, ...).
+        value: the loss of the first pass, ().
+        scores: the class scores of the first pass, or None.
     """
 
-    logits: Tensor
+    output: Tensor
     value: Tensor
+    scores: Tensor | None
 
     def __init__(self, rule: PerturbationRule, batch: Batch, directions: Directions):
         self.blocks = rule.blocks
-        self.objective = rule.objectives[str(len(rule.blocks) - 1)]
+        self.objective = rule.objectives[len(rule.blocks) - 1]
         self.inputs, self.batch, self.directions = detached(batch.inputs), batch, directions
-        self.copies = starts_in_place(rule.blocks[0])
         self.start = Again(rule.blocks, batch.x)
         self.moved = Moved(self.blocks, batch)
         self.first = True
@@ -115,12 +116,13 @@ class Loss:
     def __call__(self, weights: Weights | None = None) -> Tensor:
         """The loss, (), with the network's own weights or others."""
         with self.directions.watch() if self.first else self.start.run():
-            h = self.inputs.clone() if self.copies else self.inputs
-            for i in range(len(self.blocks)):
-                h = self.batch.run(i, h) if weights is None else self.moved.run(i, weights(i), h)
-            loss = self.objective(h, self.batch)
+            h = kept(self.blocks[0], self.inputs)
+            for k in range(len(self.blocks)):
+                h = self.batch.run(k, h) if weights is None else self.moved.run(k, weights(k), h)
+            loss, scores = self.objective.loss_and_scores(Activity(h), self.batch)
         if self.first:
-            self.logits, self.value, self.first = primal(h), primal(loss), False
+            self.output, self.value, self.first = primal(h), primal(loss), False
+            self.scores = None if scores is None else primal(scores)
         return loss
 
 

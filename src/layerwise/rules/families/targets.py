@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.inplace import starts_in_place
 from layerwise.errors import InputError
 from layerwise.heads import Inverse
 from layerwise.heads.head import refuse_class
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.base.objectives import OfBlocks
 from layerwise.rules.calls.again import buffers_as, buffers_of
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.precision import full_precision
@@ -61,7 +60,7 @@ class TargetRule(Rule):
     """
 
     needs = Needs.BACKWARD
-    draws = True
+    stochastic = True
     from_scores: ClassVar[bool]
 
     def __init__(
@@ -73,7 +72,7 @@ class TargetRule(Rule):
         samples: int = 1,
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks)
+        super().__init__(blocks, criterion=criterion)
         call = type(self).__name__
         refuse_class(inverse, f"{call}(inverse=...)")
         for name, value in {"beta": beta, "noise": noise, "samples": samples}.items():
@@ -83,20 +82,14 @@ class TargetRule(Rule):
         self.beta, self.noise, self.samples = beta, noise, samples
         self.draw: Callable[[Tensor], Tensor] = normal_like
         last = len(blocks) - 1
-        self.objectives[str(last)] = Classify(criterion=criterion)
-        self.inverses = nn.ModuleDict(
-            {
-                str(k): inverse(shapes[k], shapes[k - 1])
-                for k in range(1, last + 1 if self.from_scores else last)
-            }
-        )
-        weight = self._weight(0)
-        if weight is not None:
-            self.inverses.to(weight.device, weight.dtype)
+        self.inverses = OfBlocks[nn.Module]()
+        for k in range(1, last + 1 if self.from_scores else last):
+            self.inverses[k] = inverse(shapes[k], shapes[k - 1])
+        self.moved(0, self.inverses)
 
-    def auxiliary(self, i: int) -> list[nn.Module]:
-        own = [self.inverses[str(i)]] if str(i) in self.inverses else []
-        return [*super().auxiliary(i), *own]
+    def auxiliary(self, k: int) -> list[nn.Module]:
+        inverse = self.inverses.get(k)
+        return [*super().auxiliary(k), *([] if inverse is None else [inverse])]
 
     @abstractmethod
     def inverse_loss(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
@@ -111,7 +104,7 @@ class TargetRule(Rule):
 
     def invert(self, k: int, h: Tensor) -> Tensor:
         """g_k(h), (B, ...), in the precision of its weights."""
-        inverse = self.inverses[str(k)]
+        inverse = self.inverses[k]
         with full_precision(h, inverse) as h:
             return inverse(h)
 
@@ -120,63 +113,62 @@ class TargetRule(Rule):
         """f_k(x), (B, ...), without a graph, and without a trace in the block's buffers."""
         block = self.blocks[k]
         with as_written(block), buffers_as(buffers_of(block)):
-            return batch.again(k, x.clone() if starts_in_place(block) else x)
+            return batch.again(k, x, keep=True)
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        h = batch.inputs
         before: list[Tensor] = []  # h_{k-1}
         outputs: list[Tensor] = []  # h_k, with block k's graph
-        for k, block in enumerate(self.blocks):
+        h = batch.inputs
+        for k in range(last + 1):
             h = detached(h)
             if 0 < k == last and not self.from_scores:
                 h.requires_grad_()
             before.append(h)
-            h = batch.run(k, h.clone() if k and starts_in_place(block) else h)
+            h = batch.run(k, h, keep=k > 0)
             outputs.append(h)
-        scores = h.detach().requires_grad_()
-        loss = self.objectives[str(last)](scores, batch)
-        differentiate(loss, batch.scale, inputs=(scores,))
-        batch.finish(last, loss)
-        differentiate(h, gradient=scores.grad)
-        first = scores if self.from_scores or last == 0 else before[last]
-        assert first.grad is not None
-        change = self._first_change(first.grad, batch)
-        for k in reversed(range(len(self.blocks))):
+        scores = h.detach()
+        loss, e = self.output_error(scores, batch, batch.scale)
+        differentiate(h, gradient=e)
+        of_input = before[last].grad if last and not self.from_scores else e
+        assert of_input is not None
+        change = self._first_change(of_input, batch)  # t - h of the first target
+        found: dict[int, tuple[Tensor, ...]] = {last: (loss, scores)}
+        for k in reversed(range(last + 1)):
             h, given = outputs.pop(), detached(before.pop())
             below = self._below(k, h, change)  # by inverse k before it learns
             if k < last:
                 differentiate(h, batch.scale, -change / (self.beta * len(h)))
             h = h.detach()  # without block k's graph
-            if str(k) in self.inverses:
-                self._learn(k, given, h, batch)
-            batch.on_block(k)
+            if k in self.inverses:
+                of_inverse = self._learn(k, given, h, batch)
+                found.setdefault(k, (of_inverse,))
+            batch.done(k, *found.get(k, ()))
             change = below
         return scores
 
     def _first_change(self, gradient: Tensor, batch: Batch) -> Tensor:
         """t_j - h_j of the first target, from its scaled dL/dh_j."""
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
-        return -self.beta * len(gradient) * gradient / batch.scale(gradient.new_ones(()))
+        return -self.beta * len(gradient) * gradient / batch.scaled_one(gradient)
 
     @torch.no_grad()
     def _below(self, k: int, h: Tensor, change: Tensor) -> Tensor:
         """t_{k-1} - h_{k-1} from t_k - h_k; the change itself where block k has no inverse."""
-        if str(k) not in self.inverses:
+        if k not in self.inverses:
             return change
         h = h.to(change.dtype)
         return self.invert(k, h + change) - self.invert(k, h)
 
-    def _learn(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> None:
-        """Inverse k's step."""
+    def _learn(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
+        """The step of inverse k; gives its loss, (), over the draws of noise."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         losses = []
         for _ in range(self.samples):
             loss = self.inverse_loss(k, before.to(dtype), h.to(dtype), batch) / self.samples
             differentiate(loss, batch.scale)
             losses.append(loss.detach())
-        if k < len(self.blocks) - 1:  # the last block's loss is the network's
-            batch.finish(k, torch.stack(losses).sum())
+        return torch.stack(losses).sum()
 
 
 def normal_like(h: Tensor) -> Tensor:

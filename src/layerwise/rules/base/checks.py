@@ -1,0 +1,103 @@
+"""What a rule refuses before it trains on a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.heads.layout import channels_first
+from layerwise.inputs import leading
+from layerwise.labels import prepared
+from layerwise.objectives import Objective
+from layerwise.objectives.batch import Batch
+from layerwise.objectives.classify import is_cross_entropy
+
+if TYPE_CHECKING:
+    from layerwise.rules.base.rule import Rule
+
+
+def checked(call: str, blocks: Blocks) -> Blocks:
+    """`blocks`, where they are Blocks.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not isinstance(blocks, Blocks):
+        raise InputError(
+            f"{call}(blocks): got {type(blocks).__name__}; a rule takes Blocks: "
+            "layerwise.cut(model, blocks=4, example=x), or Blocks([...]) by hand"
+        )
+    return blocks
+
+
+class BatchCheck:
+    """Checks that a rule can use the batches it is given.
+
+    The values of labels are read once for each kind of labels, because the host waits for the
+    device to read them.
+
+    Args:
+        rule: whose batches are checked; its objectives are made.
+    """
+
+    def __init__(self, rule: Rule):
+        self.call, self.needs_views = type(rule).__name__, rule.needs_views
+        self.comparing = [
+            type(o).__name__
+            for o in rule.objectives.modules()
+            if isinstance(o, Objective) and o.needs_views == rule.needs_views
+        ]
+        asking = [rule, *rule.objectives.modules()]
+        self.default_criterion = any(
+            is_cross_entropy(getattr(m, "criterion", None)) for m in asking
+        )
+        self.shapes = rule.blocks.shapes
+        self.scores_first = self.shapes is not None and channels_first(
+            list(rule.blocks), self.shapes[-1]
+        )
+        self.seen: set[tuple[torch.dtype, int]] = set()
+
+    def __call__(self, batch: Batch) -> None:
+        """Refuse a batch that the rule cannot use, and bring its labels to the form that the
+        default criterion reads. Labels of another criterion are not looked at.
+
+        Raises:
+            InputError: inputs that are not as many, or a multiple, of the labels; as `views`;
+                labels that the default criterion cannot use.
+        """
+        if batch.augmented is not None:
+            rows = len(leading(batch.augmented))
+            views, rest = divmod(rows, max(1, batch.rows))
+            if rest or not views:
+                raise InputError(
+                    f"{self.call}: got {rows} inputs for {batch.rows} labels; "
+                    "give one label for each input, or for its views, view after view"
+                )
+            self.views(views)
+        if self.shapes is None or not self.default_criterion:
+            return
+        kind = batch.labels.dtype, batch.labels.dim()
+        look = kind not in self.seen
+        batch.labels = prepared(batch.labels, self.shapes[-1], self.scores_first, self.call, look)
+        self.seen.add(kind)
+
+    def views(self, views: int) -> None:
+        """Refuse batches of this number of augmented views.
+
+        Raises:
+            InputError: more than one, and nothing compares them; fewer than an objective needs.
+        """
+        if views > 1 and not self.needs_views:
+            raise InputError(
+                f"{self.call}: got {views} views of every sample, and nothing here "
+                "compares them; give one (--views 1), or an objective that does: NTXent"
+            )
+        if views < self.needs_views:
+            raise InputError(
+                f"{self.comparing[-1] if self.comparing else self.call}: got {views} view of every "
+                f"sample, and it compares {self.needs_views}; give --views {self.needs_views}, in "
+                f"Python data.Loader(views={self.needs_views})"
+            )

@@ -1,0 +1,93 @@
+"""The objectives of a rule's blocks, and other modules that some blocks have."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.objectives import Classify, Objective
+from layerwise.objectives.classify import Criterion
+
+Of = TypeVar("Of", bound=nn.Module)
+
+
+class OfBlocks(nn.Module, Generic[Of]):
+    """A module for some of the blocks, under the block's number.
+
+    `of_blocks[k]` is that of block k; `of_blocks.get(k)` is None where there is none.
+    """
+
+    def __setitem__(self, k: int, module: Of) -> None:
+        self.add_module(str(k), module)
+
+    def __getitem__(self, k: int) -> Of:
+        return self._modules[str(k)]  # type: ignore[return-value]
+
+    def get(self, k: int) -> Of | None:
+        """The module of block k, or None."""
+        return self._modules.get(str(k))  # type: ignore[return-value]
+
+    def __contains__(self, k: int) -> bool:
+        return str(k) in self._modules
+
+    def __iter__(self) -> Iterator[int]:
+        return map(int, self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+def one_per_block(
+    call: str,
+    blocks: Blocks,
+    objectives: Objective | Sequence[Objective | None] | None,
+    criterion: Criterion,
+) -> list[Objective | None]:
+    """The objective of each block, from the `objectives` that a rule was given.
+
+    Args:
+        call: name of the rule, for errors.
+        blocks: the network.
+        objectives: one objective, of which every block but the last gets its own copy; or one per
+            block, None for a block that has none; or one per block but the last; or None: only the
+            last block has one.
+        criterion: the last block's loss where its objective is left out.
+
+    Raises:
+        InputError: something else than objectives; another number of them; none for the last block.
+    """
+    given: list[Objective | None]
+    if objectives is None:
+        given = [None] * (len(blocks) - 1)
+    elif isinstance(objectives, Objective):
+        given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+    else:
+        given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
+    wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
+    if wrong:
+        raise InputError(
+            f"{call}(objectives): got {wrong[0]}; give an objective such as "
+            "objectives.Classify(heads.Linear()), or a list of them"
+        )
+    if len(given) == len(blocks) - 1:
+        given.append(Classify(criterion=criterion))
+    if len(given) != len(blocks):
+        raise InputError(
+            f"{call}(objectives): got {len(given)} for {len(blocks)} "
+            f"blocks; give {len(blocks)}, or {len(blocks) - 1} to leave the last block to the "
+            "network's own classifier"
+        )
+    if given[-1] is None:
+        raise InputError(
+            f"{call}(objectives): got None for the last block, so nothing would learn to "
+            "predict; leave it out, and it predicts the labels from the network's output"
+        )
+    modules = [module for o in given if o is not None for module in o.modules()]
+    if len(set(modules)) < len(modules):  # a head, too, belongs to one block
+        given = [copy.deepcopy(o) for o in given]
+    return given

@@ -1,0 +1,94 @@
+"""Overlapping units, and a loss of its own for every block."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+from layerwise.blocks import Blocks
+from layerwise.errors import InputError
+from layerwise.objectives import Activity, Objective
+from layerwise.objectives.batch import Batch
+from layerwise.objectives.classify import Criterion, cross_entropy, with_scores
+from layerwise.rules.base.objectives import OfBlocks, one_per_block
+from layerwise.rules.families.windows import Losses, WindowRule, check_units, ends
+
+
+class HPFF(WindowRule):
+    """Hierarchical locally supervised learning: the losses of `Overlap`, and for every block but
+    the last an independent loss that reaches nothing but the block.
+
+    Su et al. 2024 (HPFF, arXiv:2407.05638), the hierarchical part, which MLAAN has, too. With m the
+    overlap, w the weight, L_k the loss of the unit that ends at block k and I_k the independent
+    loss of block k, by a head of its own:
+
+        grad_j = w d I_j / d f_j + (1-w) sum over the ends k in j ... j+m of d L_k / d f_j
+        grad_K = d L_K / d f_K
+
+    With w = 0 it is `Overlap`, with w = 1 it is `Greedy`.
+
+    Deviations from the authors' code: one forward pass for both losses, where theirs runs each
+    block twice (and moves BatchNorm's statistics twice); the first block has an independent loss,
+    too; features are not averaged over patches.
+
+    Args:
+        blocks: the network, made with an example where an objective has a head.
+        objectives: as of `Overlap`. A block that ends a unit has two copies, one for each loss;
+            that of any other block is its independent loss.
+        overlap: m, the number of blocks that a loss reaches before its own; 0 or more.
+        independent: w, in [0, 1]. The authors' is 0.001, with m = 1: a window of two blocks.
+        criterion: the last block's loss where its objective is left out.
+        every: s, a unit ends with every s-th block; 1 to m + 1.
+
+    Raises:
+        InputError: a negative overlap; a weight outside [0, 1]; units between which there is a
+            gap.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        objectives: Objective | Sequence[Objective | None],
+        overlap: int = 1,
+        independent: float = 0.001,
+        criterion: Criterion = cross_entropy,
+        every: int = 1,
+    ):
+        check_units("HPFF", overlap, every)
+        if not 0 <= independent <= 1:
+            raise InputError(f"HPFF(independent={independent}): give a weight in [0, 1]")
+        if independent == 1:  # units would weigh nothing: every block is a unit of its own
+            overlap, every, independent = 0, 1, 0.0
+        found = one_per_block("HPFF", blocks, objectives, criterion)
+        others = [copy.deepcopy(objective) for objective in found]
+        of_units = ends(len(blocks), overlap, every)
+        used = [o if independent or k in of_units else None for k, o in enumerate(found)]
+        super().__init__(blocks, used, overlap, every)
+        self.independent = independent
+        self.independents = OfBlocks[Objective]()  # of the blocks that end a unit
+        for k, objective in enumerate(others[:-1]):
+            if objective is not None and independent and k in self.ends:
+                objective.number(k, len(blocks))
+                self.independents[k] = self.placed(k, objective)
+        with_scores(self)
+
+    def auxiliary(self, k: int) -> list[nn.Module]:
+        independent = self.independents.get(k)
+        return [*super().auxiliary(k), *([] if independent is None else [independent])]
+
+    def losses(self, k: int, activity: Activity, batch: Batch) -> Losses:
+        w = self.independent
+        if k not in self.objectives:
+            return Losses()
+        loss, scores = self.loss(k, activity, batch)
+        if k == len(self.blocks) - 1:
+            return Losses(own=loss, reaching=loss, scores=scores, share=1 - w)
+        if k not in self.ends:
+            return Losses(own=w * loss, scores=scores)
+        unit = (1 - w) * loss
+        if k not in self.independents:
+            return Losses(own=unit, reaching=unit, scores=scores)
+        independent, _ = self.loss(k, activity, batch, self.independents[k])
+        return Losses(own=unit + w * independent, reaching=unit, scores=scores)
