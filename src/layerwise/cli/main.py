@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import layerwise
-from layerwise.cli import analyze, bench, compare, describe, evaluate, listing, plan, train
 from layerwise.cli.console import console
 from layerwise.errors import (
     FailedProcess,
@@ -19,15 +19,16 @@ from layerwise.errors import (
 )
 from layerwise.runtime import processes
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train.main,
-    "evaluate": evaluate.main,
-    "compare": compare.main,
-    "analyze": analyze.main,
-    "describe": describe.main,
-    "plan": plan.main,
-    "bench": bench.main,
-    "list": listing.main,
+# Command -> module of its `main`; imported when it runs, as some of them take seconds to import.
+COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "compare": "compare",
+    "analyze": "analyze",
+    "describe": "describe",
+    "plan": "plan",
+    "bench": "bench",
+    "list": "listing",
 }
 
 USAGE = f"""\
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
-        COMMANDS[command](rest)
+        importlib.import_module(f"layerwise.cli.{COMMANDS[command]}").main(rest)
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:

@@ -25,6 +25,10 @@ class Evaluation:
     """What every exit of a run gives on one split.
 
     Attributes:
+        run: the run.
+        experiment: its data and network, with the weights of a checkpoint.
+        loader: samples of the split, in order.
+        fabric: device and precision.
         result: what the JSON file holds, without the confusion matrix.
         confusion: how often each class (a row) was taken for each (a column); None if there are too
             many classes.
