@@ -44,5 +44,5 @@ format: setup   ## format the code
 wheel: setup    ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
-tables: setup   ## write the tables of docs/ and the README from benchmarks/results/
+tables: setup   ## write the cards, results and figures in docs/ and the README
 	$(BIN)/python benchmarks/tables.py

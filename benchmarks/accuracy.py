@@ -1,11 +1,11 @@
-"""Keep what runs measured as one file: `results/accuracy-NAME.json`.
+"""Keep the measurements of runs in one file: `results/accuracy-NAME.json`.
 
     python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE] [--epochs N]
 
-The file holds each run's command, config, versions and machine, costs, and every epoch's metrics;
-runs that it has and that are not given stay in it. A run that was stopped, and with `--epochs` the
-beginning of one, counts as a run of as many epochs, which is what it is where the learning rate is
-constant; others are refused.
+The file holds each run's command, config, versions and machine, costs, and every epoch's metrics.
+Runs that are in the file and are not given stay in it. An interrupted run counts as a run of the
+epochs it finished, and with `--epochs` the beginning of a run counts as a run of that length. This
+is correct only if the learning rate is constant; other runs are refused.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("runs", nargs="+")
-    parser.add_argument("--data", help="what the data is called in tables")
-    parser.add_argument("--epochs", type=int, help="the first of each run")
+    parser.add_argument("--data", help="name of the data in tables")
+    parser.add_argument("--epochs", type=int, help="use only the first epochs of each run")
     given = parser.parse_args()
     runs = []
     for path in given.runs:
         run = Run.open(path)
         config, costs = run.config, _costs(run)
-        config["data"].pop("root")  # a folder of this machine's
+        config["data"].pop("root")  # a folder of this machine
         metrics = run.metrics()[: given.epochs]
         epochs = len(metrics)
         if epochs < config["epochs"] and config["schedule"]["name"] != "Constant":
             raise InputError(
-                f"{run.path}: {epochs} of {config['epochs']} epochs are no run of their own where "
-                "the learning rate changes; finish it, and take all"
+                f"{run.path}: the first {epochs} of {config['epochs']} epochs are not a run of "
+                "their own, because the learning rate changes; finish the run and take all epochs"
             )
         config["epochs"] = epochs
         config["data"]["name"] = given.data or config["data"]["name"]
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _costs(run: Run) -> Costs:
-    """What the run wrote down; measured again where that was before steps were measured."""
+    """The run's costs; measured again if its file has no FLOPs of a step."""
     costs = Costs.from_json((run.path / "cost.json").read_text())
     return costs if costs.step_flops is not None else Costs.of(build(run.config).rule)
 

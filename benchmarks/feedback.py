@@ -1,4 +1,4 @@
-"""What feedback through other matrices costs: VGG8b, every layer its own block.
+"""Cost of a step with feedback through other matrices: VGG8b, every layer a block.
 
 python benchmarks/feedback.py    writes results/step-vgg8b-feedback.json
 """

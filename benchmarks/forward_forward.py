@@ -1,10 +1,11 @@
-"""A step of Forward-Forward beside fflib's and backpropagation's: an MLP on MNIST's shapes.
+"""A step of Forward-Forward next to fflib's and backpropagation's: an MLP on inputs of MNIST's
+shape.
 
     pip install --no-deps fflib==0.3.0 tqdm
     python benchmarks/forward_forward.py    writes results/step-mlp-forward-forward.json
 
-fflib trains hidden layers alone, from the same positive and negative inputs; `ForwardForward` also
-runs the neutral inputs, which the classifier learns from and fflib has no part for.
+fflib trains only the hidden layers, from the same positive and negative inputs. `ForwardForward`
+also runs the neutral inputs, from which its classifier learns; fflib has no such part.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from layerwise import models, rules
 from layerwise.blocks import Blocks
 from layerwise.costs import Contender, measure
-from layerwise.costs.table import Measured
+from layerwise.costs.step_table import Measured
 from layerwise.inputs import leading
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Needs, Rule
@@ -35,7 +36,7 @@ fused_adam = functools.partial(torch.optim.Adam, fused=True)
 
 
 class FFLib(Rule):
-    """A training step of fflib as its `FFSuite` takes it: each layer steps an Adam of its own."""
+    """A training step as fflib's `FFSuite` takes it: each layer steps its own Adam."""
 
     needs = Needs.FORWARD
 
@@ -56,12 +57,12 @@ class FFLib(Rule):
         positive = FFMNIST.combine_to_input(self.data, x, FFMNIST.encode_output(self.data, y))
         x, wrong = FFMNIST.generate_negative(self.data, x, y, self.net)
         self.net.run_train_combined(positive, FFMNIST.combine_to_input(self.data, x, wrong))
-        self.net.zero_grad()  # they have been stepped
+        self.net.zero_grad()  # the layers have stepped already
         return x
 
 
 def counted(measured: Measured, rule: Rule) -> Measured:
-    """With the state of fflib's own optimizers, which lives as long as it does."""
+    """The measurement with the state of fflib's own optimizers added, which is always alive."""
     if not isinstance(rule, FFLib):
         return measured
     state = sum(

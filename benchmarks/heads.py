@@ -1,4 +1,4 @@
-"""What heads cost: VGG8b, every layer its own block, with each of the heads in turn.
+"""Cost of a step with each head: VGG8b, every layer a block.
 
 python benchmarks/heads.py    writes results/step-vgg8b-heads.json
 """
@@ -22,7 +22,7 @@ HEADS = {
 
 
 def on_maps(head: heads.Head) -> heads.Head:
-    """`head` on feature maps; the fully connected layer's vector has a linear one."""
+    """`head` for feature maps, and a linear head for the vector of the fully connected layer."""
 
     def recipe(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
         return (head if len(in_shape) == 3 else heads.Linear())(in_shape, out_shape)

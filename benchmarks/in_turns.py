@@ -1,4 +1,4 @@
-"""Steps in turns: the table of what was measured; VGG8b, every layer its own block."""
+"""Measure steps in turns and save the table; rules on VGG8b, every layer a block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from layerwise.blocks import Blocks
 from layerwise.cli.console import console
 from layerwise.costs import Contender, Measured, StepTable, measure
 from layerwise.rules.base import Needs, Rule
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 SGD = "SGD(lr=0.01, momentum=0.9, fused=True)"
@@ -23,10 +23,10 @@ SGD = "SGD(lr=0.01, momentum=0.9, fused=True)"
 def measure_vgg8b(
     title: str, name: str, makers: Mapping[str, Callable[[Blocks], Rule]], batch: int, rounds: int
 ) -> None:
-    """Measure backpropagation and a rule of each maker, and write `results/step-NAME.json`.
+    """Measure backpropagation and the rules that `makers` make; write `results/step-NAME.json`.
 
-    One thread, as in step.py. Where nothing passes back through the blocks, each is stepped as
-    soon as it is done.
+    One thread, as in step.py. If nothing passes back through the blocks, each block is stepped as
+    soon as its gradients are complete.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -47,7 +47,7 @@ def write(
     optimizer: str,
     **setting: str,
 ) -> None:
-    """Print what was measured in float32 on the batch, and write it to `results/NAME.json`."""
+    """Print the measurements, in float32 on batch `x`, and write them to `results/NAME.json`."""
     table = StepTable(
         title=title,
         batch=tuple(x.shape),
@@ -58,7 +58,7 @@ def write(
             "heads": "",
             **setting,
         },
-        provenance=describe(),
+        provenance=provenance(),
         contenders=contenders,
     )
     console.print(table)

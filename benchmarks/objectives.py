@@ -1,4 +1,4 @@
-"""What local objectives cost: VGG8b, every layer its own block, with each of them in turn.
+"""Cost of a step with each local objective: VGG8b, every layer a block.
 
 python benchmarks/objectives.py    writes results/step-vgg8b-objectives.json
 """

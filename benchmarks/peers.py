@@ -1,14 +1,14 @@
-"""Training steps beside those of biotorch, the package that has most of these rules: the same
-network, batch and optimizer, in turns.
+"""Training steps next to those of biotorch, the package with most of these rules: the same network,
+batch and optimizer, measured in turns.
 
 python benchmarks/peers.py              writes results/peers-*.json
-python benchmarks/peers.py vgg8b        this one
+python benchmarks/peers.py vgg8b        only this one
 
-biotorch is no dependency: `pip install --no-deps biotorch==0.0.16`. It replaces layers, and takes
-no padding="same", so all contenders' convolutions have the number. Its direct feedback alignment
-sends the error to every layer, ours to every block: of one layer in the MLP and in VGG8b, a
-residual block in ResNet-20. One thread, as in step.py; every step is the optimizer's one step for
-all parameters at the end.
+biotorch is no dependency: `pip install --no-deps biotorch==0.0.16`. It replaces layers and does not
+accept padding="same", so the convolutions of all contenders have their padding as a number. Its
+direct feedback alignment sends the error to every layer; this library's sends it to every block,
+which is one layer in the MLP and in VGG8b, and a residual block in ResNet-20. One thread, as in
+step.py; every step ends with one optimizer step for all parameters.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ except ImportError:
     sys.exit("biotorch is not installed: pip install --no-deps biotorch==0.0.16")
 
 Make = Callable[[Blocks], Rule]
-# What biotorch calls it -> the same here.
+# biotorch's name of a rule -> the rule here.
 RULES: dict[str, Make] = {
     "fa": rules.FeedbackAlignment,
     "usf": rules.SignSymmetry,
@@ -56,12 +56,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
 
 
 class BioTorch(Rule):
-    """The network as biotorch converts it, as one block."""
+    """The network as biotorch converts it, in one block."""
 
     needs = Needs.BACKWARD
 
     def __init__(self, network: nn.Module, mode: str):
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it converts
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it converts
             converted = BioModule(copy.deepcopy(network), mode=mode, output_dim=10)
         super().__init__(Blocks([converted]))
         self.mode = mode
@@ -72,7 +72,7 @@ class BioTorch(Rule):
         logits = network(x, y, F.cross_entropy) if self.mode == "dfa" else network(x)
         loss = F.cross_entropy(logits, y)
         differentiate(loss, batch.scale)
-        batch.finish(0, loss)
+        batch.done(0, loss)
         return logits
 
 

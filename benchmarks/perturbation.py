@@ -1,4 +1,4 @@
-"""What gradients without a backward pass cost: VGG8b, every layer its own block.
+"""Cost of a step without a backward pass: VGG8b, every layer a block.
 
 python benchmarks/perturbation.py    writes results/step-vgg8b-perturbation.json
 """

@@ -1,4 +1,4 @@
-"""Runs that are continued where they were interrupted, and left alone where they are done."""
+"""Which runs are still to be trained: interrupted runs are continued, finished runs left alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def left_to_train(run: Path, options: Sequence[str]) -> list[str] | None:
-    """What `layerwise train` is to be told so that there is this run; None where it is done."""
+    """Arguments of `layerwise train` that make or continue the run; None if it is finished."""
     if (run / "model.safetensors").exists():
         return None
     if (run / "config.yaml").exists():

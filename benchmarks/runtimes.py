@@ -1,12 +1,12 @@
-"""Does it matter where blocks are? Accuracy of the same training in serial, in step, with replay.
+"""Does it matter where blocks live? Accuracy of the same training in serial, in step, with replay.
 
     python benchmarks/runtimes.py --data NAME [--seeds 0 1 2] [--runs FOLDER] [OPTIONS]
 
-BasicCNN of 32 channels in three blocks, flip and crop, DGL. OPTIONS go to every `layerwise train`.
-A run that is there is continued where it was interrupted, and left alone where it is done; `python
-benchmarks/accuracy.py runtimes FOLDER/*` keeps what they measured. It ends with what differs
-between the serial weights and those of the stages in step: nothing, where their processes compute
-with as many threads.
+BasicCNN with 32 channels in three blocks, flips and crops, DGL. OPTIONS go to every `layerwise
+train`. An interrupted run is continued, a finished run is left alone; `python
+benchmarks/accuracy.py runtimes FOLDER/*` keeps the measurements. At the end it compares the weights
+of the serial run with those of the stages in step: they are equal bit for bit if all processes
+compute with the same number of threads.
 """
 
 from __future__ import annotations

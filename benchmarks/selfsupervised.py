@@ -1,13 +1,13 @@
-"""Self-supervised local objectives, measured by linear probes: `results/probe-NAME.json`.
+"""Local objectives without labels, measured by linear probes: `results/probe-NAME.json`.
 
     python benchmarks/selfsupervised.py NAME --data digits --size 16 --epochs 20 --seeds 0 1 2
 
 Trains a small CNN block by block without labels: Greedy InfoMax (InfoNCE on overlapping patches,
-each encoded by itself), and on whole images NT-Xent and inpainting, with colours also contrastive
-multiview coding and colorization. Beside each stands the same network untrained, and with its
-blocks fixed as they were initialised (`LastBlock`: the statistics of BatchNorm move, only the
+each encoded by itself), and on whole images NT-Xent and inpainting, and for colour images also
+contrastive multiview coding and colorization. Each is compared with the same network untrained, and
+with its blocks fixed as they were initialised (`LastBlock`: BatchNorm's statistics move, only the
 classifier learns). The file holds the linear probe's test accuracy after each convolutional block.
-What was measured before with the same options stays in it.
+Earlier measurements with the same options stay in it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from layerwise.analysis import linear_probe
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.objectives import CMC, Colorize, InfoNCE, Inpaint, NTXent, Objective
-from layerwise.runs.environment import describe
+from layerwise.runs.provenance import provenance
 from layerwise.trainer import fabric_for
 
 RESULTS = Path(__file__).parent / "results"
 AT = ["conv2", "conv3", "classifier"]
-# SimCLR's, for views to differ in; and Greedy InfoMax's, which leaves the colours as they are: what
-# is drawn once for an image tells its patches from others', and nothing else need be learned.
+# The augmentations of SimCLR for colour images, and weaker ones for grey images. Greedy InfoMax
+# gets the plain ones: a change of colours that is drawn once for an image would tell its patches
+# from those of other images, and nothing else would have to be learned.
 VIEWS = {
     3: Augment(
         resized_crop=True, scale=(0.2, 1.0), flip=True, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2
@@ -46,20 +47,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--called", help="what the data is called in tables")
-    parser.add_argument("--images", type=int, help="train on so many of the training split alone")
-    parser.add_argument("--size", type=int, help="scale images to so many pixels a side")
+    parser.add_argument("--called", help="name of the data in tables")
+    parser.add_argument("--images", type=int, help="train only on this many training images")
+    parser.add_argument("--size", type=int, help="scale images to this many pixels a side")
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--probe_epochs", type=int, default=10)
-    parser.add_argument("--pool", type=int, default=1, help="probes see so many positions a side")
-    parser.add_argument("--only", nargs="+", help="contenders whose name has one of these in it")
+    parser.add_argument(
+        "--pool", type=int, default=1, help="probes read this many positions a side"
+    )
+    parser.add_argument("--only", nargs="+", help="contenders whose name contains one of these")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--patch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--skip", type=int, default=0)
-    parser.add_argument("--negatives", type=int, help="of InfoNCE; all patches by default")
+    parser.add_argument(
+        "--negatives", type=int, help="negatives of InfoNCE; by default all patches"
+    )
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--precision", default="32")
     given = parser.parse_args()
@@ -112,7 +117,7 @@ def main() -> None:
     now = {(result["contender"], result["seed"]) for result in results}
     kept = [
         {**run, "results": left}
-        for run in _runs_before(out, options)  # others may have written meanwhile
+        for run in _runs_before(out, options)  # another process may have written meanwhile
         if (left := [r for r in run["results"] if (r["contender"], r["seed"]) not in now])
     ]
     content = {
@@ -121,14 +126,14 @@ def main() -> None:
         "given": options,
         "augment": {"NT-Xent": repr(VIEWS[shape[0]]), "others": repr(PLAIN[shape[0]])},
         "blocks": ["conv1", "conv2", "conv3"],
-        "runs": [*kept, {**describe(), "results": results}],
+        "runs": [*kept, {**provenance(), "results": results}],
     }
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
 
 
 def _runs_before(out: Path, options: dict[str, object]) -> list[dict[str, object]]:
-    """What the file has from before, where it was measured with the same options."""
+    """The runs that the file has already, which must have the same options."""
     if not out.exists():
         return []
     before = json.loads(out.read_text())

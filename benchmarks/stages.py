@@ -1,13 +1,13 @@
-"""Blocks in two processes against everything else that two cores can do with the same network.
+"""Blocks in two processes against other ways to train the same network on two cores.
 
     python benchmarks/stages.py vgg8b           images/s: stages, serial, pipelines, DDP, threads
-    python benchmarks/stages.py transformer     sequences/s, the same; transformer-16: of a batch
+    python benchmarks/stages.py transformer     sequences/s, the same; transformer-16: with batches
                                                 of 16, where fixed costs weigh more
-    python benchmarks/stages.py link            what is lost over a link of 1 Gb/s (root, Linux)
+    python benchmarks/stages.py link            the loss over a link of 1 Gb/s (root, Linux)
 
-All contenders are alive at once, each process pinned to its core, and take turns: only ratios
-within a round mean much. A turn leaves out what fills the stages. For all of them alike glibc keeps
-freed memory during a turn, which is worth up to a quarter of a step. Results:
+All contenders are alive at once, each process pinned to its core, and they take turns: compare only
+ratios within a round. A turn does not count the time in which stages fill. For all contenders
+alike, glibc keeps freed memory during a turn, which is worth up to a quarter of a step. Results are
 `results/stages-*.json`. The machine should do nothing else meanwhile.
 """
 
@@ -44,9 +44,9 @@ from torch.nn.parallel import DistributedDataParallel
 import layerwise as lw
 from layerwise import models
 from layerwise.blocks.balance import partition
-from layerwise.runs import environment
-from layerwise.runtime import LayerParallel
-from layerwise.runtime.plan import Plan
+from layerwise.costs.stages import Plan
+from layerwise.runs.provenance import provenance
+from layerwise.runtime import LayerParallel, StepOptions
 
 RESULTS = Path(__file__).parent / "results"
 MICROBATCHES = 8
@@ -56,11 +56,14 @@ KEEP = {
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
 LIBC = ctypes.CDLL(None, use_errno=True)
-LEAD, TRAIL = 2, 1  # steps around the timed ones: until all stages are busy, and while they are
+LEAD, TRAIL = (
+    2,
+    1,
+)  # steps before and after the timed ones, so that all stages are busy during these
 
 
 class Pooled(nn.Module):
-    """The mean over a sequence, and class scores of it."""
+    """Class scores from the mean over a sequence."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
@@ -71,7 +74,7 @@ class Pooled(nn.Module):
 
 
 def transformer() -> nn.Sequential:
-    """8 layers of width 256 on tokens."""
+    """A transformer with 8 layers of width 256 on tokens."""
     layers = [
         nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True, norm_first=True)
         for _ in range(8)
@@ -81,14 +84,14 @@ def transformer() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Network:
-    """What all contenders train.
+    """The network and batch that all contenders train.
 
     Attributes:
-        make: the network.
-        input: a batch of so many.
-        batch: samples a step, of all processes together.
+        make: makes the network.
+        input: makes a batch of the given size.
+        batch: samples per step, over all processes.
         blocks: local blocks.
-        unit: what a sample is.
+        unit: name of the samples.
     """
 
     make: Callable[[], nn.Module]
@@ -125,7 +128,7 @@ def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
 
 
 def end_to_end(network: Network, model: nn.Module, x: Tensor, y: Tensor, segments: int = 0) -> Step:
-    """Backpropagation, with activation checkpointing in so many segments."""
+    """Backpropagation, with activation checkpointing if `segments` is not 0."""
     optimizer = optimizer_of(model.parameters())
 
     def step() -> None:
@@ -143,7 +146,7 @@ def end_to_end(network: Network, model: nn.Module, x: Tensor, y: Tensor, segment
 
 
 def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
-    """The local rule, in as many stages as there are `starts`; in this process without any."""
+    """The local rule, with a stage for each of `starts`; in this process alone without any."""
     blocks = lw.cut(network.model(), blocks=network.blocks, example=x[:2])
     rule = lw.rules.DGL(blocks, head=HEAD)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
@@ -156,13 +159,13 @@ def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
         optimizers[i].step()
         optimizers[i].zero_grad()
 
-    return lambda: runtime.backward(x, y, on_block=finish)
+    return lambda: runtime.backward(x, y, StepOptions(on_block=finish))
 
 
 def pipeline(
     network: Network, x: Tensor, y: Tensor, schedule: Any, starts: list[int], numbers: list[int]
 ) -> Step:
-    """A schedule of torch's pipelines; this process has the stages of these `numbers`."""
+    """A schedule of torch's pipelines; this process holds the stages with these `numbers`."""
     layers = list(lw.cut(network.model(), blocks="all", example=x[:2]))
     ends = [*starts[1:], len(layers)]
     parts = [nn.Sequential(*layers[a:b]) for a, b in zip(starts, ends, strict=True)]
@@ -192,7 +195,7 @@ def pipeline(
 
 
 def ddp(network: Network, x: Tensor, y: Tensor) -> Step:
-    """Two replicas, half of the batch each."""
+    """Two replicas, each with half of the batch."""
     model = DistributedDataParallel(network.model(), gradient_as_bucket_view=True)
     rank, world = dist.get_rank(), dist.get_world_size()
     return end_to_end(network, model, x.chunk(world)[rank].clone(), y.chunk(world)[rank].clone())
@@ -205,11 +208,11 @@ class Contender:
     Attributes:
         name: in the table.
         kind: "end_to_end", "local", "pipeline" or "ddp".
-        processes: each on a core of its own, while there are any.
-        threads: of each.
+        processes: how many; each has a core of its own as long as there are free ones.
+        threads: of each process.
         options: of the kind.
         channels_last: memory format.
-        over: where its processes are: in this machine's network, or in namespaces of their own.
+        over: the network namespaces of its processes; None for this machine's own.
     """
 
     name: str
@@ -246,7 +249,7 @@ def make_step(network: Network, contender: Contender, rank: int, cuts: dict[str,
         return local(network, x, y, cuts["local"][contender.processes])
     (name,) = contender.options
     world, ranks = contender.processes, range(contender.processes)
-    if name == "ZBV zero bubble":  # down and up again
+    if name == "ZBV zero bubble":  # each process has a stage on the way down and one on the way up
         numbers = [[k, 2 * world - 1 - k] for k in ranks]
     elif name == "interleaved 1F1B":
         numbers = [[k, k + world] for k in ranks]
@@ -264,7 +267,7 @@ def work(
     address: tuple[str, int],
     cuts: dict[str, Any],
 ) -> None:
-    """One process of a contender: it takes as many steps as it is told; when did each end?"""
+    """One process of a contender: takes the steps that it is told and sends when each ended."""
     cores = sorted(os.sched_getaffinity(0))
     if contender.threads == 1:
         os.sched_setaffinity(0, {cores[rank % len(cores)]})
@@ -285,12 +288,12 @@ def work(
             step()
             ended.append(time.perf_counter())
         connection.send((ended, peak_bytes()))
-        LIBC.malloc_trim(0)  # the others' turn
-    os._exit(0)  # its threads wait for messages that do not come
+        LIBC.malloc_trim(0)  # the others need the memory in their turn
+    os._exit(0)  # its threads still wait for messages that will not come
 
 
 def peak_bytes() -> int:
-    """This process's largest resident set; what `getrusage` knows begins with its parent's."""
+    """This process's largest resident set. `getrusage` would include the parent's."""
     [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in s]
     return 1024 * int(line.split()[1])
 
@@ -318,14 +321,14 @@ class Running:
         self.rss_bytes = [0] * contender.processes
 
     def turn(self, steps: int) -> float:
-        """Samples a second over so many steps, once all processes are busy."""
+        """Samples per second over `steps` steps, once all processes are busy."""
         lead, trail = (LEAD, TRAIL) if self.contender.kind == "local" else (1, 0)
         if self.contender.processes == 1:
             lead, trail = 1, 0
         for connection in self.connections:
             connection.send(lead + steps + trail)
         for rank, connection in enumerate(self.connections):
-            ended, self.rss_bytes[rank] = connection.recv()  # the last one's are kept
+            ended, self.rss_bytes[rank] = connection.recv()  # only the last turn's are kept
         return steps * self.unit / (ended[lead + steps - 1] - ended[lead - 1])
 
     def close(self) -> None:
@@ -340,7 +343,7 @@ def free_port() -> int:
 
 
 def backprop_seconds(network: Network) -> list[float]:
-    """How long each layer's forward and backward take, the gradient of its input with them."""
+    """Seconds of each layer's forward and backward pass, with the gradient of its input."""
     x, y = network.data()
     x, y = x[: network.batch // MICROBATCHES], y[: network.batch // MICROBATCHES]
     layers = lw.cut(network.model(), blocks="all", example=x[:2])
@@ -360,7 +363,7 @@ def backprop_seconds(network: Network) -> list[float]:
 
 
 def plan_cuts(network: Network) -> tuple[dict[str, Any], dict[int, Plan]]:
-    """Where each contender divides the network, by time measured here with one thread."""
+    """Where each contender divides the network, by times measured here with one thread."""
     torch.set_num_threads(1)
     x, y = network.data()
     blocks = lw.cut(network.model(), blocks=network.blocks, example=x[:2])
@@ -375,7 +378,7 @@ def plan_cuts(network: Network) -> tuple[dict[str, Any], dict[int, Plan]]:
 
 
 def contenders_of(name: str) -> list[Contender]:
-    """Who takes part."""
+    """The contenders for a network."""
     segments = 8 if name == "vgg8b" else 10
     found = [
         Contender("local rule, 2 stages", "local", 2),
@@ -398,14 +401,14 @@ def contenders_of(name: str) -> list[Contender]:
 def race(
     network: str, contenders: list[Contender], rounds: int, steps: int
 ) -> tuple[list[dict[str, Any]], dict[int, Plan]]:
-    """Samples a second of each contender in every round."""
+    """Samples per second of each contender in every round."""
     cuts, plans = plan_cuts(NETWORKS[network])
     running = []
     for contender in contenders:
         print(f"starting {contender.name}", flush=True)
         running.append(Running(network, contender, cuts))
     rates: list[list[float]] = [[] for _ in running]
-    for round_ in range(1 + rounds):  # the first warms up
+    for round_ in range(1 + rounds):  # the first round is a warm-up
         for one, of_one in zip(running, rates, strict=True):
             of_one.append(one.turn(steps if round_ else 1))
             print(f"round {round_}: {of_one[-1]:8.2f}  {one.contender.name}", flush=True)
@@ -432,12 +435,12 @@ def starts_of(contender: Contender, cuts: dict[str, Any]) -> list[int]:
     return []
 
 
-# Two hosts in one machine: namespaces of the network, with a cable between them.
+# Two hosts in one machine: network namespaces joined by a cable.
 INSIDE, FIRST, SECOND = "cable", "10.87.0.1", "10.87.0.2"
 
 
 def enter(namespace: str) -> None:
-    """Go on in a namespace of the network."""
+    """Move this process into a network namespace."""
     with open(f"/run/netns/{namespace}") as file:
         if LIBC.setns(file.fileno(), 0x40000000):  # CLONE_NEWNET
             raise OSError(ctypes.get_errno(), f"cannot enter the namespace {namespace}")
@@ -445,7 +448,7 @@ def enter(namespace: str) -> None:
 
 @contextmanager
 def hosts(name: str, rate: str | None) -> Iterator[None]:
-    """Namespaces NAME0 and NAME1 with a link of this rate between them."""
+    """Network namespaces NAME0 and NAME1, joined by a link of this rate."""
 
     def run(command: str) -> None:
         subprocess.run(command.split(), check=True)
@@ -491,9 +494,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=[*NETWORKS, "link"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2, help="timed, of each turn")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each turn")
     given = parser.parse_args()
-    about = {"benchmark": "stages", "title": given.what, **environment.describe()}
+    about = {"benchmark": "stages", "title": given.what, **provenance()}
     if given.what == "link":
         result = {**about, "networks": over_link(given.rounds, given.steps)}
     else:

@@ -1,11 +1,11 @@
 """Measure training steps: each result in `results/step-*.json` is one `layerwise bench step`.
 
-python benchmarks/step.py                 every measurement whose result is not there yet
+python benchmarks/step.py                 every measurement that has no result yet
 python benchmarks/step.py resnet110-16    this one, again
 python benchmarks/step.py --table         all results as one Markdown table
 
-One thread: where a machine does other work too, two threads would mostly measure how long one waits
-for the other, in wall-clock and in CPU time.
+One thread: if the machine does other work too, two threads would mostly measure how long one waits
+for the other, in wall-clock time and in CPU time.
 """
 
 from __future__ import annotations

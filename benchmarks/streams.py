@@ -1,12 +1,12 @@
-"""What becomes of a transformer's residual stream under direct feedback: `results/streams.json`.
+"""The residual stream of a transformer under direct feedback: `results/streams.json`.
 
     python benchmarks/streams.py [--seeds 0 1 2]
 
-Trains the small transformer of `text.py` on English, by backpropagation and by direct feedback
-alignment with and without a normalisation on the error's way, each with its own best learning rate
-there. At steps on the way the file has, after every block but the last, the mean norm of tokens and
-the effective rank of their features (`layerwise.analysis.extent`, at most the width) and the angle
-of the block's gradient to backpropagation's in degrees, and the perplexity on validation.
+Trains the small transformer of `text.py` on English by backpropagation, and by direct feedback
+alignment with and without a normalisation on the error's path, each with its own best learning
+rate. At several steps the file has, after every block but the last, the mean norm of tokens, the
+effective rank of their features (`layerwise.analysis.effective_rank`, at most the width) and the
+angle of the block's gradient to backpropagation's in degrees; and the validation perplexity.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import text
 import torch
 
 from layerwise import Rule, data
-from layerwise.analysis import extent, gradient_alignment
+from layerwise.analysis import effective_rank, gradient_alignment
 from layerwise.data import Loader
-from layerwise.runs import environment
-from layerwise.runs.tally import perplexity
+from layerwise.runs.metrics import perplexity
+from layerwise.runs.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 CONTENDERS = {
@@ -49,7 +49,7 @@ def main() -> None:
     def look(step: int, rule: Rule) -> None:
         if step not in STEPS:
             return
-        extents = extent(rule, few)[:-1]
+        extents = effective_rank(rule, few)[:-1]
         aligned = gradient_alignment(rule, *batch)[:-1]
         loss, _ = text.evaluate(rule, splits.validation)
         rule.train()
@@ -69,7 +69,7 @@ def main() -> None:
             text.train(name, rate, seed, splits, budget, look)
             print(json.dumps(rows[-1]["steps"][-1]), flush=True)
     out = RESULTS / "streams.json"
-    content = {"benchmark": "streams", **environment.describe(), "rows": rows}
+    content = {"benchmark": "streams", **provenance(), "rows": rows}
     out.write_text(json.dumps(content, indent=1) + "\n")
     print(out)
 

@@ -1,18 +1,18 @@
-"""A small causal transformer on text: rules by their perplexity, beside what the source allows.
+"""A small causal transformer on text: rules compared by perplexity, and with that of the source.
 
     python benchmarks/text.py                         the generated language `markov`: minutes
     python benchmarks/text.py --data python-topics    English: the help texts of this Python
-    python benchmarks/text.py --norm_last             layers end with their normalisation
-    python benchmarks/text.py --layers 6              six layers, not two
-    python benchmarks/text.py --only dfa dgl          these alone; `--train` writes no file
+    python benchmarks/text.py --norm_last             layers that end with their normalisation
+    python benchmarks/text.py --layers 6              six layers instead of two
+    python benchmarks/text.py --only dfa dgl          only these rules; `--train` writes no file
 
-Each rule trains with every learning rate of the list on the first three seeds, for one of feedback
-depends much on its random matrices; the one with the lowest mean validation perplexity then trains
-the other seeds, and the test perplexities at the end of training are reported. Trainings that are
-there, in a folder under `experiments/`, are left alone, so several of these may share the work by
-`--only`. Everything goes into `results/text-DATA.json`, with the perplexity of the source where it
-is known, and those of a model that knows only how often each character comes, and of one that knows
-how often each follows another, both counted on the training part.
+Each rule trains with every learning rate of the list on the first three seeds, because a rule with
+random feedback depends much on its matrices. The rate with the lowest mean validation perplexity
+then trains the other seeds, and the test perplexities at the end of training are reported. Finished
+trainings lie in a folder under `experiments/` and are not repeated, so several calls may share the
+work by `--only`. Everything goes into `results/text-DATA.json`, together with the perplexity of the
+source if it is known, and those of two counting models: one of single characters, and one of pairs
+of characters, both counted on the training part.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from layerwise import Blocks, cut, data, heads, models, rules
 from layerwise.costs.blocks import Costs
 from layerwise.data import Loader, Splits, Text
 from layerwise.rules.base import Rule
-from layerwise.runs import environment
-from layerwise.runs.tally import Tally, perplexity
+from layerwise.runs.metrics import Metrics, perplexity
+from layerwise.runs.provenance import provenance
 from layerwise.trainer.optim import AdamW, OneCycle
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,8 +58,8 @@ RULES: dict[str, Callable[[Blocks], Rule]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What all rules share: a block for each layer, the first with the embedding, and one for the
-    last normalisation and the classifier."""
+    """What all rules share. The network has a block for each layer, the first with the embedding,
+    and one for the last normalisation and the classifier."""
 
     context: int = 32
     layers: int = 2
@@ -91,8 +91,8 @@ def train(
     budget: Budget,
     look: Callable[[int, Rule], None] = lambda step, rule: None,
 ) -> dict[str, Any]:
-    """Validation and test perplexity of one training, infinite where it broke down; `look` is shown
-    the rule before every step and after the last."""
+    """Validation and test perplexity of one training, infinite if it broke down. `look` is called
+    with the rule before every step and after the last."""
     rule = rule_of(name, splits, budget, seed)
     optimizer = AdamW(lr=rate, weight_decay=0.0)(rule.parameters())
     loader = Loader(splits.train, budget.batch_size, train=True, seed=seed)
@@ -120,9 +120,9 @@ def train(
 
 @torch.no_grad()
 def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
-    """Mean nats per token, and the share of right predictions."""
+    """Mean nats per token, and the share of correct predictions."""
     rule.eval()
-    tally = Tally(1)
+    tally = Metrics(1)
     for x, y in Loader(part, 250, train=False).epoch(0):
         scores = rule(x)
         loss = torch.nn.functional.cross_entropy(scores.flatten(0, 1), y.flatten())
@@ -133,7 +133,7 @@ def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
 def search(
     name: str, rates: list[float], seeds: list[int], splits: Splits, budget: Budget, runs: Path
 ) -> dict[str, Any]:
-    """Search, train, and what came out."""
+    """Search the learning rate, train the other seeds, and return the rule's row."""
 
     def trained(rate: float, seed: int) -> dict[str, Any]:
         path = runs / f"{name}-{rate:g}-{seed}.json"
@@ -161,14 +161,14 @@ def search(
 
 
 def english(folder: Path) -> str:
-    """The help texts of this Python, written into the folder; their name as data."""
+    """Write the help texts of this Python into the folder; returns their name as data."""
     path = folder / "topics.txt"
     path.write_text("\n".join(topics[topic] for topic in sorted(topics)), encoding="utf-8")
     return f"text:{path}"
 
 
 def counted(splits: Splits) -> dict[str, float]:
-    """Test perplexities of the two smallest models: counts in training, and one more of each."""
+    """Test perplexities of two counting models: training counts, each increased by one."""
     train, test = splits.train, splits.test
     assert isinstance(train, Text)
     assert isinstance(test, Text)
@@ -182,7 +182,7 @@ def counted(splits: Splits) -> dict[str, float]:
 
 
 def _counts(tokens: Tensor, many: int) -> Tensor:
-    """How often each follows each, and one: (from, to)."""
+    """How often each token follows each, plus one: (from, to)."""
     pairs = torch.bincount(tokens[:-1] * many + tokens[1:], minlength=many * many)
     return pairs.double().view(many, many) + 1
 
@@ -212,7 +212,7 @@ def main() -> None:
     rate = splits.entropy_rate
     result = {
         "benchmark": "text",
-        **environment.describe(),
+        **provenance(),
         "data": given.data,
         "of_python": version,
         "budget": dataclasses.asdict(budget),

@@ -1,14 +1,15 @@
 """Every network of the zoo (tests/zoo.py) cut, evaluated and trained: `results/zoo.json`.
 
     python benchmarks/zoo.py                          all of them
-    python benchmarks/zoo.py --resume                 those that the file does not have yet
+    python benchmarks/zoo.py --resume                 only networks that the file does not have
     python benchmarks/zoo.py --library timm           one library, into the file
-    python benchmarks/zoo.py --only timm/vgg11_bn     these, into the file
+    python benchmarks/zoo.py --only timm/vgg11_bn     these networks, into the file
 
-The checks are those of tests/zoo_checks.py: the blocks give what the model gives, backpropagation
+The checks are those of tests/zoo_checks.py: the blocks give the model's output, backpropagation
 through them gives the gradients of a plain training loop, DGL reaches every parameter, the first
-block learns by itself, and cut leaves the model as it was. The networks run one after another in a
-process of their own, so one that crashes or hangs is a line in the table and ends nothing.
+block learns by itself, and cut leaves the model unchanged. Networks run one after another in a
+process of their own, so a network that crashes or hangs becomes a line in the table and stops
+nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
         work()
         return
 
-    from tables import networks
+    from pages.networks import written
     from zoo import NETWORKS
 
     if unknown := set(given.only) - set(NETWORKS):
@@ -59,34 +60,34 @@ def main() -> None:
         and all(map(importlib.util.find_spec, network.needs))
     ]
     part = bool(given.only or given.library or given.resume)
-    about = provenance()
+    about = file_header()
     rows = _rows(about) if part else {}
     if given.resume:
         wanted = [key for key in wanted if key not in rows]
     for i, (key, row) in enumerate(found(wanted, given.timeout), 1):
         rows[key] = row
         print(f"{i}/{len(wanted)} {key}: {_line(row)}", flush=True)
-        # In the zoo's order, whatever order they were found in.
+        # In the order of the zoo, whatever order they finished in.
         about["rows"] = [rows[key] for key in NETWORKS if key in rows]
         OUT.write_text(json.dumps(about, indent=1) + "\n")
     if rows:
-        print(networks(about))
+        print(written(about))
 
 
-def provenance() -> dict[str, Any]:
+def file_header() -> dict[str, Any]:
     """Command, versions and machine."""
-    from layerwise.runs.environment import describe
+    from layerwise.runs.provenance import provenance
 
     libraries = {
         name: metadata.version(name)
         for name in ("timm", "transformers", "peft")
         if importlib.util.find_spec(name)
     }
-    return {"benchmark": "zoo", **describe(), **libraries, "rows": []}
+    return {"benchmark": "zoo", **provenance(), **libraries, "rows": []}
 
 
 def _rows(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The file's rows, which new ones join; the command stays that of the first."""
+    """The file's rows, to which new ones are added; the command stays that of the first."""
     if not OUT.exists():
         return {}
     before = json.loads(OUT.read_text())
@@ -102,7 +103,7 @@ def _rows(about: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def found(wanted: list[str], timeout_s: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each network's finding, from a process that is started again where it is lost."""
+    """Each network's finding, from a process that is started again if it is lost."""
     worker: Worker | None = None
     for key in wanted:
         worker = worker or Worker()
@@ -113,7 +114,7 @@ def found(wanted: list[str], timeout_s: float) -> Iterator[tuple[str, dict[str, 
             row = _lost(key, reason)
         yield key, row
     if worker is not None:
-        worker.process.communicate()  # it ends where its input does
+        worker.process.communicate()  # it ends when its input ends
 
 
 class Worker:
@@ -130,7 +131,7 @@ class Worker:
         )
 
     def ask(self, key: str, timeout_s: float) -> dict[str, Any] | None:
-        """The finding; None where the process died or took too long."""
+        """The finding; None if the process died or took too long."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -146,7 +147,7 @@ class Worker:
         return json.loads(line) if line else None
 
     def end(self, timeout_s: float = 0.0) -> str:
-        """End the process; how it came to that."""
+        """End the process; returns why it had to end."""
         try:
             reason = f"the process ended with {self.process.wait(1)}"
         except subprocess.TimeoutExpired:
@@ -167,7 +168,7 @@ def _lost(key: str, reason: str) -> dict[str, Any]:
 
 
 def work() -> None:
-    """Read names, write findings; what models print goes to the errors."""
+    """Read names and write findings; what models print goes to stderr."""
     import warnings
 
     import torch

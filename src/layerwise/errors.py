@@ -1,4 +1,7 @@
-"""The one error that means: what was asked for cannot be done as asked."""
+"""The exceptions of this package, and helpers that word their messages.
+
+`InputError` is the user's; the others end a training.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -7,31 +10,9 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """Input that cannot be used.
 
-    The message is one line that says the call, what it got, what is allowed and the remedy;
-    the command line prints it alone and exits with 2.
+    The message is one line that says the call, what it got, what is allowed and the remedy. The
+    command line prints only this line and exits with status 2.
     """
-
-
-def choices(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` where one of `known` is near `name`, else what there is."""
-    known = list(known)
-    near = nearest(name, known)
-    if near is not None:
-        return f"did you mean {near!r}?"
-    return f"there is: {', '.join(sorted(known))}"
-
-
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` was probably meant to be, None where none is near."""
-    spelt = {k.lower(): k for k in known}
-    near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
-    return spelt[near[0]] if near else None
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error, to be quoted in another."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 class NonFiniteLoss(RuntimeError):
@@ -43,16 +24,38 @@ class Interrupted(RuntimeError):
 
 
 class LostStage(RuntimeError):
-    """Another process of this training is gone or hangs; the message names its rank."""
+    """Another process of this training has ended or hangs; the message names its rank."""
 
 
 class FailedProcess(RuntimeError):
     """A process of this training ended with an error, which it has printed.
 
     Attributes:
-        code: its exit code.
+        code: its exit status.
     """
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` if one of `known` resembles `name`, otherwise a list of all of them."""
+    known = list(known)
+    near = nearest(name, known)
+    if near is not None:
+        return f"did you mean {near!r}?"
+    return f"there is: {', '.join(sorted(known))}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that `name` was probably meant to be; None if none resembles it."""
+    spelt = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), spelt, n=1, cutoff=0.6)
+    return spelt[near[0]] if near else None
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error, to quote in another error."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What networks are called with, and what they return: a tensor, or tensors in tuples and dicts."""
+"""The inputs and outputs of networks: a tensor, or tensors in tuples and dicts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from layerwise.errors import InputError
 
 # The arguments of a network's forward: one tensor, a sequence of arguments, or named arguments.
 Inputs = Any
-# Which part of a network's output are its class scores: a key, an index, or a function of it.
+# Which part of a network's output are the class scores: a key, an index, or a function of it.
 Take = str | int | Callable[[Any], Tensor] | None
 
+# Names under which a network may return its class scores, in the order in which they are tried.
 KEYS = ("logits", "out", "last_hidden_state")
 
 
 def call(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """`model` of a tensor, of the arguments in a sequence, or of the named ones in a mapping."""
+    """Call `model` with a tensor, with the arguments in a sequence, or with the named ones in a
+    mapping."""
     if isinstance(inputs, Tensor):
         return model(inputs)
     if isinstance(inputs, Mapping):
@@ -29,22 +31,23 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def applied(module: nn.Module, h: Tensor, inputs: Inputs) -> Tensor:
-    """A module of h, and of the network's inputs where it reads them (`reads_inputs`)."""
+    """A module's output for h, (B, ...); if the module `reads_inputs`, it gets these, too."""
     return module(h, inputs) if getattr(module, "reads_inputs", False) else module(h)
 
 
 def scores(output: Any, take: Take, asked_by: str = "cut(output=)") -> Tensor:
-    """The class scores in what a network returns.
+    """The class scores in a network's output.
 
     Args:
         output: a tensor, or a tuple, a mapping or an object of `transformers` with tensors in it.
-        take: a key or index of it, or a function of it. By default: the tensor itself; `logits`,
-            `out` or `last_hidden_state`, whichever comes first; the first of a tuple; the only
-            tensor with a gradient.
+        take: a key or index of the output, or a function of it. By default: the tensor itself;
+            `logits`, `out` or `last_hidden_state`, whichever is found first; the first of a tuple;
+            the only tensor with a gradient.
         asked_by: the call, for errors.
 
     Raises:
-        InputError: there is no such part, or it is no tensor, or `take` has to say which it is.
+        InputError: there is no such part, it is not a tensor, or it is not clear which part it is
+            without `take`.
     """
     found = output
     if callable(take):
@@ -57,15 +60,18 @@ def scores(output: Any, take: Take, asked_by: str = "cut(output=)") -> Tensor:
     elif not isinstance(output, Tensor):
         found = _scores(output)
     if not isinstance(found, Tensor):
+        problem = f"output={take!r} gives {type(found).__name__}"
+        if take is None:
+            problem = "it is not clear which part of that are the class scores"
         raise InputError(
-            f"{asked_by}: the network returns {describe(output)}, of which "
-            f"{'output=' + repr(take) + ' gives ' + type(found).__name__ if take is not None else 'it is not clear what the class scores are'}"  # noqa: E501
-            "; give output= the key or index of one tensor, or a function of what it returns"
+            f"{asked_by}: the network returns {describe(output)}, and {problem}; give output= the "
+            "key or index of one tensor, or a function of the network's output"
         )
     return found
 
 
 def _scores(output: Any) -> Any:
+    """The class scores in an output that is not a tensor; None if they are not clear."""
     for key in KEYS:
         found = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
         if isinstance(found, Tensor):
@@ -77,7 +83,7 @@ def _scores(output: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """What kind of thing an input or output is, in a word or two."""
+    """A short description of an input or output, for errors."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)} and type {value.dtype}"
     if isinstance(value, Mapping):
@@ -88,26 +94,28 @@ def describe(value: Any) -> str:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """The tensors in a nested structure, in its order."""
+    """The tensors in a nested structure, in the structure's order."""
     return [leaf for leaf in leaves(value) if isinstance(leaf, Tensor)]
 
 
 def leaves(value: Any) -> list[Any]:
-    """What a nested structure holds. A mapping that PyTorch does not know (the tokenizers' batch)
-    counts as a dict."""
+    """The values in a nested structure, in the structure's order.
+
+    A mapping that PyTorch does not know (a tokenizer's batch) counts as a dict.
+    """
     return pytree.tree_leaves(plain(value))
 
 
 def plain(value: Any) -> Any:
-    """A mapping of any kind as a dict, whose insides PyTorch knows how to walk through."""
+    """A mapping of any kind as a dict, which PyTorch's pytrees can open; anything else as it is."""
     return dict(value) if isinstance(value, Mapping) and type(value) is not dict else value
 
 
 def leading(inputs: Inputs) -> Tensor:
-    """The first tensor of a network's inputs, whose first axis is the batch.
+    """The first tensor of a network's inputs, (B, ...).
 
     Raises:
-        InputError: there is none.
+        InputError: the inputs hold no tensor.
     """
     if isinstance(inputs, Tensor):
         return inputs
@@ -121,14 +129,17 @@ def leading(inputs: Inputs) -> Tensor:
 
 
 def detached(inputs: Inputs) -> Inputs:
-    """The same without the graph that it came from."""
+    """The inputs, detached from the graph that they came from."""
     if isinstance(inputs, Tensor):
         return inputs.detach()
     return pytree.tree_map_only(Tensor, Tensor.detach, plain(inputs))
 
 
 def first_rows(inputs: Inputs, rows: int) -> Inputs:
-    """The first samples of a batch: of every tensor whose first axis is as long as the batch."""
+    """The first `rows` samples of a batch.
+
+    Every tensor whose first axis is as long as the batch is shortened; others stay as they are.
+    """
     whole = len(leading(inputs))
 
     def cut_off(tensor: Tensor) -> Tensor:
@@ -138,7 +149,7 @@ def first_rows(inputs: Inputs, rows: int) -> Inputs:
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
-    """The same in another precision; whole numbers stay."""
+    """The inputs in another precision; integer tensors stay as they are."""
 
     def convert(tensor: Tensor) -> Tensor:
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -147,11 +158,15 @@ def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
 
 
 def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """The inputs on another device."""
     return pytree.tree_map_only(Tensor, lambda t: t.to(device), plain(inputs))
 
 
 def signature(inputs: Inputs) -> tuple[Any, ...]:
-    """What the shapes inside a network depend on: structure, shapes, types and devices."""
+    """A key that is equal for inputs with equal structure, shapes, types and devices.
+
+    The shapes inside a network depend on these.
+    """
     found, spec = pytree.tree_flatten(plain(inputs))
     return (
         str(spec),

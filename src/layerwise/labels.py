@@ -1,6 +1,6 @@
-"""Labels: which kinds there are, and how they belong to class scores.
+"""Labels: which kinds there are, and how they relate to class scores.
 
-B batch, C classes, T tokens, H and W the height and width of maps.
+Shapes: B batch, C classes, T tokens, H and W the height and width of maps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from layerwise.errors import InputError
 
 Shape = tuple[int, ...]
 
-IGNORED = -100  # the label of what is not to count, as in `torch.nn.functional.cross_entropy`
+IGNORED = -100  # the label of a position to leave out, as in `F.cross_entropy`
 OTHERWISE = (
     "for several classes at once give criterion=F.binary_cross_entropy_with_logits, for real "
     "numbers criterion=F.mse_loss"
@@ -26,29 +26,34 @@ OTHERWISE = (
 def class_axis(scores: Tensor, y: Tensor, asked_by: str = "cross_entropy") -> int:
     """The axis of class scores that holds the classes, 1 or -1.
 
-    Labels are class numbers, of any integer type and of the scores' shape without that axis; or
-    probabilities of the classes (soft labels, one-hot ones), of the scores' shape:
+    Labels are class numbers, of any integer type, in the scores' shape without that axis; or
+    probabilities of the classes (soft or one-hot labels), in the scores' shape:
 
         scores (B, C)                  labels (B,)             or (B, C)          axis -1
         scores (B, T, C)               labels (B, T)           or (B, T, C)       axis -1
         scores (B, C, T)               labels (B, T), T != C                      axis 1
         scores (B, C, H, W)            labels (B, H, W)        or (B, C, H, W)    axis 1
-        scores (B, H, W, C)            labels (B, H, W), where axis 1 does not fit, axis -1
+        scores (B, H, W, C)            labels (B, H, W), if axis 1 does not fit   axis -1
         scores (B, C, T, H, W)         labels (B, T, H, W)     or as the scores   axis 1
 
-    Scores of three axes have their classes last where both could be meant, T = C: that is this
-    library's convention for tokens. A rule whose network ends in a one-dimensional convolution
-    refuses such a batch (`prepared`), because there the other axis is meant. Scores of more axes
-    have their classes at axis 1 where both could be meant: that is PyTorch's convention for maps.
+    If both axes fit scores of three axes (T = C), the classes are last, which is this library's
+    convention for tokens. A rule whose network ends in a one-dimensional convolution refuses such
+    a batch (`prepared`), because there the other axis is meant. If both fit scores of more axes,
+    the classes are at axis 1, which is PyTorch's convention for maps.
+
+    Args:
+        scores: the class scores.
+        y: the labels.
+        asked_by: the call, for errors.
 
     Raises:
-        InputError: labels of another shape; real numbers; a single output, of which the
-            cross-entropy is always 0.
+        InputError: labels of another shape; real numbers that are not probabilities; a single
+            output, whose cross-entropy is always 0.
     """
     shape = scores.shape
     plain = len(shape) == 2 and shape[:1] == y.shape and shape[1] > 1
     if plain and not (y.is_floating_point() or y.is_complex()):
-        return -1  # the plain case, in every block
+        return -1  # the common case, first because every block asks
     axis = _axis(scores.shape, y)
     if axis is None or scores.shape[axis] == 1:
         refuse(tuple(scores.shape), y, asked_by)
@@ -56,6 +61,7 @@ def class_axis(scores: Tensor, y: Tensor, asked_by: str = "cross_entropy") -> in
 
 
 def _axis(shape: Shape | torch.Size, y: Tensor) -> int | None:
+    """The axis of the classes in scores of this shape; None if the labels do not fit."""
     given, maps = y.shape, len(shape) > 3
     if len(shape) < 2:
         return None
@@ -70,7 +76,16 @@ def _axis(shape: Shape | torch.Size, y: Tensor) -> int | None:
 
 
 def refuse(shape: Shape, y: Tensor, asked_by: str) -> NoReturn:
-    """Refuse labels that do not belong to class scores of this shape, the batch included."""
+    """Raise the error that fits labels which do not match class scores.
+
+    Args:
+        shape: the scores' shape, including the batch.
+        y: the labels.
+        asked_by: the call, for errors.
+
+    Raises:
+        InputError: always.
+    """
     got = f"{asked_by}: got class scores {shape} with labels {_seen(y)}"
     if len(shape) < 2 or shape[-1] == 1 or (len(shape) > 3 and shape[1] == 1):
         raise InputError(
@@ -79,9 +94,8 @@ def refuse(shape: Shape, y: Tensor, asked_by: str) -> NoReturn:
         )
     if y.is_floating_point() or y.is_complex():
         raise InputError(
-            f"{got}; real numbers are labels only where they are the classes' probabilities, of "
-            "the scores' shape: for class numbers give y.long(), for real numbers "
-            "criterion=F.mse_loss"
+            f"{got}; real numbers are labels only if they are the classes' probabilities, in the "
+            "scores' shape: for class numbers give y.long(), for real numbers criterion=F.mse_loss"
         )
     raise InputError(
         f"{got}; class numbers have the scores' shape without the axis of the classes, "
@@ -93,21 +107,23 @@ def refuse(shape: Shape, y: Tensor, asked_by: str) -> NoReturn:
 def prepared(
     y: Tensor, output_shape: Shape, channels_first: bool, asked_by: str, look: bool
 ) -> Tensor:
-    """Labels as every rule reads them under the default criterion: class numbers (int64), which
-    one-hot labels of an integer type become, or probabilities.
+    """Labels as every rule reads them under the default criterion.
 
     Args:
         y: the labels, (B, ...).
-        output_shape: of the network's class scores, without the batch dimension; the number of
-            tokens, or the size of maps, may be another in this batch.
-        channels_first: whether scores of two axes are (C, T): the network ends in a
+        output_shape: the shape of the network's class scores, without the batch dimension. In this
+            batch the number of tokens, or the size of maps, may differ from it.
+        channels_first: whether scores of two axes are (C, T), because the network ends in a
             one-dimensional convolution.
         asked_by: the call, for errors.
-        look: whether to read the labels' values, too, for which the host waits for the device.
+        look: whether to check the labels' values as well, for which the host waits for the device.
+
+    Returns:
+        Class numbers (int64), also for one-hot labels of an integer type; or probabilities.
 
     Raises:
-        InputError: as `class_axis`; also where the values are read: probabilities that do not sum
-            to 1, class numbers that are not those of a class.
+        InputError: as `class_axis`; with `look` also probabilities that do not sum to 1, and class
+            numbers that no class has.
     """
     shape = (len(y), *output_shape)
     axis = 1 if len(shape) > 3 or (len(shape) == 3 and channels_first) else -1
@@ -133,7 +149,7 @@ def prepared(
             "told from (B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
         )
     if look:
-        # The other axis may be that of the classes, where the shapes say so.
+        # If the shapes allow it, the other axis may be that of the classes.
         other = -1 if axis == 1 else 1
         fits = tuple(y.shape[1:]) == (shape[1:-1] if axis == 1 else shape[2:])
         _refuse_unless_classes(y, max(classes, shape[other]) if fits else classes, asked_by)
@@ -141,6 +157,11 @@ def prepared(
 
 
 def _refuse_unless_probabilities(y: Tensor, axis: int, asked_by: str) -> None:
+    """Check that the values along `axis` are not negative and sum to 1.
+
+    Raises:
+        InputError: they do not.
+    """
     wide = torch.promote_types(y.dtype, torch.float32) if y.is_floating_point() else torch.float32
     sums = y.sum(axis, dtype=wide)
     near = 1e-2 if y.dtype in (torch.bfloat16, torch.float16) else 1e-3
@@ -152,6 +173,11 @@ def _refuse_unless_probabilities(y: Tensor, axis: int, asked_by: str) -> None:
 
 
 def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
+    """Check that class numbers are 0 to classes - 1, or `IGNORED`.
+
+    Raises:
+        InputError: one is not.
+    """
     if not y.numel():
         return
     least, most = y.aminmax()
@@ -161,14 +187,19 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
     if bool(wrong.any()):
         raise InputError(
             f"{asked_by}: got the label {int(y[wrong][0])} with {classes} classes; give 0 to "
-            f"{classes - 1}, and {IGNORED} for what is not to count; to leave out another number "
+            f"{classes - 1}, and {IGNORED} for a label to leave out; to leave out another number "
             "give criterion=functools.partial(F.cross_entropy, ignore_index=...)"
         )
 
 
 def true_classes(scores: Tensor, y: Tensor) -> tuple[Tensor, int] | None:
-    """The true classes, `IGNORED` among them, and the axis of the classes in `scores`; of
-    probabilities the most probable. None where the labels are no classes of these scores."""
+    """The true classes of labels, and the axis of the classes in `scores`.
+
+    Returns:
+        Class numbers, `IGNORED` among them, in the scores' shape without that axis (for
+        probabilities, the most probable class); and the axis. None if the labels are not classes
+        of these scores.
+    """
     axis = _axis(scores.shape, y)
     if axis is None or scores.shape[axis] == 1:
         return None
@@ -176,11 +207,15 @@ def true_classes(scores: Tensor, y: Tensor) -> tuple[Tensor, int] | None:
 
 
 def rows_of(matrix: Tensor, y: Tensor) -> Tensor:
-    """What labels stand for where class c stands for row c of `matrix`, (C, D): onehot(y) matrix.
+    """The rows of a matrix that labels select: onehot(y) @ matrix.
 
     Args:
-        y: class numbers (B,) or (B, T), where `IGNORED` stands for 0; or of a floating-point type
-            the classes' shares, (..., C).
+        matrix: (C, D), a row for each class.
+        y: class numbers, (B,) or (B, T); `IGNORED` selects zeros. Or weights of the classes, of a
+            floating-point type, (..., C).
+
+    Returns:
+        (B, D), (B, T, D) or (..., D).
     """
     if y.is_floating_point():
         return y.to(matrix.dtype) @ matrix
@@ -188,15 +223,19 @@ def rows_of(matrix: Tensor, y: Tensor) -> Tensor:
 
 
 def counted(y: Tensor) -> Tensor:
-    """How many class numbers count, (), at least 1 so that it may divide."""
+    """The number of class numbers that are not `IGNORED`, (); at least 1, so that it can divide."""
     return (y != IGNORED).sum().clamp(min=1)
 
 
 def any_counts(y: Tensor) -> Tensor | bool:
-    """Whether any class number counts, found once for all blocks that read the same labels: on the
-    CPU True where one does; else (), which is left on the device, so that nothing waits for it."""
+    """Whether any class number is not `IGNORED`, found once for all blocks that read the labels.
+
+    Returns:
+        On the CPU True if there is one. Otherwise a bool tensor, (), which stays on the device so
+        that the host does not wait for it.
+    """
     global _asked
-    if torch._C._functorch.is_batchedtensor(y):  # under `torch.vmap` nothing can be asked
+    if torch._C._functorch.is_batchedtensor(y):  # under `torch.vmap` no value can be read
         return (y != IGNORED).any()
     of, version, answer = _asked
     if of() is not y or version != y._version:
@@ -210,19 +249,20 @@ _asked: tuple[Callable[[], Tensor | None], int, Tensor | bool] = lambda: None, 0
 
 
 def mean_of_counted(each: Tensor, y: Tensor) -> Tensor:
-    """The mean of `each`, (B,), over samples whose label counts; 0 where none does.
+    """The mean of `each` over the samples whose label is not `IGNORED`, (); 0 if there are none.
 
     Args:
+        each: a value for each sample, (B,).
         y: class numbers, (B,); or probabilities, which all count.
     """
     if y.is_floating_point():
         return each.mean()
-    # By 1, exactly, where all count.
+    # The factor is exactly 1 if no label is ignored.
     return torch.where(y != IGNORED, each, 0.0).mean() * (len(y) / counted(y).to(each.dtype))
 
 
 def class_numbers(y: Tensor, asked_by: str) -> Tensor:
-    """`y`, where it is class numbers.
+    """`y`, if it is class numbers.
 
     Raises:
         InputError: it is probabilities or other real numbers.
@@ -236,4 +276,5 @@ def class_numbers(y: Tensor, asked_by: str) -> Tensor:
 
 
 def _seen(y: Tensor) -> str:
+    """The shape and type of labels, for errors."""
     return f"{tuple(y.shape)} of {str(y.dtype).removeprefix('torch.')}"

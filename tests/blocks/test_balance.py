@@ -24,7 +24,7 @@ def test_no_division_has_a_smaller_largest_part(costs, data):
 
 
 def test_ties_are_broken_towards_equal_parts():
-    # The 10 bounds the largest part; the rest is divided as equally as it goes.
+    # The 10 is the largest part in any case; the rest is divided as equally as possible.
     assert partition([10, 1, 1, 1, 1], 3) == [0, 1, 3]
 
 

@@ -6,7 +6,7 @@ from layerwise.blocks.cost import flops, saved_bytes
 
 
 def test_flops_of_a_linear_layer():
-    # B multiply-adds of 5 x 7, two operations each.
+    # For each of B samples 5 x 7 multiply-adds, two operations each.
     assert flops(nn.Linear(5, 7), torch.randn(3, 5)) == 2 * 3 * 5 * 7
 
 
@@ -20,7 +20,7 @@ def test_flops_of_attention():
 
 
 def test_bytes_kept_for_backward():
-    # The Linear keeps its input (3, 5); the Tanh its output (3, 7); weights do not count.
+    # The linear layer keeps its input (3, 5), tanh its output (3, 7); weights do not count.
     assert saved_bytes(nn.Sequential(nn.Linear(5, 7), nn.Tanh()), torch.randn(3, 5)) == 4 * (
         15 + 21
     )

@@ -1,4 +1,5 @@
-"""Where cuts lie, what blocks share with the model, and that the model is left as it was."""
+"""Cut points, the modules and tensors that blocks share with the model, and that `cut` leaves the
+model unchanged."""
 
 import copy
 from itertools import pairwise
@@ -7,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from forwards import TOKENS, Layers, X, Y, network
 from torch import nn
 
-from layerwise import Blocks, InputError, cut
+from layerwise import Blocks, InputError, cut, rules
 
 torch.manual_seed(0)
 IMAGES = torch.randn(3, 3, 16, 16)
@@ -162,7 +164,7 @@ def test_cut_at_names():
 
 
 def test_balance_by_flops():
-    # Costs of the Linears, in units of 2 * 8 * 8 FLOPs per sample: 1 1 1 3 | 3 ... | 1
+    # Costs of the linear layers in units of 2 * 8 * 8 FLOPs per sample: 1 1 1 | 3 | 3 1.
     sizes = [8, 8, 8, 8, 24, 8, 8]
     model = nn.Sequential(*(nn.Linear(i, o) for i, o in pairwise(sizes)))
     chain = cut(model, 3, example=torch.randn(2, 8))
@@ -170,7 +172,7 @@ def test_balance_by_flops():
 
 
 def test_balance_by_memory():
-    # Activations shrink by four where channels double, so memory lies in front of FLOPs.
+    # Activations shrink by four where channels double: early layers take more memory than FLOPs.
     model = nn.Sequential(
         *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()),
         *(nn.Conv2d(16, 64, 3, 2, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, 1, 1), nn.ReLU()),
@@ -346,7 +348,7 @@ def test_the_batch_size_where_what_crosses_has_other_rows():
             return self.c(h.view(-1, 8))
 
     model, x = Net(), torch.randn(3, 2, 4)
-    with pytest.raises(InputError, match=r"shape \(4, 4\) .*of which no axis is the batch of 2"):
+    with pytest.raises(InputError, match=r"shape \(4, 4\) .*no axis of it is the batch of 2"):
         cut(Net(flat=True), at=["b"], example=x)
     chain = cut(model, "all", example=x)
     assert chain.names == ("a", "b", "c")
@@ -449,7 +451,7 @@ class TestErrors:
             def forward(self, x):
                 return {"left": self.a(x), "right": self.a(-x)}
 
-        self.refused("returns dict with left, right, of which it is not clear", Two(), 1)
+        self.refused("returns dict with left, right, and it is not clear", Two(), 1)
         chain = cut(Two(), 1, example=IMAGES, output="right")
         assert torch.equal(chain(IMAGES), chain.model.a(-IMAGES))
         chain = cut(Two(), 1, example=IMAGES, output=lambda found: found["left"])
@@ -476,3 +478,110 @@ def test_scores_of_a_network_with_auxiliary_classifiers():
         chain = cut(model, blocks, example=x).train()
         assert chain(x).shape == (2, 10)
         assert chain.outputs(x)[-1].shape == (2, 10)
+
+
+def test_uncounted_layers_are_layers():
+    """PyTorch does not count the FLOPs of an LSTM's kernel."""
+    model, inputs = network("LSTMs")
+    assert cut(model, "all", example=inputs).names == ("embed", "second", "last")
+
+
+def test_an_end_without_parameters_is_no_block():
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+            self.register_buffer("adjacency", torch.rand(4, 4))
+
+        def forward(self, x):
+            return self.adjacency @ self.last(torch.relu(self.adjacency @ self.first(x)))
+
+    model = Graph()
+    chain = cut(model, "all", example=X)
+    assert chain.names == ("first", "last")
+    rules.DGL(chain).backward(X, Y)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+class TestNetworksThatCannotBePaused:
+    def refused(self, model, match, example=X):
+        with pytest.raises(InputError, match=match) as caught:
+            cut(model, 2, example=example)
+        assert "\n" not in str(caught.value)
+
+    def test_wrapped_networks(self):
+        self.refused(nn.DataParallel(Layers()), "model.module")
+        self.refused(torch.compile(Layers()), "compile its blocks")
+
+    def test_torchscript(self):
+        with pytest.warns(FutureWarning):
+            scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
+        self.refused(scripted, "TorchScript")
+
+    def test_parameters_that_are_not_there(self):
+        self.refused(nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3)), "run the network on a batch")
+        self.refused(Layers().to("meta"), r"to_empty\(device=...\)")
+
+    def test_lazy_after_its_first_run(self):
+        model = nn.Sequential(nn.LazyLinear(6), nn.Linear(6, 3))
+        model(X)
+        assert len(cut(model, 2, example=X)) == 2
+
+
+def test_in_place_in_train_mode_alone():
+    class Scales(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(6, 6)
+
+        def forward(self, h):
+            return self.f(h.mul_(1.5) if self.training else h)
+
+    model = nn.Sequential(nn.Linear(6, 6), Scales(), nn.Linear(6, 3))
+    assert cut(model, "all", example=X).names == ("0", "2")
+    with pytest.raises(InputError, match="changes its input in place"):
+        cut(model, at=["1"], example=X)
+
+
+def test_as_many_positions_as_samples():
+    class Sequence(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Embedding(9, 6)
+            self.layers = nn.ModuleList(nn.TransformerEncoderLayer(6, 2, 8) for _ in range(2))
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, ids):
+            h = self.embed(ids).transpose(0, 1)
+            for layer in self.layers:
+                h = layer(h)
+            return self.last(h.mean(0))
+
+    model = Sequence()
+    for example in (torch.randint(9, (4, 2)), {"ids": torch.randint(9, (4, 4))}):
+        chain = cut(model, 2, example=example)
+        assert [b.axis for b in chain.boundaries] == [1]
+
+
+def test_what_cut_leaves_alone():
+    class Remembers(Layers):
+        def __init__(self):
+            super().__init__()
+            self.memory, self.generator = torch.zeros(6), torch.Generator().manual_seed(1)
+            self.cache = {}
+
+        def between(self, h, k):
+            self.memory.mul_(0.5).add_(h.detach().mean(0))
+            self.cache[k] = h
+            return h + torch.rand(6, generator=self.generator)
+
+    model = Remembers()
+    state = model.generator.get_state()
+    cut(model, "all", example=X)
+    assert not model.memory.any()
+    assert not model.cache
+    assert torch.equal(model.generator.get_state(), state)
+    embedding = nn.Sequential(nn.Embedding(9, 6, max_norm=0.1), nn.Flatten(), nn.Linear(30, 3))
+    weight = embedding[0].weight.detach().clone()
+    cut(embedding, 1, example=TOKENS)
+    assert torch.equal(embedding[0].weight, weight)

@@ -11,7 +11,7 @@ X = torch.randn(4, 5, 8)
 
 
 class Encoder(nn.Module):
-    """Layers with parameters and a buffer that belong to no layer."""
+    """Layers, and a parameter and a buffer that belong to no layer."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ def test_an_exported_exit(rule, i):
     torch.testing.assert_close(program.module()(X), rule.exits(X)[i])
     layers = {name.split("layers.")[1][0] for name in program.state_dict if "layers." in name}
     parts = {name for name in small.state_dict() if "linear1.weight" in name}
-    used = {m for block in rule.blocks._blocks[: i + 1] for m in block.modules()}
+    used = {m for block in rule.blocks.stretches[: i + 1] for m in block.modules()}
     wanted = [k for k, layer in enumerate(rule.blocks.model.layers) if layer in used]
     assert len(parts) == len(wanted)
     assert not layers & {str(k) for k in range(4) if k not in wanted}

@@ -23,8 +23,8 @@ def square(size: int, stride: int, offset: float) -> ReceptiveField:
     return ReceptiveField((size, size), (stride, stride), (offset, offset))
 
 
-# Position o of a layer reads from stride * o - padding to dilation * (kernel - 1) further on; the
-# middle of position 0's region is dilation * (kernel - 1) / 2 - padding.
+# Position o of a layer reads dilation * (kernel - 1) + 1 pixels, from stride * o - padding on; the
+# centre of position 0's region is dilation * (kernel - 1) / 2 - padding.
 LAYERS = [
     (nn.Conv2d(2, 3, 1), square(1, 1, 0)),
     (nn.Conv2d(2, 3, 3, padding=1), square(3, 1, 0)),
@@ -35,10 +35,10 @@ LAYERS = [
     (nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), square(3, 1, 0)),
     (nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), square(3, 1, 0)),
     (nn.Conv2d(2, 3, 3, dilation=4, padding=4), square(9, 1, 0)),
-    # Beyond the map on either side, as in DeepLab: on the map itself it reads one pixel alone.
+    # It reads beyond the map on both sides, as in DeepLab, and only one pixel of the map itself.
     (nn.Conv2d(2, 3, 3, dilation=36, padding=36), square(73, 1, 0)),
     (nn.Conv2d(2, 3, 3, dilation=72, padding=72), square(145, 1, 0)),
-    # Of every 5 rows it reads 2, or 1.
+    # It reads 2 of every 5 rows, or 1 of every 3.
     (nn.Conv2d(2, 3, 2, stride=5), square(2, 5, 0.5)),
     (nn.Conv2d(2, 3, 1, stride=3), square(1, 3, 0)),
     (nn.Conv2d(2, 3, (5, 2), (1, 3), (2, 0)), ReceptiveField((5, 2), (1, 3), (0.0, 0.5))),
@@ -58,10 +58,10 @@ def test_one_layer(layer, wanted):
 
 
 def test_blocks_compose():
-    """By hand, as in the table of BasicCNN: a 5x5 convolution adds 4 jumps, a 2x2 pooling one."""
+    """By hand: a 5x5 convolution adds 4 strides, a 2x2 pooling adds one."""
     net = models.basic_cnn(channels=2, hidden=4)
     blocks = cut(net, at=["conv2", "conv3", "classifier"], example=torch.randn(2, 3, 32, 32))
-    # 1+4+1; 6+2*4+2; 16+4*4+4, more than the image has
+    # 1+4+1; 6+2*4+2; 16+4*4+4, which is more than the image has
     assert receptive_fields(blocks) == (
         square(6, 2, 0.5),
         square(16, 4, 1.5),
@@ -71,12 +71,12 @@ def test_blocks_compose():
 
 
 def test_vgg16():
-    """Simonyan & Zisserman's convolutions: 212 at the last pooling (Araujo et al. 2019, table), so
-    212 - 16 at the last convolution, on images of 32 pixels too."""
+    """VGG16's convolutions (Simonyan & Zisserman): the field is 212 at the last pooling (Araujo et
+    al. 2019, table), so 212 - 16 at the last convolution; also on images of 32 pixels."""
     net = models.vgg16(width=1 / 32)
     fields = receptive_fields(cut(net, blocks="all", example=torch.randn(2, 3, 32, 32)))
     assert fields[-2:] == (square(212, 32, 15.5), None)
-    # 13 convolutions: 2 * (2*1 + 2*2 + 3*4 + 3*8 + 3*16); the poolings 1 + 2 + 4 + 8, without 16.
+    # 13 convolutions add 2 * (2*1 + 2*2 + 3*4 + 3*8 + 3*16), the poolings 1 + 2 + 4 + 8 and 16.
     assert 1 + 2 * (2 + 4 + 12 + 24 + 48) + 15 == 212 - 16
     conv13 = nn.Sequential(*[m for part in list(net)[:13] for m in part][:-1])
     assert field(conv13, (3, 32, 32)) == square(196, 16, 7.5)
@@ -84,14 +84,14 @@ def test_vgg16():
 
 @pytest.mark.slow
 def test_alexnet():
-    """alexnet_v2 of Araujo et al. 2019's table: 195, stride 32. At 224 pixels the adaptive pooling
-    after it passes its 6x6 maps on."""
+    """alexnet_v2 in the table of Araujo et al. 2019: size 195, stride 32. At 224 pixels the
+    adaptive pooling after it leaves the 6x6 maps unchanged."""
     net = torchvision.models.alexnet()
     blocks = cut(
         net, at=["features.3", "avgpool", "classifier"], example=torch.randn(2, 3, 224, 224)
     )
     assert receptive_fields(blocks) == (
-        square(19, 8, 7),  # 11, then a pooling of 3 with a jump of 4
+        square(19, 8, 7),  # 11, then a pooling over 3 positions with stride 4
         square(195, 32, 31),
         square(195, 32, 31),
         None,
@@ -102,7 +102,7 @@ STAGES = ["layer1", "layer2", "layer3", "layer4", "avgpool"]
 
 
 def test_resnet18():
-    """Two 3x3 convolutions a block: stem 11; 4 * 2*4 more; 2*4 + 3 * 2*8; 2*8 + 3 * 2*16; ..."""
+    """Two 3x3 convolutions per block: the stem has 11, stages add 4 * 2*4, 2*4 + 3 * 2*8, ...."""
     blocks = cut(torchvision.models.resnet18(), at=STAGES, example=torch.randn(2, 3, 64, 64))
     sizes = [(11, 4), (43, 4), (99, 8), (211, 16), (435, 32)]
     assert receptive_fields(blocks) == (*(square(*size, 0) for size in sizes), None)
@@ -110,15 +110,16 @@ def test_resnet18():
 
 @pytest.mark.slow
 def test_resnet50():
-    """torchvision's: one 3x3 a block, which has the stride; in the first block of stages 2 to 4."""
+    """torchvision's has one 3x3 convolution per block, which has the stride in the first block of
+    stages 2 to 4."""
     blocks = cut(torchvision.models.resnet50(), at=STAGES, example=torch.randn(2, 3, 64, 64))
-    # 11; + 3 * 2*4; + 2*4 + 3 * 2*8; + 2*8 + 5 * 2*16; + 2*16 + 2 * 2*32
+    # The stem has 11; the stages add 3 * 2*4; 2*4 + 3 * 2*8; 2*8 + 5 * 2*16; 2*16 + 2 * 2*32.
     sizes = [(11, 4), (35, 4), (91, 8), (267, 16), (427, 32)]
     assert receptive_fields(blocks) == (*(square(*size, 0) for size in sizes), None)
 
 
 class Residual(nn.Module):
-    """x + f(x), the shortcut subsampled where f has a stride."""
+    """x + f(x); if f has a stride, the shortcut is subsampled."""
 
     def __init__(self, body: nn.Module, stride: int = 1):
         super().__init__()
@@ -129,7 +130,8 @@ class Residual(nn.Module):
 
 
 def test_resnet50_of_the_table():
-    """resnet_v1_50 of Araujo et al. 2019: 483. Its last unit of stages 1 to 3 has the stride."""
+    """resnet_v1_50 of Araujo et al. 2019: 483. The last unit of each of stages 1 to 3 has the
+    stride."""
 
     def stage(units: int, last: int) -> nn.Sequential:
         strides = [1] * (units - 1) + [last]
@@ -144,7 +146,7 @@ def test_resnet50_of_the_table():
 
 
 def by_gradient(net: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """First and last row, and column, on which the output in the middle depends."""
+    """The first and last row, and column, on which the output in the middle depends."""
     x = torch.randn(1, *shape, dtype=torch.float64, requires_grad=True)
     h = net.double()(x)
     (g,) = torch.autograd.grad(h[0, :, h.shape[2] // 2, h.shape[3] // 2].sum(), x)
@@ -154,7 +156,8 @@ def by_gradient(net: nn.Module, shape: tuple[int, ...]) -> list[tuple[int, int]]
 
 
 def test_branches():
-    """The union of what the branches read, against the gradient of a network without ReLU."""
+    """The field is the union of the branches' fields, compared with the gradient's support; the
+    network has no ReLU."""
 
     class Branches(nn.Module):
         def __init__(self):
@@ -189,7 +192,7 @@ LAYER = st.tuples(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plan=st.lists(LAYER, min_size=1, max_size=4), together=st.booleans())
 def test_chains_of_layers(plan, together):
-    """Whatever the layers: the arithmetic in closed form, block by block and as one block."""
+    """Random chains of layers agree with closed-form arithmetic, as many blocks and as one."""
     layers: list[nn.Module] = []
     size, jump, start = [1, 1], [1, 1], [0, 0]
     for kind, kernel, stride, padding, dilation in plan:
@@ -217,7 +220,7 @@ def test_chains_of_layers(plan, together):
 
 
 class SameWithStride(nn.Module):
-    """TensorFlow's "same": as much padding as the size of the maps needs, more of it at the end."""
+    """TensorFlow's "same" padding depends on the size of the maps; an odd rest goes to the end."""
 
     def forward(self, x: Tensor) -> Tensor:
         short = [max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[2:]]
@@ -227,7 +230,7 @@ class SameWithStride(nn.Module):
 
 
 def test_padding_that_depends_on_the_size():
-    # Even sizes lack 1, which goes to the end; odd ones lack 2.
+    # Even sizes need padding of 1, which goes to the end; odd ones need 2.
     found = field(SameWithStride(), (2, 33, 40))
     assert found == ReceptiveField((3, 3), (2, 2), (0.0, 1.0))
 
@@ -242,7 +245,7 @@ def test_adaptive_pooling_is_what_it_is_at_the_own_size(side, wanted):
 
 
 def test_channels_last():
-    """(H, W, C) maps, as in Swin, told by square maps."""
+    """(H, W, C) maps, as in Swin, recognised by square maps."""
 
     class Patches(nn.Module):
         def __init__(self):
@@ -280,14 +283,14 @@ class Squeeze(nn.Module):
 
 
 class Windows(nn.Module):
-    """Every position reads just its own window of 4x4."""
+    """Every position reads only its own window of 4x4."""
 
     def forward(self, h: Tensor) -> Tensor:
         return F.interpolate(F.avg_pool2d(h, 4), scale_factor=4)
 
 
 class OneSize(nn.Module):
-    """An embedding of positions."""
+    """Adds an embedding of positions, so it takes inputs of one size."""
 
     def __init__(self):
         super().__init__()
@@ -316,7 +319,7 @@ class OneSize(nn.Module):
     ids=lambda block: type(block).__name__,
 )
 def test_none_where_no_region_moves_with_the_position(block):
-    """And ever after."""
+    """Every block after it has no field either."""
     conv = nn.Conv2d(2, 2, 3, padding=1)
     blocks = Blocks([conv, block], example=torch.randn(1, 2, 32, 32))
     assert receptive_fields(blocks) == (square(3, 1, 0), None)

@@ -1,10 +1,10 @@
-"""The zoo: the blocks are the model, and train as it does."""
+"""The zoo: for every network, the blocks compute what the model computes, and train as it does."""
 
 import pytest
 from zoo import NETWORKS
 from zoo_checks import check
 
-# Other libraries' warnings are theirs.
+# The warnings come from other libraries.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 SAMPLE = (
@@ -24,7 +24,7 @@ SAMPLE = (
 )
 
 
-# The default head has no class scores for what their blocks give.
+# The default head cannot predict these networks' scores from their blocks' outputs.
 NO_HEADS = {
     "transformers/SegformerForSemanticSegmentation": "class scores for every pixel",
     "transformers/T5ForConditionalGeneration": "scores for 8 tokens",
@@ -60,7 +60,7 @@ def test_zoo(name):
 
 
 def test_larger_networks_exist():
-    """What stands for a larger network is named as its library names it."""
+    """The larger networks that a small one stands for exist in the library under these names."""
     models = pytest.importorskip("torchvision.models")
     known = {name.removeprefix("quantized_") for name in models.list_models()}
     larger = {name for n in NETWORKS.values() for name in n.stands_for}

@@ -10,7 +10,7 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.experiment import training
-from layerwise.report import analysis
+from layerwise.report import analysis_figures
 
 TINY = (
     "--model mlp --model.layers 2 --model.width 12 --blocks 2 --epochs 2 --batch_size 200 "
@@ -56,7 +56,7 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of analyses are made, but their files hold none."""
-    monkeypatch.setattr(analysis, "_png", lambda figure: b"none")
+    monkeypatch.setattr(analysis_figures, "_png", lambda figure: b"none")
 
 
 @pytest.fixture

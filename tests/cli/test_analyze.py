@@ -70,7 +70,7 @@ def test_one_run(trained, cli):
     labels = build(Run(run).config).splits.train.labels
     scores = read_scores(folder / "difficulty.safetensors", labels)
     assert len(Curriculum(scores)) == count
-    with pytest.raises(ValueError, match="they are of other images"):
+    with pytest.raises(ValueError, match="the scores are of other images"):
         read_scores(folder / "difficulty.safetensors", labels.flip(0))
 
     again = cli(f"analyze {run} --questions probe {QUICK}")

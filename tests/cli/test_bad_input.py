@@ -99,7 +99,7 @@ TRAIN = [
     (f"{MLP} --alignment_every -1", "--alignment_every -1: give 0 or more"),
     (f"{MLP} --alignment_every 2 --stages 2", "contradicts --alignment_every 2"),
     (f"{MLP} --augment.crop 99", "crop=99"),
-    (f"{MLP} --augment.crop 1 --augment.resized_crop true", "give one of the two"),
+    (f"{MLP} --augment.crop 1 --augment.resized_crop true", "give only one of them"),
     (f"{MLP} --step_per_block true --clip_norm 1", "--step_per_block true contradicts --clip_norm"),
     (f"{MLP} --step_per_block true --accumulate 2", "contradicts --accumulate"),
     ("train --rule.head ConvHead3", "no such head"),

@@ -109,7 +109,7 @@ def test_a_network_that_ends_at_an_exit(name):
         (rules.DGL, 9, "give the number of a block, 0 to 3"),
         (lambda blocks: rules.Greedy(blocks, objectives.Reconstruct()), 1, "gives no class scores"),
         (lambda blocks: rules.Greedy(blocks, [None] * 3), 1, "gives no class scores"),
-        (rules.ForwardForward, 1, "does not predict by its blocks one after the other"),
+        (rules.ForwardForward, 1, "does not predict by running its blocks in order"),
     ],
 )
 def test_an_exit_that_is_none(make, i, says):
@@ -207,7 +207,7 @@ def test_losses_of_samples(trained, cli):
     scores = f"{run}/losses-train-last.safetensors"
     other = cli(f"train --curriculum.scores {scores} --epochs 1 --seed 1")
     assert (other.code, other.err.count("\n")) == (2, 1)
-    assert "they are of other images" in other.err
+    assert "the scores are of other images" in other.err
 
 
 def test_what_is_not_there(trained, cli):
@@ -284,5 +284,5 @@ def test_labels_that_do_not_count_are_left_out(kind):
 def test_labels_that_are_no_classes_are_refused():
     x = torch.randn(4, 2)
     rule = rules.Backprop(Blocks([nn.Linear(2, 1)], example=x))
-    with pytest.raises(InputError, match="which are no classes of these"):
+    with pytest.raises(InputError, match="which are not classes of these"):
         module.evaluate(rule, Batches((x, torch.randn(4))), 2, fabric_for("cpu"))

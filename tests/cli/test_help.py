@@ -139,7 +139,7 @@ def test_list(cli):
     assert "Transposed" in cli("list decoders").out
     assert "Synthesizer" in cli("list synthesizer").out
     recipes = " ".join(cli("list recipe").out.split())
-    assert "by itself, every block trained without labels; only the classifier on top" in recipes
+    assert "every block is trained without labels by Greedy InfoMax" in recipes
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

@@ -97,7 +97,7 @@ def test_what_a_text_has_to_say(cli, no_pictures, undrawn) -> None:
     [
         ("--augment.flip true", "augment.flip"),
         ("--channels_last true", "channels_last"),
-        ("--data.size 8", "of images; leave it out"),
+        ("--data.size 8", "images have a size; leave it out"),
         ("--data.context 3000", "no window of 3000"),
         ("--data digits --data.context null", "it takes windows of tokens"),
         ("--rule Greedy --rule.objectives Reconstruct", "which is no image"),

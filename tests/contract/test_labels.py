@@ -168,7 +168,7 @@ def test_what_is_no_class_is_refused(name: str) -> None:
         (case.y[:, None], "criterion="),
         (case.y[:, None].expand(6, CLASSES + 1), "criterion="),
         (case.y + CLASSES, "criterion=functools.partial(F.cross_entropy, ignore_index=...)"),
-        (torch.full_like(case.y, -1), "give 0 to 2, and -100 for what is not to count"),
+        (torch.full_like(case.y, -1), "give 0 to 2, and -100 for a label to leave out"),
     ):
         error = refused(lambda y=y: rule.backward(case.x, y))
         assert error is not None, y

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from layerwise import Batch, InputError, rules
 from layerwise.costs.blocks import Costs
+from layerwise.costs.stages import block_seconds
 from layerwise.objectives import Activity, Classify, Objective
 from layerwise.report.pictures import reconstructions
-from layerwise.runtime.plan import block_seconds
 
 
 class Spread(Objective):

@@ -7,8 +7,8 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from layerwise.data import Augment, Loader
-from layerwise.data.augment import (
-    ATTEMPTS,
+from layerwise.data.augment import ATTEMPTS
+from layerwise.data.pixels import (
     Normalize,
     boxes,
     crop_flip,
@@ -191,9 +191,9 @@ def test_a_box_that_never_fits_is_the_central_one():
         ({"pad_mode": "mirror"}, "there is: reflect, zeros"),
         ({"crop": 0}, "1 pixel or more"),
         ({"cutout": -3}, "1 pixel or more"),
-        ({"crop": 4, "resized_crop": True}, "one of the two"),
-        ({"scale": (0.5, 0.1)}, "least <= greatest"),
-        ({"ratio": (0.0, 1.0)}, "least <= greatest"),
+        ({"crop": 4, "resized_crop": True}, "only one of them"),
+        ({"scale": (0.5, 0.1)}, "smallest <= largest"),
+        ({"ratio": (0.0, 1.0)}, "smallest <= largest"),
         ({"mean": (0.5,)}, "both or neither"),
         ({"mean": (0.5,), "std": (0.5,)}, "normalize='standard'"),
         ({"mean": (0.5,), "std": (0.0,), "normalize": "standard"}, "above 0"),
@@ -299,7 +299,7 @@ def test_grey_images_can_be_brighter(noise):
     ("options", "said"),
     [
         ({"jitter": (0.1, 0.1, 0.1)}, "give brightness, contrast, saturation and hue"),
-        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "a hue of at most 0.5"),
+        ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "the hue at most 0.5"),
         ({"jitter": (-0.1, 0.1, 0.1, 0.1)}, "0 or more"),
         ({"grey": 1.5}, "give a probability"),
         ({"jitter_probability": -1.0}, "give a probability"),
@@ -313,5 +313,5 @@ def test_colours_that_cannot_be_changed_so(options, said):
 
 @pytest.mark.parametrize("options", [{"grey": 0.2}, {"jitter": (0.1, 0.1, 0.1, 0.0)}])
 def test_grey_images_have_no_colours(noise, options):
-    with pytest.raises(InputError, match="images of 1 channels have no colours"):
+    with pytest.raises(InputError, match="images with 1 channels have no colours"):
         Loader(noise(6, 8, 8, 1), 2, train=True, augment=Augment(**options))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from layerwise.data import cache, decode, load
+from layerwise.data import decode, load
+from layerwise.data.sources import cache
 
 
 @pytest.fixture

@@ -138,7 +138,7 @@ def spoil_all(place):
         (spoil_end, ["bee/3.png cannot be read as an image", "replace or remove"]),
         (spoil_depth, ["bee/3.png", "8 bits"]),
         (spoil_class, ["class folder", "bee holds no images"]),
-        (spoil_all, ["set is empty of class folders", "CLASS/IMAGE"]),
+        (spoil_all, ["set has no class folders", "CLASS/IMAGE"]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from layerwise import data
-from layerwise.data.digits import digits as source
-from layerwise.data.hierarchical import hierarchical, random_patches, refine
+from layerwise.data.sources.digits import digits as source
+from layerwise.data.sources.hierarchical import hierarchical, random_patches, refine
 
 
 def test_refine_by_hand() -> None:
@@ -27,7 +27,7 @@ def test_patches_are_different_and_drawn_evenly() -> None:
     counts = [(tiles == p.flatten()).all(1).sum().item() for p in patches[0]]
     assert sum(counts) == 64 * 64
     assert all(900 < n < 1150 for n in counts)
-    with pytest.raises(ValueError, match="take 20 patches and there are 16"):
+    with pytest.raises(ValueError, match="need 20 patches, but there are 16"):
         random_patches(4, 2, 5, 2, generator)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layerwise.data import Augment, Images, Loader, throughput
-from layerwise.data import loader as module
+from layerwise.data import images as module
 from layerwise.errors import InputError
 
 FULL = Augment(flip=True, crop=2, cutout=3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from layerwise import data
-from layerwise.data.markov import (
+from layerwise.data.sources.markov import (
     entropy_rate,
     markov,
     random_chain,

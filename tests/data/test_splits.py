@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from layerwise.data import Images, load
-from layerwise.data.splits import Parts, complete, stratify
+from layerwise.data.splits import Parts, complete
+from layerwise.data.stratify import stratify
 from layerwise.errors import InputError
 
 

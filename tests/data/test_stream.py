@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 from layerwise.data import Augment, Loader, Stream, load, stream
-from layerwise.data.augment import boxes
 from layerwise.data.decode import fit
-from layerwise.data.folder import Files
+from layerwise.data.pixels import boxes
+from layerwise.data.sources.folder import Files
 from layerwise.errors import InputError
 
 FULL = Augment(flip=True, crop=2, cutout=3)

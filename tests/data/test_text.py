@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from layerwise.data import Augment, Curriculum, Loader, Text, load
-from layerwise.data.text import characters, read
+from layerwise.data.sources.text_files import characters, read
 from layerwise.errors import InputError
 
 
@@ -95,7 +95,7 @@ def test_parts_of_a_batch_and_a_curriculum() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"augment": Augment(flip=True)}, r"Loader\(augment\.flip\): of images, and the set is"),
+        ({"augment": Augment(flip=True)}, r"Loader\(augment\.flip\): these options are for images"),
         ({"views": 2, "channels_last": True}, r"Loader\(views, channels_last\)"),
         ({"batch_size": 6}, "the set holds 5 windows, so no batch is full"),
     ],
@@ -113,10 +113,10 @@ def test_options_of_images(options: dict, said: str) -> None:
         ("text:latin.txt", {}, "latin.txt is not UTF-8 at byte 2"),
         ("text:short.txt", {}, "leave no window of 64"),
         ("text:short.txt", {"context": 2, "validation": 0.01}, "leave no window of 2"),
-        ("text:short.txt", {"size": 3}, "of images; leave it out for a text"),
+        ("text:short.txt", {"size": 3}, "images have a size; leave it out for a text"),
         ("text:short.txt", {"context": 0}, "give 1 token or more"),
         ("text:", {}, "no such data set"),
-        ("digits", {"context": 3}, "of text, such as markov"),
+        ("digits", {"context": 3}, "texts, such as markov, have a context"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(

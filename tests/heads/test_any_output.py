@@ -34,7 +34,7 @@ def test_videos_are_averaged_to_two_by_two_by_two(recipe: Head) -> None:
 
 @RECIPES
 def test_videos_with_channels_last(recipe: Head) -> None:
-    """(F, H, W, C) is told by H = W, and equals the head of (C, F, H, W)."""
+    """(F, H, W, C) is recognised by H = W; the head equals that of (C, F, H, W)."""
     h = torch.randn(5, 3, 4, 6, 6)
     first, last = recipe((3, 4, 6, 6), (7,)), recipe((4, 6, 6, 3), (7,))
     last.load_state_dict(dict(zip(last.state_dict(), first.state_dict().values(), strict=True)))
@@ -51,7 +51,7 @@ def test_few_frames_stay() -> None:
 
 
 def test_pixels_by_hand() -> None:
-    """One channel, twice as wide by bilinear interpolation: rows (0, 4) become (0, 1, 3, 4)."""
+    """Bilinear interpolation makes one channel twice as wide: rows (0, 4) become (0, 1, 3, 4)."""
     head = heads.Linear()((1, 2, 2), (2, 2, 4))
     convolution = head[0]
     convolution.weight.data, convolution.bias.data = torch.ones(2, 1, 1, 1), torch.tensor([0, 1.0])
@@ -74,7 +74,7 @@ def test_pixels_of_images(recipe: Head, last: bool) -> None:
         z = z.relu() if k < len(convolutions) - 1 else z
     wanted = F.interpolate(z, (12, 18), mode="bilinear")
     torch.testing.assert_close(got, wanted)
-    # Images of another size, by the same factors.
+    # Images of another size are scaled by the same factors.
     other = torch.randn(2, 8, 4, 3) if last else torch.randn(2, 3, 8, 4)
     assert head(other).shape == (2, 7, 16, 12)
 
@@ -111,7 +111,7 @@ def masked(lengths: list[int], tokens: int, left: bool = False) -> Tensor:
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("pool", [1, 2, 3, 5])
 def test_padding_is_left_out(pool: int, left: bool) -> None:
-    """A row of n tokens and padding gives what its n tokens alone give."""
+    """A row of n tokens and padding has the same scores as its n tokens without padding."""
     lengths, tokens = [1, 2, 3, 4, 5, 6, 7, 9], 9
     h = torch.randn(len(lengths), tokens, 6, dtype=torch.float64)
     mask = masked(lengths, tokens, left)
@@ -124,7 +124,7 @@ def test_padding_is_left_out(pool: int, left: bool) -> None:
 
 
 def test_padding_by_hand() -> None:
-    """Of the tokens 1, 3, 5 and padding: (1 + 3) / 2 and (3 + 5) / 2."""
+    """The tokens 1, 3, 5 and padding have the means (1 + 3) / 2 and (3 + 5) / 2."""
     pool = PoolTokens(2)
     h = torch.tensor([[[1.0], [3.0], [5.0], [100.0]]])
     assert pool(h, torch.tensor([[True, True, True, False]])).tolist() == [[[2.0, 4.0]]]
@@ -191,7 +191,7 @@ def test_an_objective_hands_the_inputs_on() -> None:
 
 
 def test_sequences_of_changing_length() -> None:
-    """With the mean of two halves a batch of any length is learned from."""
+    """The head averages the two halves of a sequence, so it learns from batches of any length."""
     parts = [nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Linear(5, 5)]
 
     class Mean(nn.Module):
@@ -217,7 +217,7 @@ def test_what_tells_features_of_convolutions() -> None:
     assert channels_first([nn.Sequential(conv, norm)], (3, 8))
     assert channels_first([conv, nn.ReLU(), norm], (3, 8))
     assert channels_first([linear, nn.Sequential(conv)], (3, 3))
-    assert not channels_first([conv], (8, 3))  # turned round
+    assert not channels_first([conv], (8, 3))  # transposed
     assert not channels_first([conv], (3, 8, 8))
     assert not channels_first([conv, linear], (3, 8))
     assert not channels_first([nn.Conv2d(2, 3, 3)], (3, 8))
@@ -234,7 +234,7 @@ def audio(end: list[nn.Module]) -> Blocks:
 
 
 def test_audio_is_averaged_over_time() -> None:
-    """The head of (D, T) is that of the tokens (T, D), and takes any length."""
+    """The head of (D, T) equals that of the tokens (T, D), and takes any length."""
     blocks = audio([nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(6, 5)])
     rule = rules.DGL(blocks, head=heads.Linear())
     for k, features in enumerate((4, 6)):
@@ -249,7 +249,7 @@ def test_audio_is_averaged_over_time() -> None:
 
 
 def test_scores_of_a_convolution_at_every_time() -> None:
-    """(classes, T) of features (D, T / 2): linear, then interpolated."""
+    """Scores (classes, T) from features (D, T / 2): a linear layer, then interpolation."""
     blocks = audio([nn.ConvTranspose1d(6, 5, 8, stride=4, padding=2)])
     assert blocks.shapes[-1] == (5, 16)
     rule = rules.DGL(blocks, head=heads.Linear())
@@ -272,7 +272,7 @@ def test_a_recipe_that_reads_no_tokens_refuses_them() -> None:
 
 
 def test_a_head_of_other_classes_is_refused() -> None:
-    """Of the user's: (B, T, 4) where the network gives 3 classes; the labels would fit."""
+    """A user's head gives (B, T, 4), and the network 3 classes; the labels would fit."""
     parts = [nn.Linear(6, 5), nn.Linear(5, 3)]
     x, y = torch.randn(2, 7, 6), torch.randint(0, 3, (2, 7))
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from layerwise import InputError, cut, heads, models
 from layerwise.blocks.cost import flops
-from layerwise.blocks.pooling import layers_of
+from layerwise.blocks.parts import modules_in_order
 from layerwise.heads import Bilinear, Decoder, Same, Transposed
 from layerwise.heads.decoder import FromPatches
 
@@ -42,23 +42,23 @@ def _plain(decoder: nn.Module) -> nn.Module:
 
 
 def test_transposed_by_hand() -> None:
-    """Kernel 4, stride 2, padding 1: output pixel o gets input pixel i where 2i - 1 <= o <= 2i + 2.
-    With a kernel of ones a row (a, b) becomes (a, a+b, a+b, b); the same then for the columns."""
+    """Kernel 4, stride 2, padding 1: output pixel o gets input pixel i if 2i - 1 <= o <= 2i + 2.
+    With a kernel of ones, a row (a, b) becomes (a, a+b, a+b, b); then the same for the columns."""
     decoder = _plain(Transposed()((1, 2, 2), (1, 4, 4)))
     h = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     assert decoder(h)[0, 0].tolist() == [[1, 3, 3, 2], [4, 10, 10, 6], [4, 10, 10, 6], [3, 7, 7, 4]]
 
 
 def test_bilinear_by_hand() -> None:
-    """Pixel centres of the doubled row lie a quarter from those of (0, 4): 0, 1, 3, 4 (the ends
-    repeat)."""
+    """The pixel centres of the doubled row lie a quarter pixel from those of (0, 4), which gives
+    0, 1, 3, 4; the ends are repeated."""
     decoder = _plain(Bilinear(channels=1)((1, 2, 2), (1, 2, 4)))
     h = torch.tensor([[[[0.0, 4.0], [0.0, 4.0]]]])
     assert decoder(h)[0, 0].tolist() == [[0, 1, 3, 4], [0, 1, 3, 4]]
 
 
 def test_same_by_hand() -> None:
-    """The rectified maps, copied."""
+    """The output is a copy of the rectified maps."""
     decoder = _plain(Same(channels=1)((1, 2, 2), (1, 8, 8)))
     h = torch.tensor([[[[0.0, -2.0], [4.0, 1.0]]]])
     assert decoder(h)[0, 0].tolist() == [[0, 0], [4, 1]]
@@ -117,7 +117,7 @@ def test_as_many_doublings_as_come_nearest(
     decoder=st.sampled_from([Transposed(channels=2), Bilinear(channels=2)]),
 )
 def test_any_shape(shape: tuple[int, ...], image: tuple[int, int, int], decoder: Decoder) -> None:
-    """Maps that are no power of two smaller, larger than the image, not square."""
+    """Maps smaller by a factor that is not a power of two, larger than the image, or not square."""
     network = decoder(shape, image)
     out = network(torch.randn(2, *shape))
     assert out.shape == (2, *image)
@@ -147,7 +147,7 @@ def test_a_vector_goes_through_one_linear_layer(decoder: Decoder) -> None:
 
 @pytest.mark.parametrize("class_tokens", [0, 1])
 def test_patches_back_to_where_they_were(class_tokens: int) -> None:
-    """The inverse of cutting an image into patches, row by row."""
+    """`FromPatches` inverts cutting an image into patches, row by row."""
     x = torch.randn(2, 3, 8, 12)
     tokens = F.unfold(x, kernel_size=4, stride=4).transpose(1, 2)  # (B, T=2*3, C 4 4)
     tokens = torch.cat([torch.randn(2, class_tokens, 48), tokens], 1)
@@ -158,23 +158,23 @@ def test_patches_back_to_where_they_were(class_tokens: int) -> None:
 
 
 def test_tokens_that_are_no_patches() -> None:
-    """Neither six tokens nor five tile 8x8: one linear layer of all of them."""
+    """Neither six tokens nor five tile 8x8, so one linear layer reads all of them."""
     network = Transposed()((6, 5), (3, 8, 8))
     (linear,) = [m for m in network if isinstance(m, nn.Linear)]
     assert linear.weight.shape == (3 * 8 * 8, 6 * 5)
 
 
 def test_decoders_are_light() -> None:
-    """On every convolution of VGG11c, before its pooling; the first, of three input channels, is
-    light itself."""
+    """On every convolution of VGG11c, before its pooling. The first one is left out of the bound,
+    because with three input channels it is light itself."""
     example = torch.zeros(1, 3, 32, 32)
     blocks = cut(models.vgg11c(), blocks="all", example=example)
     h, own, added = example, [], {Transposed(): 0, Bilinear(): 0, Same(): 0}
     for block in list(blocks)[:-2]:
         own.append(flops(block, h))
-        unpooled = nn.Sequential(*[m for m in layers_of(block) if not isinstance(m, nn.MaxPool2d)])(
-            h
-        )
+        unpooled = nn.Sequential(
+            *[m for m in modules_in_order(block) if not isinstance(m, nn.MaxPool2d)]
+        )(h)
         for decoder in added:
             cost = flops(decoder(tuple(unpooled.shape[1:]), IMAGE), unpooled)
             added[decoder] += cost

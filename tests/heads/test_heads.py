@@ -53,7 +53,7 @@ def test_linear_pools_feature_maps(pool: int) -> None:
 
 
 def test_pooling_by_hand() -> None:
-    """4x4 maps to 2x2: the means of the quarters."""
+    """4x4 maps become 2x2 maps: the means of the quarters."""
     h = torch.arange(16.0).reshape(1, 1, 4, 4)
     head = heads.Linear(pool=2)((1, 4, 4), (4,))
     weight, bias = _linear(head)
@@ -62,7 +62,7 @@ def test_pooling_by_hand() -> None:
 
 
 def test_linear_pools_tokens() -> None:
-    """Four tokens to two: the means of neighbours, features of a token apart."""
+    """Four tokens become two: the means of neighbours, for each feature."""
     h = torch.tensor([[[0.0, 10.0], [2.0, 20.0], [4.0, 30.0], [6.0, 40.0]]])  # (1, T=4, D=2)
     head = heads.Linear(pool=2)((4, 2), (4,))
     weight, bias = _linear(head)
@@ -82,7 +82,7 @@ def test_tokens_of_any_number() -> None:
     "head", [heads.Linear(), heads.MLP(width=5), heads.Conv(), heads.MLPSR()], ids=lambda h: str(h)
 )
 def test_channels_last_networks(head: Head) -> None:
-    """(H, W, C) is told by H = W; the head then equals the one for (C, H, W)."""
+    """(H, W, C) is recognised by H = W; the head then equals the one for (C, H, W)."""
     h = torch.randn(5, 3, 8, 8)
     last = head((8, 8, 3), CLASSES)
     first = head((3, 8, 8), CLASSES)
@@ -150,7 +150,7 @@ def test_conv_value() -> None:
 
 
 def test_conv_of_half_the_resolution_and_twice_the_channels() -> None:
-    """8x6 with 2 channels: 4x3 with 4, 2x2 with 8, and with `channels` 5: 5 and 10."""
+    """8x6 maps with 2 channels become 4x3 with 4, then 2x2 with 8; `channels` 5 gives 5 and 10."""
     h = torch.randn(5, 2, 8, 6)
     for channels, wanted in ((None, [4, 8]), (5, [5, 10])):
         head = heads.Conv(layers=2, channels=channels, stride=2, widen=2, pool=None)(
@@ -204,7 +204,7 @@ def test_mlp_sr_value() -> None:
 
 
 def test_mlp_sr_is_light() -> None:
-    """On a 32x32 map of 128 channels, far below the block's own convolution of as many."""
+    """On 32x32 maps of 128 channels, it costs far less than the block's own convolution."""
 
     def conv_flops(module: nn.Module, h: Tensor) -> int:
         flops = 0
@@ -230,7 +230,7 @@ def test_mlp_sr_is_light() -> None:
     head=st.sampled_from([heads.Linear, heads.MLP, heads.Conv, heads.MLPSR]),
 )
 def test_any_shape(shape: tuple[int, ...], pool: int | None, head: type[Head]) -> None:
-    """Maps smaller than the pooling, not square, of one pixel: scores come out."""
+    """Maps that are smaller than the pooling, not square, or one pixel also give scores."""
     if head in (heads.Conv, heads.MLPSR) and len(shape) == 2:  # tokens
         with pytest.raises(InputError):
             head()(shape, CLASSES)
@@ -246,7 +246,7 @@ def test_any_shape(shape: tuple[int, ...], pool: int | None, head: type[Head]) -
 
 
 def test_per_token() -> None:
-    """Where the network gives (T, V), each token is classified by itself: no pooling."""
+    """If the network gives (T, V), each token is classified by itself, without pooling."""
     h = torch.randn(5, 7, 6)
     head = heads.Linear()((7, 6), (7, 11))
     assert torch.equal(head(h), F.linear(h, *_linear(head)))
@@ -321,7 +321,7 @@ def test_shapes_without_a_reading(head: Head, shape: tuple[int, ...]) -> None:
     ],
 )
 def test_outputs_without_a_reading(head: Head, out_shape: tuple[int, ...]) -> None:
-    """Convolutional heads for (C, H, W), and any recipe for a number, which `Classify` makes."""
+    """Convolutional heads refuse (C, H, W), and every recipe refuses one number per sample."""
     with pytest.raises(InputError, match=r"predicts one label per sample") as e:
         head((3, 8, 8), out_shape)
     assert "\n" not in str(e.value)

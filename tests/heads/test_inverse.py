@@ -1,4 +1,4 @@
-"""Approximate inverses: shapes, and what they can be."""
+"""Approximate inverses: their shapes, and exact transposes that they can represent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from layerwise import InputError
 from layerwise.heads import Inverse
 
-SHAPES = [  # of a block's output, of its input
+SHAPES = [  # (of a block's output, of its input)
     ((5,), (7,)),
     ((5,), (3, 8, 8)),
     ((5,), (2, 1, 5)),
@@ -53,8 +53,8 @@ def test_tokens_one_by_one() -> None:
 @pytest.mark.parametrize("pool", [1, 2, 4])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
 def test_it_can_be_the_transpose(kernel_size: int, pool: int, size: int) -> None:
-    """Of a convolution and average pooling: the kernel is the sum of the convolution's at every
-    place in the pool."""
+    """The transpose of a convolution and average pooling: the kernel is the sum of the
+    convolution's kernel at every place in the pool."""
     conv = nn.Conv2d(2, 3, kernel_size, padding="same", bias=False).double()
     block = nn.Sequential(conv, nn.AvgPool2d(pool))
     x = torch.randn(2, 2, size, size).double().requires_grad_()
@@ -74,7 +74,7 @@ def test_it_can_be_the_transpose(kernel_size: int, pool: int, size: int) -> None
 
 
 def test_pooled_it_can_be_the_transpose_of_an_average() -> None:
-    """And of a linear layer after it."""
+    """The transpose of an average over positions and a linear layer after it."""
     block = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)).double()
     x = torch.randn(2, 3, 4, 6).double().requires_grad_()
     y = block(x)

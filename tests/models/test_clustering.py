@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.data.digits import digits
-from layerwise.data.hierarchical import hierarchical
+from layerwise.data.sources.digits import digits
+from layerwise.data.sources.hierarchical import hierarchical
 from layerwise.models.clustering import ClusterPatches, train_by_clustering
 
 

@@ -100,7 +100,7 @@ def test_it_can_be_cut(layers: str | list[str]) -> None:
 
 
 # What is asked for objectives beside the blocks, and what takes no label for every token.
-OBJECTIVES = ("Greedy", "LocalForwardGradient", "Overlap", "Sequential")
+OBJECTIVES = ("Greedy", "HPFF", "LocalForwardGradient", "Overlap", "Sequential")
 ONE_LABEL = ("DiffusionBlocks", "ForwardForward", "NoProp", "PEPITA")
 
 

@@ -14,7 +14,7 @@ from layerwise import Batch, Blocks, heads, objectives, rules
 from layerwise.blocks.cost import saved
 from layerwise.costs.live_bytes import LiveBytes
 from layerwise.objectives import Activity, Classify, Site, cross_entropy
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 
 pytestmark = pytest.mark.skipif(
     not hasattr(F, "linear_cross_entropy"), reason="PyTorch before 2.14 has no such loss"
@@ -200,11 +200,11 @@ def test_a_block_without_scores_has_no_accuracy() -> None:
     blocks, x, y = language()
     rule = rules.Greedy(blocks, Classify(heads.Linear(), chunk_above=1))
     report = rule.backward(x, y)
-    tally = Tally(3)
-    tally.add(report.local_losses, report.local_logits, report.labels)
-    assert tally.accuracies()[:2] == [None, None]
-    assert tally.accuracies()[2] is not None
-    assert None not in tally.losses()
+    metrics = Metrics(3)
+    metrics.add(report.local_losses, report.local_logits, report.labels)
+    assert metrics.accuracies()[:2] == [None, None]
+    assert metrics.accuracies()[2] is not None
+    assert None not in metrics.losses()
     assert all(scores is not None for scores in rule.exits(x))
 
 

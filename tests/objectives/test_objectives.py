@@ -62,7 +62,7 @@ def test_algebra() -> None:
 def test_sums_are_sums(pairs: list[tuple[float, float]]) -> None:
     objective = sum((w * Constant(v) for w, v in pairs), 0 * Constant(1.0))
     wanted = sum(w * v for w, v in pairs)
-    assert objective(H.double(), BATCH).item() == pytest.approx(wanted, abs=1e-9)  # type: ignore[operator]
+    assert objective(Activity(H.output.double()), BATCH).item() == pytest.approx(wanted, abs=1e-9)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("other", [3, "x", None, nn.Linear(1, 1), torch.ones(())])

@@ -85,7 +85,7 @@ REFUSED = {
     "nan": (lambda: (1, float("nan")) * MeanSquare(), "give one number, or the first"),
     "twice": (lambda: (1, 2) * ((3, 4) * MeanSquare()), "no longer linear; give one pair"),
     "no rule": (
-        lambda: ((1, 2) * MeanSquare())(torch.ones(1, 2), None),
+        lambda: ((1, 2) * MeanSquare())(Activity(torch.ones(1, 2)), None),
         "no rule has said which block",
     ),
     "by name": (

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Blocks, cut, models, rules
-from layerwise.blocks.layers import fresh, layers
+from layerwise.blocks.copies import fresh
+from layerwise.blocks.parts import layers
 from layerwise.rules.aug_local import choose, depths
 
 

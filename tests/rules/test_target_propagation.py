@@ -35,7 +35,7 @@ def _scalars() -> tuple[Blocks, Tensor, Tensor]:
 
 
 def _set(rule: TargetRule, k: int, weight: float, bias: float) -> None:
-    (linear,) = rule.inverses[str(k)]
+    (linear,) = rule.inverses[k]
     nn.init.constant_(linear.weight, weight)
     nn.init.constant_(linear.bias, bias)
 
@@ -55,7 +55,7 @@ def test_golden_difference_target_propagation() -> None:
     # dg weight: 2 * 0.4 * 4.5 = 3.6, bias: 2 * 0.4 = 0.8
     blocks, x, y = _scalars()
     rule = rules.DifferenceTargetPropagation(blocks, beta=0.25, noise=0.5, criterion=half_square)
-    assert list(rule.inverses) == ["1"]
+    assert list(rule.inverses) == [1]
     _set(rule, 1, 0.4, 0.1)
     rule.draw = torch.ones_like
     report = rule.backward(x, y)
@@ -85,7 +85,7 @@ def test_golden_ldrl() -> None:
     # dg_2 weight: 2 (0.4 - W_2) = -5.2, bias 0; dg_3 weight: 2 (-0.5 - W_3) = 1
     blocks, x, y = _scalars()
     rule = rules.LDRL(blocks, beta=0.25, noise=0.5, criterion=half_square)
-    assert list(rule.inverses) == ["1", "2"]
+    assert list(rule.inverses) == [1, 2]
     _set(rule, 1, 0.4, 0.1)
     _set(rule, 2, -0.5, 0.0)
     rule.draw = torch.ones_like
@@ -134,8 +134,8 @@ class Transposed(nn.Module):
 def _with_transposes(rule: TargetRule, x: Tensor, curved: float = 0.0) -> None:
     h = x
     for k, block in enumerate(rule.blocks):
-        if str(k) in rule.inverses:
-            rule.inverses[str(k)] = Transposed(block, h, curved)
+        if k in rule.inverses:
+            rule.inverses[k] = Transposed(block, h, curved)
         h = block(h).detach()
 
 
@@ -188,7 +188,8 @@ def test_exact_inverses_ask_for_the_gauss_newton_step() -> None:
     x, y = torch.randn(1, 4).double(), torch.tensor([2])
     blocks = Blocks(parts, example=x)
     rule = rules.DifferenceTargetPropagation(blocks, beta=0.3)
-    for k, inverse in rule.inverses.items():
+    for k in rule.inverses:
+        inverse = rule.inverses[k]
         weight, bias = parts[int(k)].weight.detach().inverse(), parts[int(k)].bias.detach()
         inverse[0].weight.data = weight
         inverse[0].bias.data = -weight @ bias
@@ -238,16 +239,16 @@ def _naive(rule: TargetRule, x: Tensor, y: Tensor, drawn: list[Tensor]) -> dict[
         t[last] = top - rule.beta * torch.autograd.grad(loss, top)[0]
     learn(F.cross_entropy(h[-1], y), blocks[-1])
     for k in reversed(range(1, last + 1)):
-        if str(k) in rule.inverses:
-            g = rule.inverses[str(k)]
+        if k in rule.inverses:
+            g = rule.inverses[k]
             t[k] = (h[k] + g(t[k + 1]) - g(h[k + 1])).detach()
     for k in range(last):
         error = (h[k + 1] - t[k + 1].detach()).square().sum() / count
         learn(error / (2 * rule.beta), blocks[k])
     for k in reversed(range(1, last + 1)):
-        if str(k) not in rule.inverses:
+        if k not in rule.inverses:
             continue
-        g, before, after = rule.inverses[str(k)], h[k].detach(), h[k + 1].detach()
+        g, before, after = rule.inverses[k], h[k].detach(), h[k + 1].detach()
         for _ in range(rule.samples):
             e = rule.noise * drawn.pop(0)
             noisy = copy.deepcopy(blocks[k])(before + e).detach()
@@ -308,7 +309,7 @@ def test_ldrl_is_least_where_the_inverse_is_the_transpose() -> None:
     x, y = torch.randn(4, 4).double(), torch.randint(4, (4,))
     rule = rules.LDRL(Blocks(parts, example=x), noise=0.3)
     rule.draw = lambda h: 2 * torch.eye(4).to(h)
-    inverse, weight = rule.inverses["1"][0].weight, parts[1].weight.detach()
+    inverse, weight = rule.inverses[1][0].weight, parts[1].weight.detach()
     report = rule.backward(x, y)
     torch.testing.assert_close(inverse.grad, (inverse.detach() - weight.T) / 2)
     wanted = ((inverse - weight.T).square().sum() - weight.square().sum()) / 4
@@ -366,7 +367,7 @@ def test_an_inverse_reaches_the_blocks_before(make: type[TargetRule]) -> None:
     rule.backward(case.x, case.y)
     before = [grads(block) for block in rule.blocks]
     with torch.no_grad():
-        for p in rule.inverses["2"].parameters():
+        for p in rule.inverses[2].parameters():
             p.mul_(2)
     rule.zero_grad()
     rule.backward(case.x, case.y)

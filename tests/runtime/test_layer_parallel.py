@@ -16,7 +16,7 @@ from layerwise import objectives, rules
 from layerwise.objectives import Inpaint
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import LocalRule
-from layerwise.runtime import DataParallel, LayerParallel, Serial, StepOptions
+from layerwise.runtime import DataParallel, LayerParallel, Runtime, Serial, StepOptions
 from layerwise.runtime.layer_parallel import PARALLEL
 
 pytestmark = pytest.mark.gloo
@@ -49,14 +49,15 @@ def _rule(network: str) -> tuple[LocalRule, list[tuple[torch.Tensor, torch.Tenso
     return rule, data
 
 
-def _train(rule: LocalRule, data: list, backward: Callable, blocks: range) -> dict:
+def _train(runtime: Runtime, data: list) -> dict:
+    rule, blocks = runtime.rule, runtime.blocks
     optimizers = {i: torch.optim.SGD(rule.parameters_of(i), 0.1, 0.9) for i in blocks}
 
     def step(i: int) -> None:
         optimizers[i].step()
         optimizers[i].zero_grad()
 
-    reports = [backward(x, y, on_block=step) for x, y in data]
+    reports = [runtime.backward(x, y, StepOptions(on_block=step)) for x, y in data]
     return {
         "weights": {
             f"{i}.{k}": p.detach().clone()
@@ -80,7 +81,7 @@ def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
     _join(rank, folder, len(starts))
     rule, data = _rule(network)
     stage = LayerParallel(rule, starts)
-    found = _train(rule, data, stage.backward, stage.blocks)
+    found = _train(stage, data)
     stage.close()
     torch.save(found, os.path.join(folder, f"{rank}.pt"))
     dist.barrier()
@@ -190,7 +191,7 @@ def test_one_block_after_the_other(tmp_path: Path) -> None:
 def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: Path) -> None:
     _in_processes(_stage, (str(tmp_path), network, starts), nprocs=len(starts))
     rule, data = _rule(network)
-    wanted = _train(rule, data, rule.backward, range(len(rule.blocks)))
+    wanted = _train(Serial(rule), data)
     got: dict = {"weights": {}, "buffers": {}}
     losses = []
     for rank in range(len(starts)):

@@ -17,8 +17,10 @@ import torch
 
 import layerwise
 from layerwise.errors import InputError
-from layerwise.runs import run as module
-from layerwise.runs.run import Run, write_new
+from layerwise.runs import checkpoint_file
+from layerwise.runs import files as disk
+from layerwise.runs.files import write_new
+from layerwise.runs.run import Run
 
 STATE = {
     "step": 3,
@@ -120,8 +122,8 @@ def test_a_disk_that_takes_half_leaves_no_half(run, monkeypatch):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return self.file.write(content[: len(content) // 2])
 
-    write_all = module._write_all
-    monkeypatch.setattr(module, "_write_all", lambda file, content: write_all(Full(file), content))
+    write_all = disk._write_all
+    monkeypatch.setattr(disk, "_write_all", lambda file, content: write_all(Full(file), content))
     with pytest.raises(InputError, match="No space"):
         run.add_metrics({"epoch": 2})
     assert (run.path / "metrics.csv").read_bytes() == before
@@ -171,7 +173,7 @@ def test_names_are_never_given_twice(tmp_path):
 
 def test_runs_started_at_once_get_different_folders(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: module.claim_numbered(tmp_path, "run"), range(40)))
+        folders = list(pool.map(lambda _: disk.claim_numbered(tmp_path, "run"), range(40)))
     assert {path.name for path in folders} == {f"run-{n}" for n in range(1, 41)}
 
 
@@ -237,7 +239,7 @@ def _folder(path: Path) -> None:
 
 
 def _wrong_state(path: Path) -> None:
-    about = {"format": module.FORMAT, "state": '{"mapping": 3}'}
+    about = {"format": checkpoint_file.FORMAT, "state": '{"mapping": 3}'}
     path.write_bytes(safetensors.torch.save({}, metadata=about))
 
 

@@ -1,9 +1,9 @@
-"""Reading a network: one question per file; nothing here trains it."""
+"""Questions about a network, one per file. No answer changes the network."""
 
 from layerwise.analysis.alignment import Alignment, gradient_alignment
 from layerwise.analysis.cka import cka, linear_cka
 from layerwise.analysis.difficulty import Difficulty, difficulty
-from layerwise.analysis.extent import Extent, extent
+from layerwise.analysis.effective_rank import EffectiveRank, effective_rank
 from layerwise.analysis.feedback_angles import feedback_angles, pseudo_inverse_angles
 from layerwise.analysis.information import Information, information
 from layerwise.analysis.memorization import memorization
@@ -13,11 +13,11 @@ from layerwise.analysis.separability import linear_separability
 __all__ = [
     "Alignment",
     "Difficulty",
-    "Extent",
+    "EffectiveRank",
     "Information",
     "cka",
     "difficulty",
-    "extent",
+    "effective_rank",
     "feedback_angles",
     "gradient_alignment",
     "information",

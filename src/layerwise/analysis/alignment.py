@@ -1,4 +1,4 @@
-"""How far a rule's gradient is from backpropagation's."""
+"""The angle between a rule's gradient and backpropagation's."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from layerwise.rules.base import Rule, Scale, alone
 
 @dataclass(frozen=True)
 class Alignment:
-    """A block's gradient g beside backpropagation's, g*; of all the block's parameters together.
+    """A block's gradient g compared with backpropagation's, g*, over all the block's parameters.
 
     Attributes:
-        angle: between the two, degrees: 0 is the same direction, 90 none in common.
+        angle: between g and g*, degrees: 0 is the same direction, 90 is orthogonal.
         ratio: |g| / |g*|.
     """
 
@@ -42,25 +42,26 @@ def gradient_alignment(
 ) -> tuple[Alignment | None, ...]:
     """Compare the gradient that a rule gives every block with that of backpropagation.
 
-    The angle is that of the feedback alignment papers (Lillicrap et al. 2016, arXiv:1411.0247),
-    there of one layer's error; here of what the optimizer is given, for every block. Both gradients
-    are those of one batch, in the mode that the network is in, from the same random state and the
-    same buffers: with dropout the masks agree where the rule draws in the order of the forward
-    pass. Heads and what else is no part of the network are left out.
+    The feedback alignment papers (Lillicrap et al. 2016, arXiv:1411.0247) measure this angle for
+    one layer's error; here it is measured for every block's parameter gradient, which the optimizer
+    gets. Both gradients are computed for one batch, in the network's current mode, from the same
+    random state and the same buffers; dropout masks agree if the rule draws in the order of the
+    forward pass. Heads and other modules outside the network are left out.
 
-    The rule is left as it was, to the bit: parameters, `.grad`, buffers (BatchNorm's statistics,
-    averages of a rule), modes, and the global random state.
+    The rule is left unchanged, bit for bit: parameters, `.grad`, buffers (BatchNorm's statistics,
+    averages of a rule), modes and the global random state.
 
     Args:
         rule: with its network.
-        x: a batch, as `Rule.backward` takes it; backpropagation sees the first view.
+        x: a batch, as `Rule.backward` takes it; backpropagation gets the first view.
         y: its labels.
-        criterion: of backpropagation; by default that of the rule's last block where it is to
-            classify, else cross entropy.
-        scale: as in `Rule.backward`, for both.
+        criterion: of backpropagation; by default the criterion of the rule's last block if that
+            classifies, otherwise cross entropy.
+        scale: of the loss, as in `Rule.backward`, for both.
 
     Returns:
-        For every block; None where the rule gives the block no gradient, or one of the two is 0.
+        One result per block; None if the rule gives the block no gradient, or if one of the two
+        gradients is zero.
     """
     backprop = Backprop(rule.blocks, criterion=criterion or _criterion(rule))
     first = first_rows(x, len(y))
@@ -76,7 +77,7 @@ def _criterion(rule: Rule) -> Criterion:
 
 
 def _gradients(rule: Rule, backward: Callable[[], object]) -> list[list[Tensor | None]]:
-    """Of every parameter of each block, what `backward` adds to its `.grad`."""
+    """The gradients that `backward` gives the parameters of each block."""
     with without_gradients(rule), unchanged(rule), torch.enable_grad():
         backward()
         return [[p.grad for p in block.parameters()] for block in rule.blocks]

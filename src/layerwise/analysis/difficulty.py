@@ -1,4 +1,4 @@
-"""Which samples a network learns late, forgets or never learns."""
+"""The difficulty of samples: learned late, forgotten or never learned."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from layerwise.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Difficulty:
-    """How N samples fared over the epochs of a training.
+    """How well N samples were predicted over the epochs of a training.
 
     Attributes:
-        consistency: the share of the epochs after which each was predicted right, (N,) float64.
-        forgotten: how often each was right after one epoch and wrong after the next, (N,) int64.
-        learned: whether each was ever right, (N,) bool. One that was learned and never forgotten is
-            called unforgettable.
+        consistency: the share of epochs after which each was predicted correctly, (N,) float64.
+        forgotten: how often each was correct after one epoch and wrong after the next, (N,) int64.
+        learned: whether each was ever correct, (N,) bool. A sample that was learned and never
+            forgotten is called unforgettable.
     """
 
     consistency: Tensor
@@ -26,23 +26,23 @@ class Difficulty:
 
     @property
     def unforgettable(self) -> Tensor:
-        """(N,) bool."""
+        """Whether each sample was learned and never forgotten, (N,) bool."""
         return self.learned & (self.forgotten == 0)
 
 
 def difficulty(right: Tensor) -> Difficulty:
-    """Read difficulty off which samples were predicted right after each epoch.
+    """Compute the difficulty of samples from their predictions after every epoch.
 
     Forgetting events and unforgettable examples: Toneva et al. 2019 (arXiv:1812.05159), algorithm
-    1. Deviation: there a sample is looked at when its batch is trained on; here all of them after
-    every epoch, in eval mode and without augmentation. Consistency is the correctness of
+    1. Deviation: the paper tests a sample when its batch is trained on; here all samples are tested
+    after every epoch, in eval mode and without augmentation. Consistency is the correctness of
     Swayamdipta et al. 2020 (arXiv:2009.10795).
 
     Args:
-        right: (epochs, N) bool, in order.
+        right: whether each sample was predicted correctly, (epochs, N) bool, epochs in order.
 
     Raises:
-        InputError: no epoch.
+        InputError: `right` has another shape, or no epoch.
     """
     if right.dim() != 2 or not len(right):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What every exit of a trained network gives on data."""
+"""Measuring every exit of a trained network on data, and the network that ends at an exit."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from layerwise.inputs import call
 from layerwise.labels import IGNORED, true_classes
 from layerwise.objectives.classify import cross_entropy
 from layerwise.rules.base import Rule
-from layerwise.runs.tally import perplexity
+from layerwise.runs.metrics import perplexity
 
-CONFUSION_CLASSES = 1000  # beyond, a table of a number for each pair is no longer small
+CONFUSION_CLASSES = 1000  # with more classes, a confusion matrix is too large
 
-
-# Sums of the exits' class scores: how much more each weighs than the one before. `sum` is that of
-# Gong et al. 2025 (arXiv:2501.09238), `doubling` of Belilovsky et al. 2019 (arXiv:1812.11446).
+# Ensembles of the exits: the factor by which each exit weighs more than the previous one. `sum` is
+# that of Gong et al. 2025 (arXiv:2501.09238), `doubling` that of Belilovsky et al. 2019
+# (arXiv:1812.11446).
 ENSEMBLES = {"sum": 1.0, "doubling": 2.0}
 
 
 def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
-    """The weighted mean of the class scores that there are: the k-th weighs growth^k.
+    """The weighted mean of all exits' class scores; the k-th of them has weight growth^k.
 
     Args:
-        scores: of every exit, (B, C) or (B, T, C), or None.
-        growth: of the weight from exit to exit.
+        scores: of every exit, (B, C) or (B, T, C), or None if it has none.
+        growth: factor of the weight from one exit to the next.
     """
     there = [z for z in scores if z is not None]
     weights = [growth**k for k in range(len(there))]
@@ -50,16 +50,23 @@ def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
 
 
 def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
-    """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU; of
-    tokens the mean."""
+    """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU.
+
+    The loss of a sample of tokens is the mean over its tokens.
+    """
     return sample_outcomes(rule, loader, fabric)[0]
 
 
 @torch.no_grad()
 def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
-    """The network's loss on every sample of `loader`, in its order, and whether it predicts it
-    right: (N,) nats and (N,) bool, on the CPU; of tokens and of pixels the mean over the labels
-    that count, and whether all of them are right."""
+    """The network's loss on every sample of `loader`, and whether the prediction is correct.
+
+    If a sample has several labels (tokens, pixels), its loss is the mean over the labels that
+    count, and its prediction is correct if all of these are.
+
+    Returns:
+        (N,) nats and (N,) bool, in the order of `loader`, on the CPU.
+    """
     rule = rule.to(fabric.device).eval()
     losses, right = [], []
     with fabric.autocast():
@@ -70,7 +77,7 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
                 scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
             ).view(len(y), -1)
             counts = (classes != IGNORED).view(len(y), -1)
-            # By 1, exactly, where all count.
+            # The factor is exactly 1 if all labels count.
             losses.append(each.mean(1) * (counts.shape[1] / counts.sum(1).clamp(min=1)))
             right.append(((scores.argmax(axis) == classes).view(len(y), -1) | ~counts).all(1))
     return torch.cat(losses).cpu(), torch.cat(right).cpu()
@@ -80,25 +87,26 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
 def evaluate(
     rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
 ) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
-    """Loss, accuracy and calibration of each block's predictions; which classes the last confuses.
+    """Measure each block's predictions, and which classes the last block confuses.
 
     Args:
-        rule: moved to the device, and to eval mode.
+        rule: moved to the device, and put into eval mode.
         loader: the data.
         num_classes: of the labels.
         fabric: device and precision.
 
     Returns:
-        For each block None where it does not predict, else `loss` (mean nats), `accuracy` and
-        `top5` (shares; top5 is None with five classes or fewer) and `calibration_error` (expected
-        calibration error over 15 bins; Guo et al. 2017, arXiv:1706.04599); of a text also
-        `perplexity`, the exponential of the loss. The same of each of
-        `ENSEMBLES`, where more than one block predicts. And how often each class (a row) was taken
-        for each (a column) by the last block, C x C; None beyond 1000 classes. All are over the
-        labels that count, and of soft labels the most probable class is the true one.
+        Results of the exits, of the ensembles, and the confusion matrix. The results of an exit are
+        `loss` (mean nats), `accuracy` and `top5` (shares; top5 is None with five classes or fewer),
+        `calibration_error` (expected calibration error over 15 bins; Guo et al. 2017,
+        arXiv:1706.04599) and, for a text, `perplexity` (the exponential of the loss); None for a
+        block that does not predict. Each of `ENSEMBLES` has the same results, if more than one
+        block predicts. The confusion matrix counts how often the last block predicted class j
+        (column) for class i (row), C x C; None with more than 1000 classes. All results are over
+        the labels that count; the true class of a soft label is its most probable one.
 
     Raises:
-        InputError: labels that are no classes of the network's scores.
+        InputError: the labels are not classes of the network's scores.
     """
     rule = rule.to(fabric.device).eval()
     metrics: dict[int | str, MetricCollection] = {}
@@ -150,24 +158,23 @@ def _counted(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _classes_of(scores: Tensor, y: Tensor) -> tuple[Tensor, int]:
-    """The true classes, and the axis of the classes."""
+    """The true classes, and the axis of the classes in `scores`."""
     found = true_classes(scores, y)
     if found is None:
         raise InputError(
             f"evaluate: got class scores {tuple(scores.shape)} with labels {tuple(y.shape)} of "
-            f"{y.dtype}, which are no classes of these; it measures class scores alone"
+            f"{y.dtype}, which are not classes of these scores; only class scores can be measured"
         )
     return found
 
 
 def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) -> int:
-    """The number of the exit that costs least of those that are good enough: a network of its own,
-    the blocks up to there with that block's head.
+    """The number of the cheapest exit that is almost as accurate as the best one.
 
     Args:
-        exits: what `layerwise evaluate` writes under `exits`, for each block None or `accuracy`
-            and `flops`; of the validation split, where a choice is made by it.
-        within: how much less accurate than the best exit it may be, a share.
+        exits: the `exits` that `layerwise evaluate` writes: for each block None, or its `accuracy`
+            and `flops`. To choose an exit for use, give those of the validation split.
+        within: accepted loss of accuracy compared with the best exit, a share.
     """
     there = {i: exit for i, exit in enumerate(exits) if exit is not None}
     best = max(exit["accuracy"] for exit in there.values())
@@ -176,17 +183,17 @@ def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) ->
 
 
 class Exit(nn.Module):
-    """The network that ends at an exit: the blocks up to there, and that block's class scores.
+    """The network that ends at an exit: the blocks up to it, and that block's class scores.
 
     Its modules are the rule's own; nothing after the exit runs.
 
     Args:
-        rule: whose exit, trained or not; its blocks were made with an example.
+        rule: the rule, trained or not; its blocks were made with an example.
         i: number of the exit's block, such as `cheapest` gives.
 
     Raises:
-        InputError: no such block; it does not predict; a rule whose prediction is not that of its
-            blocks one after the other.
+        InputError: there is no such block; the block does not predict; the rule does not predict by
+            running its blocks in order.
     """
 
     def __init__(self, rule: Rule, i: int):
@@ -196,19 +203,19 @@ class Exit(nn.Module):
             raise InputError(f"Exit({name}, {i}): give the number of a block, 0 to {last}")
         if type(rule).exit is not Rule.exit:
             raise InputError(
-                f"Exit({name}, {i}): {name} does not predict by its blocks one after the other; "
-                "take rule.exits(x)"
+                f"Exit({name}, {i}): {name} does not predict by running its blocks in order; "
+                "use rule.exits(x)"
             )
         self.blocks, self.i = rule.blocks.up_to(i), i
         self.head = rule.objectives.get(i) if i < last else None
         if i < last and not self._predicts(rule):
             raise InputError(
-                f"Exit({name}, {i}): block {rule.blocks.names[i]!r} gives no class scores; take "
-                "another, or an objective that predicts: Classify"
+                f"Exit({name}, {i}): block {rule.blocks.names[i]!r} gives no class scores; choose "
+                "another block, or an objective that predicts: Classify"
             )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Class scores, of what the network is called with."""
+        """Class scores, from the inputs that the network takes."""
         h = self.blocks(*args, **kwargs)
         if self.head is None:
             return h

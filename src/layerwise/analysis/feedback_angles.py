@@ -1,4 +1,4 @@
-"""How well the matrices of the way back are aligned with the weights."""
+"""The angle between the feedback matrices of a rule and its weights."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from layerwise.rules.families.feedback import FeedbackRule
 
 
 def feedback_angles(rule: Rule) -> dict[str, float]:
-    """The angle between the feedback matrix B and the weight W of every layer that sends a gradient
-    back, both as vectors.
+    """The angle between feedback matrix B and weight W, both as vectors, of every layer that sends
+    a gradient back.
 
-    Lillicrap et al. 2016 (arXiv:1411.0247). 90 degrees is what a random B begins with, 0 what
-    backpropagation has; below 90 what comes back through B still goes down, on average.
+    Lillicrap et al. 2016 (arXiv:1411.0247). A random B starts at 90 degrees; backpropagation has 0.
+    Below 90 degrees, the gradient that comes back through B is on average a descent direction.
 
-    There is one for `FeedbackAlignment`, `SignSymmetry` and `KolenPollack`. The direct rules have
-    no matrix in the place of a weight. Where B is drawn for each batch one is drawn here, too; the
-    generators are left where they were.
+    `FeedbackAlignment`, `SignSymmetry` and `KolenPollack` have such matrices. The direct rules do
+    not replace weights with matrices. If the rule draws B for each batch, one is drawn here, too;
+    the generators are restored.
 
     Args:
-        rule: one of these.
+        rule: one of these three.
 
     Returns:
-        Degrees, 0 to 180, under "BLOCK.WEIGHT"; nan where a matrix is 0.
+        Degrees, 0 to 180, under "BLOCK.WEIGHT"; nan if a matrix is zero.
 
     Raises:
         InputError: another rule.
@@ -39,11 +39,11 @@ def feedback_angles(rule: Rule) -> dict[str, float]:
 def pseudo_inverse_angles(rule: Rule) -> dict[str, float]:
     """The angle between B^T, through which the gradient goes back, and the pseudo-inverse of W.
 
-    Lillicrap et al. 2016: under feedback alignment the weights move so that B^T comes to
-    act like the pseudo-inverse of W. A convolution's kernel counts as the matrix
-    (out, in x height x width). It takes a singular value decomposition of every weight.
+    Lillicrap et al. 2016: under feedback alignment, the weights change until B^T acts like the
+    pseudo-inverse of W. A convolution's kernel is taken as the matrix (out, in x height x width).
+    This computes a singular value decomposition of every weight.
 
-    Args and what else is said: as `feedback_angles`.
+    Arguments, result and errors are those of `feedback_angles`.
     """
     pairs = _pairs("pseudo_inverse_angles", rule)
     return {
@@ -56,8 +56,8 @@ def _pairs(call: str, rule: Rule) -> Iterator[tuple[str, Tensor, Tensor]]:
     """(name, B, W) of every layer that sends a gradient back, in float64."""
     if not isinstance(rule, FeedbackRule):
         raise InputError(
-            f"{call}(rule): {type(rule).__name__} sends nothing back through a matrix in the place "
-            "of a weight; give FeedbackAlignment, SignSymmetry or KolenPollack"
+            f"{call}(rule): {type(rule).__name__} replaces no weight with a feedback matrix; give "
+            "FeedbackAlignment, SignSymmetry or KolenPollack"
         )
     devices = {p.device.index for p in rule.parameters() if p.device.type == "cuda"}
     with torch.no_grad(), torch.random.fork_rng(sorted(devices)):

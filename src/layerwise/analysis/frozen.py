@@ -1,4 +1,4 @@
-"""What blocks give while nothing of them moves, and small networks that learn to read it."""
+"""Outputs of a frozen network's blocks, and small networks (readers) that are trained on them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ from layerwise.rules.base import Rule
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
 
-def chain(network: Rule | Blocks) -> Blocks:
-    """The blocks of either."""
+def blocks_of(network: Rule | Blocks) -> Blocks:
+    """The blocks of a rule, or the blocks themselves."""
     return network.blocks if isinstance(network, Rule) else network
 
 
 def outputs(network: Rule | Blocks, x: Tensor) -> list[Tensor]:
-    """Every block's output, under a rule as it runs them at inference, in float32 or more."""
+    """Every block's output in float32 or more; a rule runs the blocks as it does at inference."""
     found = network.activities(x) if isinstance(network, Rule) else network.outputs(x)
     return [h.to(torch.promote_types(h.dtype, torch.float32)) for h in found]
 
 
-def plain(x: Tensor) -> torch.autocast:
-    """Without autocast, which would keep using the readers' first weights while it lasts."""
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Switch autocast off: it caches weights, so the readers would keep their first ones."""
     return torch.autocast(x.device.type, enabled=False)
 
 
 @contextlib.contextmanager
-def reading(blocks: Blocks, seed: int = 0) -> Iterator[None]:
-    """Within, the network is in eval mode and without gradients, and random numbers are those of
-    `seed`; both are put back after."""
+def frozen(blocks: Blocks, seed: int = 0) -> Iterator[None]:
+    """Put the network into eval mode without gradients, and seed the random generators.
+
+    Modes and generators are restored at the end.
+    """
     devices = {p.device.index for p in blocks.parameters() if p.device.type == "cuda"}
     with dry_run(blocks), torch.random.fork_rng(sorted(devices)):
         torch.manual_seed(seed)
@@ -46,20 +48,24 @@ def reading(blocks: Blocks, seed: int = 0) -> Iterator[None]:
 
 
 def classes_of(call: str, *loaders: Loader) -> int:
-    """How many classes the labels have.
+    """The number of classes: one more than the largest label.
+
+    Args:
+        call: the function that asks, for errors.
+        loaders: give the labels.
 
     Raises:
-        InputError: labels that are not one for each sample.
+        InputError: there is not one label per sample.
     """
     labels = [y for loader in loaders for y in loader.labels(0)]
     if labels[0].dim() != 1:
         raise InputError(
-            f"{call}(train): got labels {tuple(labels[0].shape)}; give one for each sample, (B,)"
+            f"{call}(train): got labels {tuple(labels[0].shape)}; give one label per sample, (B,)"
         )
     return 1 + max(int(y.max()) for y in labels)
 
 
-def fit(
+def train_readers(
     network: Rule | Blocks,
     train: Loader,
     make: Callable[[Shape], nn.Module],
@@ -69,22 +75,24 @@ def fit(
     lr: float,
     call: str,
 ) -> nn.ModuleList:
-    """Train a reader on every block's output, all in one pass a time, within `reading`.
+    """Train one reader per block on the block's output; all readers share each pass.
+
+    Call it within `frozen`.
 
     Args:
         network: on the device of the loader.
-        train: what readers learn from; of several views of a batch they see the first.
-        make: of the shape of a block's output, the reader.
-        loss: what a reader minimises.
+        train: the training data; if a batch has several views, the first is used.
+        make: makes a reader from the shape of a block's output.
+        loss: the loss of a reader.
         epochs: passes over `train`.
-        lr: of Adam, at the start; it goes linearly to nought.
-        call: whose error it is.
+        lr: initial learning rate of Adam; it falls linearly to zero.
+        call: the function that asks, for errors.
 
     Returns:
         The readers, in eval mode.
 
     Raises:
-        InputError: fewer than one epoch.
+        InputError: `epochs` is below 1.
     """
     if epochs < 1:
         raise InputError(f"{call}(epochs={epochs}): give 1 or more")
@@ -99,8 +107,8 @@ def fit(
             x = x[: len(y)]
             given = outputs(network, x)
             optimizer.zero_grad()
-            with torch.enable_grad(), plain(x):
-                # Each reader's gradient is its own: the sum only saves passes.
+            with torch.enable_grad(), without_autocast(x):
+                # The readers share no parameters: one backward pass of the sum gives all gradients.
                 losses = [loss(reader, h, x, y) for reader, h in zip(readers, given, strict=True)]
                 torch.stack(losses).sum().backward()
             optimizer.step()

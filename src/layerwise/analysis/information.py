@@ -1,4 +1,4 @@
-"""How much of the image and of the label each block's output still holds."""
+"""How much information about the image and about the label each block's output holds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.analysis.frozen import chain, classes_of, fit, outputs, plain, reading
+from layerwise.analysis.frozen import (
+    blocks_of,
+    classes_of,
+    frozen,
+    outputs,
+    train_readers,
+    without_autocast,
+)
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.errors import InputError
@@ -21,13 +28,13 @@ from layerwise.rules.base import Rule
 
 @dataclass(frozen=True)
 class Information:
-    """What is known of a block's output h.
+    """The information in a block's output h.
 
     Attributes:
-        reconstruction: how badly the image is given back, R(x|h): binary cross entropy of a pixel's
-            channel, nats; I(h, x) is at least H(x) - R(x|h), so a smaller R is more information.
-        label: a lower bound of I(h, y), nats, up to estimation: H(y) less the cross entropy of a
-            classifier; at most H(y), and below 0 where that does worse than chance.
+        reconstruction: the reconstruction loss R(x|h): binary cross entropy per pixel and channel,
+            nats. I(h, x) is at least H(x) - R(x|h), so a smaller R means more information.
+        label: a lower bound of I(h, y), nats, up to estimation error: H(y) minus the cross entropy
+            of a classifier. At most H(y); below 0 if the classifier is worse than chance.
     """
 
     reconstruction: float
@@ -45,39 +52,41 @@ def information(
     lr: float = 0.01,
     seed: int = 0,
 ) -> tuple[Information, ...]:
-    """Estimate what every block's frozen output tells of the image, and of the label.
+    """Estimate the information about image and label in every block's frozen output.
 
-    As Wang et al. 2021 (InfoPro, arXiv:2101.10832) estimate it: a decoder w and a classifier q
-    learn from h, and
+    The estimate is that of Wang et al. 2021 (InfoPro, arXiv:2101.10832): a decoder w and a
+    classifier q learn from h, and
 
         I(h, x) >= H(x) - min_w R_w(x|h),    I(h, y) >= H(y) - min_q E[-log q(y|h)]
 
-    H(x) is the same for all blocks and not known: as there, R is what is reported. Both are
-    measured on `test`. Readers are trained together, with Adam, its learning rate going linearly to
-    nought.
+    H(x) is unknown and the same for all blocks, so R is reported, as in the paper. Both are
+    measured on `test`. All readers are trained together with Adam, whose learning rate falls
+    linearly to zero.
 
-    An estimate is no better than its reader: where R falls from one block to the next, the decoder
-    of the first was too weak, as no block can add information.
+    An estimate is only as good as its reader: no block can add information, so if R falls from one
+    block to the next, the decoder of the first was too weak.
 
-    Deviations: the paper has the accuracy of q in the place of the second; here it is nats. Its
-    decoder is nearer to `heads.Bilinear`, which cannot tell the pixels of a map of one position
-    apart.
+    Deviations: the paper reports the accuracy of q instead of I(h, y) in nats. Its decoder is
+    closer to `heads.Bilinear`, which cannot distinguish the pixels of a map with one position.
 
     Args:
         network: on the device of the loaders.
-        train: what readers learn from; of several views of a batch they see the first.
-        test: what they are measured on.
-        decoder: w, of every block; reads h and gives the image on the scale 0..1 as logits.
-        head: q, of every block.
+        train: the readers' training data; if a batch has several views, the first is used.
+        test: the data on which the readers are measured.
+        decoder: w, for every block; reads h and gives the image on the scale 0..1 as logits.
+        head: q, for every block.
         epochs: passes over `train`.
-        lr: of Adam, at the start.
-        seed: of the readers' weights; the global generator is left where it was.
+        lr: initial learning rate of Adam.
+        seed: of the readers' weights; the global generator is restored.
+
+    Returns:
+        One result per block.
 
     Raises:
-        InputError: fewer than one epoch; labels that are not one for each sample; the network's
-            input is no image.
+        InputError: `epochs` is below 1; there is not one label per sample; the network's input is
+            not an image.
     """
-    blocks = chain(network)
+    blocks = blocks_of(network)
     classes = classes_of("information", train, test)
     image = tuple(train.shape)
 
@@ -90,16 +99,16 @@ def information(
         given = w(h)
         if given.shape[-2:] != target.shape[-2:]:
             raise InputError(
-                f"information(decoder): it gives images of {tuple(given.shape[-2:])} pixels for "
-                f"{tuple(target.shape[-2:])}; take heads.Bilinear or heads.Transposed"
+                f"information(decoder): it gives images of {tuple(given.shape[-2:])} pixels "
+                f"instead of {tuple(target.shape[-2:])}; take heads.Bilinear or heads.Transposed"
             )
         return F.binary_cross_entropy_with_logits(given, target), cross_entropy(q(h), y)
 
     def target(x: Tensor) -> Tensor:
         return train.denormalize(x).clamp(0, 1)
 
-    with reading(blocks, seed):
-        readers = fit(
+    with frozen(blocks, seed):
+        readers = train_readers(
             network,
             train,
             make,
@@ -113,7 +122,7 @@ def information(
         for x, y in test.epoch(0):
             x = x[: len(y)]
             given = outputs(network, x)
-            with plain(x):
+            with without_autocast(x):
                 found = [
                     torch.stack(losses(reader, h, target(x), y))
                     for reader, h in zip(readers, given, strict=True)

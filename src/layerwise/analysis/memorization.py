@@ -1,4 +1,4 @@
-"""How much of labels that mean nothing a network has learned by heart."""
+"""How many random labels a network has memorised."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from layerwise.rules.base import Rule
 
 
 def memorization(rule: Rule, loader: Loader, relabelled: Tensor) -> tuple[float | None, ...]:
-    """The share of randomly labelled training samples whose label every exit gives.
+    """The share of randomly labelled training samples whose label each exit predicts.
 
-    Zhang et al. 2017 (arXiv:1611.03530): a random label cannot be predicted, only kept, so on these
-    samples training accuracy beyond 1 / classes is capacity to memorise. `data.load(...,
-    random_labels=1.0)` makes such a training split, and `Splits.relabelled` tells which they are.
+    Zhang et al. 2017 (arXiv:1611.03530): a random label cannot be predicted, only memorised, so
+    accuracy on these samples beyond 1 / classes measures the capacity to memorise. `data.load(...,
+    random_labels=1.0)` makes such a training split; `Splits.relabelled` marks these samples.
 
     Args:
-        rule: trained on the samples, on the device of the loader; runs in eval mode.
-        loader: of the training split as it was trained on, in order.
-        relabelled: which of the samples have a random label, (N,) bool.
+        rule: trained on the samples, on the device of the loader; it runs in eval mode.
+        loader: gives the training split in its order.
+        relabelled: marks the samples with a random label, (N,) bool.
 
     Returns:
-        For every block, 0 to 1; None where it does not predict.
+        For every block, 0 to 1; None if it does not predict.
     """
     right: list[Tensor | None] = [None] * len(rule.blocks)
     total, first = int(relabelled.sum()), 0

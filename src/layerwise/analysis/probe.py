@@ -1,11 +1,18 @@
-"""How well a linear classifier does on each block's output."""
+"""Linear probes: the accuracy of a linear classifier on each block's output."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.analysis.frozen import chain, classes_of, fit, outputs, plain, reading
+from layerwise.analysis.frozen import (
+    blocks_of,
+    classes_of,
+    frozen,
+    outputs,
+    train_readers,
+    without_autocast,
+)
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.errors import InputError
@@ -24,43 +31,43 @@ def linear_probe(
     lr: float = 0.01,
     seed: int = 0,
 ) -> tuple[float, ...]:
-    """Train a linear classifier on the frozen output of every block, all in one pass a time.
+    """Train a linear classifier on the frozen output of every block; all share each pass.
 
     Alain & Bengio 2017 (arXiv:1610.01644). A probe is pooling, normalisation of each feature
-    (BatchNorm without parameters, so that a block's scale does not matter) and a linear layer,
-    trained with Adam, its learning rate going linearly to nought. The network runs in eval mode and
-    without gradients, and is left as it was.
+    (BatchNorm without parameters, so that a block's scale does not matter) and a linear layer. It
+    is trained with Adam, whose learning rate falls linearly to zero. The network runs in eval mode
+    without gradients, and is left unchanged.
 
     Args:
         network: on the device of the loaders.
-        train: what probes learn from; of several views of a batch they see the first.
-        test: what they are measured on.
+        train: the probes' training data; if a batch has several views, the first is used.
+        test: the data on which the probes are measured.
         pool: average feature maps down to pool x pool (tokens down to `pool`); None keeps every
             position.
         epochs: passes over `train`.
-        lr: of Adam, at the start.
-        seed: of the probes' weights; the global generator is left where it was.
+        lr: initial learning rate of Adam.
+        seed: of the probes' weights; the global generator is restored.
 
     Returns:
-        The share of right predictions on `test` after each block, 0 to 1.
+        The share of correct predictions on `test` for each block, 0 to 1.
 
     Raises:
-        InputError: fewer than one epoch; labels that are not one for each sample; a batch of one
-            sample in `train`.
+        InputError: `epochs` is below 1; there is not one label per sample; `train` has a batch of
+            one sample.
     """
-    blocks = chain(network)
+    blocks = blocks_of(network)
     classes = classes_of("linear_probe", train, test)
     if min(map(len, train.labels(0))) < 2:
         raise InputError(
             "linear_probe(train): got a batch of one sample, whose features cannot be normalised; "
-            "give batches of 2 or more: Loader(..., drop_last=True) leaves out a smaller last one"
+            "give batches of 2 or more: Loader(..., drop_last=True) leaves out a smaller last batch"
         )
 
     def loss(probe: nn.Module, h: Tensor, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(probe(h), y)
 
-    with reading(blocks, seed):
-        probes = fit(
+    with frozen(blocks, seed):
+        probes = train_readers(
             network,
             train,
             lambda shape: _probe(shape, classes, pool),
@@ -72,7 +79,7 @@ def linear_probe(
         right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
             given = outputs(network, x[: len(y)])
-            with plain(x):
+            with without_autocast(x):
                 scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])
             count += len(y)

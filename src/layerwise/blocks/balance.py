@@ -1,4 +1,4 @@
-"""Where to cut so that the blocks cost about the same."""
+"""Where to cut so that the blocks have about equal cost."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Balance = Literal["flops", "memory"]
 
 
 def partition(costs: Sequence[int], parts: int) -> list[int]:
-    """Where each of `parts` contiguous, non-empty parts of `costs` begins.
+    """Divide costs into contiguous, non-empty parts of about equal sum; where each part begins.
 
-    The largest part is as small as it can be; among the divisions for which it is, the parts are
-    as equal as they can be (least sum of squares), and then the earlier parts are the smaller.
+    The largest part is as small as possible. Among the divisions with such a largest part, the one
+    with the least sum of squares is taken, and among these the one with smaller earlier parts.
 
     Args:
         costs: non-negative integers.
@@ -23,11 +23,11 @@ def partition(costs: Sequence[int], parts: int) -> list[int]:
         `parts` increasing indices, the first of them 0.
     """
     assert 1 <= parts <= len(costs)
-    before = [0, *accumulate(costs)]  # before[i]: the cost of all that comes before i
+    before = [0, *accumulate(costs)]  # before[i]: the sum of the first i costs
     limit = _smallest_limit(costs, parts)
 
-    # least[j]: the least sum of squares with which the first j costs make k parts within `limit`,
-    # and where the last of these parts begins.
+    # least[j]: the least sum of squares of k parts, each within `limit`, of the first j costs; None
+    # if there are no such parts. begins[k - 1][j]: where the last of these parts begins.
     n = len(costs)
     least: list[int | None] = [0] + [None] * n
     begins: list[list[int]] = []
@@ -53,6 +53,7 @@ def partition(costs: Sequence[int], parts: int) -> list[int]:
 
 
 def _smallest_limit(costs: Sequence[int], parts: int) -> int:
+    """The smallest possible sum of the largest part, by bisection."""
     low, high = max(costs), sum(costs)
     while low < high:
         middle = (low + high) // 2
@@ -64,6 +65,7 @@ def _smallest_limit(costs: Sequence[int], parts: int) -> int:
 
 
 def _parts_needed(costs: Sequence[int], limit: int) -> int:
+    """The least number of parts, each with a sum of at most `limit`."""
     needed, filled = 1, 0
     for cost in costs:
         if filled + cost > limit:

@@ -1,4 +1,9 @@
-"""An ordered chain of tensor -> tensor modules, f_K o ... o f_1."""
+"""An ordered chain of blocks, f_K o ... o f_1, and a batch's passes through it.
+
+`Blocks` and `Passes` say what rules may ask of any chain. Here each block is a module given by
+hand; `Stretches` (`stretches.py`) and `ForwardPasses` (`passes.py`) are their counterparts for a
+network that was cut.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +29,16 @@ class Blocks(nn.Module):
 
     Args:
         blocks: the blocks in the order in which data flows.
-        example: a batch for the first block (any batch size). With it the shape of every block's
-            output is found by a dry run, which rules need that attach heads.
-        names: what each block is called in reports; by default where it stands in the chain.
+        example: a batch for the first block (any batch size). A dry run on it finds the shape of
+            every block's output, which rules that attach heads need.
+        names: each block's name in reports; by default its position in the chain.
 
     Attributes:
         input_shape: shape of the first block's input without the batch dimension, or None.
-        input_dtype: type of the first block's input: of tokens an integer one; or None.
+        input_dtype: type of the first block's input (an integer type for tokens), or None.
         shapes: shape of each block's output without the batch dimension, or None.
+        example: samples with which the network can be run, or None.
+        shares: whether blocks share a tensor that depends on parameters alone.
 
     Raises:
         InputError: no block; one parameter in two blocks; an example that does not pass through.
@@ -81,7 +88,7 @@ class Blocks(nn.Module):
         return h
 
     def outputs(self, inputs: Inputs) -> list[Tensor]:
-        """What every block gives in `forward`."""
+        """The output of every block in `forward`, (B, ...) each."""
         found, h = [], inputs
         with self.passes(inputs) as passes:
             for k in range(len(self)):
@@ -90,40 +97,46 @@ class Blocks(nn.Module):
         return found
 
     def passes(self, inputs: Inputs) -> Passes:
-        """A batch's way through the blocks, to run them one by one:
+        """A context in which a batch runs through the blocks one by one.
 
-        with blocks.passes(inputs) as passes:
-            h = passes.run(0, inputs)
-            h = passes.run(1, h)
+            with blocks.passes(inputs) as passes:
+                h = passes.run(0, inputs)
+                h = passes.run(1, h)
+
+        Args:
+            inputs: the network's inputs for the batch.
         """
         return Passes(self, inputs)
 
     def keep(self, blocks: Iterable[int]) -> None:
-        """Keep only the weights of these blocks on their device: the others' go to the CPU, and
-        their blocks no longer run here.
+        """Keep only the weights of these blocks on their device.
+
+        The other blocks' weights move to the CPU, and these blocks no longer run here.
 
         Raises:
-            InputError: a parameter is used by several blocks; a block that does not run by itself.
+            InputError: several blocks use one parameter; the first block kept does not run by
+                itself.
         """
         for k in set(range(len(self))) - set(blocks):
             self[k].to("cpu")
 
     def up_to(self, k: int) -> nn.Module:
-        """The network that ends with block k, as a module that is called as the network is; nothing
-        after it runs."""
+        """The network up to block k, as a module that is called as the network is.
+
+        Nothing after block k runs.
+        """
         return nn.Sequential(*list(self)[: k + 1])
 
     def key(self, k: int, name: str) -> str:
-        """The name, in the blocks, of what block k calls by a name of its own."""
+        """The name in this module's state dict of a tensor that block k calls `name`."""
         return f"{k}.{name}"
 
     def reads_inputs(self, k: int) -> bool:
-        """Whether block k > 0 depends on the network's inputs other than through the output of the
-        block before it."""
+        """Whether block k > 0 depends on the network's inputs other than through its own input."""
         return False
 
     def check_alone(self, k: int) -> None:
-        """See that block k runs by itself.
+        """Check that block k runs by itself.
 
         Raises:
             InputError: it does not.
@@ -150,16 +163,21 @@ class Blocks(nn.Module):
         self.example = example[:2].detach()
 
     def keep_shapes(self, example: Tensor, shapes: Sequence[Shape]) -> None:
-        """Keep what a dry run on `example` has shown."""
+        """Store the shapes that a dry run on `example` has shown.
+
+        Args:
+            example: the first block's input, (B, ...).
+            shapes: of each block's output, without the batch dimension.
+        """
         self.input_shape, self.input_dtype = tuple(example.shape[1:]), example.dtype
         self.shapes = tuple(shapes)
 
     def known_shapes(self, asked_by: str, lacking: str) -> tuple[Shape, tuple[Shape, ...]]:
-        """`input_shape` and `shapes`.
+        """`input_shape` and `shapes`, if they are known.
 
         Args:
             asked_by: the call, for errors.
-            lacking: what follows where they are not known, such as "no head can be made".
+            lacking: the consequence if they are not known, such as "no head can be made".
 
         Raises:
             InputError: the blocks were made without an example.
@@ -175,12 +193,12 @@ class Blocks(nn.Module):
         """Inputs to run the network on for its shapes, on the device of `like`.
 
         Args:
-            rows: how many.
-            like: has the device and, except for tokens, the type.
+            rows: how many samples.
+            like: a tensor with the device and, except for tokens, the type.
 
         Returns:
-            Zeros, (rows, ...). Of a network that takes several inputs the example's rows, over and
-            over, because zeros may mean something in a mask.
+            Zeros, (rows, ...). For a network that takes several inputs, the example's samples
+            repeated, because zeros may mean something in a mask.
         """
         assert self.input_shape is not None, "made with an example"
         assert self.input_dtype is not None
@@ -191,32 +209,38 @@ class Blocks(nn.Module):
 
 
 class Passes:
-    """A batch's way through blocks."""
+    """A batch's passes through blocks: runs them one by one, and again if a rule asks for it.
+
+    Args:
+        blocks: the blocks.
+        inputs: the network's inputs for the batch.
+    """
 
     def __init__(self, blocks: Blocks, inputs: Inputs):
         self.blocks, self.inputs = blocks, inputs
 
     def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
-        """Block k's output, (B, ...), where it follows what has run: in the network's own forward.
+        """Block k's output, (B, ...), in the network's own forward, after the blocks before it.
 
         Args:
-            k: number of the block.
-            h: its input, (B, ...); of the first block the network's inputs.
-            stream: number of the forward, where several batches go through side by side.
+            k: the number of the block.
+            h: its input, (B, ...); for the first block the network's inputs.
+            stream: the number of the forward, if several batches go through side by side.
         """
         return self.blocks[k](h)
 
     def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
-        """Block k's output, (B, ...), by itself: what follows in the forward is not touched.
+        """Block k's output, (B, ...), by itself: the paused forward of the network does not move.
 
         Args:
-            k, h: as of `run`.
-            stream: number of the forward whose inputs the block may read.
+            k: the number of the block.
+            h: its input, (B, ...); for the first block the network's inputs.
+            stream: the number of the forward whose inputs the block may read.
         """
         return self.blocks[k](h)
 
     def close(self) -> None:
-        """Give up what is left of the forward."""
+        """Give up the rest of every forward."""
 
     def __enter__(self) -> Passes:
         return self
@@ -226,7 +250,7 @@ class Passes:
 
 
 def repeated(inputs: Inputs, rows: int, device: torch.device) -> Inputs:
-    """The samples of a batch over and over, until there are `rows`."""
+    """The samples of a batch, repeated until there are `rows` of them, on `device`."""
     count = len(leading(inputs))
     index = torch.arange(rows) % count
 
@@ -239,7 +263,7 @@ def repeated(inputs: Inputs, rows: int, device: torch.device) -> Inputs:
 
 @contextlib.contextmanager
 def dry_run(module: nn.Module) -> Iterator[None]:
-    """Run `module` for its shapes only: eval mode, no graph; modes are put back after."""
+    """A context to run `module` for shapes only: eval mode, no graph; modes are restored after."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

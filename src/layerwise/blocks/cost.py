@@ -1,4 +1,4 @@
-"""What running a module costs: floating-point operations, and memory kept for backward."""
+"""The cost of running a module: floating-point operations, and memory kept for backward."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from layerwise.blocks.unchanged import unchanged
 
 
 def flops(module: nn.Module, *inputs: Any) -> int:
-    """Floating-point operations of one forward pass of `module` on `inputs`, as a batch.
+    """Floating-point operations of one forward pass of `module` on `inputs`, one batch.
 
-    A multiplication and an addition are two; only matrix products, convolutions and attention
+    A multiplication and an addition count as two. Only matrix products, convolutions and attention
     count, as in `torch.utils.flop_counter`. The module is left unchanged.
     """
     with unchanged(module):
@@ -35,8 +35,8 @@ def flops(module: nn.Module, *inputs: Any) -> int:
 def saved_bytes(module: nn.Module, *inputs: Any) -> int:
     """Bytes that one forward pass of `module` in train mode keeps for its backward pass.
 
-    What is kept twice counts once; parameters and buffers, which exist anyway, do not count. The
-    module is left unchanged.
+    A tensor that is kept twice counts once. Parameters and buffers do not count, because they exist
+    anyway. The module is left unchanged.
     """
     with unchanged(module):
         module.train()
@@ -46,7 +46,7 @@ def saved_bytes(module: nn.Module, *inputs: Any) -> int:
 
 
 def saved_by_each(blocks: Blocks, x: Tensor) -> list[int]:
-    """`saved_bytes` of every block in turn, on a batch for the first."""
+    """`saved_bytes` of every block, in one pass of the batch x through all of them."""
     kept: list[int] = []
     with unchanged(blocks):
         blocks.train()
@@ -61,9 +61,9 @@ def saved_by_each(blocks: Blocks, x: Tensor) -> list[int]:
 
 @contextlib.contextmanager
 def counted() -> Iterator[FlopCounterMode]:
-    """Count floating-point operations.
+    """A context that counts floating-point operations.
 
-    With autograd on: without it PyTorch's attention takes fused kernels, whose operations no
+    It turns autograd on: without it, PyTorch's attention takes fused kernels whose operations no
     formula counts.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
@@ -73,20 +73,25 @@ def counted() -> Iterator[FlopCounterMode]:
 
 @dataclass(eq=False)
 class Saved:
-    """Storages kept for the backward pass, each once, in the order in which they were kept."""
+    """The storages kept for the backward pass.
 
-    # The tensors stay alive until the count is done, so that no address is used twice.
+    Attributes:
+        storages: by address, in the order in which they were kept. The tensors stay alive until
+            the count is done, so that no address is used twice.
+    """
+
     storages: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
+        """The size of all storages together, in bytes."""
         return sum(tensor.untyped_storage().nbytes() for tensor in self.storages.values())
 
 
 @contextlib.contextmanager
 def saved(module: nn.Module) -> Iterator[Saved]:
-    """Collect what autograd keeps for the backward pass, but for `module`'s own tensors."""
-    # Of a sharded parameter the part that is here.
+    """Collect the tensors that autograd keeps for the backward pass, except `module`'s own."""
+    # Only a part of a sharded parameter is here.
     whole = (getattr(t, "_local_tensor", t) for t in (*module.parameters(), *module.buffers()))
     own = {t.untyped_storage().data_ptr() for t in whole}
     kept = Saved()
@@ -102,7 +107,7 @@ def saved(module: nn.Module) -> Iterator[Saved]:
 
 
 def _formulas() -> dict[Any, Any]:
-    """PyTorch knows the operations of CUDA's fused attention, but not of the CPU's."""
+    """Formulas for the CPU's fused attention. PyTorch has those for CUDA's only."""
 
     def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)

@@ -1,4 +1,4 @@
-"""Blocks that write over their own input."""
+"""Blocks that overwrite their own input."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.stretch import Stretch
 
 
 def starts_in_place(block: nn.Module) -> bool:
-    """Whether the first layer of a block works in place, as `nn.ReLU(inplace=True)` does. A stretch
-    of a network that was cut does not: `cut` sees to it."""
+    """Whether a block's first layer works in place, as `nn.ReLU(inplace=True)` does.
+
+    A block that `cut` made never does: `cut` makes sure of that.
+    """
     if isinstance(block, Stretch):
         return False
     first = next((m for m in block.modules() if not any(m.children())), block)
@@ -19,11 +21,14 @@ def starts_in_place(block: nn.Module) -> bool:
 
 
 def kept(block: nn.Module, h: Any) -> Any:
-    """`h` as the input of a block that must not change it: a copy where the block starts in place,
-    otherwise `h` itself.
+    """`h`, as an input that the block does not change: a copy if the block starts in place.
 
-    A leaf that requires grad becomes a view, because hooks on what a module is given do not work
+    A leaf that requires grad becomes a view, because backward hooks on a module's input do not work
     together with `torch.autograd.grad` at a leaf.
+
+    Args:
+        block: the block.
+        h: its input, (B, ...); for the first block the network's inputs.
     """
     if not isinstance(h, Tensor):
         return h

@@ -1,10 +1,10 @@
-"""Where a block ends with a pooling, what it gives before."""
+"""The output of a block before the pooling that ends it."""
 
 from __future__ import annotations
 
 from torch import nn
 
-from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.parts import modules_in_order
 
 POOLINGS = (
     nn.MaxPool1d,
@@ -24,24 +24,15 @@ AFTER = (nn.Identity, nn.Flatten, nn.modules.dropout._DropoutNd)  # compute noth
 
 
 def before_pooling(block: nn.Module) -> tuple[nn.Sequential, nn.Sequential] | None:
-    """A block as what comes before the pooling that ends it, and the rest.
+    """A block in two parts: the modules before the pooling that ends it, and the rest.
 
-    Only a chain is divided (`nn.Sequential`, also nested); dropout and flattening may follow the
-    pooling. The modules are the block's own. None where the block ends otherwise.
+    Only a chain is divided (`nn.Sequential`, also nested). Dropout and flattening may follow the
+    pooling. The modules are the block's own. None if the block does not end with a pooling.
     """
-    layers = layers_of(block)
-    last = len(layers) - 1
-    while last > 0 and isinstance(layers[last], AFTER):
+    modules = modules_in_order(block)
+    last = len(modules) - 1
+    while last > 0 and isinstance(modules[last], AFTER):
         last -= 1
-    if last < 1 or not isinstance(layers[last], POOLINGS):
+    if last < 1 or not isinstance(modules[last], POOLINGS):
         return None
-    return nn.Sequential(*layers[:last]), nn.Sequential(*layers[last:])
-
-
-def layers_of(block: nn.Module) -> list[nn.Module]:
-    """A block as a chain without its nesting; what has hooks or code of its own stays whole."""
-    if isinstance(block, Stretch) and block.chain is not None:
-        return [layer for module in block.chain for layer in layers_of(module)]
-    if type(block) is not nn.Sequential or block._forward_hooks or block._forward_pre_hooks:
-        return [block]
-    return [layer for child in block for layer in layers_of(child)]
+    return nn.Sequential(*modules[:last]), nn.Sequential(*modules[last:])

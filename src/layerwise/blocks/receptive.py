@@ -1,4 +1,4 @@
-"""The receptive field of every block's output, read off the network itself."""
+"""The receptive field of every block's output, measured on the network itself."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks, Shape
-from layerwise.blocks.layers import copied
-from layerwise.blocks.pooling import layers_of
+from layerwise.blocks.copies import copied
+from layerwise.blocks.parts import modules_in_order
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
 
-LARGEST = 1024  # pixels; a block's field that does not show on such a canvas is called global
-AREA = 2**16  # positions of a canvas; bounds the memory of a probe
+LARGEST = 1024  # pixels; a block's field that is larger than such a canvas counts as global
+AREA = 2**16  # positions of the largest canvas; bounds a probe's memory
 
 
 @dataclass(frozen=True)
 class ReceptiveField:
     """The region of the image that one position of a block's output depends on, (height, width).
 
-    As if the image had no border: a field may be larger than the image.
+    The image's border is ignored: a field may be larger than the image.
 
     Attributes:
-        size: of the region, pixels.
-        stride: from one position's region to the next one's, pixels.
-        offset: the coordinate of the middle of position (0, 0)'s region, pixels; the first pixel's
-            middle is 0. Of a convolution alone: (kernel - 1) / 2 - padding.
+        size: the region's size, in pixels.
+        stride: the distance from one position's region to the next, in pixels.
+        offset: the coordinate of the centre of position (0, 0)'s region, in pixels; the centre of
+            the first pixel is 0. For a single convolution it is (kernel - 1) / 2 - padding.
     """
 
     size: tuple[int, int]
@@ -40,26 +40,26 @@ class ReceptiveField:
 def receptive_fields(blocks: Blocks) -> tuple[ReceptiveField | None, ...]:
     """The receptive field of every block's output, whatever the blocks consist of.
 
-    No layer is looked up in a table. A NaN in the input reaches just the outputs that depend on it,
-    so each block is run alone, in float64 and eval mode on the CPU, on canvases of other sizes than
-    its own, with NaN in the rows (then columns) on one side of a cut; bisecting the cut gives the
-    first and last row that an output far from the border reads. The blocks' windows compose by the
-    arithmetic of Araujo, Norris & Sim 2019 (Distill, doi:10.23915/distill.00021). The blocks are
-    left unchanged.
+    The fields are measured, not looked up in a table of layers. A NaN in the input reaches exactly
+    the outputs that depend on it. Each block runs alone, in float64 and eval mode on the CPU, on
+    canvases of other sizes than its own, with NaN in the rows (then columns) on one side of a line.
+    Bisecting the line's position gives the first and last row that an output far from the border
+    reads. The blocks' windows compose by the arithmetic of Araujo, Norris & Sim 2019 (Distill,
+    doi:10.23915/distill.00021). The blocks are left unchanged.
 
-    Adaptive pooling to more than one position, which has no field of its own, is taken as the
-    pooling that it is at the image's own size, where that is the same everywhere.
+    Adaptive pooling to more than one position has no field of its own. It counts as the pooling
+    that it is at the image's own size, if its windows are the same everywhere.
 
     Args:
-        blocks: made with an example.
+        blocks: the blocks, made with an example.
 
     Returns:
-        One for each block. None where there is no such region: every output depends on the whole
-        image, whatever its size (flatten and linear, attention, global pooling,
-        squeeze-and-excitation); the output is no feature map (vectors, tokens); positions read
-        regions of unlike size or distance (windowed attention, upsampling); a block takes inputs of
-        one size only; one block alone reads more than about a thousand pixels. After None comes
-        None.
+        One for each block. None means that there is no such region: every output depends on the
+        whole image, whatever its size (flatten and linear, attention, global pooling,
+        squeeze-and-excitation); the output is not a feature map (vectors, tokens); positions read
+        regions of different size or distance (windowed attention, upsampling); a block takes inputs
+        of one size only; or one block alone reads more than about a thousand pixels. Every block
+        after a None has None, too.
 
     Raises:
         InputError: blocks made without an example.
@@ -97,7 +97,7 @@ def receptive_fields(blocks: Blocks) -> tuple[ReceptiveField | None, ...]:
 
 @dataclass(frozen=True)
 class _Window:
-    """Along one axis: output o depends on inputs stride * o + start, ..., + size - 1."""
+    """A block's window on one axis: output o depends on `size` inputs from stride * o + start."""
 
     size: int
     stride: int
@@ -108,7 +108,7 @@ class _Window:
         return self.start + (self.size - 1) / 2
 
     def after(self, first: _Window) -> _Window:
-        """Of this window's outputs on the inputs of `first`, whose outputs this one reads."""
+        """This window behind another: on the inputs of `first`, whose outputs it reads."""
         return _Window(
             size=first.size + (self.size - 1) * first.stride,
             stride=first.stride * self.stride,
@@ -117,7 +117,7 @@ class _Window:
 
 
 def _channels_last(shape: Shape, image: Shape) -> bool:
-    """Whether maps are (H, W, C), which square maps of a square image tell."""
+    """Whether maps are (H, W, C). Only square maps of a square image are recognised as such."""
     return (
         len(shape) == len(image) == 3
         and image[1] == image[2]
@@ -129,12 +129,19 @@ def _channels_last(shape: Shape, image: Shape) -> bool:
 def _windows(
     block: nn.Module, shape: Shape, channels_last: Sequence[bool], largest: int
 ) -> tuple[_Window, _Window] | None:
-    """Of a block's rows and of its columns."""
+    """The windows of a block along its rows and along its columns; None if it has none.
+
+    Args:
+        block: the block.
+        shape: the shape of its input, without the batch dimension.
+        channels_last: whether its input, and its output, are (H, W, C).
+        largest: the largest side of a canvas to try, in positions of its input.
+    """
     try:
-        parts = layers_of(block) if getattr(block, "chain", None) else [block]
+        parts = modules_in_order(block) if getattr(block, "chain", None) else [block]
         block = nn.Sequential(*map(copied, parts)).to("cpu", torch.float64).eval()
         _fix_adaptive_pooling(block, shape)
-    except Exception:  # whatever a block does that cannot be copied or run in double precision
+    except Exception:  # a block that cannot be copied or run in double precision
         return None
     sides, channels = (shape[:2], shape[2]) if channels_last[0] else (shape[1:], shape[0])
     found = []
@@ -149,17 +156,30 @@ def _windows(
 
 @dataclass
 class _Probe:
-    """Runs a block on canvases with NaN in some of the rows, or of the columns (`axis` 1)."""
+    """Runs a block on canvases with NaN in some of the rows (`axis` 0) or columns (`axis` 1).
+
+    Attributes:
+        block: the block, in float64.
+        channels: the channels of its input.
+        axis: the axis that is measured.
+        reads_channels_last, gives_channels_last: whether its input, and output, are (H, W, C).
+        width: the canvas's side across the axis; 0 before it is found.
+    """
 
     block: nn.Module
     channels: int
     axis: int
     reads_channels_last: bool
     gives_channels_last: bool
-    width: int = 0  # of the canvas across the axis
+    width: int = 0
 
     def __call__(self, length: int, nans: Sequence[slice]) -> Tensor:
-        """Which output rows NaN in the input rows reaches, (one per slice, output rows)."""
+        """Whether NaN reaches each output row, (len(nans), output rows) bool.
+
+        Args:
+            length: the number of input rows.
+            nans: the input rows with NaN, one slice for each canvas.
+        """
         x = torch.ones(len(nans), length, self.width, self.channels, dtype=torch.float64)
         for canvas, where in zip(x, nans, strict=True):
             canvas[where] = torch.nan
@@ -171,12 +191,18 @@ class _Probe:
 
 
 def _window(probe: _Probe, own: int, across: int, largest: int) -> _Window | None:
-    """The window found on one canvas, where a longer one confirms it.
+    """The window found on one canvas, if a longer canvas confirms it.
 
-    A dilated layer may read so far beyond a canvas that nothing shows on it; the longer one shows
-    gaps of up to 96 rows. Where padding depends on the size ("same" with a stride), it is the
-    block's own only at sizes that differ from its own by a multiple of the stride: here of 16 or
-    more.
+    A dilated layer may read so far beyond a canvas that nothing shows on it; the longer canvas
+    shows gaps of up to 96 rows. If padding depends on the size ("same" with a stride), it is the
+    block's own padding only at sizes that differ from the block's own size by a multiple of the
+    stride. Here they differ by a multiple of 16 or more.
+
+    Args:
+        probe: runs the block.
+        own: the block's own size along the axis.
+        across: its own size along the other axis.
+        largest: the longest canvas to try.
     """
     length = 16
     while length <= largest:
@@ -197,13 +223,17 @@ def _first_that_runs(probe: _Probe, length: int, across: int) -> _Window | None:
         probe.width = width
         try:
             return _search(probe, length)
-        except Exception:  # whatever a block raises at a size that it does not take
+        except Exception:  # any error of a block at a size that it does not take
             probe.width = 0
     return None
 
 
 def _search(probe: _Probe, length: int) -> _Window | None:
-    """The window of an output in the middle; None where one of the border's rows reaches it."""
+    """The window of an output in the middle; None if a row at the border reaches it.
+
+    Raises:
+        ValueError: the canvas is too small.
+    """
     everything, nothing = slice(None), slice(0)
     border = probe(length, [slice(0, 1), slice(length - 1, None), everything, nothing])
     o = border.shape[1] // 2
@@ -212,8 +242,8 @@ def _search(probe: _Probe, length: int) -> _Window | None:
         raise ValueError("canvas too small: an output reads padding alone")
     if len(reached) < 2 or torch.stack(ends).any():
         return None
-    # How many rows from the top it takes for NaN to reach o, and o + 1, and until the rows below
-    # do not reach o any more: too few, enough.
+    # Three bisections at once, over the number of rows from the top: when do these rows reach o,
+    # when do they reach o + 1, and when do the rows below them no longer reach o?
     few, enough = [0, 0, 0], [length, length, length]
     while any(a + 1 < b for a, b in zip(few, enough, strict=True)):
         cuts = [(a + b) // 2 for a, b in zip(few, enough, strict=True)]
@@ -226,7 +256,7 @@ def _search(probe: _Probe, length: int) -> _Window | None:
 
 
 def _confirmed(probe: _Probe, length: int, window: _Window) -> bool:
-    """Whether two outputs far from each other read just what the window says."""
+    """Whether two outputs far from each other read exactly what the window says."""
     if length * probe.width > AREA or window.size < 1 or window.stride < 1:
         return False
     try:
@@ -237,6 +267,7 @@ def _confirmed(probe: _Probe, length: int, window: _Window) -> bool:
 
 
 def _reads(probe: _Probe, length: int, o: int, window: _Window) -> bool:
+    """Whether output o reads exactly the rows of the window."""
     first = window.stride * o + window.start
     last = first + window.size - 1
     if first < 0 or last >= length:
@@ -246,7 +277,7 @@ def _reads(probe: _Probe, length: int, o: int, window: _Window) -> bool:
 
 
 class _AsAtFirst(nn.Module):
-    """Adaptive pooling as the pooling with even windows that it is on its first input."""
+    """Adaptive pooling, fixed to the windows of its first input if these are all alike."""
 
     def __init__(self, pooling: nn.Module):
         super().__init__()
@@ -266,6 +297,7 @@ class _AsAtFirst(nn.Module):
 
 
 def _fix_adaptive_pooling(block: nn.Module, shape: Shape) -> None:
+    """Fix a block's adaptive poolings to their windows on an input of this shape."""
     found = False
     for module in list(block.modules()):
         for name, child in module.named_children():

@@ -1,11 +1,11 @@
-"""Run a model as often as it takes, and leave no trace of it."""
+"""Run a model for a measurement, and leave no trace of the run."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from torch.utils.checkpoint import get_device_states, set_device_states
 
 @contextlib.contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Put back on exit what running or tracing `model` may change.
+    """Restore on exit everything that running or tracing `model` may change.
 
-    That is its training flags, attributes, hooks and submodules, what its attributes hold that are
-    dicts, lists, sets, tensors or generators, the values of its buffers (BatchNorm's running
-    statistics) and the state of the random generators. Parameters are not copied: nothing here
-    steps them.
+    That is: its training flags, attributes, hooks and submodules; the contents of attributes that
+    are dicts, lists, sets, tensors or generators; the values of its buffers (BatchNorm's running
+    statistics); and the state of the random generators. Parameters are not copied, because nothing
+    here steps them.
     """
     modules = list(model.modules())
     attributes = [dict(module.__dict__) for module in modules]
-    # By content: an optimizer, a wrapper or a hook's handle may hold on to the table itself.
+    # Restored by content, because an optimizer, a wrapper or a hook's handle may hold the table.
     tables = [
         (value, copy.copy(value))
         for module in modules
@@ -33,7 +33,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
         if isinstance(value, dict | list | set)
     ]
     held = [v for module in modules for v in module.__dict__.values()]
-    # In eval mode, too, an embedding with `max_norm` changes its weight.
+    # An embedding with `max_norm` changes its weight, in eval mode as well.
     held += [m.weight for m in modules if getattr(m, "max_norm", None) is not None]
     values = [(v, v.detach().clone()) for v in held if isinstance(v, Tensor)]
     generators = [(v, v.get_state()) for v in held if isinstance(v, torch.Generator)]
@@ -42,7 +42,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(sorted({d.index for d in devices if d.type == "cuda"})):
         try:
-            # The model runs on copies of its buffers: a graph may still need the values they have.
+            # The model runs on copies of its buffers: a graph may still need their present values.
             for module in modules:
                 for key, buffer in module._buffers.items():
                     if buffer is not None:
@@ -68,8 +68,24 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
+@contextlib.contextmanager
+def trainable(model: nn.Module) -> Iterator[None]:
+    """A context in which every parameter of `model` requires grad, frozen or not."""
+    frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        for p in frozen:
+            p.requires_grad_()
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
 def seed(device: torch.device) -> None:
-    """Start every random generator that a model on `device` draws from at 0, within `unchanged`."""
+    """Seed with 0 every random generator that a model on `device` draws from.
+
+    Use it within `unchanged`, which restores the generators.
+    """
     random.seed(0)
     np.random.seed(0)
     torch.default_generator.manual_seed(0)
@@ -79,13 +95,26 @@ def seed(device: torch.device) -> None:
 
 
 def random_state(on: Tensor) -> tuple[Any, ...]:
-    """The state of every random generator that a model draws from on the device of `on`."""
+    """The state of every random generator that a model on the device of `on` draws from."""
     return torch.get_rng_state(), get_device_states(on), random.getstate(), np.random.get_state()
 
 
 def set_random_state(state: tuple[Any, ...]) -> None:
-    """Put the generators into a state that `random_state` gave."""
+    """Set the generators to a state that `random_state` returned."""
     torch.set_rng_state(state[0])
     set_device_states(*state[1])
     random.setstate(state[2])
     np.random.set_state(state[3])
+
+
+def buffer_versions(modules: Iterable[nn.Module]) -> dict[tuple[nn.Module, str], tuple[int, int]]:
+    """For each buffer of the modules themselves: its identity, and its count of in-place changes.
+
+    If the value under (module, name) differs later, the buffer has been changed or replaced.
+    """
+    return {
+        (m, key): (id(buffer), buffer._version)
+        for m in modules
+        for key, buffer in m._buffers.items()
+        if buffer is not None
+    }

@@ -21,8 +21,8 @@ from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
 from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
-from layerwise.runs.environment import describe
-from layerwise.runs.run import write_new
+from layerwise.runs.files import write_new
+from layerwise.runs.provenance import provenance
 from layerwise.trainer import fabric_for
 
 
@@ -121,7 +121,7 @@ def _data(arguments: list[str]) -> None:
     )
     images_per_s = throughput(loader, found["seconds"])
     result: dict[str, Any] = {
-        **describe(),
+        **provenance(),
         "data": splits.name,
         "shape": splits.shape,
         "augment": found["augment"],

@@ -16,8 +16,8 @@ from layerwise.costs.description import CAPTION, Description, by_x
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import KINDS, make
-from layerwise.runs import environment
-from layerwise.runs.run import write_new
+from layerwise.runs.files import write_new
+from layerwise.runs.provenance import provenance
 
 
 def main(arguments: list[str]) -> None:
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
     description = Description.of(rule, batch)
     if found["out"] is not None:
         asked = {key: value for key, value in found.items() if key != "out"}
-        result = {**environment.describe(), "asked": asked, **description.as_dict()}
+        result = {**provenance(), "asked": asked, **description.as_dict()}
         write_new(Path(found["out"]), (json.dumps(result, indent=1) + "\n").encode(), "--out")
     name = found["model"].get("arch", found["model"]["name"])
     # A file has no width; the default of 80 would fold numbers.

@@ -9,8 +9,8 @@ from rich.table import Table
 from layerwise.cli.console import output
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.experiment.evaluation import Evaluation
+from layerwise.runs.metrics import perplexity
 from layerwise.runs.run import Run
-from layerwise.runs.tally import perplexity
 
 
 def main(arguments: list[str]) -> None:

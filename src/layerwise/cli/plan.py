@@ -15,14 +15,14 @@ from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.costs.stages import Plan, bubbles
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
 from layerwise.rules.base import LocalRule
-from layerwise.runs import environment
-from layerwise.runs.run import write_new
+from layerwise.runs.files import write_new
+from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
-from layerwise.runtime.plan import Plan, bubbles
 from layerwise.trainer import fabric_for
 
 BATCHES = 1000  # batches of a simulated training
@@ -74,7 +74,7 @@ def main(arguments: list[str]) -> None:
     plan = Plan.of(rule, x, y, found["stages"], found["rounds"])
     if found["out"] is not None:
         result = {
-            **environment.describe(),
+            **provenance(),
             "asked": {key: value for key, value in found.items() if key != "out"},
             "stages": [{**asdict(s), "blocks": list(s.blocks)} for s in plan.stages],
             "images_per_s": plan.images_per_s,

@@ -1,4 +1,4 @@
-"""What each block and its head cost: parameters and FLOPs."""
+"""Parameters and FLOPs of each block and its heads, and FLOPs of a training step."""
 
 from __future__ import annotations
 
@@ -6,34 +6,35 @@ import contextlib
 import copy
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from rich.table import Table
+from torch import Tensor
 
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import counted
 from layerwise.blocks.unchanged import unchanged
-from layerwise.costs.flops import count_flops
+from layerwise.costs.flops import Flops, count_flops
 from layerwise.inputs import first_rows
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule, alone
 
-SAMPLES = 2  # of the step that is measured: BatchNorm wants more than one
+SAMPLES = 2  # of the step that is measured: BatchNorm needs more than one
 
 
 @dataclass(frozen=True)
 class BlockCost:
-    """One block's cost; FLOPs are of one sample's forward pass, a multiply-add counted as two.
+    """The cost of one block; FLOPs are for one sample's forward pass, a multiply-add counts as two.
 
     Attributes:
         name: of the block.
-        shape: of its output, without the batch dimension.
+        shape: of the block's output, without the batch dimension.
         parameters: of the block.
         flops: of the block.
         head_parameters: of the block's auxiliary networks.
-        head_flops: of the same, in training.
+        head_flops: of the block's auxiliary networks, in training.
     """
 
     name: str
@@ -49,11 +50,11 @@ class Costs:
     """The cost of every block, and of a training step.
 
     Attributes:
-        blocks: in order.
-        step_flops: of one sample's share of a training step, forward and backward, heads and all,
-            the mean over the rule's phases; None where it was not measured.
-        step_head_flops: of these, in objectives and auxiliary networks.
-        backprop_flops: of one sample's share of a step of backpropagation.
+        blocks: one cost per block, in order.
+        step_flops: FLOPs of a training step, forward and backward, heads included, per sample; the
+            mean over the rule's phases; None if it was not measured.
+        step_head_flops: the part of `step_flops` in objectives and auxiliary networks.
+        backprop_flops: FLOPs of a step of backpropagation, per sample.
     """
 
     blocks: tuple[BlockCost, ...]
@@ -63,9 +64,12 @@ class Costs:
 
     @classmethod
     def of(cls, rule: Rule, views: int | None = None) -> Costs:
-        """Measure a rule whose blocks were made with an example; it is left unchanged.
+        """Measure a rule whose blocks were made with an example; the rule is left unchanged.
 
-        A sample's share is that of all its augmented `views`; by default as many as the rule needs.
+        Args:
+            rule: the rule.
+            views: number of augmented views of every sample; by default the number that the rule
+                needs. FLOPs per sample are those of all its views.
         """
         blocks = rule.blocks
         assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
@@ -78,8 +82,8 @@ class Costs:
         trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
         end_to_end = Backprop(blocks)
         measured = alone(rule, trained, end_to_end)
+        steps: list[Flops] = []
         with measured, without_gradients(rule), unchanged(rule), torch.enable_grad():
-            steps = []
             for phase in range(phases):
                 if trained is not rule:
                     trained.begin(phase)
@@ -87,26 +91,11 @@ class Costs:
                 steps.append(count_flops(lambda: trained.backward(x, y), trained))
             rule.train()
             backprop = count_flops(lambda: end_to_end.backward(first_rows(x, SAMPLES), y))
-        costs = []
-        with dry_run(rule), blocks.passes(one) as passes:
-            h = one
-            for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
-                with counted() as counter:
-                    h = passes.run(i, h)
-                of_block = counter.get_total_flops()
-                auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
-                costs.append(
-                    BlockCost(
-                        name=name,
-                        shape=tuple(h.shape[1:]),
-                        parameters=sum(p.numel() for p in block.parameters()),
-                        flops=of_block,
-                        head_parameters=sum(p.numel() for p in auxiliary),
-                        head_flops=max(step.head_forwards[i] for step in steps) // SAMPLES,
-                    )
-                )
+        head_flops = [
+            max(forwards) for forwards in zip(*(step.head_forwards for step in steps), strict=True)
+        ]
         return cls(
-            tuple(costs),
+            _block_costs(rule, one, [flops // SAMPLES for flops in head_flops]),
             sum(step.total for step in steps) // (phases * SAMPLES),
             sum(step.heads for step in steps) // (phases * SAMPLES),
             backprop.total // SAMPLES,
@@ -129,30 +118,33 @@ class Costs:
         return sum(block.head_flops for block in self.blocks)
 
     def up_to(self, i: int) -> tuple[int, int]:
-        """Of the network that ends with block `i` and its auxiliary networks: its parameters, and
-        FLOPs of one sample's forward pass."""
-        before, here = (
-            self.blocks[: i + 1],
-            self.blocks[i : i + 1] if i + 1 < len(self.blocks) else (),
-        )
-        parameters = sum(b.parameters for b in before) + sum(b.head_parameters for b in here)
-        return parameters, sum(b.flops for b in before) + sum(b.head_flops for b in here)
+        """Parameters and forward FLOPs (one sample) of the network that ends at block `i`.
+
+        The auxiliary networks of block `i` are included, unless it is the last block.
+        """
+        parameters = sum(block.parameters for block in self.blocks[: i + 1])
+        flops = sum(block.flops for block in self.blocks[: i + 1])
+        if i + 1 < len(self.blocks):
+            parameters += self.blocks[i].head_parameters
+            flops += self.blocks[i].head_flops
+        return parameters, flops
 
     def json(self) -> str:
-        """As text that `from_json` reads."""
+        """The costs as text that `from_json` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
+        """The costs from text that `json` gave."""
         found = json.loads(text)
-        if isinstance(found, list):  # as it was written before steps were measured
+        if isinstance(found, list):  # the format from before steps were measured
             found = {"blocks": found}
         blocks = [BlockCost(**block) for block in found.pop("blocks")]
         blocks = tuple(dataclasses.replace(b, shape=tuple(b.shape)) for b in blocks)
         return cls(blocks, **found)
 
     def table(self) -> Table:
-        """For a terminal."""
+        """The costs as a table for the terminal."""
         title = "blocks (FLOPs: forward pass of one sample)"
         if self.step_flops and self.backprop_flops:
             title += f"; a step: {self.step_flops / self.backprop_flops:.2f} of backprop's FLOPs"
@@ -181,9 +173,38 @@ class Costs:
         return table
 
 
+def _block_costs(rule: Rule, x: Tensor, head_flops: Sequence[int]) -> tuple[BlockCost, ...]:
+    """The cost of every block.
+
+    Args:
+        rule: with its blocks.
+        x: one sample.
+        head_flops: of every block's auxiliary networks, per sample.
+    """
+    blocks, costs = rule.blocks, []
+    with dry_run(rule), blocks.passes(x) as passes:
+        h = x
+        for i, (name, block) in enumerate(zip(blocks.names, blocks, strict=True)):
+            with counted() as counter:
+                h = passes.run(i, h)
+            of_block = counter.get_total_flops()
+            auxiliary = [p for module in rule.auxiliary(i) for p in module.parameters()]
+            costs.append(
+                BlockCost(
+                    name=name,
+                    shape=tuple(h.shape[1:]),
+                    parameters=sum(p.numel() for p in block.parameters()),
+                    flops=of_block,
+                    head_parameters=sum(p.numel() for p in auxiliary),
+                    head_flops=head_flops[i],
+                )
+            )
+    return tuple(costs)
+
+
 @contextlib.contextmanager
 def without_gradients(rule: Rule) -> Iterator[None]:
-    """Put gradients back as they were."""
+    """Set all gradients to None; at the end, restore them."""
     before = [(p, p.grad) for p in rule.parameters()]
     for p, _ in before:
         p.grad = None

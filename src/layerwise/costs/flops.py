@@ -1,4 +1,4 @@
-"""FLOPs that a training step executes."""
+"""Counting the FLOPs that a training step executes, and the part of them in heads."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from layerwise.rules.base import Rule
 
 @dataclass(frozen=True)
 class Flops:
-    """What one step executed; a multiplication and an addition are two.
+    """FLOPs of one step; a multiplication and an addition count as two.
 
     Attributes:
-        total: forwards, backwards and repeated forwards.
-        heads: of these, in objectives and auxiliary networks.
-        head_forwards: of these, in the forward passes of each block's.
+        total: of all forward passes, also repeated ones, and all backward passes.
+        heads: the part of `total` in objectives and auxiliary networks.
+        head_forwards: for each block, the part of `heads` in forward passes.
     """
 
     total: int
@@ -33,13 +33,13 @@ class Flops:
 
 
 def count_flops(step: Callable[[], object], rule: Rule | None = None) -> Flops:
-    """FLOPs of `step()`: matrix products, convolutions and attention, forward and backward.
+    """Count the FLOPs of `step()`: matrix products, convolutions and attention.
 
     Element-wise operations, normalisation, pooling and the optimizer are not counted.
 
     Args:
-        step: one training step, run once.
-        rule: that `step` runs, whose heads are to be told from the network.
+        step: one training step; it is called once.
+        rule: the rule that `step` runs, to count its heads separately; None counts no heads.
     """
     auxiliary = [] if rule is None else [rule.auxiliary(i) for i in range(len(rule.blocks))]
     with counted() as counter, _counting_heads(auxiliary, counter.get_total_flops) as heads:
@@ -52,9 +52,11 @@ def count_flops(step: Callable[[], object], rule: Rule | None = None) -> Flops:
 def _counting_heads(
     auxiliary: Sequence[Sequence[nn.Module]], so_far: Callable[[], int]
 ) -> Iterator[dict[tuple[int, str], list[int]]]:
-    # The backward of an auxiliary network begins with the gradient of what it gave and has ended
-    # when that of what it read is there, or of all its weights where it read a detached tensor:
-    # autograd runs what was recorded last first. Where neither is asked for, all has ended with it.
+    """Yields a dict that collects the FLOPs of auxiliary networks, by (block, direction)."""
+    # The backward pass of an auxiliary network begins when the gradient of its output is there. It
+    # has ended when the gradient of its input is there or, if its input is detached, the gradients
+    # of all its weights: autograd runs in the reverse order of recording. If neither is needed, it
+    # ends with the whole backward pass.
     flops: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     under_way: list[nn.Module] = []
     open_backward: set[int] = set()
@@ -66,7 +68,7 @@ def _counting_heads(
         flops[i, direction].append(so_far())
 
     def begin_backward(i: int) -> None:
-        if i in open_backward:  # a block's second head, in the same pass as its first
+        if i in open_backward:  # the block's second head, in the same backward pass
             return
         begin(i, "backward")
         open_backward.add(i)
@@ -79,7 +81,7 @@ def _counting_heads(
 
     def before(i: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         under_way.append(module)
-        if len(under_way) == 1:  # a head within an objective is counted with it
+        if len(under_way) == 1:  # a head inside an objective is counted with the objective
             begin(i, "forward")
 
     def after(i: int, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:

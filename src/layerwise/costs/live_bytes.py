@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once, on any device."""
+"""Counting the bytes of tensors that are alive at the same time, on any device."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Peak:
     """The moment at which the most bytes were alive.
 
     Attributes:
-        bytes: alive then, above the baseline.
-        activations: of these, saved activations and temporaries, bytes.
-        gradients: of these, in the storage of a parameter's `.grad`, bytes.
-        optimizer: of these, optimizer state, bytes.
+        bytes: alive at that moment, above the baseline.
+        activations: the part of `bytes` in saved activations and temporaries.
+        gradients: the part of `bytes` in the storages of parameters' `.grad`.
+        optimizer: the part of `bytes` in optimizer state.
     """
 
     bytes: int
@@ -41,23 +41,24 @@ class _Storage:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follow every storage that is born inside the `with`, from its birth to its death.
+    """A context that follows every storage created inside it, from creation to release.
 
-    Counted: the storage of every strided tensor that an operator returns, once however many views
-    it has, from the operator that made it until its last reference is gone; so activations saved
-    for the way back, temporaries between operators, gradients, and what `count` is told of. Sizes
-    are the tensors' own, without an allocator's rounding or fragmentation.
+    Counted is the storage of every strided tensor that an operator returns, from that operator
+    until its last reference is gone, once however many views it has. These are activations saved
+    for the backward pass, temporaries between operators, gradients, and the tensors passed to
+    `count`. Sizes are the tensors' own, without an allocator's rounding or fragmentation.
 
-    Not counted: storages that existed before (parameters, buffers, the batch: the baseline) unless
-    `count` is told of them; what a kernel allocates and frees within itself (a convolution's
-    workspace, reordered weights); sparse and opaque layouts; memory that is not a tensor's.
+    Not counted are storages that existed before (the baseline: parameters, buffers, the batch),
+    unless they are passed to `count`; memory that a kernel allocates and frees itself (a
+    convolution's workspace, reordered weights); sparse and opaque layouts; and memory outside
+    tensors.
 
-    A storage has one kind for its whole life: one that ends up in a parameter's `.grad` is a
-    gradient from the kernel that computed it on. Optimizer state made inside the `with` has to be
-    passed to `count` before it is left.
+    A storage has one kind for its whole life: if it ends up in a parameter's `.grad`, it is a
+    gradient from its creation on. Pass optimizer state that is created inside the context to
+    `count` before you leave it.
 
     Args:
-        parameters: whose gradients to tell apart.
+        parameters: parameters whose gradients are counted as such.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter] = ()):
@@ -89,12 +90,14 @@ class LiveBytes(TorchDispatchMode):
                 if (grown := storage.nbytes() - known.bytes) != 0:  # resized in place
                     known.bytes += grown
                     self._events.append((known, grown))
-            elif storage._cdata not in given:  # neither a view nor in place on the baseline's
+            elif (
+                storage._cdata not in given
+            ):  # neither a view nor an in-place result of the baseline
                 self._born(storage, "activations")
         return result
 
     def count(self, kind: Kind, tensors: Iterable[Tensor]) -> None:
-        """Count the storages of `tensors` as of this kind, whether or not they are known yet."""
+        """Count the storages of `tensors` as this kind, whether or not they are counted already."""
         for storage in _storages(list(tensors)):
             known = self._storages.get(storage._cdata)
             if known is None:
@@ -103,7 +106,7 @@ class LiveBytes(TorchDispatchMode):
                 known.kind = kind
 
     def peak(self, *kinds: Kind) -> Peak:
-        """The most bytes of these kinds (by default of all) that were alive at once."""
+        """The moment at which the most bytes of these kinds (by default, of all) were alive."""
         live = dict.fromkeys(("activations", "gradients", "optimizer"), 0)
         most, at_most = 0, dict(live)
         for storage, change in self._events:
@@ -115,7 +118,7 @@ class LiveBytes(TorchDispatchMode):
 
     @property
     def now(self) -> int:
-        """Alive now, bytes above the baseline."""
+        """Bytes alive now, above the baseline."""
         return sum(storage.bytes for storage in self._storages.values())
 
     def _born(self, storage: torch.UntypedStorage, kind: Kind) -> None:

@@ -1,4 +1,4 @@
-"""Run training steps side by side: time by turns, then bytes and FLOPs on their own."""
+"""Measuring training steps side by side: time in turns, bytes and FLOPs in separate steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
-from layerwise.costs.table import Measured
+from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
 from layerwise.objectives.batch import nothing
 from layerwise.rules.base import Rule
@@ -26,15 +26,15 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """One way to train, with weights of its own.
+    """One of the ways to train that are compared; each has weights of its own.
 
     Attributes:
         name: in the table.
         rule: fills the gradients.
-        when: parameters are stepped and their gradients set to None: "end", once for all after
-            the rule; "block", through the rule's `on_block`; "backward", by gradient hooks as
-            soon as autograd has all of a block's gradients, which lets backpropagation too free
-            them early.
+        when: the moment at which parameters are stepped and their gradients set to None: "end",
+            once for all after the rule; "block", by the rule's `on_block`; "backward", by gradient
+            hooks as soon as autograd has all of a block's gradients, so that backpropagation, too,
+            frees gradients early.
     """
 
     name: str
@@ -53,24 +53,27 @@ def measure(
 ) -> tuple[Measured, ...]:
     """Measure a training step of every contender.
 
-    A step is all of the rule's backward, the optimizer's step and zero_grad(set_to_none=True).
-    One step of each goes under `count_flops` and one under `LiveBytes`, which also warms up and
-    makes the optimizer's state. Then the contenders take turns for `rounds` timed rounds, so that
-    what else the machine does meets all of them; only ratios within a round mean much.
+    A step is the rule's whole backward, the optimizer's step and zero_grad(set_to_none=True). Each
+    contender takes one step under `count_flops` and one under `LiveBytes`; they also warm up and
+    create the optimizer's state. Then the contenders take turns for `rounds` timed rounds, so that
+    other load on the machine affects all of them; only ratios within a round are reliable.
 
-    Bytes are above a baseline of parameters (the heads' too), buffers and the batch. Optimizer
-    state is counted throughout; see `LiveBytes` for the rest.
+    Bytes are above a baseline of parameters (the heads' included), buffers and the batch. Optimizer
+    state is counted during the whole step; see `LiveBytes` for the rest.
 
     Args:
         contenders: at least one.
         x: a batch, (B, ...), on the contenders' device.
         y: its labels.
-        optimizer: makes an optimizer of some parameters.
-        rounds: timed steps of each contender, at least 1.
-        warmup: further untimed steps of each before them.
+        optimizer: makes an optimizer for a list of parameters.
+        rounds: number of timed steps of each contender, at least 1.
+        warmup: number of untimed steps of each contender before them.
+
+    Returns:
+        One measurement per contender.
 
     Raises:
-        InputError: no round; fewer than no steps to warm up.
+        InputError: `rounds` is below 1; `warmup` is below 0.
     """
     for name, count, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
         if count < least:
@@ -104,7 +107,7 @@ class _Step:
         groups = {i: _trained(self.rule.parameters_of(i)) for i in blocks}
         if contender.when == "end":
             groups = {}
-        # What no block owns, or all of it, is stepped once, after the rule.
+        # Parameters that are in no group are stepped once, after the rule.
         owned = {p for group in groups.values() for p in group}
         rest = [p for p in _trained(self.rule.parameters()) if p not in owned]
         self.optimizers = {i: optimizer(group) for i, group in groups.items() if group}
@@ -150,7 +153,7 @@ class _Step:
             for hook in hooks:
                 hook.remove()
         for i, missing in waiting.items():
-            if missing > 0:  # some parameter had no gradient in this step
+            if missing > 0:  # a parameter had no gradient in this step
                 self.finish(i)
 
     def optimizer_state(self) -> list[Tensor]:
@@ -177,7 +180,7 @@ def _timed(step: _Step) -> _Times:
 
 
 def _costs(step: _Step) -> Measured:
-    """Bytes and FLOPs; the times are still to come."""
+    """Measure bytes and FLOPs; the times are filled in later."""
     device, rule = step.x.device, step.rule
     flops = count_flops(step, rule)
     if device.type == "cuda":
@@ -222,7 +225,7 @@ def _synchronize(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def _without_collector() -> Iterator[None]:
-    """Keep Python's cycle collector out of the timed steps."""
+    """Keep Python's garbage collector out of the timed steps."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""Images and texts: `load` a set by name, `Loader` makes batches of a part of it."""
+"""Images and texts: `load` loads a data set by name, and a `Loader` gives batches of it."""
 
 from layerwise.data.augment import Augment
 from layerwise.data.curriculum import Curriculum, read_scores

@@ -1,4 +1,4 @@
-"""From easy samples to all."""
+"""Curriculum learning: training on easy samples first, then on all."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from layerwise.errors import InputError
 
 
 class Curriculum:
-    """Training on the easiest samples first, on ever more of them as training goes on.
+    """Chooses the easiest samples at first, and more and more samples as training goes on.
 
     Curriculum learning with a fixed exponential pacing (Hacohen & Weinshall 2019,
     arXiv:1904.03626), as Bakhtiarnia, Zhang & Iosifidis 2021 (arXiv:2104.10461) train early exits
-    with it. Samples are ordered by a score of their difficulty: the loss of a network trained
-    before ("transfer scoring"), which `layerwise evaluate RUN --split train --losses true` writes.
-    Batch i since the start of training draws from the easiest
+    with it. Samples are ordered by a score of their difficulty: the loss of a network that
+    was trained before ("transfer scoring"), which `layerwise evaluate RUN --split train --losses
+    true` writes. Batch i since the start of training draws from the easiest
 
         share(i) = min(1, start * increase^floor(i / every))
 
-    of them. With increase = 1 / start that is the single-step pacing: the easiest `start`, and all
-    after `every` batches. With start = 1 it is plain training, bit for bit.
+    of the samples. With increase = 1 / start this is single-step pacing: the share `start` of the
+    samples, and all of them after `every` batches. With start = 1 it is plain training, bit for
+    bit.
 
-    Deviation: within an epoch the samples that are admitted come in the epoch's random order, over
-    and over, each as often as the others; the papers draw every batch independently.
+    Deviation: within an epoch, the admitted samples come in the epoch's random order and repeat, so
+    that all are used equally often; the papers draw every batch independently.
 
     Args:
-        scores: of every sample of the training set in its order, (N,); small is easy.
+        scores: one for every sample of the training set, in its order, (N,); a small score means
+            an easy sample.
         start: share of the samples that training begins with, in (0, 1].
-        increase: by how much the share is multiplied, 1 or more.
-        every: after how many batches.
-        anti: the hardest first (anti-curriculum).
+        increase: factor by which the share grows, 1 or more.
+        every: number of batches between two increases.
+        anti: start with the hardest samples instead (anti-curriculum).
 
     Raises:
-        InputError: an option out of its range; scores that are not one finite number per sample.
+        InputError: an option is out of its range; the scores are not one finite number per sample.
     """
 
     def __init__(
@@ -60,14 +62,14 @@ class Curriculum:
             )
         self.start, self.increase, self.every, self.anti = start, increase, every, anti
         order = scores.double().argsort(stable=True, descending=anti)
-        # Of each sample, how many come before it.
+        # For each sample, the number of samples before it in that order.
         self.rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
 
     def __len__(self) -> int:
         return len(self.rank)
 
     def count(self, batch: int) -> int:
-        """How many samples batch number `batch` of the whole training draws from."""
+        """The number of samples that batch number `batch`, counted over all epochs, draws from."""
         steps = batch // self.every
         try:
             share = min(1.0, self.start * self.increase**steps)
@@ -79,9 +81,9 @@ class Curriculum:
         """The samples of a batch, (size,).
 
         Args:
-            order: all samples, (N,), as they come in the epoch.
-            number: of the batch since the start of training.
-            first: how many samples of the epoch were before the batch.
+            order: all samples in the order of the epoch, (N,).
+            number: of the batch, counted from the start of training.
+            first: number of the epoch's samples before the batch.
             size: of the batch.
         """
         admitted = order[self.rank[order] < self.count(number)]
@@ -89,26 +91,26 @@ class Curriculum:
 
 
 def read_scores(path: str | Path, labels: Tensor | None = None) -> Tensor:
-    """The scores in a file that `layerwise evaluate --losses true` wrote, (N,).
+    """Read the scores, (N,), from a file that `layerwise evaluate --losses true` wrote.
 
     Args:
         path: of the file.
-        labels: of the samples that they are to order, (N,).
+        labels: of the samples that the scores will order, (N,); checked against the file's labels.
 
     Raises:
-        InputError: there is no such file, or it is another; it tells of samples with other labels.
+        InputError: the file does not exist or holds something else; its samples have other labels.
     """
     try:
         found = load_file(path)
         scores, scored = found["losses"], found.get("labels")
     except (OSError, KeyError, SafetensorError) as error:
         raise InputError(
-            f"--curriculum.scores {path}: cannot be read; give what `layerwise evaluate RUN "
-            "--split train --losses true` wrote"
+            f"--curriculum.scores {path}: cannot be read; give the file that `layerwise evaluate "
+            "RUN --split train --losses true` wrote"
         ) from error
     if scored is not None and labels is not None and not torch.equal(scored, labels.cpu()):
         raise InputError(
-            f"--curriculum.scores {path}: they are of other images, or in another order; give "
-            "those of a run on the same data and --seed, by which validation images are chosen"
+            f"--curriculum.scores {path}: the scores are of other images, or in another order; "
+            "give those of a run with the same data and --seed, which chooses the validation images"
         )
     return scores

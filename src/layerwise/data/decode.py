@@ -1,4 +1,4 @@
-"""From encoded images (files, rows of a table) to bytes of one size."""
+"""Decoding encoded images (files, rows of a table) to pixels of one size."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from torch import Tensor
 from layerwise.errors import InputError, reason
 
 GREY = ("1", "L")
-CHUNK = 64  # images a thread takes at a time
-THREADED_PIXELS = 96 * 96  # from this size on
+CHUNK = 64  # images that a thread decodes at a time
+THREADED_PIXELS = 96 * 96  # images from this size on are decoded by several threads
 
 
 class Encoded(Protocol):
-    """A list of images that are not decoded yet."""
+    """A list of encoded images."""
 
     def __len__(self) -> int: ...
 
     def open(self, i: int) -> Image.Image:
-        """Image i, its header read and its pixels not."""
+        """Image i; its header is read, its pixels are not decoded yet."""
         ...
 
     def where(self, i: int) -> str:
-        """What to call image i in an error."""
+        """How an error names image i."""
         ...
 
 
 class _ColourFound(Exception):
-    """An image in colour, in a set that looked grey."""
+    """A coloured image was found in a set that looked grey."""
 
 
 def pixels(source: Encoded, i: int) -> Image.Image:
     """Image i, decoded, in mode L or RGB.
 
     Raises:
-        InputError: it cannot be read, or has more than 8 bits a channel.
+        InputError: the image cannot be read, or has more than 8 bits per channel.
     """
     try:
         image = source.open(i)
@@ -52,22 +52,26 @@ def pixels(source: Encoded, i: int) -> Image.Image:
         ) from error
     if image.mode.startswith(("I", "F")):
         raise InputError(
-            f"data: {source.where(i)} has pixels of mode {image.mode}, more than 8 bits a channel; "
-            "convert it to 8 bits"
+            f"data: {source.where(i)} has pixels of mode {image.mode}, more than 8 bits per "
+            "channel; convert it to 8 bits"
         )
     if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # Pillow warns about the direct way
+        image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
     mode = "L" if image.mode in GREY else "RGB"
     return image if image.mode == mode else image.convert(mode)
 
 
 def colour(image: Image.Image) -> Image.Image:
     """The same image in mode RGB."""
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+    return image if image.mode == "RGB" else image.convert("RGB")  # `convert` always copies
 
 
 def fit(image: Image.Image, size: int, margin: float = 1.0) -> Image.Image:
-    """The shorter side to `size * margin` (antialiased bilinear), then the central square."""
+    """Scale the shorter side to `size * margin` (antialiased bilinear), then cut out the centre.
+
+    Returns:
+        An image of `size` x `size` pixels.
+    """
     width, height = image.size
     short = round(size * margin)
     scale = short / min(width, height)
@@ -81,13 +85,14 @@ def fit(image: Image.Image, size: int, margin: float = 1.0) -> Image.Image:
 
 
 def decode(source: Encoded, size: int | None) -> Tensor:
-    """All images, uint8 0..255 (N, H, W, C), with one channel where all are grey, else three.
+    """Decode all images: uint8 0..255 (N, H, W, C), C = 1 if all are grey, otherwise 3.
 
     Args:
-        size: height and width; None where all images have the same size already.
+        source: the encoded images.
+        size: height and width in pixels; None if all images have one size.
 
     Raises:
-        InputError: an image that cannot be read, or sizes that differ while `size` is None.
+        InputError: an image cannot be read; `size` is None and the images differ in size.
     """
     first = pixels(source, 0)
     try:
@@ -115,8 +120,8 @@ def _decode(source: Encoded, size: int | None, first: Image.Image, grey: bool) -
                 )
             target[i] = np.asarray(image if grey else colour(image)).reshape(target[i].shape)
 
-    # Pillow lets go of the interpreter while it decodes, so threads are enough and share `out`. Of
-    # a small image the decoding is so short that threads only wait for one another.
+    # Pillow releases the interpreter's lock while it decodes, so threads are enough, and they share
+    # `out`. Small images are decoded so fast that threads would only wait for one another.
     small = first.size[0] * first.size[1] < THREADED_PIXELS
     with ThreadPoolExecutor(1 if small else cores()) as pool:
         jobs = [pool.submit(chunk, start) for start in range(0, len(source), CHUNK)]
@@ -130,7 +135,7 @@ def _decode(source: Encoded, size: int | None, first: Image.Image, grey: bool) -
 
 
 def cores() -> int:
-    """Cores this process may use."""
+    """The number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,36 +1,35 @@
-"""A labelled set of images that lives in memory."""
+"""A labelled set of images in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+from layerwise.data.pixels import pad, send
+from layerwise.data.samples import Job, Reader, Reading, Samples
+from layerwise.data.stratify import stratify
+from layerwise.data.transform import HasStatistics, ImageTransform, Statistics, stacked
 
-
-class HasStatistics(Protocol):
-    """A training split, in memory or streamed."""
-
-    @property
-    def statistics(self) -> Statistics: ...
+# A padded copy of the set saves padding every batch. If it would take more bytes than this, every
+# batch is padded instead.
+PADDED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
-    """Images as bytes, one contiguous tensor: what a batch is cut from without touching Python.
+class Images(Samples):
+    """Images as bytes in one contiguous tensor, from which batches are cut without Python loops.
 
     Args:
-        images: uint8 0..255, (N, H, W, C), contiguous. Channels last, so that one pixel is one
+        images: uint8 0..255, (N, H, W, C), contiguous. Channels come last so that one pixel is one
             memory access and a crop is a single `index_select` over pixels.
         labels: int64, (N,).
-        reference: the training split that gives this set its mean and standard deviation;
-            None where that is this set itself.
+        reference: the training split, whose mean and standard deviation normalise this set; None
+            if it is this set itself.
     """
 
     images: Tensor
@@ -45,13 +44,13 @@ class Images:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image, the order in which a `Loader` gives it."""
+        """(C, H, W) of one image, in the order in which a `Loader` gives it."""
         _, height, width, channels = self.images.shape
         return channels, height, width
 
     @cached_property
     def statistics(self) -> Statistics:
-        """Mean and standard deviation of each channel on the scale 0..1, of the reference split."""
+        """Mean and standard deviation of each channel on the scale 0..1, of the training split."""
         if self.reference is not None:
             return self.reference.statistics
         return pixel_statistics(self.images.split(4096))
@@ -67,8 +66,13 @@ class Images:
             self.images.index_select(0, index), self.labels.index_select(0, index), self.reference
         )
 
+    def cut(self, share: float, seed: int) -> tuple[Images, Images]:
+        """Divide the set in two with the classes in proportion; `share` is the second part."""
+        first, second = stratify(self.labels, share, seed)
+        return self.subset(first), self.subset(second)
+
     def normalized_by(self, reference: HasStatistics) -> Images:
-        """The same set, its mean and standard deviation taken from `reference`."""
+        """The same set, normalised by the mean and standard deviation of `reference`."""
         return Images(self.images, self.labels, reference)
 
     def coloured(self) -> Images:
@@ -78,7 +82,7 @@ class Images:
         return Images(self.images.repeat(1, 1, 1, 3), self.labels, self.reference)
 
     def resized(self, size: int) -> Images:
-        """The shorter side scaled to `size` (antialiased bilinear), then the central square."""
+        """The images at `size` x `size`: scaled (antialiased bilinear), then the centre cut out."""
         _, height, width = self.shape
         if height == width == size:
             return self
@@ -86,7 +90,7 @@ class Images:
         tall, wide = round(height * size / short), round(width * size / short)
         top, left = (tall - size) // 2, (wide - size) // 2
         parts = []
-        for part in self.images.split(1024):  # bounds the float copy
+        for part in self.images.split(1024):  # limits the size of the float copy
             x = F.interpolate(
                 part.permute(0, 3, 1, 2).float(), (tall, wide), mode="bilinear", antialias=True
             )
@@ -94,14 +98,47 @@ class Images:
             parts.append(x.to(torch.uint8).permute(0, 2, 3, 1))
         return Images(torch.cat(parts).contiguous(), self.labels, self.reference)
 
+    def reader(self, reading: Reading) -> Reader:
+        transform = ImageTransform(self, reading)
+        images = self.to(reading.device) if _fits(self.images, reading.device) else self
+        margin = reading.augment.crop if reading.train else None
+        padded = margin is not None and _padded_bytes(images.images, margin) <= PADDED_BYTES
+        if margin is not None and padded:
+            wider = pad(images.images, margin, reading.augment.pad_mode)
+            images = Images(wider, images.labels)
+        return _ImagesReader(images, transform, padded)
+
+
+class _ImagesReader(Reader):
+    """Cuts batches from a set in memory."""
+
+    def __init__(self, images: Images, transform: ImageTransform, padded: bool) -> None:
+        super().__init__(images.images.device)
+        self._images, self._transform, self._padded = images, transform, padded
+
+    def batches(self, jobs: Iterable[Job]) -> Iterator[tuple[Tensor, Tensor]]:
+        for index, draws in jobs:
+            index = send(index, self.home)
+            views = [
+                self._transform(self._images.images, index, draw, self._padded) for draw in draws()
+            ]
+            y = send(self._images.labels.index_select(0, index), self._transform.device)
+            yield stacked(views), y
+
+    def labels(self, index: Tensor) -> Tensor:
+        return self._images.labels.index_select(0, send(index, self._images.labels.device))
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        return self._transform.denormalize(x)
+
 
 def pixel_statistics(parts: Iterable[Tensor]) -> Statistics:
-    """Mean and standard deviation (population) of each channel, on the scale 0..1.
+    """Mean and standard deviation (of the population) of each channel, on the scale 0..1.
 
-    A histogram per channel keeps the sums exact, so they are the same on every device.
+    They come from a histogram of each channel, whose sums are exact: every device gives the same.
 
     Args:
-        parts: uint8 tensors (..., C).
+        parts: the images, uint8 tensors (..., C).
     """
     counts: list[Tensor] = []
     for part in parts:
@@ -114,5 +151,18 @@ def pixel_statistics(parts: Iterable[Tensor]) -> Statistics:
         mean = (weight * level).sum()
         std = (weight * (level - mean) ** 2).sum().sqrt()
         means.append(float(mean))
-        stds.append(float(std) or 1.0)  # a constant channel: centred, not divided by zero
+        stds.append(float(std) or 1.0)  # a constant channel is centred and not divided by zero
     return tuple(means), tuple(stds)
+
+
+def _padded_bytes(images: Tensor, margin: int) -> int:
+    count, height, width, channels = images.shape
+    return count * (height + 2 * margin) * (width + 2 * margin) * channels
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether the set can stay on the device: it may take a quarter of the free memory."""
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.nbytes <= free // 4

@@ -1,19 +1,19 @@
-"""A data set by its name."""
+"""Loading a data set by its name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from layerwise.data.digits import digits
-from layerwise.data.folder import folder
-from layerwise.data.hierarchical import hierarchical
-from layerwise.data.hub import hub
-from layerwise.data.images import Images
-from layerwise.data.markov import markov
-from layerwise.data.splits import Parts, Source, Splits, complete, relabel
-from layerwise.data.text import CONTEXT, Text, characters, read
-from layerwise.data.torchvision_sets import SETS, imagenet
+from layerwise.data.sources.digits import digits
+from layerwise.data.sources.folder import folder
+from layerwise.data.sources.hierarchical import hierarchical
+from layerwise.data.sources.hub import hub
+from layerwise.data.sources.markov import markov
+from layerwise.data.sources.text_files import characters, read
+from layerwise.data.sources.torchvision_sets import SETS, imagenet
+from layerwise.data.splits import Parts, Splits, complete, relabel
+from layerwise.data.text import CONTEXT, Text
 from layerwise.errors import InputError, choices
 
 NAMES = (
@@ -39,15 +39,15 @@ def load(
     seed: int = 0,
     download: bool = True,
 ) -> Splits:
-    """Load a data set and cut it into train, validation and test.
+    """Load a data set and cut it into training, validation and test parts.
 
-    The official test part is the test; validation is the set's own where it has one, else a part of
-    the official training part with the classes in proportion. A set without a test part gives a
-    fifth of itself, the same for every `seed`. A set whose only held-out part is called validation
-    (ImageNet) is tested on it.
+    The official test part is the test part. The validation part is the set's own if it has one,
+    otherwise a part of the official training part with the classes in proportion. If a set has no
+    test part, a fifth of it becomes the test part, the same fifth for every `seed`. If the only
+    held-out part of a set is called validation (as in ImageNet), it is the test part.
 
-    A text is cut by position, the same for every `seed`: the last fifth is the test, and the end of
-    what is before it the validation.
+    A text is cut by position, the same for every `seed`: the last fifth is the test part, and the
+    end of the rest is the validation part.
 
     Args:
         name: digits, hierarchical, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
@@ -55,21 +55,22 @@ def load(
             `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`);
             markov (a generated language of known entropy rate), `text:PATH` (the characters of a
             UTF-8 file, or of a folder's .txt files).
-        root: where downloads and decoded images are kept.
-        size: scale every image to `size` x `size` pixels: the shorter side, then the central
-            square. None leaves them as they are (imagenet: 224).
-        context: of a text, the tokens of a window; None: 64.
+        root: the folder for downloads and decoded images.
+        size: scale every image to `size` x `size` pixels: first its shorter side, then the centre
+            is cut out. None keeps the images' own size (imagenet: 224).
+        context: of a text, the number of tokens in a window; None: 64.
         validation: share of the training part that is held out, in [0, 1); 0 for none.
         random_labels: share of the training images whose label is drawn anew, every class with the
-            same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test keep theirs.
-        seed: of the validation part and of the random labels.
-        download: whether what is missing may be fetched.
+            same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test parts keep
+            their labels.
+        seed: of the choice of the validation part and of the random labels.
+        download: whether a missing set may be downloaded.
 
     Returns:
-        Splits in memory as uint8, or streamed where they would take more than 4 GiB.
+        Splits in memory as uint8, or streamed if they would take more than 4 GiB.
 
     Raises:
-        InputError: one line; what was asked for and what to do instead.
+        InputError: the set cannot be loaded as asked; the message says what to do instead.
     """
     if not 0 <= validation < 1:
         raise InputError(
@@ -80,7 +81,9 @@ def load(
             f"load(random_labels={random_labels}): give a share of the training images, 0 to 1"
         )
     if size is not None and size < 1:
-        raise InputError(f"load(size={size}): give 1 pixel or more, or None for as they are")
+        raise InputError(
+            f"load(size={size}): give 1 pixel or more, or None for the images' own size"
+        )
     if seed < 0:
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
@@ -96,11 +99,14 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     text = _text(name, context or CONTEXT)
     if text is not None:
         if size is not None:
-            raise InputError(f"load({name!r}, size={size}): of images; leave it out for a text")
+            raise InputError(
+                f"load({name!r}, size={size}): images have a size; leave it out for a text"
+            )
         return text
     if context is not None:
         raise InputError(
-            f"load({name!r}, context={context}): of text, such as markov; leave it out for images"
+            f"load({name!r}, context={context}): texts, such as markov, have a context; leave "
+            "it out for images"
         )
     fixed: dict[str, Callable[[], Parts]] = {
         "digits": digits,
@@ -122,7 +128,7 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
 
 
 def _text(name: str, context: int) -> Parts | None:
-    """The texts among the sets."""
+    """The parts of a set of text, or None if `name` is not one."""
     kind, _, rest = name.partition(":")
     if name == "markov":
         return markov(context)
@@ -133,10 +139,7 @@ def _text(name: str, context: int) -> Parts | None:
 
 
 def _resized(parts: Parts, size: int) -> Parts:
-    """Sets that come decoded are scaled here; folders and tables were while they were decoded."""
-
-    def scaled(part: Source) -> Source:
-        return part.resized(size) if isinstance(part, Images) else part
-
+    """Scale sets that come decoded; folders and tables were scaled while they were decoded."""
     held, test = parts.validation, parts.test
-    return Parts(scaled(parts.train), held and scaled(held), test and scaled(test), parts.classes)
+    train = parts.train.resized(size)
+    return Parts(train, held and held.resized(size), test and test.resized(size), parts.classes)

@@ -1,4 +1,4 @@
-"""Train, validation and test: what a source gives, and how the missing parts are cut."""
+"""Training, validation and test sets: cutting the parts that a source does not have."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from layerwise.data.stream import Stream
 from layerwise.data.text import Text
 from layerwise.errors import InputError
 
-Source: TypeAlias = Images | Stream | Text
+Part: TypeAlias = Images | Stream | Text
 
-# The share of a set that comes without a test part, and the seed of that cut. The seed is fixed:
-# runs that differ in `seed` are compared, so they are tested on the same images, and no image that
-# one run validates on is what another is tested on.
+# If a set comes without a test part, this share of it is the test part, cut with this seed. The
+# seed is fixed because runs that differ in `seed` are compared: all are tested on the same images,
+# and no run is validated on an image that another is tested on.
 TEST_SHARE = 0.2
 TEST_SEED = 0
 
@@ -27,19 +27,19 @@ class Splits:
     """A data set ready for training.
 
     Attributes:
-        train: what trains.
-        validation: what choices are made on; None where `load` was given `validation=0`.
-        test: what is reported; never part of the other two.
+        train: for training.
+        validation: for choices; None if `load` was called with `validation=0`.
+        test: for reported results; disjoint from the other two.
         classes: the name of each label.
         name: as given to `load`.
-        relabelled: which training images have a random label, (N,) bool; None where none was asked
-            for.
-        entropy_rate: of a text, in nats per token, where it is known.
+        relabelled: the training images with a random label, (N,) bool; None if random labels were
+            not asked for.
+        entropy_rate: of a text, in nats per token; None if it is not known.
     """
 
-    train: Source
-    validation: Source | None
-    test: Source
+    train: Part
+    validation: Part | None
+    test: Part
     classes: tuple[str, ...]
     name: str
     relabelled: Tensor | None = None
@@ -57,79 +57,64 @@ class Splits:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a source holds before anything is cut: a set may come without the last two."""
+    """The parts that a source has; a set may come without validation and test parts."""
 
-    train: Source
-    validation: Source | None
-    test: Source | None
+    train: Part
+    validation: Part | None
+    test: Part | None
     classes: tuple[str, ...]
     entropy_rate: float | None = None
 
 
 def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits:
-    """Cut the parts that are missing, and point every part at the training statistics."""
+    """Cut the missing parts, and normalise every part by the training part's statistics."""
     train, held, test = parts.train, parts.validation, parts.test
     shapes = {role: part.shape for role, part in _named(parts).items()}
     if len({shape[1:] for shape in shapes.values()}) > 1:
         sizes = ", ".join(f"{role} {'x'.join(map(str, s[1:]))}" for role, s in shapes.items())
         raise InputError(f"data {name}: images of different sizes ({sizes}); give --data.size")
     if len({shape[0] for shape in shapes.values()}) > 1:
-        # Each part was found grey or in colour by itself.
-        train = _coloured(train)
-        held, test = held and _coloured(held), test and _coloured(test)
+        # One part may be grey and another in colour.
+        train = train.coloured()
+        held, test = held and held.coloured(), test and test.coloured()
     if test is None:
-        train, test = _cut(train, TEST_SHARE, TEST_SEED)
+        train, test = train.cut(TEST_SHARE, TEST_SEED)
     if validation == 0:
         held = None
     elif held is None:
         whole = len(train)
-        train, held = _cut(train, validation, seed)
+        train, held = train.cut(validation, seed)
         if len(held) == 0:
             raise InputError(
-                f"load(validation={validation}): no whole image of the {whole} in training; "
-                "give a larger share, or 0 for no validation"
+                f"load(validation={validation}): this share of the {whole} training images is "
+                "less than one image; give a larger share, or 0 for no validation"
             )
-    held = held and _normalized(held, train)
-    test = _normalized(test, train)
+    if not isinstance(train, Text):
+        held, test = held and held.normalized_by(train), test.normalized_by(train)
     return Splits(train, held, test, parts.classes, name, entropy_rate=parts.entropy_rate)
 
 
-def _named(parts: Parts) -> dict[str, Source]:
+def _named(parts: Parts) -> dict[str, Part]:
     every = {"train": parts.train, "validation": parts.validation, "test": parts.test}
     return {role: part for role, part in every.items() if part is not None}
 
 
-def _cut(part: Source, share: float, seed: int) -> tuple[Source, Source]:
-    """Cut a part in two: images by class, text by position, whatever the seed."""
-    if isinstance(part, Text):
-        return part.cut(share)
-    rest, chosen = stratify(part.labels, share, seed)
-    return part.subset(rest), part.subset(chosen)
-
-
-def _coloured(part: Source) -> Source:
-    return part if isinstance(part, Text) else part.coloured()
-
-
-def _normalized(part: Source, train: Source) -> Source:
-    if isinstance(part, Text) or isinstance(train, Text):
-        return part
-    # A set may be in memory and its training part streamed, or the other way round: both have
-    # `statistics`, which is all that is read.
-    return part.normalized_by(train)
-
-
 def relabel(splits: Splits, share: float, seed: int) -> Splits:
-    """Give `share` of the training images, to the nearest whole number, a label drawn at random
-    from all classes.
+    """Give a share of the training images labels that are drawn at random from all classes.
+
+    Args:
+        splits: the set; only its training part changes.
+        share: of the training images, in (0, 1]; rounded to whole images.
+        seed: of the choice and of the labels.
 
     Raises:
-        InputError: a text, whose labels are its own next tokens.
+        InputError: the set is text, whose labels are its own next tokens.
     """
     train = splits.train
     if isinstance(train, Text):
         raise InputError(
-            f"load({splits.name!r}, random_labels={share}): of images; leave it out for a text"
+            f"load({splits.name!r}, random_labels={share}): only images can have random "
+            "labels; leave it out for a text"
         )
     generator = torch.Generator().manual_seed(seed)
     count = len(train)
@@ -139,33 +124,3 @@ def relabel(splits: Splits, share: float, seed: int) -> Splits:
     relabelled = torch.zeros(count, dtype=torch.bool)
     relabelled[chosen] = True
     return replace(splits, train=replace(train, labels=labels), relabelled=relabelled)
-
-
-def stratify(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut a set in two with the classes in proportion.
-
-    Every class gives the whole part of its share; the largest remainders then fill up to
-    `round(N * share)`. A class keeps at least one image in the first part.
-
-    Args:
-        labels: int64, (N,).
-        share: of the second part, in (0, 1).
-        seed: of the choice; torch's global generator is neither read nor moved.
-
-    Returns:
-        The sorted indices of the first part (N - M,) and of the second (M,).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(labels), generator=generator)
-    labels = labels.cpu()[order]
-    count = torch.bincount(labels)
-    quota = count * share
-    take = quota.floor().long()
-    missing = round(len(labels) * share) - int(take.sum())
-    take[(quota - take).argsort(descending=True, stable=True)[:missing]] += 1
-    take = take.minimum((count - 1).clamp_min(0))
-    grouped = labels.argsort(stable=True)  # by class, shuffled within
-    rank = torch.arange(len(labels)) - (count.cumsum(0) - count)[labels[grouped]]
-    second = rank < take[labels[grouped]]
-    chosen = order[grouped]
-    return chosen[~second].sort().values, chosen[second].sort().values

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.data.pixels import send
+from layerwise.data.samples import Job, Reader, Reading, Samples
 from layerwise.errors import InputError
 
-CONTEXT = 64  # tokens of a window where none are asked for
+CONTEXT = 64  # tokens of a window by default
 
 
 @dataclass(frozen=True, eq=False)
-class Text:
-    """Windows of one long text, side by side; each token is to be told from those before it.
+class Text(Samples):
+    """Consecutive windows of one long text; every token is predicted from those before it.
 
-    Window n is x = tokens[n T : n T + T] and y = tokens[n T + 1 : n T + T + 1], so that every token
-    but the first is predicted once.
+    Window n is x = tokens[n T : n T + T] and y = tokens[n T + 1 : n T + T + 1], so every token
+    except the first is predicted once.
 
     Args:
         tokens: (L,), of any integer type.
-        context: T, the tokens of a window.
-        index: which windows these are, int64 (N,); None for all.
+        context: T, the number of tokens in a window.
+        index: the windows that belong to this set, int64 (N,); None for all.
     """
+
+    unit: ClassVar[str] = "windows"
+    labels_tokens: ClassVar[bool] = True
 
     tokens: Tensor
     context: int
@@ -46,7 +50,7 @@ class Text:
         return (self.context,)
 
     def windows(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y of the windows at `index` (B,): int64, (B, T) each, where the tokens are."""
+        """x and y of the windows at `index` (B,): int64, (B, T) each, on the tokens' device."""
         number = index if self.index is None else self.index.index_select(0, index)
         within = torch.arange(self.context + 1, device=self.tokens.device)
         tokens = self.tokens[self.context * number[:, None] + within].long()
@@ -62,60 +66,62 @@ class Text:
         index = indices.to(self.tokens.device)
         return replace(self, index=index if self.index is None else self.index[index])
 
-    def cut(self, share: float) -> tuple[Text, Text]:
-        """The text before a position and the text from there on, `share` of it: no token is in
-        both.
+    def cut(self, share: float, seed: int = 0) -> tuple[Text, Text]:
+        """Cut the text at a position; the second part is `share` of it.
+
+        No token is in both parts, and `seed` has no influence.
 
         Raises:
-            InputError: one of them is no whole window.
+            InputError: one of the parts has no whole window.
         """
         assert self.index is None, "a text is cut before windows are chosen"
         at = len(self.tokens) - round(share * len(self.tokens))
         parts = replace(self, tokens=self.tokens[:at]), replace(self, tokens=self.tokens[at:])
         if not all(map(len, parts)):
             raise InputError(
-                f"data: {len(self.tokens)} characters, of which {share:g} are held out, leave no "
-                f"window of {self.context} and one more; give a longer text, a smaller "
+                f"data: {len(self.tokens)} characters, {share:g} of them held out, leave no window "
+                f"of {self.context} tokens and the token after it; give a longer text, a smaller "
                 "--data.context or another --data.validation"
             )
         return parts
 
+    def reader(self, reading: Reading) -> Reader:
+        """A reader of this text.
 
-def read(path: Path, name: str) -> str:
-    """The text of a file, or of a folder's .txt files in the order of their paths, a line apart.
+        Raises:
+            InputError: `reading` has options of images.
+        """
+        _refuse_options_of_images(reading)
+        return _TextReader(self.to(reading.device))
 
-    Args:
-        path: a UTF-8 file, or a folder of such.
-        name: for errors.
 
-    Raises:
-        InputError: nothing there, no text, or not UTF-8.
-    """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files:
+class _TextReader(Reader):
+    """Cuts batches of windows from a text on the device."""
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(text.tokens.device)
+        self._text = text
+
+    def batches(self, jobs: Iterable[Job]) -> Iterator[tuple[Tensor, Tensor]]:
+        for job in jobs:
+            yield self._text.windows(send(job.index, self.home))
+
+    def labels(self, index: Tensor) -> Tensor:
+        return self._text.windows(send(index, self.home))[1]
+
+    def denormalize(self, x: Tensor) -> Tensor:
+        raise InputError("Loader.denormalize(x): the set is text; give a loader of images")
+
+
+def _refuse_options_of_images(reading: Reading) -> None:
+    augment = reading.augment
+    changed = [
+        f"augment.{f.name}" for f in fields(augment) if getattr(augment, f.name) != f.default
+    ]
+    changed += ["views"] if reading.views > 1 else []
+    changed += ["channels_last"] if reading.channels_last else []
+    if changed:
         raise InputError(
-            f"data {name}: {path} holds no .txt file; give a file, or a folder of them"
+            f"Loader({', '.join(changed)}): these options are for images, and the set is text; "
+            "leave them at their defaults"
         )
-    parts = []
-    for file in files:
-        try:
-            parts.append(file.read_text(encoding="utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"data {name}: {file} is not UTF-8 at byte {error.start}; convert it"
-            ) from error
-        except OSError as error:
-            raise InputError(f"data {name}: {file} cannot be read: {error.strerror}") from error
-    return "\n".join(parts)
-
-
-def characters(text: str) -> tuple[Tensor, tuple[str, ...]]:
-    """A text as the numbers of its characters, and these in the order of their code points.
-
-    Returns:
-        uint8 (L,), int32 of more than 256 different ones; and the vocabulary.
-    """
-    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
-    vocabulary, numbers = np.unique(points, return_inverse=True)
-    kind: Any = np.uint8 if len(vocabulary) <= 256 else np.int32
-    return torch.from_numpy(numbers.astype(kind)), tuple(map(chr, vocabulary.tolist()))

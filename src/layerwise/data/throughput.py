@@ -1,4 +1,4 @@
-"""How fast batches come, without a network to eat them."""
+"""The speed of a loader, without a network that consumes its batches."""
 
 import time
 
@@ -8,9 +8,13 @@ from layerwise.data.loader import Loader
 
 
 def throughput(loader: Loader, seconds: float = 2.0) -> float:
-    """Images per second that `loader` gives, over at least `seconds` after one batch of warm-up.
+    """Images per second that a loader gives.
 
-    Epochs follow one another, so that the cost of a new order is in the figure.
+    One batch warms up. Epochs follow one another, so the result includes the cost of a new order.
+
+    Args:
+        loader: gives the batches.
+        seconds: how long to measure, at least.
     """
     for _ in loader.epoch(0):
         break

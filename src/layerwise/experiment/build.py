@@ -16,7 +16,7 @@ from torch import nn
 from layerwise import data
 from layerwise.blocks import Blocks, cut
 from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_scores
-from layerwise.data.loader import pixel_scale
+from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.layers import Window

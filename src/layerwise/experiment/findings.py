@@ -16,7 +16,7 @@ from layerwise.analysis import Difficulty, cka, difficulty
 from layerwise.data import Text
 from layerwise.errors import InputError
 from layerwise.experiment.subject import QUESTIONS, Subject
-from layerwise.report.analysis import (
+from layerwise.report.analysis_figures import (
     draw_alignment,
     draw_blocks,
     draw_cka,
@@ -24,7 +24,7 @@ from layerwise.report.analysis import (
     draw_feedback,
     draw_feedback_training,
 )
-from layerwise.runs.run import claim_numbered
+from layerwise.runs.files import claim_numbered
 
 Row = dict[str, Any]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
 from layerwise.experiment.registry import make
@@ -23,7 +24,6 @@ from layerwise.runtime import (
     processes,
 )
 from layerwise.runtime.batchnorm import check_shared_statistics
-from layerwise.runtime.plan import block_seconds, stage_starts
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from layerwise.analysis import (
-    extent,
+    effective_rank,
     feedback_angles,
     gradient_alignment,
     information,
@@ -24,7 +24,7 @@ from layerwise.analysis import (
     pseudo_inverse_angles,
 )
 from layerwise.data import Augment, Loader, Text
-from layerwise.data.splits import Source
+from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.rules.base import Rule
@@ -143,7 +143,7 @@ class Subject:
 
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
-        part: Source = getattr(splits, split)
+        part: Part = getattr(splits, split)
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same samples for every run. Drawn: a set may be sorted by class, and CKA needs batches
         # of all classes.
@@ -199,7 +199,7 @@ class Subject:
         }
 
     def _extent(self) -> dict[str, tuple[Any, ...]]:
-        found = extent(self.rule, self.held)
+        found = effective_rank(self.rule, self.held)
         return {"rank": tuple(f.rank for f in found), "norm": tuple(f.norm for f in found)}
 
     def _memorization(self) -> dict[str, tuple[Any, ...]]:

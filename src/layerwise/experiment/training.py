@@ -13,11 +13,11 @@ from layerwise.errors import FailedProcess, Interrupted, LostStage
 from layerwise.experiment.config import complete, fitted, parameters
 from layerwise.experiment.observers import observers_of
 from layerwise.experiment.prepared import Prepared
-from layerwise.report.analysis import draw_alignment, draw_feedback_training
+from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.rules.base import Rule
-from layerwise.runs.environment import describe
 from layerwise.runs.loggers import loggers
+from layerwise.runs.provenance import provenance
 from layerwise.runs.run import ALIGNMENT, Run
 from layerwise.runtime import processes
 from layerwise.trainer import Progress, Settings, Trainer
@@ -61,7 +61,7 @@ def train(
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
-        run.write("environment.json", json.dumps(describe(), indent=1).encode())
+        run.write("environment.json", json.dumps(provenance(), indent=1).encode())
         return run
 
     return _train(create, prepared, progress or Progress())
@@ -153,7 +153,7 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
     state = run.load("last")
     if (run.path / "cost.json").exists():  # it was trained before
         where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
-        about = describe()
+        about = provenance()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
     if run.writes:
         costs = Costs.of(experiment.rule, experiment.settings.views)

@@ -14,20 +14,24 @@ from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
 class Conv(Head):
     """[reduce,] `layers` times (convolution, BatchNorm, ReLU), [pool,] flatten, [hidden,] linear.
 
-    On a vector, as a fully connected layer gives, only what follows the convolutions remains. At
-    full resolution its cost is a convolution of the network's own; `reduce` makes it light. With
-    stride=2 and widen=2 it goes on as networks do, with half the resolution and twice the channels:
-    a layer then costs half of one that keeps both.
+    On a vector (the output of a fully connected layer) only the layers after the convolutions
+    remain. At full resolution the head costs as much as a convolution of the network itself;
+    `reduce` makes it light. With stride=2 and widen=2 it continues as networks do, with half the
+    resolution and twice the channels: a layer then costs half of one that keeps both.
 
     Args:
-        layers: how many convolutions.
-        channels: the first one's output channels; null for `widen` times the block's.
-        kernel_size: of each convolution, odd.
+        layers: the number of convolutions.
+        channels: the output channels of the first convolution; null for `widen` times the block's.
+        kernel_size: the kernel size of each convolution, odd.
         reduce: average the feature maps down to reduce x reduce before the convolutions.
-        pool: average down to pool x pool after them; null keeps every position.
-        hidden: units of a hidden layer (linear, ReLU) before the last; null for none.
-        stride: of each convolution; 1 keeps the resolution.
-        widen: how many times as many channels each convolution has as the one before.
+        pool: average down to pool x pool after the convolutions; null keeps every position.
+        hidden: units of a hidden layer (linear, ReLU) before the last; null for no such layer.
+        stride: the stride of each convolution; 1 keeps the resolution.
+        widen: the factor between the channels of a convolution and those of the one before.
+
+    Raises:
+        InputError: a size below 1; an even kernel size; when called: a block's output that is
+            neither feature maps nor a vector, or a network with more than one label per sample.
     """
 
     layers: int = 1
@@ -66,7 +70,7 @@ class Conv(Head):
         return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
 
     def _of_maps(self, in_shape: Shape) -> tuple[list[nn.Module], int]:
-        """The convolutional part, and the length of the vector that it gives."""
+        """The convolutional part, (B, *in_shape) -> (B, D), and D."""
         layers, (channels, height, width) = feature_maps(in_shape, "heads.Conv")
         if self.reduce is not None and (height > self.reduce or width > self.reduce):
             height, width = min(self.reduce, height), min(self.reduce, width)
@@ -74,7 +78,7 @@ class Conv(Head):
         k = self.kernel_size
         for i in range(self.layers):
             out = channels * self.widen if i or self.channels is None else self.channels
-            # Of one position a stride changes nothing, and oneDNN's bfloat16 kernel gives NaN.
+            # On one position a stride changes nothing, and oneDNN's bfloat16 kernel gives NaN.
             stride = self.stride if max(height, width) > 1 else 1
             layers += [
                 nn.Conv2d(channels, out, k, stride, padding=k // 2, bias=False),
@@ -82,7 +86,7 @@ class Conv(Head):
                 nn.ReLU(),
             ]
             channels, height, width = out, -(-height // stride), -(-width // stride)
-        # After feature_maps the order is (C, H, W), also where H = W = C could be read otherwise.
+        # feature_maps has made sure that the order is (C, H, W).
         if self.pool is not None and (height > self.pool or width > self.pool):
             height, width = min(self.pool, height), min(self.pool, width)
             layers.append(nn.AdaptiveAvgPool2d((height, width)))

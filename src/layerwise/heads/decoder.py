@@ -1,4 +1,4 @@
-"""Auxiliary networks that give an image: from a block's output back to the network's input."""
+"""Auxiliary networks that predict an image, the network's input, from a block's output."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ from layerwise.heads.head import Shape, feature_maps, positive
 
 
 class Decoder(ABC):
-    """The recipe of an auxiliary network that gives an image: widths and depths, but no sizes.
+    """The recipe of an auxiliary network that predicts an image: widths and depths, but no sizes.
 
-    Calling it with shapes (without batch dimension) makes the network:
+    Calling it with shapes (without the batch dimension) makes the network:
 
         in_shape    (D,) a vector; (C, H, W) feature maps; (H, W, C) feature maps of a network that
-                    keeps channels last, told by H = W; (T, D) tokens
+                    keeps channels last, recognised by H = W; (T, D) tokens
         out_shape   (C, H, W), an image
 
-    Any function of the same two arguments serves as a decoder.
+    Any function of the same two arguments can be used as a decoder.
     """
 
     @abstractmethod
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
-        """The auxiliary network: (B, *in_shape) -> (B, *out_shape), or an image of the same
-        channels with fewer pixels."""
+        """The auxiliary network: (B, *in_shape) -> (B, *out_shape), or fewer pixels of it.
+
+        Raises:
+            InputError: shapes that the decoder does not support.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,20 +40,25 @@ class Transposed(Decoder):
     """[1x1 convolution, BatchNorm, ReLU,] transposed convolutions that double the resolution, each
     with BatchNorm and ReLU, convolution.
 
-    Transposed convolutions have kernel 4, stride 2, padding 1; there are as many as come nearest to
-    the image, and a bilinear interpolation makes up what is left. Channels halve from one to the
-    next and end at `channels`; a block that has more than the first takes is brought down by the
-    1x1 convolution, so that each costs the same and all of it little.
+    Transposed convolutions have kernel 4, stride 2, padding 1. Their number is chosen so that the
+    resolution comes nearest to the image's; a bilinear interpolation does the rest. Channels halve
+    from one convolution to the next and end at `channels`. The 1x1 convolution reduces a block with
+    more channels than that, so that all transposed convolutions cost the same, and little.
 
-    A vector goes through one linear layer to the whole image; so do tokens, but where they are the
-    image's patches in order (after a class token or not) each gives its own patch.
+    A vector goes through one linear layer to the whole image. So do tokens, unless they are the
+    image's patches in order (with or without a class token before them): then each token predicts
+    its own patch.
 
     Args:
-        channels: at the image's resolution, before the last convolution; twice as many for each
-            halving of the resolution, at most the block's own.
-        kernel_size: of the last convolution, odd. With 3 the squared error curves up to nine times
-            as much in its weights: on grey images SGD with momentum 0.9 diverged at lr 0.1, and
-            with 1 did not.
+        channels: the channels at the image's resolution, before the last convolution; twice as
+            many for each halving of the resolution, but at most the block's own.
+        kernel_size: the kernel size of the last convolution, odd. With 3 the squared error curves
+            up to nine times as much in its weights: on grey images, SGD with momentum 0.9 and
+            lr 0.1 diverged with 3 and did not with 1.
+
+    Raises:
+        InputError: a size below 1; an even kernel size; when called: an output that is not an
+            image, or a block's output that is not a vector, feature maps or tokens.
     """
 
     channels: int = 16
@@ -81,14 +89,17 @@ class Bilinear(Decoder):
     """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
     ReLU), bilinear interpolation to the image's size, convolution.
 
-    All but the last convolution is at the block's own resolution, so far from the image's the
-    prediction is smooth. The 1x1 convolution is there where the block has more channels. Vectors
-    and tokens as in `Transposed`.
+    All convolutions but the last are at the block's own resolution, so the prediction is smooth if
+    that is far below the image's. The 1x1 convolution is there if the block has more than
+    `channels`. Vectors and tokens are treated as in `Transposed`.
 
     Args:
-        layers: how many convolutions before the interpolation.
+        layers: the number of convolutions before the interpolation.
         channels: their output channels.
-        kernel_size: of theirs and of the last convolution, odd.
+        kernel_size: the kernel size of these and of the last convolution, odd.
+
+    Raises:
+        InputError: as `Transposed`.
     """
 
     layers: int = 1
@@ -120,12 +131,16 @@ class Same(Decoder):
     """[1x1 convolution to `channels`, BatchNorm, ReLU,] `layers` times (convolution, BatchNorm,
     ReLU), 1x1 convolution: an image at the block's own resolution.
 
-    The 1x1 convolution is there where the block has more channels. It reads feature maps only.
+    The first 1x1 convolution is there if the block has more than `channels`. The decoder reads
+    feature maps only.
 
     Args:
-        layers: how many convolutions before the last.
+        layers: the number of convolutions before the last.
         channels: their output channels.
-        kernel_size: of theirs, odd.
+        kernel_size: their kernel size, odd.
+
+    Raises:
+        InputError: as `Transposed`, also for a block's output that is not feature maps.
     """
 
     layers: int = 1
@@ -151,9 +166,13 @@ class Same(Decoder):
 
 
 class FromPatches(nn.Module):
-    """Tokens as an image's patches, row by row: (B, T, C side^2) -> (B, C, H, W).
+    """An image of tokens that are its patches, row by row: (B, T, C side^2) -> (B, C, H, W).
 
-    The first tokens are dropped where there are more than patches: a class token belongs to none.
+    If there are more tokens than patches, the first ones (a class token) are dropped.
+
+    Args:
+        grid: the number of patches, (rows, columns).
+        side: the side of a patch, in pixels.
     """
 
     def __init__(self, grid: tuple[int, int], side: int):
@@ -178,7 +197,7 @@ def _image(out_shape: Shape, asked_by: str) -> Shape:
     if len(out_shape) != 3:
         raise InputError(
             f"{asked_by}: asked for {tuple(out_shape)} for each sample, which is no image; a "
-            "decoder gives (C, H, W)"
+            "decoder predicts (C, H, W)"
         )
     return out_shape
 
@@ -199,7 +218,7 @@ def _convolutions(features: int, layers: int, channels: int, kernel_size: int) -
 
 
 def _linear(in_shape: Shape, out_shape: Shape, asked_by: str) -> nn.Sequential:
-    """A linear layer to the image, for a block that gives no feature maps."""
+    """A linear layer to the image, for a block whose output is not feature maps."""
     if len(in_shape) not in (1, 2):
         raise InputError(
             f"{asked_by}: a block gives {in_shape} for each sample; a decoder takes vectors (D,), "

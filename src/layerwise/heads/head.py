@@ -1,4 +1,4 @@
-"""What every head's recipe shares: from a block's output to a feature vector."""
+"""The base of all heads, and the layers that they share, from a block's output to a vector."""
 
 from __future__ import annotations
 
@@ -21,27 +21,31 @@ Shape = tuple[int, ...]
 class Head(ABC):
     """The recipe of an auxiliary network: widths and depths, but no input size.
 
-    Calling it with shapes (without batch dimension) makes the network:
+    Calling it with shapes (without the batch dimension) makes the network:
 
         in_shape    (D,) a vector; (C, H, W) feature maps; (H, W, C) feature maps of a network that
-                    keeps channels last, told by H = W; (C, F, H, W) maps of a video of F frames,
-                    or (F, H, W, C), told by H = W != C; (T, D) tokens
-        out_shape   (classes,); (T, classes) where every token has its own label; (classes, H, W) or
-                    (classes, F, H, W) where every pixel has
+                    keeps channels last, recognised by H = W; (C, F, H, W) maps of a video of F
+                    frames, or (F, H, W, C), recognised by H = W != C; (T, D) tokens
+        out_shape   (classes,); (T, classes) if every token has its own label; (classes, H, W) or
+                    (classes, F, H, W) if every pixel has its own label
 
-    Any function of the same two arguments serves as a head. A module whose `reads_inputs` is true
-    is called `head(h, inputs)`, with what the network was given, all others `head(h)`.
+    Any function of the same two arguments can be used as a head. A module whose `reads_inputs` is
+    true is called as `head(h, inputs)`, with the network's inputs; all others as `head(h)`.
 
     Attributes:
-        takes_tokens: whether it also reads features of one-dimensional convolutions, (D, T): an
-            objective then turns them round and hands it (T, D).
+        takes_tokens: whether the head can also be used on features of one-dimensional convolutions,
+            (D, T): an objective then transposes them and gives it tokens, (T, D).
     """
 
     takes_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
-        """The auxiliary network: (B, *in_shape) -> (B, *out_shape)."""
+        """The auxiliary network: (B, *in_shape) -> (B, *out_shape).
+
+        Raises:
+            InputError: shapes that the head does not support.
+        """
 
 
 class ChannelsFirst(nn.Module):
@@ -66,11 +70,12 @@ class ChannelsLast(nn.Module):
 
 
 class PoolTokens(nn.Module):
-    """Average neighbouring tokens: (B, T, D) -> (B, D, tokens), for any T.
+    """Averages neighbouring tokens: (B, T, D) -> (B, D, tokens), for any T.
 
-    With a mask (B, T), true for what is no padding, a row gives what its n tokens that are no
-    padding would give alone: the i-th mean is over those numbered from floor(i n / tokens) to below
-    ceil((i + 1) n / tokens), as in `nn.AdaptiveAvgPool1d`. A row of padding alone gives 0.
+    A mask (B, T) is true for tokens that are not padding. With a mask, a row with n such tokens
+    gives the same means as these n tokens without padding: the i-th mean is over those numbered
+    from floor(i n / tokens) to below ceil((i + 1) n / tokens), as in `nn.AdaptiveAvgPool1d`. A row
+    that is all padding gives 0.
     """
 
     def __init__(self, tokens: int):
@@ -88,12 +93,12 @@ class PoolTokens(nn.Module):
         end = -(-(i_P1 + 1) * n_B11 // self.tokens)
         inside_BPT = mask.unsqueeze(1) & (number_B1T >= first) & (number_B1T < end)
         share_BPT = inside_BPT.to(h.dtype) / inside_BPT.sum(2, keepdim=True).clamp(min=1)
-        h = h.masked_fill(~mask.unsqueeze(2), 0)  # padding may hold anything, also no number
+        h = h.masked_fill(~mask.unsqueeze(2), 0)  # padding may hold anything, even NaN
         return (share_BPT.to(h.dtype) @ h).transpose(1, 2)
 
 
 class OfTokens(nn.Sequential):
-    """Layers of which the first averages tokens and leaves padding out of its means."""
+    """Layers whose first one, `PoolTokens`, averages tokens and leaves padding out of the means."""
 
     reads_inputs = True
 
@@ -105,18 +110,23 @@ class OfTokens(nn.Sequential):
 
 
 def chain(layers: Sequence[nn.Module]) -> nn.Sequential:
-    """The layers one after the other, (B, ...) -> (B, ...); a padding mask goes to the first, where
-    that averages tokens."""
+    """The layers one after the other, (B, ...) -> (B, ...).
+
+    If the first layer averages tokens, it gets the padding mask.
+    """
     masked = bool(layers) and isinstance(layers[0], PoolTokens)
     return OfTokens(*layers) if masked else nn.Sequential(*layers)
 
 
 def padding_mask(inputs: Inputs, h: Tensor) -> Tensor | None:
-    """Which tokens are no padding, (B, T) bool: the `attention_mask` of a network's inputs.
+    """The `attention_mask` in a network's inputs, (B, T) bool: true for tokens, false for padding.
 
     Args:
-        inputs: what the network was given. Only a dict holds a mask.
-        h: tokens, (B, T, D). A mask for another number of rows or of tokens is none of theirs.
+        inputs: the network's inputs. Only a dict can hold a mask.
+        h: tokens, (B, T, D).
+
+    Returns:
+        The mask; None if there is none, or it is for another number of rows or tokens than h.
     """
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     if not isinstance(mask, Tensor) or h.dim() != 3 or mask.shape != h.shape[:2]:
@@ -125,12 +135,13 @@ def padding_mask(inputs: Inputs, h: Tensor) -> Tensor | None:
 
 
 class Maps(nn.Module):
-    """(B, C, h, w) -> (B, C, H, W), of any size: bilinear interpolation, of videos trilinear; of
-    another size than the example's by the same factors.
+    """Interpolation, (B, C, h, w) -> (B, C, H, W): bilinear for images, trilinear for videos.
+
+    Maps of another size than the example's are scaled by the same factors.
 
     Args:
         before: the size in the example, (h, w) or (f, h, w).
-        after: what it becomes there.
+        after: the size that it becomes, (H, W) or (F, H, W).
     """
 
     def __init__(self, before: Shape, after: Shape):
@@ -154,14 +165,17 @@ def head_of_maps(
     Args:
         in_shape: (C, h, w) or (C, f, h, w), or with channels last, as in `Head`.
         out_shape: (classes, H, W) or (classes, F, H, W).
-        hidden: channels of each convolution but the last.
-        bias: of the last.
+        hidden: the channels of each convolution but the last.
+        bias: whether the last convolution has a bias.
         asked_by: the call, for errors.
+
+    Raises:
+        InputError: the block's output is not maps with the same number of axes.
     """
     if len(in_shape) != len(out_shape):
         raise InputError(
             f"{asked_by}: the network gives {out_shape} for each sample, class scores for every "
-            f"pixel, but a block gives {in_shape}, which is not maps of as many axes: give a "
+            f"pixel, but a block gives {in_shape}, which is not maps with as many axes; give a "
             "function that makes your own head"
         )
     layers, maps = feature_maps(in_shape, asked_by, (3, 4))
@@ -177,24 +191,39 @@ def head_of_maps(
 
 
 def one_label(out_shape: Shape, asked_by: str) -> None:
-    """Refuse a network that does not give class scores for a whole sample."""
+    """Check that the network predicts one label per sample.
+
+    Raises:
+        InputError: it does not.
+    """
     if len(out_shape) != 1:
         raise InputError(
-            f"{asked_by}: the network gives {out_shape} for each sample; this head predicts one "
-            "label per sample, (classes,): give a function that makes your own head"
+            f"{asked_by}: the network gives {out_shape} for each sample, but this head predicts "
+            "one label per sample, (classes,); give a function that makes your own head"
         )
 
 
 def feature_maps(
     in_shape: Shape, asked_by: str, axes: tuple[int, ...] = (3,)
 ) -> tuple[list[nn.Module], Shape]:
-    """Layers that bring a block's output to (B, C, H, W), and (C, H, W); where `axes` are 4, to
-    (B, C, F, H, W), and (C, F, H, W)."""
+    """Layers that bring a block's output to the order (B, C, H, W), or (B, C, F, H, W) for videos.
+
+    Args:
+        in_shape: the shape of the block's output, without the batch dimension.
+        asked_by: the call, for errors.
+        axes: how many axes `in_shape` may have: 3 for images, 4 for videos.
+
+    Returns:
+        The layers, and the shape that they give, without the batch dimension.
+
+    Raises:
+        InputError: the block's output is not feature maps.
+    """
     if len(in_shape) not in axes:
         raise InputError(
             f"{asked_by}: a block gives {in_shape} for each sample, which is not feature maps "
-            "(C, H, W); heads.Linear and heads.MLP also take vectors (D,), tokens (T, D) and maps "
-            "of videos (C, F, H, W)"
+            "(C, H, W); heads.Linear and heads.MLP also take vectors (D,), tokens (T, D) and "
+            "feature maps of videos (C, F, H, W)"
         )
     if len(in_shape) == 4:
         frames, height, width, channels = in_shape
@@ -208,8 +237,11 @@ def feature_maps(
 
 
 def fewer_positions(shape: Shape, features: int) -> Shape:
-    """(C, H, W) averaged down until it has at most `features` numbers: height and width are halved
-    in turn, height first, rounded up (Nøkland & Eidnes 2019); (1, 1) is the least."""
+    """The shape to which to average feature maps (C, H, W) so that `features` numbers remain.
+
+    Height and width are halved in turn, height first and rounded up, until at most `features`
+    numbers remain (Nøkland & Eidnes 2019), or one position.
+    """
     channels, height, width = shape
     rows, columns = height, width
     for k in itertools.count(1):
@@ -226,8 +258,14 @@ def feature_vector(
 ) -> tuple[list[nn.Module], int]:
     """Layers that bring a block's output to one vector per label, and the vector's length.
 
-    `pool` averages feature maps down to pool x pool, of a video to pool x pool x pool, tokens down
-    to `pool`; None keeps all.
+    Args:
+        in_shape, out_shape: the shapes of the block's and the network's output, as in `Head`.
+        pool: average feature maps down to pool x pool, those of videos to pool x pool x pool, and
+            tokens to `pool`; None keeps all positions.
+        asked_by: the call, for errors.
+
+    Raises:
+        InputError: shapes from which no such vectors can be made.
     """
     if len(out_shape) == 2:  # a label for every token: each token is a vector already
         if len(in_shape) != 2:
@@ -253,14 +291,22 @@ def feature_vector(
 
 
 def positive(asked_by: str, **sizes: int | None) -> None:
-    """Refuse sizes below one."""
+    """Check that sizes are at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise InputError(f"{asked_by}({name}={size}): give at least 1")
 
 
 def refuse_class(recipe: object, asked_by: str) -> None:
-    """Refuse a recipe's class where the recipe itself is meant."""
+    """Check that a recipe is not a class, given without the parentheses that make the recipe.
+
+    Raises:
+        InputError: it is.
+    """
     if isinstance(recipe, type):
         raise InputError(
             f"{asked_by}: got the class {recipe.__name__}; give a recipe: {recipe.__name__}()"

@@ -1,4 +1,4 @@
-"""The auxiliary network of target propagation: from a block's output back to its input."""
+"""The auxiliary network of target propagation, which predicts a block's input from its output."""
 
 from __future__ import annotations
 
@@ -16,26 +16,31 @@ from layerwise.heads.head import ChannelsLast, Shape, feature_maps, positive
 class Inverse:
     """The recipe of an approximate inverse, from a block's output back to its input.
 
-    `layers` times (convolution, ReLU) at the resolution of the block's output, transposed
-    convolution to its input's; on vectors, and token by token, the same with linear layers.
+    `layers` times (convolution, ReLU) at the resolution of the block's output, then a transposed
+    convolution to the resolution of its input. On vectors, and on each token, the same with linear
+    layers.
 
-    Where the input has s times the output's height and width the transposed convolution has stride
-    s and kernel `kernel_size` + s - 1: it can be the transpose of a convolution with `kernel_size`
-    followed by average pooling over s x s, with what pooling leaves out at the border. Between
-    other shapes, such as from class scores to feature maps, linear layers read and give everything
-    at once, which from many classes to large maps is many weights: see `pool`. There is no
-    normalization: it would treat a target unlike the activation that it is compared with.
+    If the input has s times the output's height and width, the transposed convolution has stride s
+    and kernel `kernel_size` + s - 1. It can then be the transpose of a convolution with
+    `kernel_size` followed by average pooling over s x s, including the border that pooling leaves
+    out. Between other shapes, such as from class scores to feature maps, linear layers map the
+    whole output to the whole input. From many classes to large maps these are many weights: see
+    `pool`. There is no normalization, because it would treat a target differently from the
+    activation that it is compared with.
 
-    Calling it with the shapes of the block's output and input, without batch dimension, makes the
-    network: (B, *out_shape) -> (B, *in_shape). Any function of the same two arguments serves as an
-    inverse.
+    Calling it with the shapes of the block's output and input, without the batch dimension, makes
+    the network: (B, *out_shape) -> (B, *in_shape). Any function of the same two arguments can be
+    used as an inverse.
 
     Args:
-        layers: how many before the last; with 0 the inverse is linear.
+        layers: the number of layers before the last; with 0 the inverse is linear.
         width: their channels or units; null for those of the block's output.
-        kernel_size: of the convolutions, odd.
-        pool: from a vector to feature maps, give pool x pool positions, each for its part of the
-            map, as suits a block that averages over positions; null gives every position.
+        kernel_size: the kernel size of the convolutions, odd.
+        pool: from a vector to feature maps, predict pool x pool positions, each for its part of
+            the map, which suits a block that averages over positions; null predicts every position.
+
+    Raises:
+        InputError: a size below 1 (`layers` below 0); an even kernel size.
     """
 
     layers: int = 0
@@ -50,7 +55,7 @@ class Inverse:
         if self.kernel_size % 2 == 0:
             raise InputError(
                 f"heads.Inverse(kernel_size={self.kernel_size}): an even kernel has no centre, so "
-                "what is given back would be shifted; give an odd one"
+                "the predicted input would be shifted; give an odd one"
             )
 
     def __call__(self, out_shape: Shape, in_shape: Shape) -> nn.Sequential:
@@ -109,8 +114,11 @@ class Inverse:
 
 
 class _Fit(nn.Module):
-    """(B, C, h, w) -> (B, C, height, width): without the first `border` rows and columns, and
-    without what is too much at the end; what lacks there is nought."""
+    """Crops or pads feature maps, (B, C, h, w) -> (B, C, height, width).
+
+    The first `border` rows and columns are dropped. At the end, surplus rows and columns are
+    dropped, and missing ones are filled with zeros.
+    """
 
     def __init__(self, border: int, height: int, width: int):
         super().__init__()

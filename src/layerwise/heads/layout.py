@@ -1,4 +1,8 @@
-"""Features of one-dimensional convolutions, (D, T), which heads read as tokens."""
+"""Heads of shapes that their recipe does not read: (D, T) features, and one number per sample.
+
+One-dimensional convolutions give features (D, T), with the positions last; heads read them as
+tokens (T, D).
+"""
 
 from __future__ import annotations
 
@@ -16,19 +20,18 @@ LAST = (nn.Linear, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 
 
 def channels_first(blocks: Sequence[nn.Module], shape: Shape) -> bool:
-    """Whether the output of the last of these blocks is (D, T) for each sample, as one-dimensional
-    convolutions give it, and not tokens (T, D).
+    """Whether the last of these blocks gives (D, T), as one-dimensional convolutions do.
 
-    Shapes do not tell the two apart. They are told by the last module, in the order of
-    registration, that maps features: whether it is a one-dimensional convolution of as many
-    channels as the output's first axis has. A network that turns a convolution's output round
-    afterwards, where there are as many positions as channels, is told wrongly; one that convolves
-    by a function of `torch.nn.functional` is not told. Give such a network heads and a criterion of
-    its own.
+    The alternative is tokens, (T, D). Shapes do not distinguish the two. The last module, in the
+    order of registration, that maps features decides: the output is (D, T) if this module is a
+    one-dimensional convolution whose number of channels is the length of the output's first axis.
+    The answer is wrong for a network that transposes a convolution's output afterwards and has as
+    many positions as channels, and for one that convolves by a function of `torch.nn.functional`.
+    Give such a network its own heads and criterion.
 
     Args:
-        blocks: the network's, up to that block.
-        shape: of its output, without the batch dimension.
+        blocks: the network's blocks, up to the one in question.
+        shape: the shape of its output, without the batch dimension.
     """
     if len(shape) != 2:
         return False
@@ -40,18 +43,23 @@ def channels_first(blocks: Sequence[nn.Module], shape: Shape) -> bool:
 def built(
     recipe: Head, shape: Shape, out_shape: Shape, first: bool = False, out_first: bool = False
 ) -> nn.Module:
-    """A recipe's head for a block's output and a network's, also where these are no shapes of the
-    recipe's: one number for each sample, and features of one-dimensional convolutions.
+    """A recipe's head, also for shapes that the recipe itself does not read.
+
+    These are one number for each sample, and features of one-dimensional convolutions.
 
     Args:
-        recipe: called with shapes; whether it reads tokens is its `takes_tokens`.
-        shape: of the block's output, without the batch dimension.
-        out_shape: of the network's.
+        recipe: called with shapes; its `takes_tokens` says whether it reads tokens.
+        shape: the shape of the block's output, without the batch dimension.
+        out_shape: the shape of the network's output, without the batch dimension.
         first: whether a `shape` of two axes is (D, T).
         out_first: whether an `out_shape` of two axes is (classes, T).
 
+    Returns:
+        The head: (B, *shape) -> (B, *out_shape).
+
     Raises:
-        InputError: such scores, and a recipe that does not read tokens.
+        InputError: scores (classes, T), and a recipe that does not read tokens; a block with
+            another number of tokens than the network's scores.
     """
     tokens = getattr(recipe, "takes_tokens", False)
     if out_first and isinstance(recipe, Head) and not tokens:
@@ -67,9 +75,9 @@ def built(
         if len(shape) == len(out_shape) == 2 and shape[0] != out_shape[0]:
             raise InputError(
                 f"{type(recipe).__name__}: the network gives scores for {out_shape[0]} tokens of "
-                f"the example, and a block gives {shape[0]}, which have no labels (as an encoder "
-                "before a decoder has); cut where they are the same, as in the decoder, or give "
-                "this block another objective, or none"
+                f"the example, and a block gives {shape[0]}, which have no labels (as the tokens "
+                "of an encoder before a decoder); cut where the numbers are the same, as in the "
+                "decoder, or give this block another objective, or none"
             )
         return recipe(shape, out_shape)
     shape, out_shape = shape[::-1] if first else shape, out_shape[::-1] if out_first else out_shape
@@ -78,14 +86,14 @@ def built(
 
 
 class Sequences(nn.Module):
-    """A head of tokens where the block, or the network, has its features before the positions.
+    """A head of tokens for a block, or a network, whose features come before the positions.
 
     Args:
-        head: (B, T, D) to (B, T, classes), or to (B, classes).
+        head: (B, T, D) -> (B, T, classes), or -> (B, classes).
         first: whether the block gives (B, D, T).
         out_first: whether the scores are to be (B, classes, T).
-        factor: how many positions the network's output has for each of the block's; scores between
-            are linearly interpolated.
+        factor: the number of positions of the network's output, divided by that of the block's;
+            the scores are linearly interpolated.
     """
 
     reads_inputs = True
@@ -110,7 +118,7 @@ class Sequences(nn.Module):
 
 
 class OneNumber(nn.Module):
-    """A head of one output as one number for each sample: (B, ...) -> (B,)."""
+    """Makes the single output of a head, (B, 1), one number for each sample: (B, ...) -> (B,)."""
 
     reads_inputs = True
 

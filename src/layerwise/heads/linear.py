@@ -21,19 +21,24 @@ from layerwise.heads.head import (
 
 @dataclass(frozen=True)
 class Linear(Head):
-    """[pool,] flatten, linear. Where every pixel has a label: a 1x1 convolution at the block's
-    resolution, and bilinear interpolation of the class scores to the network's.
+    """[pool,] flatten, linear.
 
-    Tokens (T, D) may change in number from batch to batch, where `pool` averages them; padding, as
-    the `attention_mask` of the network's inputs tells it, is left out of the means.
+    If every pixel has a label: a 1x1 convolution at the block's resolution, and bilinear
+    interpolation of the class scores to the network's resolution.
+
+    If `pool` averages tokens (T, D), their number may change from batch to batch. Padding, marked
+    by the `attention_mask` in the network's inputs, is left out of the means.
 
     Args:
-        pool: average feature maps down to pool x pool (of videos to pool x pool x pool, tokens down
-            to `pool`) before; null keeps every position.
-        features: instead, average feature maps down until at most so many numbers are left; height
-            and width are halved in turn, height first. The local classifier of Nøkland & Eidnes
-            2019 (arXiv:1901.06656), who take 2048 or 4096.
-        bias: of the classifier.
+        pool: average feature maps down to pool x pool (those of videos to pool x pool x pool,
+            tokens to `pool`); null keeps every position.
+        features: instead of `pool`, average feature maps down until at most this many numbers are
+            left; height and width are halved in turn, height first. This is the local classifier
+            of Nøkland & Eidnes 2019 (arXiv:1901.06656), who take 2048 or 4096.
+        bias: whether the classifier has a bias.
+
+    Raises:
+        InputError: a size below 1; when called: shapes that the head does not support.
     """
 
     pool: int | None = 2

@@ -12,18 +12,22 @@ from layerwise.heads.head import Head, Shape, chain, feature_vector, head_of_map
 
 @dataclass(frozen=True)
 class MLP(Head):
-    """[pool,] flatten, `layers` times (linear, ReLU), linear. Where every pixel has a label: the
-    same layers as 1x1 convolutions at the block's resolution, and bilinear interpolation of the
-    class scores to the network's.
+    """[pool,] flatten, `layers` times (linear, ReLU), linear.
 
-    Tokens (T, D) may change in number from batch to batch, where `pool` averages them; padding, as
-    the `attention_mask` of the network's inputs tells it, is left out of the means.
+    If every pixel has a label: the same layers as 1x1 convolutions at the block's resolution, and
+    bilinear interpolation of the class scores to the network's resolution.
+
+    If `pool` averages tokens (T, D), their number may change from batch to batch. Padding, marked
+    by the `attention_mask` in the network's inputs, is left out of the means.
 
     Args:
-        layers: how many hidden layers.
+        layers: the number of hidden layers.
         width: units in each hidden layer.
-        pool: average feature maps down to pool x pool (of videos to pool x pool x pool, tokens down
-            to `pool`) before; null keeps every position.
+        pool: average feature maps down to pool x pool (those of videos to pool x pool x pool,
+            tokens to `pool`); null keeps every position.
+
+    Raises:
+        InputError: a size below 1; when called: shapes that the head does not support.
     """
 
     layers: int = 1

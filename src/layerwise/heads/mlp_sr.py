@@ -16,13 +16,17 @@ class MLPSR(Head):
 
     Belilovsky et al. 2020 (arXiv:1901.08164), section 4. Average pooling to a quarter of each
     side; `convs` times (1x1 convolution, BatchNorm, ReLU); average pooling to 2 x 2; `layers`
-    times (linear of the same width, BatchNorm, ReLU); linear. A few per cent of the network's
-    FLOPs. On a vector, as a fully connected layer gives, only the MLP remains.
+    times (linear of the same width, BatchNorm, ReLU); linear. It takes a few per cent of the
+    network's FLOPs. On a vector (the output of a fully connected layer) only the MLP remains.
 
     Args:
-        convs: how many 1x1 convolutions, of the block's own channels.
-        layers: how many hidden layers the MLP has.
+        convs: the number of 1x1 convolutions, each with as many channels as the block.
+        layers: the number of hidden layers in the MLP.
         width: units in each hidden layer; null for 4 x channels, as in the authors' code.
+
+    Raises:
+        InputError: a size below 1; when called: a block's output that is neither feature maps nor
+            a vector, or a network with more than one label per sample.
     """
 
     convs: int = 3
@@ -42,7 +46,7 @@ class MLPSR(Head):
         return nn.Sequential(*layers, nn.Linear(features, out_shape[-1]))
 
     def _of_maps(self, in_shape: Shape) -> tuple[list[nn.Module], int]:
-        """The convolutional part, and the length of the vector that it gives."""
+        """The convolutional part, (B, *in_shape) -> (B, D), and D."""
         layers, (channels, height, width) = feature_maps(in_shape, "heads.MLPSR")
         height, width = math.ceil(height / 4), math.ceil(width / 4)
         layers.append(nn.AdaptiveAvgPool2d((height, width)))

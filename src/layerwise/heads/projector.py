@@ -1,4 +1,4 @@
-"""From a block's output to a point on the unit sphere."""
+"""The projection head of contrastive objectives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from layerwise.heads.head import Shape, feature_vector, positive
 
 
 class Normalized(nn.Module):
-    """(B, D) of length 1 each; in float32 or more, also under autocast."""
+    """Scales each row to length 1: (B, D) -> (B, D), in float32 or more, also under autocast."""
 
     def forward(self, z: Tensor) -> Tensor:
         return F.normalize(z.to(torch.promote_types(z.dtype, torch.float32)), dim=-1)
@@ -20,18 +20,24 @@ class Normalized(nn.Module):
 
 @dataclass(frozen=True)
 class Projector:
-    """[pool,] flatten, `layers` times (linear, ReLU), linear, length 1: the projection head of
-    contrastive objectives (Chen et al. 2020, arXiv:2002.05709, section 2.1).
+    """[pool,] flatten, `layers` times (linear, ReLU), linear, scaled to length 1.
 
-    Calling it with the block's output shape, without batch dimension, makes the network:
+    This maps a block's output to a point on the unit sphere, as contrastive objectives need it
+    (Chen et al. 2020, arXiv:2002.05709, section 2.1).
+
+    Calling it with the shape of the block's output, without the batch dimension, makes the network:
     (B, *in_shape) -> (B, dim).
 
     Args:
-        dim: of the point.
-        layers: how many hidden layers; 0 is a linear projection.
+        dim: the number of the point's coordinates.
+        layers: the number of hidden layers; 0 is a linear projection.
         width: units in each hidden layer.
-        pool: average feature maps down to pool x pool (tokens down to `pool`) before; null keeps
-            every position.
+        pool: average feature maps down to pool x pool (tokens to `pool`); null keeps every
+            position.
+
+    Raises:
+        InputError: a size below 1 (`layers` below 0); when called: a shape that is not a vector,
+            feature maps or tokens.
     """
 
     dim: int = 128

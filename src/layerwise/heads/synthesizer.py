@@ -1,4 +1,4 @@
-"""The auxiliary network of decoupled neural interfaces."""
+"""The auxiliary networks of decoupled neural interfaces: synthetic gradients and inputs."""
 
 from __future__ import annotations
 
@@ -15,23 +15,27 @@ from layerwise.labels import rows_of
 
 @dataclass(frozen=True)
 class Synthesizer:
-    """The recipe of a network that predicts a gradient from the activation it belongs to.
+    """The recipe of a network that predicts the gradient of an activation from the activation.
 
     Jaderberg et al. 2017 (arXiv:1608.05343), appendix: `layers` times (convolution, BatchNorm,
-    ReLU), convolution, all of the activation's own channels and size; on a vector, and on every
+    ReLU), convolution, all with the activation's own channels and size. On a vector, and on every
     token or position of a network that keeps channels last, the same with linear layers. The last
-    layer is zero at the start, so training begins with no gradient at all. With labels (cDNI) a
+    layer is zero at the start, so training begins without any gradient. With labels (cDNI), a
     linear layer of the one-hot label is added to the first layer's output.
 
-    Calling it with the activation's shape, and how many classes there are or None to go without
-    labels, makes a module `(h, y) -> gradient`: h and gradient (B, *shape), y class numbers, (B,)
-    or (B, T), or probabilities, (B, C) or (B, T, C), or None. Any function of the same two
-    arguments serves as a synthesizer.
+    Calling it with the activation's shape, and the number of classes (None to ignore labels), makes
+    a module `(h, y) -> gradient`. h and the gradient are (B, *shape); y is class numbers, (B,) or
+    (B, T), or probabilities, (B, C) or (B, T, C), or None. Any function of the same two arguments
+    can be used as a synthesizer.
 
     Args:
-        layers: how many layers before the last.
-        kernel_size: of the convolutions, odd.
+        layers: the number of layers before the last.
+        kernel_size: the kernel size of the convolutions, odd.
         width: hidden channels or units; null for the activation's own.
+
+    Raises:
+        InputError: a size below 1; an even kernel size; when the module is called: real numbers
+            that are not the classes' probabilities.
     """
 
     layers: int = 2
@@ -62,14 +66,18 @@ class Synthesizer:
 class InputSynthesizer:
     """The recipe of a network that predicts a block's input from the network's input.
 
-    Jaderberg et al. 2017, section 2.3: what unlocks the forward pass too. Feature maps from images:
-    the image averaged to their size, `layers` times (convolution, BatchNorm, ReLU), convolution;
-    anything else: the input as a vector, with linear layers. The paper leaves its form open.
+    Jaderberg et al. 2017, section 2.3: it unlocks the forward pass, too. Feature maps are predicted
+    from an image by averaging the image to their size, `layers` times (convolution, BatchNorm,
+    ReLU), convolution. Anything else is predicted from the input as a vector, with linear layers.
+    The paper leaves the form open.
+
+    Calling it with the shapes of the network's input and of the block's input, without the batch
+    dimension, makes the network: (B, *input_shape) -> (B, *shape).
 
     Args:
-        layers: how many layers before the last.
-        kernel_size: of the convolutions, odd.
-        width: hidden channels or units; null for those of what is predicted.
+        layers: the number of layers before the last.
+        kernel_size: the kernel size of the convolutions, odd.
+        width: hidden channels or units; null for those of the block's input.
     """
 
     layers: int = 2
@@ -86,25 +94,26 @@ class InputSynthesizer:
 
 
 class _Synthesis(nn.Module):
+    """A synthesizer's network: first(h) + context(y), then `rest`; (B, *shape) -> (B, *shape)."""
+
     def __init__(self, first: nn.Module, rest: nn.Module, width: int, classes: int | None):
         super().__init__()
         self.first, self.rest = first, rest
         self.context: nn.Embedding | None = None
         if classes is not None:
-            # A linear layer of a one-hot label is a row of its weight; its usual start.
+            # A linear layer maps a one-hot label to a row of its weight; initialised as usual.
             self.context = nn.Embedding(classes, width)
             nn.init.uniform_(self.context.weight, -(classes**-0.5), classes**-0.5)
 
     def _context(self, y: Tensor) -> Tensor:
-        """What the labels add; nothing where one does not count."""
+        """The contribution of the labels, (..., width); 0 for a label that is ignored."""
         assert self.context is not None
         classes = self.context.num_embeddings
         if y.is_floating_point():
             if y.shape[-1] != classes:
                 raise InputError(
-                    f"heads.Synthesizer: got labels {tuple(y.shape)} of {y.dtype}; it is given "
-                    f"class numbers, or one number for each of the {classes} classes: leave "
-                    "context out"
+                    f"heads.Synthesizer: got labels {tuple(y.shape)} of {y.dtype}; it takes class "
+                    f"numbers, or one number for each of the {classes} classes: leave context out"
                 )
             return rows_of(self.context.weight, y)
         return self.context(y.clamp(min=0)) * (y >= 0).unsqueeze(-1)
@@ -114,21 +123,26 @@ class _Synthesis(nn.Module):
         if self.context is not None:
             assert y is not None
             context = self._context(y)
-            while context.dim() < out.dim():  # the same at every position
+            while context.dim() < out.dim():  # it is the same at every position
                 context = context.unsqueeze(-1 if isinstance(self.first, nn.Conv2d) else 1)
             out = out + context
         return self.rest(out)
 
 
 class _PositionNorm(nn.BatchNorm1d):
-    """BatchNorm of features that come last: (B, D), (B, T, D) or (B, H, W, C)."""
+    """BatchNorm of features on the last axis: (B, D), (B, T, D) or (B, H, W, C)."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.flatten(0, -2)).view(input.shape)
 
 
 def _chain(sizes: list[int], kernel_size: int | None) -> list[nn.Module]:
-    """Layers of these sizes with BatchNorm and ReLU between; linear without a kernel size."""
+    """Layers with BatchNorm and ReLU between them: convolutions, or linear without a kernel size.
+
+    Args:
+        sizes: the channels or units before, between and after the layers.
+        kernel_size: the kernel size of the convolutions; None for linear layers.
+    """
     layers: list[nn.Module] = []
     for k, (features, out) in enumerate(itertools.pairwise(sizes)):
         last = k == len(sizes) - 2

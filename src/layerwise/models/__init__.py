@@ -1,4 +1,4 @@
-"""Networks of the literature, each a plain chain made from a sample's shape and a class count."""
+"""Networks of the literature, each made from a sample's shape and a number of classes."""
 
 from layerwise.models.basic_cnn import basic_cnn
 from layerwise.models.denoisers import noprop_cnn

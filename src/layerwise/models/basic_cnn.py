@@ -30,19 +30,20 @@ def basic_cnn(
 
     Args:
         shape: of an image, (C, H, W).
-        num_classes: class scores.
+        num_classes: number of classes.
         channels: of each convolution.
         kernel_size: of each convolution; the resolution is kept.
         hidden: units of the MLP's hidden layer.
-        skip: leave out this many of the first convolutions, but not their pooling: what the last
-            layers can do without those before them.
-        patch: encode overlapping patches of so many pixels a side, each by itself, as Greedy
-            InfoMax does (Löwe et al. 2019, arXiv:1905.11786); only the MLP sees them together.
-        stride: from one patch to the next; null for half a patch.
+        skip: leave out this many of the first convolutions but keep their pooling; this shows how
+            well the last layers do alone.
+        patch: side in pixels of overlapping patches that are encoded separately, as in Greedy
+            InfoMax (Löwe et al. 2019, arXiv:1905.11786); only the MLP sees them together. null: no
+            patches.
+        stride: distance from one patch to the next, pixels; null for half a patch.
 
     Raises:
-        InputError: images, or patches, too small for 3 poolings; no convolution left; a patch
-            larger than the image, or with a side that 3 poolings do not divide.
+        InputError: images or patches are too small for 3 poolings; no convolution is left; a patch
+            is larger than the image, or its side is not a multiple of 8.
     """
     rows = columns = 1
     cut: list[tuple[str, nn.Module]] = []
@@ -56,7 +57,7 @@ def basic_cnn(
         cut.append(("patches", CutPatches(patch, stride)))
         shape = (shape[0], rows * patch, columns * patch)
     elif stride is not None:
-        raise InputError(f"basic_cnn(stride={stride}): there are no patches; give patch, too")
+        raise InputError(f"basic_cnn(stride={stride}): there are no patches; give patch as well")
     height, width = halved(shape, 3, "basic_cnn")
     named = pooled_image(checked_skip(skip, 3, "basic_cnn"))
     for number in range(skip + 1, 4):

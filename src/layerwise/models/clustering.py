@@ -1,7 +1,7 @@
-"""Layers that name patches by clusters, trained one after the other from the input up.
+"""Layers that replace patches by the numbers of their clusters, trained from the input up.
 
-This is no learning rule: what is learned in a layer is a clustering, which has no gradient, so it
-does not fill `.grad` and runs a small training of its own.
+This is not a learning rule: a layer learns a clustering, which has no gradient. So nothing fills
+`.grad`, and every layer runs a small training of its own.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from layerwise.errors import InputError
 
-FITTED = 1 << 16  # patches that k-means looks at, at most
+FITTED = 1 << 16  # the largest number of patches that k-means uses
 
 
 class ClusterPatches(nn.Module):
-    """Which cluster every patch is in, (B, C, H, W) -> one of (B, K, H / S, W / S) is 1.
+    """Gives the cluster of every patch, one-hot: (B, C, H, W) -> (B, K, H / S, W / S).
 
     Args:
-        embed: patches to vectors, a convolution of stride S.
+        embed: a convolution of stride S that embeds patches as vectors.
         centres: of the clusters, (K, D).
     """
 
@@ -50,30 +50,31 @@ def train_by_clustering(
     batch_size: int = 128,
     seed: int = 0,
 ) -> nn.Sequential:
-    """Train a network layer by layer, each by a two-layer network and a clustering.
+    """Train a network layer by layer, each with a two-layer network and a clustering.
 
     After Malach & Shalev-Shwartz 2018 (arXiv:1803.09522). For each layer:
 
         1. train conv (patch x patch, stride patch), ReLU, linear to predict the labels;
         2. cluster the ReLU's outputs over all patches by k-means;
-        3. the layer gives every patch the name of its cluster: a smaller image of latent classes.
+        3. the layer replaces every patch by its cluster: a smaller image of latent classes.
 
-    A linear classifier on the last of these images ends the network. Why it should work: patches of
-    one latent class occur in the same contexts, so training moves their embeddings alike. Weights
-    start small, so that what was learned outweighs what was drawn. On the data set `hierarchical`
-    with its seeds 0, 1 and 2 and clusters (4, 2), it has 0.74, 0.92 and 0.92 of a held-out fifth
-    right; a linear classifier of the latent digits 0.91, one of the pixels 0.33, 0.57 and 0.78.
+    The network ends with a linear classifier on the last of these images. The idea: patches of one
+    latent class occur in the same contexts, so training moves their embeddings in the same way.
+    Weights start small, so that learning outweighs initialisation. On the data set `hierarchical`
+    with its seeds 0, 1 and 2 and clusters (4, 2), the accuracy on a held-out fifth is 0.74, 0.92
+    and 0.92. A linear classifier of the latent digits has 0.91, and one of the pixels 0.33, 0.57
+    and 0.78.
 
-    Deviations: written from the abstract's description; Adam, its steps and the sizes are ours,
-    and k-means is over the patches that differ, each counted once.
+    Deviations: this follows the description in the abstract; Adam, its steps and the sizes are
+    ours, and k-means uses each different patch once.
 
     Args:
         images: (N, C, H, W).
         labels: (N,).
-        clusters: how many, of each layer.
+        clusters: number of clusters of each layer.
         patch: side of a patch.
         width: filters of the convolution, the size of an embedding.
-        steps: of each training; 0 leaves every embedding as it was drawn.
+        steps: of each training; 0 keeps the random embeddings.
         lr: of Adam.
         batch_size: images in a step.
         seed: of weights and batches.
@@ -82,13 +83,13 @@ def train_by_clustering(
         The layers, a flatten and a linear classifier.
 
     Raises:
-        InputError: a side that the patches of some layer do not divide.
+        InputError: the patches of a layer do not divide its image.
     """
     side = patch ** len(clusters)
     if images.dim() != 4 or images.shape[2] % side or images.shape[3] % side:
         raise InputError(
             f"train_by_clustering(images): got {tuple(images.shape)}; {len(clusters)} layers of "
-            f"patches of side {patch} take (N, C, H, W) with H and W divisible by {side}"
+            f"patches of side {patch} need (N, C, H, W) with H and W divisible by {side}"
         )
     generator = torch.Generator().manual_seed(seed)
     classes = int(labels.max()) + 1
@@ -119,7 +120,7 @@ def _fit(
     batch_size: int,
     generator: torch.Generator,
 ) -> nn.Linear:
-    """Train features and a linear classifier on them together; the classifier."""
+    """Train feature layers together with a linear classifier on top, and return the classifier."""
     body = nn.Sequential(*features, nn.Flatten())
     with torch.no_grad():
         size = body(h[:1]).shape[1]
@@ -138,8 +139,10 @@ def _fit(
 
 @torch.no_grad()
 def _centres(embed: nn.Conv2d, h: Tensor, count: int, seed: int) -> Tensor:
-    """The centres of `count` clusters of the patches of h, (count, D); fewer where there are not
-    as many different patches."""
+    """The centres of `count` clusters of the embedded patches of h, (count, D).
+
+    There are fewer if h has fewer different patches.
+    """
     from sklearn.cluster import KMeans  # slow to import, and only needed here
 
     patches = F.unfold(h, embed.kernel_size, stride=embed.stride).transpose(1, 2).flatten(0, 1)

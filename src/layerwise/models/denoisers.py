@@ -1,4 +1,4 @@
-"""Networks whose every block denoises a vector that stands for the label, given the image."""
+"""Networks whose blocks denoise a vector that stands for the label, given the image."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Denoiser(nn.Module, ABC):
 
         z_t = a u_t(z_{t-1}, x) + b z_{t-1} [+ noise sqrt(c) eps],    eps ~ N(0, I)
 
-    with u_t the estimate of the label's clean vector, (B, E). One tensor goes in and comes out: x
-    as a vector and behind it z, (B, C H W + E). The first takes the image itself, (B, C, H, W),
-    with z_0 = 0 [+ noise before[1] eps]; the last gives z_T alone, (B, E).
+    with u_t the estimate of the label's clean vector, (B, E). Input and output are one tensor each:
+    x as a vector, followed by z, (B, C H W + E). The first denoiser takes the image itself, (B, C,
+    H, W), with z_0 = 0 [+ noise before[1] eps]; the last gives only z_T, (B, E).
 
     Attributes:
         shape: of an image, (C, H, W).
         size: of z, E.
-        before, after: the factors of the label's vector and of Gaussian noise in z_{t-1}, and in
-            z_t, as they are to be.
-        indivisible: that `cut` makes no block of a part of it.
+        before, after: the intended factors of the label's vector and of Gaussian noise, in z_{t-1}
+            and in z_t.
+        indivisible: tells `cut` not to cut inside this module.
     """
 
     indivisible = True
@@ -51,14 +51,14 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """What is read from the image alone: (B, C, H, W) -> any shape."""
+        """Features of the image alone: (B, C, H, W) -> any shape."""
 
     @abstractmethod
     def estimate(self, features: Tensor, z: Tensor) -> Tensor:
         """u_t, (B, E), from the image's features and z_{t-1}, (B, E)."""
 
     def unpack(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The image (B, C, H, W), and z_{t-1} (B, E)."""
+        """The image, (B, C, H, W), and z_{t-1}, (B, E)."""
         if self.first:
             z = h.new_zeros(h.shape[0], self.size)
             if self.noise:
@@ -67,7 +67,7 @@ class Denoiser(nn.Module, ABC):
         return h[:, : -self.size].unflatten(1, self.shape), h[:, -self.size :]
 
     def step(self, u: Tensor, x: Tensor, z: Tensor) -> Tensor:
-        """What is passed on: z_t, behind x unless this is the last."""
+        """The output: x followed by z_t; in the last denoiser, only z_t."""
         z = self.a * u + self.b * z
         if self.noise:
             z = z + self.noise * math.sqrt(self.c) * torch.randn_like(z)
@@ -87,10 +87,11 @@ class Denoiser(nn.Module, ABC):
 class ConvDenoiser(Denoiser):
     """The denoiser of NoProp-DT (Li, Teh & Pascanu 2025, arXiv:2503.24322).
 
-    Three layers of convolution, BatchNorm, ReLU, pooling and dropout read the image, two linear
-    layers with a shortcut z, two more both; softmax weights of one vector per class give u_t.
-    Deviations: what reads z is normalised by LayerNorm and not by BatchNorm, for z in training and
-    at inference are not distributed alike; where vectors are not one-hot every block has its own.
+    Three layers of convolution, BatchNorm, ReLU, pooling and dropout read the image; two linear
+    layers with a shortcut read z; two more read both. Softmax weights of one vector per class give
+    u_t. Deviations: the layers that read z have LayerNorm instead of BatchNorm, because z is
+    distributed differently in training and at inference; if the vectors are not one-hot, every
+    block has its own.
     """
 
     def __init__(
@@ -133,10 +134,10 @@ def noprop_cnn(
     dropout: float = 0.2,
     noise: float = 0.0,
 ) -> nn.Sequential:
-    """`steps` denoisers and a linear classifier: the network of NoProp-DT, for any rule.
+    """The network of NoProp-DT, `steps` denoisers and a linear classifier, for any rule.
 
-    Its step t is the posterior's mean of a variance-preserving diffusion, from pure noise at t = 0
-    to the label's vector, with the cosine schedule (`cosine_signal`) of alpha^_t and
+    Step t is the posterior mean of a variance-preserving diffusion, from pure noise at t = 0 to the
+    label's vector, with the cosine schedule (`cosine_signal`) of alpha^_t and
     r = alpha^_{t-1} / alpha^_t:
 
         a = sqrt(alpha^_t) (1 - r) / (1 - alpha^_{t-1})
@@ -145,14 +146,17 @@ def noprop_cnn(
 
     Args:
         shape: of an image, (C, H, W), at least 8x8.
-        num_classes: class scores.
-        steps: how many denoisers, T.
-        channels: of the first of the three convolutions; they double.
+        num_classes: number of classes.
+        steps: T, the number of denoisers.
+        channels: of the first of the three convolutions; they double with every further one.
         width: units of the linear layers.
         embedding: features of a class's vector; null for one-hot vectors.
         dropout: probability of dropping a feature map.
-        noise: of inference; with 1 z_0 ~ N(0, I) and every step draws from the posterior, as
-            published; with 0 they are at their means.
+        noise: at inference: with 1, z_0 ~ N(0, I) and every step draws from the posterior, as
+            published; with 0, z_0 and all steps take their means.
+
+    Raises:
+        InputError: a size is below 1; the images are smaller than 8x8.
     """
     size = num_classes if embedding is None else embedding
     if min(steps, channels, width, size) < 1:
@@ -182,13 +186,15 @@ def noprop_cnn(
 
 
 def cosine_signal(t: int, steps: int, s: float = 0.008) -> float:
-    """alpha^_t, the share of the signal in z_t: 0 at t = 0, almost 1 at t = steps (Nichol &
-    Dhariwal 2021, arXiv:2102.09672, backwards in time)."""
+    """alpha^_t, the share of the signal in z_t: 0 at t = 0, almost 1 at t = steps.
+
+    Nichol & Dhariwal 2021 (arXiv:2102.09672), backwards in time.
+    """
     return 0.0 if t == 0 else math.cos((1 - t / steps + s) / (1 + s) * math.pi / 2) ** 2
 
 
 def posterior(before: float, after: float) -> tuple[float, float, float]:
-    """a, b and c of `noprop_cnn`, from alpha^_{t-1} and alpha^_t."""
+    """The coefficients a, b and c of `noprop_cnn`, from alpha^_{t-1} and alpha^_t."""
     ratio = before / after
     a = math.sqrt(after) * (1 - ratio) / (1 - before)
     b = math.sqrt(ratio) * (1 - after) / (1 - before)

@@ -1,4 +1,4 @@
-"""A vision transformer whose every block denoises the label at noise levels of its own."""
+"""A vision transformer whose blocks denoise the label, each at its own noise levels."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from layerwise.models.vit import Patches
 
 
 class VitDenoiser(Denoiser):
-    """Transformer layers F over an image's patches and one token for z, told the noise level sigma.
+    """Transformer layers F over an image's patches and one token for z, given noise level sigma.
 
-    With the preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, and a readout that
-    starts as the identity, for the labels' vectors are the unit vectors:
+    It has the preconditioning of Karras et al. 2022 (arXiv:2206.00364), table 1, and a readout that
+    starts as the identity, because the labels' vectors are the unit vectors:
 
         D = s^2 / n^2 z + sigma s / n F(z / n, x, ln sigma / 4),    n^2 = sigma^2 + s^2
-        u = softmax(readout(D))                               the labels' vectors' mean
+        u = softmax(readout(D))                               the mean of the labels' vectors
 
     Attributes:
-        sigma_data: s, what the standard deviation of the labels' vectors is taken for.
+        sigma_data: s, the assumed standard deviation of the labels' vectors.
         spread: the mean and standard deviation of ln sigma in training, over all denoisers.
     """
 
@@ -71,7 +71,7 @@ class VitDenoiser(Denoiser):
 
 
 class _Layer(nn.Module):
-    """Pre-norm attention and MLP, whose norms are scaled and shifted by the noise level."""
+    """Pre-norm attention and MLP; the noise level scales and shifts the norms' outputs."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -105,32 +105,35 @@ def diffusion_vit(
     heads: int = 4,
     noise: float = 0.0,
 ) -> nn.Sequential:
-    """`steps` denoisers of `layers` transformer layers each, and a linear classifier: the network
-    of DiffusionBlocks (Shing, Koyama & Akiba 2025, arXiv:2506.14202), for any rule.
+    """The network of DiffusionBlocks (Shing, Koyama & Akiba 2025, arXiv:2506.14202), for any rule.
 
-    Noise levels go down from 80 to 0.002. Their logarithm is normal in training, mean -1.2 and
-    standard deviation 1.2 (Karras et al. 2022), and every denoiser has an equal share of that
-    distribution (`equal_shares`). A step is Euler's from sigma_{t-1} to sigma_t:
+    It is `steps` denoisers of `layers` transformer layers each, and a linear classifier. Noise
+    levels fall from 80 to 0.002. In training, their logarithm is normal with mean -1.2 and standard
+    deviation 1.2 (Karras et al. 2022), and every denoiser has an equal share of that distribution
+    (`equal_shares`). A step is an Euler step from sigma_{t-1} to sigma_t:
 
         z_t = z_{t-1} + (sigma_t - sigma_{t-1}) (z_{t-1} - u_t) / sigma_{t-1}
 
     with u_t the mean of the labels' vectors under the softmax of the denoiser's class scores.
 
-    Deviations: the labels' vectors are the unit vectors of as many features as classes, fixed (the
-    authors': learned, of `width` features, scaled to length 1); every denoiser has its own readout,
-    patches of the image and embedding of the noise level, for blocks share no parameter (one for
-    all); steps begin and end where shares do (the authors' code: at `steps` levels of equal
-    probability from 80 to 0.002).
+    Deviations: the labels' vectors are fixed unit vectors with one feature per class (the authors'
+    are learned, have `width` features and length 1). Every denoiser has its own readout, embedding
+    of patches and embedding of the noise level, because blocks share no parameter (the authors have
+    one for all). Steps begin and end where the shares do (in the authors' code, at `steps` levels
+    of equal probability from 80 to 0.002).
 
     Args:
         shape: of an image, (C, H, W); both sides multiples of `patch`.
-        num_classes: class scores.
-        steps: how many denoisers.
-        layers: transformer layers of each.
+        num_classes: number of classes.
+        steps: number of denoisers.
+        layers: number of transformer layers in each.
         patch: side of a patch, pixels.
-        width: features of a token; an MLP in a layer has four times as many units.
-        heads: attention heads.
-        noise: of inference; with 1 z_0 ~ N(0, 80^2), with 0 z_0 = 0.
+        width: features of a token; the MLP of a layer has four times this number of units.
+        heads: number of attention heads.
+        noise: at inference: with 1, z_0 ~ N(0, 80^2); with 0, z_0 = 0.
+
+    Raises:
+        InputError: a size is below 1; `heads` does not divide `width`, or `patch` a side.
     """
     if min(steps, layers, patch, width, heads) < 1 or width % heads:
         raise InputError(
@@ -169,8 +172,16 @@ def diffusion_vit(
 def equal_shares(
     parts: int, mean: float, deviation: float, highest: float = 80.0, lowest: float = 0.002
 ) -> list[float]:
-    """Noise levels from `highest` to `lowest` that divide the range into `parts` of equal
-    probability, where ln sigma ~ N(mean, deviation^2)."""
+    """Noise levels that divide a range into parts of equal probability.
+
+    Args:
+        parts: number of parts.
+        mean, deviation: ln sigma ~ N(mean, deviation^2).
+        highest, lowest: the ends of the range.
+
+    Returns:
+        `parts` + 1 levels, from `highest` to `lowest`.
+    """
     normal = NormalDist(mean, deviation)
     top, bottom = normal.cdf(math.log(highest)), normal.cdf(math.log(lowest))
     inner = [normal.inv_cdf(top + (bottom - top) * t / parts) for t in range(1, parts)]
@@ -178,6 +189,6 @@ def equal_shares(
 
 
 def _waves(level: Tensor) -> Tensor:
-    """(B, 1) -> (B, 16): cosines and sines of rising frequency."""
+    """Cosines and sines of rising frequency: (B, 1) -> (B, 16)."""
     angles = level * torch.exp2(torch.arange(8, device=level.device, dtype=level.dtype))
     return torch.cat([angles.cos(), angles.sin()], 1)

@@ -11,7 +11,7 @@ from layerwise.models.layers import Window, chain
 
 
 class Embedding(nn.Module):
-    """Tokens (B, T) -> (B, T, D): of each token and its place; any T up to the context."""
+    """Embeds tokens and their positions: (B, T) -> (B, T, D), for any T up to the context."""
 
     def __init__(self, tokens: int, context: int, width: int):
         super().__init__()
@@ -23,7 +23,7 @@ class Embedding(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """(B, T, D) -> (B, T, D); a position reads itself and those before it."""
+    """Causal attention, (B, T, D) -> (B, T, D): a position reads itself and those before it."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -45,8 +45,11 @@ class CausalAttention(nn.Module):
 
 
 class CausalLayer(nn.Module):
-    """h + attention(norm(h)), then h + MLP(norm(h)): (B, T, D) -> (B, T, D). Without `norm_first`
-    norm(h + attention(h)), then norm(h + MLP(h))."""
+    """A transformer layer, (B, T, D) -> (B, T, D).
+
+    It is h + attention(norm(h)), then h + MLP(norm(h)); without `norm_first`, it is
+    norm(h + attention(h)), then norm(h + MLP(h)).
+    """
 
     def __init__(self, width: int, heads: int, dropout: float, norm_first: bool):
         super().__init__()
@@ -75,25 +78,30 @@ def gpt(
     dropout: float = 0.0,
     norm_first: bool = True,
 ) -> nn.Sequential:
-    """Transformer decoder: of every token the scores of the next one.
+    """Transformer decoder that scores the next token at every position.
 
-    Tokens of any window up to the context go in; scores are (B, T, num_classes). Deviations from
-    GPT-2: the classifier has weights of its own, for a parameter belongs to one block; weights are
-    initialised as PyTorch does.
+    It takes windows of any length up to the context and gives scores (B, T, num_classes).
+    Deviations from GPT-2: the classifier has its own weights, because a parameter belongs to one
+    block; weights are initialised as in PyTorch.
 
     Args:
         shape: (T,), the context.
-        num_classes: different tokens.
-        layers: how many layers of attention and MLP.
-        width: features of a token; an MLP has four times as many units.
-        heads: attention heads.
-        dropout: probability of dropping.
-        norm_first: normalise what attention and MLP read, as GPT-2; else what a layer and its
-            residual add up to, as the first transformer (Vaswani et al. 2017, arXiv:1706.03762).
+        num_classes: number of different tokens.
+        layers: number of layers of attention and MLP.
+        width: features of a token; an MLP has four times this number of units.
+        heads: number of attention heads.
+        dropout: dropout probability.
+        norm_first: normalise the inputs of attention and MLP, as GPT-2 does; otherwise normalise
+            the sum of each and its residual, as the first transformer did (Vaswani et al. 2017,
+            arXiv:1706.03762).
+
+    Raises:
+        InputError: the shape is not that of text; a size is below 1; `heads` does not divide
+            `width`.
     """
     if len(shape) != 1:
         raise InputError(
-            f"gpt(shape={tuple(shape)}): it takes windows of tokens, (T,); give text, such as "
+            f"gpt(shape={tuple(shape)}): it takes windows of tokens, (T,); give a text, such as "
             "--data markov, or a network for images, such as vit"
         )
     if min(width, heads, *shape) < 1 or layers < 0 or width % heads:

@@ -1,4 +1,4 @@
-"""What several of the networks are made of."""
+"""Layers and checks that several of the networks share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Window = tuple[int]  # (T,) tokens
 
 
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
-    """A network as a plain chain of named modules."""
+    """A network that runs named modules one after the other."""
     return nn.Sequential(OrderedDict(named))
 
 
@@ -39,7 +39,16 @@ def conv_layer(
 
 
 def halved(shape: Shape, times: int, asked_by: str) -> tuple[int, int]:
-    """Height and width after `times` 2x2 poolings."""
+    """Height and width of images after `times` 2x2 poolings.
+
+    Args:
+        shape: of an image, (C, H, W).
+        times: number of poolings.
+        asked_by: the network, for errors.
+
+    Raises:
+        InputError: nothing would be left of the images.
+    """
     _, height, width = shape
     if min(height, width) < 2**times:
         raise InputError(
@@ -50,7 +59,11 @@ def halved(shape: Shape, times: int, asked_by: str) -> tuple[int, int]:
 
 
 def checked_skip(skip: int, layers: int, asked_by: str) -> int:
-    """Refuse to leave out all of the `layers` convolutions."""
+    """Check that at least one of `layers` convolutions is left after leaving out `skip`.
+
+    Raises:
+        InputError: none is left.
+    """
     if not 0 <= skip < layers:
         raise InputError(
             f"{asked_by}(skip={skip}): it has {layers} convolutions, one of which must stay; give "
@@ -60,5 +73,5 @@ def checked_skip(skip: int, layers: int, asked_by: str) -> int:
 
 
 def pooled_image(times: int) -> list[tuple[str, nn.Module]]:
-    """What is left of layers without convolution: their 2x2 poolings as one, or nothing."""
+    """One max pooling that stands for `times` 2x2 poolings; nothing if `times` is 0."""
     return [("pool", nn.MaxPool2d(2**times))] if times else []

@@ -21,9 +21,9 @@ def mlp(
 
     Args:
         shape: of an image, (C, H, W).
-        num_classes: class scores.
-        layers: how many hidden layers.
-        width: units in each.
+        num_classes: number of classes.
+        layers: number of hidden layers.
+        width: units in each of them.
         batch_norm: normalise before the ReLU.
         dropout: probability of dropping a unit.
     """

@@ -1,4 +1,4 @@
-"""Networks that see an image as overlapping patches, each by itself."""
+"""Layers for networks that process overlapping patches of an image separately."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from layerwise.models.layers import Shape
 
 
 class CutPatches(nn.Module):
-    """(B, C, H, W) -> (B, C, G size, G' size): overlapping patches side by side, G rows of G'.
+    """Arranges overlapping patches side by side: (B, C, H, W) -> (B, C, G size, G' size).
+
+    There are G rows of G' patches.
 
     Args:
         size: height and width of a patch, pixels.
-        stride: from one patch to the next, pixels.
+        stride: distance from one patch to the next, pixels.
     """
 
     def __init__(self, size: int, stride: int):
@@ -29,14 +31,14 @@ class CutPatches(nn.Module):
 
 
 class PatchWise(nn.Module):
-    """A layer on each of the patches that lie side by side, as if each was an image of its own.
+    """Applies a layer to each of the patches that lie side by side, as if it were an image.
 
-    Nothing passes from patch to patch: not by the layer's padding, nor its pooling. What comes out
-    lies side by side again, so that it is feature maps (B, C, H, W) like any other's.
+    No information passes between patches, neither through the layer's padding nor its pooling. The
+    outputs lie side by side again, so they are ordinary feature maps (B, C, H, W).
 
     Args:
-        layer: images to feature maps.
-        rows, columns: of patches.
+        layer: maps images to feature maps.
+        rows, columns: numbers of rows and columns of patches.
     """
 
     def __init__(self, layer: nn.Module, rows: int, columns: int):
@@ -54,10 +56,16 @@ class PatchWise(nn.Module):
 
 
 def grid_of(shape: Shape, size: int, stride: int, asked_by: str) -> tuple[int, int]:
-    """How many rows and columns of patches an image of `shape` (C, H, W) has.
+    """The numbers of rows and columns of patches in an image.
+
+    Args:
+        shape: of the image, (C, H, W).
+        size: height and width of a patch, pixels.
+        stride: distance from one patch to the next, pixels.
+        asked_by: the network, for errors.
 
     Raises:
-        InputError: a patch larger than the image; a stride below 1 or above the patch.
+        InputError: a patch is larger than the image; the stride is below 1 or above `size`.
     """
     _, height, width = shape
     if not 1 <= size <= min(height, width) or not 1 <= stride <= size:

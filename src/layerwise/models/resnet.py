@@ -61,7 +61,7 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
 
 
 def _of_depth(layers: int) -> Callable[..., nn.Module]:
-    """One depth as a function of its own."""
+    """A function that makes the network with this number of layers."""
 
     def network(
         shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
@@ -73,7 +73,7 @@ def _of_depth(layers: int) -> Callable[..., nn.Module]:
 
     Args:
         shape: of an image, (C, H, W).
-        num_classes: class scores.
+        num_classes: number of classes.
         width: multiplies the channels 16, 32, 64.
     """
     return network

@@ -1,7 +1,7 @@
 """VGG for small images, and the variants that the local-learning literature uses.
 
-A plan lists output channels; a pooling follows the layers marked so. All convolutions are 3x3 with
-BatchNorm; the layers of 4096 units of the original are left out.
+A plan lists the output channels of convolutions; "M" is a 2x2 max pooling. All convolutions are 3x3
+with BatchNorm; the original's layers of 4096 units are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VGG: dict[str, Plan] = {
     "vgg16": [64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"],
     "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
 }
-# The same layers with three poolings: the first and the last go, so 32x32 ends at 4x4.
+# The same layers without the first and the last pooling: three are left, so 32x32 ends at 4x4.
 VGG_C: dict[str, Plan] = {
     "vgg8c": [64, 128, "M", 256, "M", 512, "M", 512],
     "vgg11c": [64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512],
@@ -37,7 +37,7 @@ VGG_C: dict[str, Plan] = {
     "vgg19c": [64, 64, 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4],
 }
 # Nøkland & Eidnes 2019 (arXiv:1901.06656), with 1024 hidden units before the output. Deviations: no
-# bias before BatchNorm; their local losses read a layer before its pooling, ours after it.
+# bias before BatchNorm; the paper's local losses read a layer before its pooling, ours after it.
 VGG_B: dict[str, Plan] = {
     "vgg8b": [128, 256, "M", 256, 512, "M", 512, "M", 512, "M"],
     "vgg11b": [128, 128, 128, 256, "M", 256, 512, "M", 512, 512, "M", 512, "M"],
@@ -78,7 +78,7 @@ def _vgg(
 def _family(
     name: str, plan: Plan, hidden_units: int | None, about: str
 ) -> Callable[..., nn.Module]:
-    """One network as a function of its own; all take the same arguments."""
+    """A function that makes one of the networks; all these functions take the same arguments."""
 
     def network(
         shape: Shape = (3, 32, 32),
@@ -96,15 +96,15 @@ def _family(
 
     Args:
         shape: of an image, (C, H, W); at least {least}x{least}.
-        num_classes: class scores.
+        num_classes: number of classes.
         width: multiplies the channels.
         hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-        skip: leave out this many of the first convolutions, but not their pooling: what the last
-            layers can do without those before them.
+        skip: leave out this many of the first convolutions but keep their pooling; this shows how
+            well the last layers do alone.
 
     Raises:
-        InputError: images smaller than that; no convolution left.
+        InputError: the images are smaller than that; no convolution is left.
     """
     return network
 

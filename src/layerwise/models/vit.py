@@ -10,7 +10,7 @@ from layerwise.models.layers import Shape, chain
 
 
 class Patches(nn.Module):
-    """(B, C, H, W) -> (B, T, D): one token per patch, with a learned position."""
+    """Embeds patches, one token each, with learned positions: (B, C, H, W) -> (B, T, D)."""
 
     def __init__(self, shape: Shape, patch: int, width: int):
         super().__init__()
@@ -24,7 +24,7 @@ class Patches(nn.Module):
 
 
 class TokenMean(nn.Module):
-    """(B, T, D) -> (B, D)."""
+    """Averages tokens: (B, T, D) -> (B, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(1)
@@ -39,16 +39,19 @@ def vit(
     heads: int = 4,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Pre-norm transformer encoder over patches; the mean token is classified.
+    """Pre-norm transformer encoder over patches; the mean of the tokens is classified.
 
     Args:
         shape: of an image, (C, H, W); both sides multiples of `patch`.
-        num_classes: class scores.
+        num_classes: number of classes.
         patch: side of a patch, pixels.
-        layers: how many encoder layers.
-        width: features of a token; an MLP in a layer has four times as many units.
-        heads: attention heads.
-        dropout: probability of dropping.
+        layers: number of encoder layers.
+        width: features of a token; the MLP of a layer has four times this number of units.
+        heads: number of attention heads.
+        dropout: dropout probability.
+
+    Raises:
+        InputError: a size is below 1; `heads` does not divide `width`, or `patch` a side.
     """
     _, height, wide = shape
     if min(patch, width, heads) < 1 or width % heads:

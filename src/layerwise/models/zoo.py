@@ -1,4 +1,4 @@
-"""Networks of other libraries, by their names there, without pretrained weights."""
+"""Networks of other libraries by their names there, without pretrained weights."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def torchvision(
 
     Args:
         shape: of an image, (C, H, W); C = 3.
-        num_classes: class scores.
-        arch: as in `torchvision.models`.
+        num_classes: number of classes.
+        arch: a name in `torchvision.models`.
+
+    Raises:
+        InputError: there is no such network; the images do not have 3 channels.
     """
     import torchvision as tv
 
@@ -28,7 +31,7 @@ def torchvision(
     if shape[0] != 3:
         raise InputError(
             f"torchvision(shape={tuple(shape)}): its networks take 3 channels; repeat the image's "
-            "channel, or use timm, whose networks take any number"
+            "channel, or use timm, whose networks take any number of channels"
         )
     options: dict[str, Any] = {"image_size": shape[1]} if arch.startswith("vit_") else {}
     options |= {"input_size": shape[1:]} if arch.startswith("maxvit") else {}
@@ -44,8 +47,11 @@ def timm(
 
     Args:
         shape: of an image, (C, H, W).
-        num_classes: class scores.
-        arch: as in `timm.list_models()`.
+        num_classes: number of classes.
+        arch: a name in `timm.list_models()`.
+
+    Raises:
+        InputError: timm is not installed; there is no such network.
     """
     try:
         import timm as library
@@ -61,5 +67,5 @@ def timm(
         return library.create_model(
             arch, pretrained=False, num_classes=num_classes, img_size=shape[1:], **options
         )
-    except TypeError:  # networks without a fixed input size do not know img_size
+    except TypeError:  # networks without a fixed input size do not take img_size
         return library.create_model(arch, pretrained=False, num_classes=num_classes, **options)

@@ -1,1 +1,1 @@
-"""What was measured, as tables and pictures."""
+"""Tables and pictures of measurements."""

@@ -1,4 +1,4 @@
-"""Runs side by side: a table, and curves."""
+"""Tables and curves that compare runs."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from rich.table import Table
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
 from layerwise.report.curves import draw_blocks, draw_runs
-from layerwise.runs.run import Run, claim_numbered, write_atomically
-from layerwise.runs.tally import selected_by
+from layerwise.runs.files import claim_numbered, write_atomically
+from layerwise.runs.metrics import selected_by
+from layerwise.runs.run import Run
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One run in a line.
+    """The summary of one run.
 
     Attributes:
-        run: the folder's name.
-        data: with its augmentation.
-        model: with its options.
-        rule: with its options.
-        blocks: how many.
-        epochs: finished.
-        precision: of what autocast computes: 32, bf16 or 16.
-        runtime: where its blocks were: serial, or in how many stages and replicas.
+        run: name of the folder.
+        data: the data set and its augmentation.
+        model: the network and its options.
+        rule: the rule and its options.
+        blocks: number of blocks.
+        epochs: number of finished epochs.
+        precision: in which autocast computes: 32, bf16 or 16.
+        runtime: serial, or the numbers of stages and replicas.
         seed: of the run.
-        selected_epoch: the best on validation, of a text by perplexity; never on test. None without
-            a validation split.
+        selected_epoch: the best epoch on validation (of a text, by perplexity), never on test. None
+            without a validation split.
         test_selected: test accuracy at that epoch, a share.
         test_last: test accuracy after the last epoch, a share.
         train_last: training accuracy of the last epoch (augmented images, train mode), a share.
         parameters: of the network.
         head_parameters: of the heads.
-        step_flops: of a training step, relative to backpropagation's; None where not measured.
-        step_head_flops: the heads' part of these, a share.
-        images_per_s: the median epoch's.
+        step_flops: FLOPs of a training step divided by backpropagation's; None if not measured.
+        step_head_flops: the heads' share of the step's FLOPs.
+        images_per_s: of the median epoch.
         perplexity_selected: of a text, test perplexity at the selected epoch.
         perplexity_last: of a text, test perplexity after the last epoch.
     """
@@ -72,11 +73,11 @@ class Summary:
         """Summarise a run.
 
         Raises:
-            InputError: no epoch is finished yet; its files cannot be read.
+            InputError: no epoch is finished yet; the run's files cannot be read.
         """
         rows, config = run.metrics(), run.config
         if not rows:
-            raise InputError(f"run {run.path}: no epoch is finished yet; let it train first")
+            raise InputError(f"run {run.path}: no epoch is finished yet; train it first")
         try:
             costs = Costs.from_json((run.path / "cost.json").read_text())
         except (OSError, ValueError, TypeError) as error:
@@ -91,7 +92,14 @@ class Summary:
         rows: Sequence[Mapping[str, float | None]],
         costs: Costs,
     ) -> Summary:
-        """Summarise what a run measured; at least one row."""
+        """Summarise the measurements of a run.
+
+        Args:
+            name: of the run.
+            config: its options.
+            rows: its metrics, one row per epoch, at least one.
+            costs: of its blocks.
+        """
         scores = [(score, r) for r in rows if (score := selected_by(r)) is not None]
         best = max(scores, key=lambda pair: pair[0])[1] if scores else None
         speeds = sorted(r["images_per_s"] or 0.0 for r in rows)
@@ -119,7 +127,7 @@ class Summary:
         )
 
     def cells(self) -> dict[str, str]:
-        """Column -> text."""
+        """The summary as text, by column."""
         selected = _percent(self.test_selected)
         if self.selected_epoch is not None:
             selected += f" (epoch {self.selected_epoch})"
@@ -140,10 +148,10 @@ class Summary:
             "test perplexity, last": _number(self.perplexity_last),
             "parameters": f"{self.parameters:,}",
             "heads' parameters": f"{self.head_parameters:,}",
-            "step's FLOPs / backprop's": "-"
+            "FLOPs of a step / backprop's": "-"
             if self.step_flops is None
             else f"{self.step_flops:.2f}",
-            "of these the heads', %": _percent(self.step_head_flops),
+            "heads' share of these FLOPs, %": _percent(self.step_head_flops),
             "images/s": f"{self.images_per_s:,.0f}",
         }
 
@@ -191,7 +199,7 @@ def write_comparison(runs: Sequence[Run], root: Path) -> tuple[Path, list[Summar
 
 
 def table(summaries: Sequence[Summary]) -> Table:
-    """For a terminal: a column per run."""
+    """A table for the terminal with one column per run."""
     rows = _of_its_kind([summary.cells() for summary in summaries])
     made = Table()
     made.add_column("run", no_wrap=True)
@@ -203,12 +211,12 @@ def table(summaries: Sequence[Summary]) -> Table:
 
 
 def markdown(summaries: Sequence[Summary]) -> str:
-    """For a document: a row per run; what all have in common is said once, above."""
+    """A table for a document with one row per run; values that all runs share stand above it."""
     return _rows([summary.cells() for summary in summaries])
 
 
 def _of_its_kind(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Without perplexities where no run has one."""
+    """The same rows without the columns of perplexities, if no run has one."""
     shown = [c for c in rows[0] if "perplexity" not in c or any(cells[c] != "-" for cells in rows)]
     return [{column: cells[column] for column in shown} for cells in rows]
 
@@ -224,8 +232,11 @@ def _rows(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def over_seeds(summaries: Sequence[Summary]) -> str:
-    """For a document: a row per experiment, mean and standard deviation over its seeds. Runs of one
-    are called alike but for the seed: what differs need not be in a column, as a learning rate."""
+    """A table for a document with one row per experiment: mean and standard deviation over seeds.
+
+    The runs of one experiment have the same name up to "-SEED". The columns alone do not identify
+    an experiment: a learning rate, for example, is not among them.
+    """
     experiments: dict[tuple[str, ...], list[Summary]] = {}
     differ = ("run", "seed", "images/s")
     for summary in summaries:
@@ -258,7 +269,7 @@ def _spread(shares: Sequence[float | None]) -> str:
 
 
 def _mean(numbers: Sequence[float | None], places: int = 3) -> str:
-    """Mean and standard deviation."""
+    """Mean and standard deviation as text."""
     known = [number for number in numbers if number is not None]
     if len(known) < 2:
         return _number(numbers[0], places)

@@ -1,4 +1,4 @@
-"""Loss and accuracy over epochs, as PNG and SVG."""
+"""Curves of loss and accuracy over epochs, as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 Rows = Sequence[Mapping[str, float | None]]
 Write = Callable[[str, bytes], None]
 
-# Okabe & Ito's colours, told apart by every eye.
+# Okabe & Ito's colours, which people with colour blindness can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
 PANELS = (
     ("train_loss", "train loss, nats"),
@@ -25,16 +25,16 @@ PANELS = (
     ("train_accuracy", "train accuracy, %"),
     ("test_accuracy", "test accuracy, %"),
 )
-# A block may be trained on anything; what its predictions are worth is measured in nats.
+# The objective of a block may have any unit; the test loss of its predictions is in nats.
 BLOCK_PANELS = (("train_loss", "train loss of the block's own objective"), *PANELS[1:])
 
 
 def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
-    """One colour per run: train and test loss and accuracy.
+    """Draw train and test loss and accuracy of several runs, one colour per run.
 
     Args:
         runs: each run's label and rows of metrics.
-        write: takes a file's name and content.
+        write: writes a file, from its name and content.
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     for axes, (column, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
@@ -48,8 +48,14 @@ def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
 
 
 def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
-    """A column per run and a colour per block: the same quantities, block by block; the training
-    loss is that of whatever the block is asked to do."""
+    """Draw the same quantities for every block, with one column per run and one colour per block.
+
+    The training loss is that of the block's own objective.
+
+    Args:
+        runs: each run's label and rows of metrics.
+        write: writes a file, from its name and content.
+    """
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
         return
@@ -72,7 +78,7 @@ def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
 
 
 def draw_run(run: Run) -> None:
-    """The curves of one run, into its own folder."""
+    """Draw the curves of one run into its own folder."""
     runs = {run.path.name: run.metrics()}
     draw_runs(runs, lambda name, content: run.write(f"curves/{name}", content))
     draw_blocks(runs, lambda name, content: run.write(f"curves/{name}", content))
@@ -81,7 +87,7 @@ def draw_run(run: Run) -> None:
 def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style: str) -> None:
     factor = 100 if "accuracy" in column else 1
     points = [(r["epoch"], factor * r[column]) for r in rows if r.get(column) is not None]  # type: ignore[operator]
-    if not points:  # a block without an objective of its own, a run without that split
+    if not points:  # the block has no objective of its own, or the run has no such split
         return
     marker = "o" if len(points) == 1 else None
     epochs, values = zip(*points, strict=True)
@@ -96,7 +102,7 @@ def _finish(axes: Axes, title: str) -> None:
 
 
 def _from_zero(axes: Axes) -> None:
-    """Losses start at nought; to be called when every line is there."""
+    """Start the axis of a loss at zero; call it after all lines are drawn."""
     axes.set_ylim(bottom=0, auto=True)
 
 

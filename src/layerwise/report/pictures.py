@@ -1,4 +1,4 @@
-"""What blocks give back of the images, and what the first layer looks for, as PNG."""
+"""Pictures of a network in training: reconstructions and first-layer filters, as PNG."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from layerwise.rules.base import Rule
 Write = Callable[[str, bytes], None]
 LogImage = Callable[[str, np.ndarray, int], None]  # name, (H, W, 3) uint8, epoch
 
-IMAGE, FILTER = 80, 40  # pixels of a side, at least
-GAP, TITLE = 4, 22  # pixels between images, and above them
+IMAGE, FILTER = 80, 40  # the least side of a picture of an image and of a filter, pixels
+GAP, TITLE = 4, 22  # the space between images and above them, pixels
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a network in training, always of the same images.
+    """Draws pictures of a network in training, always for the same images.
 
-    Called with an epoch and a rule in eval mode it writes, for the first, the middle and the last
-    block that makes images, `pictures/epoch-003-block-0.png`, and of the network's first
-    convolution `pictures/epoch-003-filters.png`.
+    Call it with an epoch and a rule in eval mode. It writes `pictures/epoch-003-block-0.png` for
+    the first, the middle and the last block that makes images, and
+    `pictures/epoch-003-filters.png` for the network's first convolution.
 
     Args:
         x: images as the network takes them, (B, C, H, W).
         y: their labels, (B,).
-        denormalize: brings images as the network takes them back to the scale 0..1.
-        write: takes a file's name and content.
-        log: each takes a picture's name, the picture, (H, W, 3) uint8, and the epoch.
+        denormalize: converts images as the network takes them to the scale 0..1.
+        write: writes a file, from its name and content.
+        log: each logs a picture, from its name, the picture, (H, W, 3) uint8, and the epoch.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ class Pictures:
                 log(f"pictures/{name}", picture, epoch)
 
     def _shown(self, images: Tensor) -> Tensor:
-        """On the scale 0..1; what lies outside is cut off."""
+        """The images on the scale 0..1; values outside are clipped."""
         return self.denormalize(images.float()).clamp(0, 1)
 
 
@@ -91,11 +91,11 @@ def reconstructions(rule: Rule, x: Tensor, y: Tensor) -> dict[int, tuple[Tensor,
 def draw_reconstructions(
     pictures: Mapping[int, tuple[Tensor, Tensor]], names: Sequence[str], epoch: int
 ) -> dict[str, np.ndarray]:
-    """What blocks should have given, above, and what they gave, below.
+    """Draw the targets of blocks above their predictions.
 
     Args:
-        pictures: block number -> target and prediction, (B, C, H, W) on the scale 0..1; three
-            channels are red, green and blue, any other number is shown as its mean.
+        pictures: block number -> target and prediction, (B, C, H, W) on the scale 0..1. Three
+            channels are red, green and blue; of any other number the mean is shown.
         names: of all blocks.
         epoch: for the title.
 
@@ -115,14 +115,14 @@ def draw_reconstructions(
 
 
 def draw_filters(network: nn.Module, epoch: int) -> dict[str, np.ndarray]:
-    """The filters of the first layer, each on its own scale from its least weight to its greatest.
+    """Draw the filters of the first layer, each scaled from its smallest to its largest weight.
 
     Args:
-        network: whose first layer with weights is looked for.
+        network: the network; its first layer with weights is drawn.
         epoch: for the title.
 
     Returns:
-        `filters` -> (H', W', 3) uint8; nothing where that layer is no convolution, or its kernel
+        `filters` -> (H', W', 3) uint8; empty if that layer is not a convolution, or has a kernel of
         one pixel.
     """
     layers = (m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor))
@@ -139,19 +139,19 @@ def draw_filters(network: nn.Module, epoch: int) -> dict[str, np.ndarray]:
 
 
 def _enlarged(side: int, least: int) -> int:
-    """The first whole multiple of `side` that is not below `least`."""
+    """The smallest multiple of `side` that is at least `least`."""
     return side * math.ceil(least / side)
 
 
 def _colours(images: Tensor, side: tuple[int, int]) -> Tensor:
-    """Three channels of a size that can be seen, (B, 3, *side); a pixel becomes a square."""
+    """The images with three channels, enlarged to (B, 3, *side); a pixel becomes a square."""
     if images.shape[1] != 3:
         images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
     return F.interpolate(images.cpu(), side, mode="nearest")
 
 
 def _titled(images: Tensor, columns: int, title: str) -> np.ndarray:
-    """Images (B, 3, H, W) on the scale 0..1 in rows, below a title."""
+    """Arrange images (B, 3, H, W) on the scale 0..1 in rows, below a title."""
     grid = make_grid(images, nrow=columns, padding=GAP, pad_value=1.0)
     font = ImageFont.load_default(size=13)
     lacking = max(0, math.ceil(font.getbbox(title)[2]) + 2 * GAP - grid.shape[-1])

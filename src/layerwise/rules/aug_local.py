@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
-from layerwise.blocks.layers import Layers, fresh, has_weight, layers, shapes_of_layers
+from layerwise.blocks.copies import fresh
+from layerwise.blocks.parts import Layers, has_weight, layers, shapes_of_layers
 from layerwise.errors import InputError
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
 from layerwise.objectives import Classify
@@ -23,7 +24,7 @@ class AugLocal(LocalRule):
     """Decoupled greedy learning whose heads are made of layers that follow in the network.
 
     Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier (a
-    layer: `layerwise.blocks.layers`); block k, of blocks 0 to K-1, ends with layer l. Its head is
+    layer: `layerwise.blocks.parts`); block k, of blocks 0 to K-1, ends with layer l. Its head is
 
         layers round(l + i (L-1-l) / d_k) for i = 1 ... d_k, with fresh weights; pooling; linear
         d_k = max(1, round((1-r) depth + r)),    r = decay k / (K-2)

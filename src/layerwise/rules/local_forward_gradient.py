@@ -155,7 +155,7 @@ class LocalForwardGradient(LocalRule):
                 h, loss, scores = functional_call(local, moving, (before, batch))
                 derivatives.append(batch.scale(tangent(loss).clone()))  # dL/dtheta . v_n
                 scores = None if scores is None else primal(scores)
-                found = found or [Done(primal(h), primal(loss), scores)]
+                found = found or [Done(primal(h).detach(), primal(loss), scores)]
         directions.accumulate(0, derivatives)
         return found[0]
 

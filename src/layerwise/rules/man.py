@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
+from layerwise.blocks.copies import copied, fresh
 from layerwise.blocks.inplace import kept
-from layerwise.blocks.layers import Layers, copied, fresh, layers
+from layerwise.blocks.parts import Layers, layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -24,7 +25,7 @@ class MAN(LocalRule):
     averaged over the steps, and through a copy of it that learns.
 
     Su et al. 2024 (arXiv:2407.05623); with `scaled` MAN++ (Su et al. 2025, arXiv:2507.16279).
-    With theta the weights of the next block's first layer (`layerwise.blocks.layers`):
+    With theta the weights of the next block's first layer (`layerwise.blocks.parts`):
 
         y      = average(h_k) + bias(h_k);       scaled: (2 - s) average(h_k) + s bias(h_k)
         grad_k = d CE(head(y), labels) / d (f_k, head, bias [, s])

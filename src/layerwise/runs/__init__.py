@@ -1,1 +1,1 @@
-"""What a training leaves behind: its folder, its measurements, its machine."""
+"""Run folders and their files, metrics, loggers, and the provenance of results."""

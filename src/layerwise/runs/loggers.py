@@ -1,4 +1,4 @@
-"""Receivers of metrics beside the run's own CSV: TensorBoard, Weights & Biases, MLflow."""
+"""Loggers that receive a run's metrics and pictures: TensorBoard, Weights & Biases, MLflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """`train_loss_block0` -> `train/loss_block0`; columns without a value are left out."""
+    """Rename `train_loss_block0` to `train/loss_block0`; columns without a value are left out."""
     named = {}
     for key, value in row.items():
         if value is not None:
@@ -27,7 +27,7 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 class TensorBoard:
-    """Event files in the run folder (needs `pip install layerwise[tensorboard]`)."""
+    """Writes event files into the run folder (needs `pip install layerwise[tensorboard]`)."""
 
     def __init__(self, run: Run, config: Mapping[str, Any]):
         from torch.utils.tensorboard import SummaryWriter
@@ -41,7 +41,7 @@ class TensorBoard:
         self.writer.flush()
 
     def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
-        """An image (H, W, 3) uint8."""
+        """Log an image, (H, W, 3) uint8."""
         self.writer.add_image(name, image, global_step=epoch, dataformats="HWC")
         self.writer.flush()
 
@@ -50,15 +50,15 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Weights & Biases (needs `pip install layerwise[wandb]`).
+    """Logs to Weights & Biases (needs `pip install layerwise[wandb]`).
 
-    Its own variables hold: WANDB_MODE=offline writes to the run folder only.
+    Its environment variables apply: WANDB_MODE=offline writes only to the run folder.
     """
 
     def __init__(self, run: Run, config: Mapping[str, Any]):
         import wandb
 
-        # A run that is resumed continues under the same identity.
+        # A resumed run continues under the same identity.
         identity = run.path / "wandb-id.txt"
         known = identity.read_text().strip() if identity.exists() else None
         self.run = wandb.init(
@@ -75,7 +75,7 @@ class WeightsAndBiases:
         self.run.log(_numbers(row), step=int(row["epoch"] or 0))
 
     def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
-        """An image (H, W, 3) uint8."""
+        """Log an image, (H, W, 3) uint8."""
         from wandb import Image
 
         self.run.log({name: Image(image)}, step=epoch)
@@ -85,9 +85,9 @@ class WeightsAndBiases:
 
 
 class MLflow:
-    """MLflow (needs `pip install layerwise[mlflow]`).
+    """Logs to MLflow (needs `pip install layerwise[mlflow]`).
 
-    MLFLOW_TRACKING_URI says where; by default a database in the run folder.
+    MLFLOW_TRACKING_URI says where to; by default into a database in the run folder.
     """
 
     def __init__(self, run: Run, config: Mapping[str, Any]):
@@ -98,7 +98,7 @@ class MLflow:
         if "MLFLOW_TRACKING_URI" not in os.environ:
             path = run.path.resolve()
             mlflow.set_tracking_uri(f"sqlite:///{path / 'mlflow.db'}")
-            if mlflow.get_experiment_by_name("layerwise") is None:  # by default in ./mlruns
+            if mlflow.get_experiment_by_name("layerwise") is None:  # its default is ./mlruns
                 mlflow.create_experiment("layerwise", (path / "mlflow").as_uri())
         mlflow.set_experiment("layerwise")
         identity = run.path / "mlflow-id.txt"
@@ -113,7 +113,7 @@ class MLflow:
         self._mlflow.log_metrics(_numbers(row), step=int(row["epoch"] or 0))
 
     def log_image(self, name: str, image: np.ndarray, epoch: int) -> None:
-        """An image (H, W, 3) uint8."""
+        """Log an image, (H, W, 3) uint8."""
         self._mlflow.log_image(image, key=name, step=epoch, synchronous=True)
 
     def close(self) -> None:
@@ -129,10 +129,10 @@ LOGGERS: dict[str, Callable[[Run, Mapping[str, Any]], Any]] = {
 
 
 def check_loggers(names: Sequence[str]) -> None:
-    """Find out before anything is made.
+    """Check the names of loggers before anything is created.
 
     Raises:
-        InputError: no such logger; its library is not installed.
+        InputError: there is no such logger; its library is not installed.
     """
     for name in names:
         if name not in LOGGERS:
@@ -145,7 +145,12 @@ def check_loggers(names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def loggers(names: Sequence[str], run: Run, config: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """Loggers by name, closed however training ends.
+    """Start loggers by their names, and close them however the training ends.
+
+    Args:
+        names: such as "tensorboard".
+        run: the run whose folder they may use.
+        config: the options of the run.
 
     Raises:
         InputError: as `check_loggers`; a logger cannot start (no login, no connection).
@@ -158,7 +163,7 @@ def loggers(names: Sequence[str], run: Run, config: Mapping[str, Any]) -> Iterat
                 made.append(LOGGERS[name](run, config))
             except InputError:
                 raise
-            except Exception as error:  # whatever these libraries raise
+            except Exception as error:  # these libraries raise many kinds of errors
                 reason = " ".join(str(error).split())
                 raise InputError(f"--loggers {name}: cannot start: {reason}") from error
             stack.callback(made[-1].close)

@@ -1,17 +1,24 @@
-"""A run folder: config, log, metrics, checkpoints, curves. Nothing in it is ever overwritten by
-another run, and a file is either the old one or the new one, whole.
+"""A run folder: everything that one training leaves behind.
 
-    config.yaml         everything that was asked for, defaults included
-    environment.json    command, versions, machine
-    log.txt             what was said, with times
+No run ever overwrites another's files, and every file is either the old one or the new one, whole.
+Always there:
+
+    config.yaml         every option, defaults included
+    environment.json    the command, versions and the machine
+    cost.json           parameters and FLOPs of every block and its heads; FLOPs of a training step
+    log.txt             messages with their times
     metrics.csv         one row per epoch
-    alignment.jsonl     angles to backpropagation's gradient, and of feedback matrices to weights,
-                        where they were asked for
-    outcomes/           which training images were right after each epoch, the same
-    checkpoints/        last.safetensors, best.safetensors (selected on validation)
-    curves/             loss and accuracy
-    pictures/           reconstructions and first-layer filters
+    checkpoints/        last.safetensors; best.safetensors, selected on validation
+    curves/             loss and accuracy over epochs
     model.safetensors   the trained network under its own parameter names
+
+Where they were asked for:
+
+    alignment.jsonl     angles of the gradient to backpropagation's, and of feedback to weights
+    outcomes/           each training image's loss and whether it was right, after every epoch
+    pictures/           reconstructions and first-layer filters
+
+Loggers (`runs.loggers`) and the commands `evaluate` and `analyze` add files of their own.
 """
 
 from __future__ import annotations
@@ -22,22 +29,24 @@ import datetime
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 import yaml
-from torch import Tensor
 
 from layerwise.errors import InputError, reason
+from layerwise.runs.checkpoint_file import pack, read_checkpoint
+from layerwise.runs.files import (
+    append,
+    claim,
+    claim_numbered,
+    disk_errors,
+    remove_unfinished,
+    write_atomically,
+)
 
-FORMAT = "layerwise-checkpoint-1"
 ALIGNMENT, OUTCOMES = "alignment.jsonl", "outcomes"
-TEMPORARY = ".part"  # what the name of a file that is being written ends in
 
 
 class Run:
@@ -45,7 +54,8 @@ class Run:
 
     Args:
         path: the folder.
-        writes: whether anything is written; not by a process that only trains along.
+        writes: whether anything is written; False in all but one of the processes that train
+            together.
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -56,23 +66,23 @@ class Run:
         """A new folder under `root`.
 
         Args:
-            root: where runs live; made if need be.
+            root: the folder of all runs; made if it does not exist.
             name: of the folder; by default `stem` and the next free number.
-            stem: what an unnamed run is called after.
+            stem: the start of an unnamed run's name.
             config: written to config.yaml.
 
         Raises:
-            InputError: a folder of that name is there; the disk does not take it.
+            InputError: a folder of that name exists; the disk cannot be written.
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"--runs {root}: cannot make a run there: {error.strerror}") from error
         try:
-            run = cls(_claim(root, name) if name else claim_numbered(root, stem))
+            run = cls(claim(root, name) if name else claim_numbered(root, stem))
         except FileExistsError as error:
             raise InputError(
-                f"--name {name}: {root / str(name)} is there already and is never overwritten; "
+                f"--name {name}: {root / str(name)} exists already and is never overwritten; "
                 f"give another name, or continue it: layerwise train --resume {root / str(name)}"
             ) from error
         except OSError as error:
@@ -90,7 +100,7 @@ class Run:
         """The run in this folder.
 
         Raises:
-            InputError: no folder, or not a run's.
+            InputError: there is no such folder, or it does not hold a run.
         """
         path = Path(path)
         if not (path / "config.yaml").is_file():
@@ -104,10 +114,10 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.yaml holds.
+        """The options in config.yaml.
 
         Raises:
-            InputError: it cannot be read, or is no mapping.
+            InputError: the file cannot be read, or holds no mapping.
         """
         try:
             config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
@@ -119,19 +129,24 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run, so that no two trainings of it go on at once; the system lets go of it
-        however the process ends."""
+        """Lock the run, so that only one process trains it at a time.
+
+        The operating system releases the lock when the process ends, however it ends.
+
+        Raises:
+            InputError: another process holds the lock.
+        """
         if not self.writes:
             yield
             return
         try:
             import fcntl
-        except ImportError:  # not a POSIX system: go without
+        except ImportError:  # not a POSIX system: there is no lock
             yield
             return
         path = self.path / "config.yaml"  # never written again, so a lock on it holds
         with contextlib.ExitStack() as stack:
-            with _disk(path):
+            with disk_errors(path):
                 lock = stack.enter_context(open(path, "r+b"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -139,20 +154,13 @@ class Run:
                 raise InputError(
                     f"run {self.path}: another process is training it; wait for it, or stop it"
                 ) from error
-            self._sweep()
+            others = (self.path / "curves", self.path / "pictures", self.path / OUTCOMES)
+            remove_unfinished([self.path, self.checkpoints, *others])
             yield
-
-    def _sweep(self) -> None:
-        """Remove what a process that was killed was writing."""
-        others = (self.path / "curves", self.path / "pictures", self.path / OUTCOMES)
-        for folder in (self.path, self.checkpoints, *others):
-            for temporary in folder.glob(f".*{TEMPORARY}"):
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
 
     @contextlib.contextmanager
     def readable(self) -> Iterator[None]:
-        """Say in one line where config.yaml lacks something, as one that was edited may."""
+        """Turn errors about options that an edited config.yaml lacks into one line."""
         try:
             yield
         except (KeyError, TypeError, AttributeError) as error:
@@ -166,15 +174,15 @@ class Run:
             return
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         path = self.path / "log.txt"
-        with _disk(path), open(path, "a", encoding="utf-8") as file:
+        with disk_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(f"{now}  {message}\n")
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file whole or not at all; a crash leaves the old one."""
+        """Write a file atomically: a crash leaves the old one."""
         if not self.writes:
             return
         path = self.path / name
-        with _disk(path):
+        with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
 
@@ -188,13 +196,8 @@ class Run:
         if not path.exists() or path.stat().st_size == 0:
             writer.writeheader()
         writer.writerow(row)
-        with _disk(path), open(path, "ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                _write_all(file, lines.getvalue().encode())
-            except OSError:
-                file.truncate(before)  # not half a row
-                raise
+        with disk_errors(path):
+            append(path, lines.getvalue().encode())
 
     def metrics(self) -> list[dict[str, float | None]]:
         """The rows of metrics.csv; empty cells are None."""
@@ -209,13 +212,18 @@ class Run:
             raise InputError(f"run {self.path}: metrics.csv cannot be read: {error}") from error
 
     def keep_metrics(self, epochs: int) -> None:
-        """Drop rows beyond the first `epochs`: a killed run may have more than it saved."""
+        """Drop rows after the first `epochs`.
+
+        A run that was killed may have written the row of an epoch without its checkpoint.
+        """
         if not self.writes:
             return
         path = self.path / "metrics.csv"
         if path.is_file():
             lines = path.read_bytes().splitlines(keepends=True)
-            kept = lines[: epochs + 1] if epochs else []  # without a row the header may be in part
+            kept = (
+                lines[: epochs + 1] if epochs else []
+            )  # without a row, even the header may be cut short
             if len(kept) < len(lines):
                 self.write("metrics.csv", b"".join(kept))
 
@@ -224,16 +232,15 @@ class Run:
         if not self.writes:
             return
         path = self.path / name
-        with _disk(path), open(path, "ab", buffering=0) as file:
-            before = file.tell()
-            try:
-                _write_all(file, (json.dumps(row) + "\n").encode())
-            except OSError:
-                file.truncate(before)  # not half a row
-                raise
+        with disk_errors(path):
+            append(path, (json.dumps(row) + "\n").encode())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The rows that `add_line` wrote under this name, none where it wrote none."""
+        """The rows that `add_line` wrote to this file; an empty list if there is no such file.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
         path = self.path / name
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
@@ -243,7 +250,7 @@ class Run:
             raise InputError(f"run {self.path}: {name} cannot be read: {reason(error)}") from error
 
     def keep_lines(self, name: str, step: int) -> None:
-        """Drop the rows of `step` and later ones, which will be written again."""
+        """Drop the rows of `step` and of later steps, which will be written again."""
         rows = self.lines(name)
         kept = [row for row in rows if row["step"] < step]
         if len(kept) < len(rows):
@@ -259,143 +266,21 @@ class Run:
         self.write(f"checkpoints/{name}.safetensors", pack(state))
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """What `save` wrote under this name, or None where nothing was saved."""
+        """The state that `save` wrote under this name, or None if there is none."""
         path = self.checkpoints / f"{name}.safetensors"
         return read_checkpoint(path) if path.exists() else None
 
     def checkpoint(self, name: str) -> dict[str, Any]:
-        """As `load`, of one that must be there.
+        """The state that `save` wrote under this name.
 
         Raises:
-            InputError: it is not.
+            InputError: there is none.
         """
         state = self.load(name)
         if state is None:
             there = sorted(p.stem for p in self.checkpoints.glob("*.safetensors"))
             raise InputError(
-                f"--checkpoint {name}: {self.path} has none; there is: "
+                f"--checkpoint {name}: {self.path} has no such checkpoint; there is: "
                 f"{', '.join(there) or 'no checkpoint yet'}"
             )
         return state
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `Run.save` wrote. Only tensors and JSON are read; nothing is executed.
-
-    Raises:
-        InputError: not readable, cut short, or not of this library.
-    """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise InputError(
-                    f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
-                    "give one that `layerwise train` wrote"
-                )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return _unpack(json.loads(about["state"]), tensors)
-    except InputError:
-        raise
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)}); use another one"
-        ) from error
-
-
-def pack(state: Mapping[str, Any]) -> bytes:
-    """Nested state as one safetensors file: tensors by path, the rest as JSON in its header."""
-    tensors: dict[str, Tensor] = {}
-    skeleton = _pack(state, "", tensors)
-    about = {"format": FORMAT, "state": json.dumps(skeleton)}
-    return safetensors.torch.save(tensors, metadata=about)
-
-
-def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        # Cloned: parts of the state may share memory, which the format refuses.
-        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        items = [[k, _pack(v, f"{path}/{k}", tensors)] for k, v in value.items()]
-        return {"mapping": items}
-    if isinstance(value, (list, tuple)):
-        return [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
-    return value
-
-
-def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_unpack(v, tensors) for v in value]
-    if isinstance(value, dict):
-        if "tensor" in value:
-            return tensors[value["tensor"]]
-        return {k: _unpack(v, tensors) for k, v in value["mapping"]}
-    return value
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file in one step: after a crash it is the old one or the new one."""
-    descriptor, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
-    try:
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            _write_all(file, content)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-def _write_all(file: io.FileIO, content: bytes) -> None:
-    """Write all of it, down to the disk."""
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())
-
-
-def write_new(path: Path, content: bytes, asked_by: str) -> None:
-    """Write a file that a user named, unless it is there.
-
-    Raises:
-        InputError: it is there; the disk does not take it.
-    """
-    if path.exists():
-        raise InputError(f"{asked_by} {path}: it is there already and is never overwritten")
-    with _disk(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}; what was written before is kept: "
-            "make room or allow writing there, then go on (a run: layerwise train --resume RUN)"
-        ) from error
-
-
-def _claim(root: Path, name: str) -> Path:
-    (root / name).mkdir(parents=True)  # fails where it is there: the claim is atomic
-    return root / name
-
-
-def claim_numbered(root: Path, stem: str) -> Path:
-    """Make the first folder `stem`-1, `stem`-2, ... that is not there."""
-    number = 1
-    while True:
-        try:
-            return _claim(root, f"{stem}-{number}")
-        except FileExistsError:
-            number += 1

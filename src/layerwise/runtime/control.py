@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.link import device_of, losing
 
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each stage has its own share of
@@ -46,7 +46,7 @@ class Control:
                 together[key] = {k: v for state in states for k, v in state[key].items()}
         return together
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         """Make `tally` that of all blocks and all parts of the batches, everywhere."""
         flags = torch.tensor([tally.has_loss, tally.has_logits])
         sums = torch.stack([tally.loss_sums, tally.right]).double().cpu()

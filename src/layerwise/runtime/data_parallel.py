@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.rules.base import Report, Rule
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, new_group
 from layerwise.runtime.reducer import Reducer
@@ -78,7 +78,7 @@ class DataParallel:
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(state) if self.leader else None  # the replicas are alike
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         self._control.add_up(tally)
 
     def close(self) -> None:

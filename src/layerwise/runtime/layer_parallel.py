@@ -15,7 +15,7 @@ from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Done, LocalRule, Needs, OnBlock, Report, Rule, Scale
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
@@ -271,7 +271,7 @@ class LayerParallel:
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return self._control.gather(state)
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         self._control.add_up(tally)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from layerwise.objectives.batch import OnBlock, Scale, identity, nothing
 from layerwise.rules.base import Report, Rule
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Runtime(Protocol):
         """The states of all processes as one; None in every process but the leader."""
         ...
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         """Add to `tally` what the other processes have counted, in every process."""
         ...
 

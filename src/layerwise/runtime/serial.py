@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from layerwise.rules.base import Report, Rule
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime.runtime import StepOptions
 
 
@@ -54,7 +54,7 @@ class Serial:
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(state)
 
-    def add_up(self, tally: Tally) -> None:
+    def add_up(self, tally: Metrics) -> None:
         pass
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives.batch import identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
 from layerwise.rules.base import Report, Rule
+from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
-from layerwise.runs.tally import Tally, selected_by
 from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import block_keys
 from layerwise.trainer.finite import FiniteCheck
@@ -209,7 +209,7 @@ class Trainer:
     # ---------------------------------------------------------------- the end of an epoch
 
     @torch.no_grad()
-    def _evaluate(self, loader: Loader) -> Tally:
+    def _evaluate(self, loader: Loader) -> Metrics:
         rule = self.stepper.evaluated
         rule.eval()
         tally, criterion = self.state.new_tally(), _criterion(rule)
@@ -224,7 +224,7 @@ class Trainer:
         self.runtime.add_up(tally)
         return tally
 
-    def _finish_epoch(self, results: Mapping[str, Tally]) -> None:
+    def _finish_epoch(self, results: Mapping[str, Metrics]) -> None:
         """Write what an epoch gave. The order matters if the process is killed in between."""
         position = self.position
         self.runtime.add_up(self.state.tally)
@@ -251,7 +251,7 @@ class Trainer:
             for observer in self.observers:
                 observer.after_epoch(position.epoch, rule, row)
 
-    def _row(self, results: Mapping[str, Tally]) -> Row:
+    def _row(self, results: Mapping[str, Metrics]) -> Row:
         position = self.position
         images = position.batch * self.settings.batch_size
         tallies = {"train": self.state.tally, **results}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
-from layerwise.runs.tally import Tally, perplexity
+from layerwise.runs.metrics import Metrics, perplexity
 
 Row = dict[str, float | int | None]
 
 
-def measured(tallies: Mapping[str, Tally], tokens: bool) -> Row:
+def measured(tallies: Mapping[str, Metrics], tokens: bool) -> Row:
     """Losses and accuracies of the network's output, then of every block.
 
     Args:
@@ -31,7 +31,7 @@ def measured(tallies: Mapping[str, Tally], tokens: bool) -> Row:
     return row
 
 
-def last_trained(tally: Tally) -> tuple[float | None, float | None]:
+def last_trained(tally: Metrics) -> tuple[float | None, float | None]:
     """Loss and accuracy of the last block that had a loss."""
     found = zip(reversed(tally.losses()), reversed(tally.accuracies()), strict=True)
     return next((pair for pair in found if pair[0] is not None), (None, None))

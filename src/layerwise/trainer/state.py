@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerwise.rules.base import Rule
-from layerwise.runs.tally import Tally
+from layerwise.runs.metrics import Metrics
 from layerwise.runtime import Runtime
 from layerwise.trainer.checkpoint import (
     load_optimizer_state,
@@ -61,9 +61,9 @@ class State:
         self.position = Position()
         self.tally = self.new_tally()
 
-    def new_tally(self) -> Tally:
+    def new_tally(self) -> Metrics:
         """Sums that begin at zero."""
-        return Tally(len(self.rule.blocks), self.device)
+        return Metrics(len(self.rule.blocks), self.device)
 
     def gathered(self) -> dict[str, Any] | None:
         """The state of all blocks, fetched from the processes that hold them. None in a process

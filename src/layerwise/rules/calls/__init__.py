@@ -1,1 +1,9 @@
-"""Tools for rules that run a block again, or compute its layers otherwise."""
+"""Tools for rules that run a block again, or differentiate its layers in another way.
+
+again.py                            a block's further runs in a step, as if it ran once
+as_written.py, precision.py         contexts: without compiled code, without autocast
+attention.py, forward_mode.py       derivatives that PyTorch's kernels do not have
+layer_calls.py, products.py         calls of linear and convolutional layers, and other
+                                    gradients through them
+straight_through.py                 nonlinearities without their derivative
+"""

@@ -1,4 +1,4 @@
-"""Run a module again in a step as if it ran once."""
+"""Runs a module several times in a step, as if it ran once."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from layerwise.blocks.chain import Blocks
-from layerwise.blocks.inplace import starts_in_place
-from layerwise.blocks.stretches import Stretch
+from layerwise.blocks.inplace import kept
+from layerwise.blocks.stretch import Stretch
 from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.inputs import leading
 
@@ -18,7 +18,7 @@ Buffers = list[tuple[nn.Module, str, Tensor]]
 
 
 class Runs(Protocol):
-    """A batch's way through blocks: `Passes`, or a step's batch."""
+    """An object that runs a batch's blocks: `Passes`, or a step's `Batch`."""
 
     def run(self, k: int, h: Any) -> Tensor: ...
 
@@ -26,14 +26,14 @@ class Runs(Protocol):
 
 
 class Again:
-    """What a module's further runs in a step begin with: made before the first.
+    """The state in which a module's first run in a step begins, for its further runs.
 
-    Random numbers (dropout's masks) and buffers are those of the first run, and buffers (running
-    statistics) move in that alone.
+    Further runs use the random numbers (dropout's masks) and buffers of the first run. Buffers
+    (running statistics) are updated in the first run alone. Make this object before that run.
 
     Args:
-        module: about to run for the first time.
-        x: its input, whose device has the random numbers beside the CPU.
+        module: the module.
+        x: its input. Random numbers are drawn on the input's device and on the CPU.
     """
 
     def __init__(self, module: nn.Module, x: Tensor):
@@ -43,7 +43,8 @@ class Again:
 
     @contextlib.contextmanager
     def run(self) -> Iterator[None]:
-        """Within, the module runs again; random numbers go on after it as if it had not."""
+        """A context in which the module runs again. Afterwards random numbers continue as if it
+        had not."""
         now = random_state(self.x)
         set_random_state(self.random)
         try:
@@ -54,12 +55,12 @@ class Again:
 
 
 class Repeatable:
-    """A block that can run again, on what became of its input, as the function that it was.
+    """A block that can run again in a step, on another input, as the same function.
 
     Args:
-        passes: the batch's way through the blocks.
+        passes: runs the batch's blocks.
         blocks: the network.
-        k: number of the block.
+        k: the number of the block.
 
     Attributes:
         block: the block.
@@ -70,28 +71,27 @@ class Repeatable:
         self._again: Again | None = None
 
     def first(self, h: Any) -> Tensor:
-        """The block's output, (B, ...), where it follows what has run."""
+        """The block's output in its first run, (B, ...), after the blocks before it.
+
+        Args:
+            h: its input, (B, ...); for the first block the network's inputs.
+        """
         self._again = Again(self.block, leading(h))
-        return self._passes.run(self._k, self._own(h))
+        return self._passes.run(self._k, kept(self.block, h))
 
     def __call__(self, h: Any) -> Tensor:
-        """The block's output, (B, ...), as the function of its first run."""
+        """The block's output in a further run, (B, ...), as the function of its first run.
+
+        Args:
+            h: its input, (B, ...); for the first block the network's inputs.
+        """
         assert self._again is not None
         with self._again.run():
-            return self._passes.again(self._k, self._own(h))
-
-    def _own(self, h: Any) -> Any:
-        """The input, which the block may change in place, and which is no leaf."""
-        if not isinstance(h, Tensor):
-            return h
-        if starts_in_place(self.block):
-            return h.clone()
-        # Hooks on what a module is given want no leaf.
-        return h.view_as(h) if h.requires_grad and h.is_leaf else h
+            return self._passes.again(self._k, kept(self.block, h))
 
 
 def buffers_of(block: nn.Module) -> Buffers:
-    """A copy of each buffer."""
+    """The module and the name of each buffer of a block, and a copy of the buffer."""
     if isinstance(block, Stretch):
         places = [(m, key, m._buffers.get(key)) for m, key in block.places]
         return [(m, key, b.clone()) for m, key, b in places if b is not None]
@@ -104,7 +104,11 @@ def buffers_of(block: nn.Module) -> Buffers:
 
 @contextlib.contextmanager
 def buffers_as(before: Buffers) -> Iterator[None]:
-    """Let a block run again from the buffers it had, without moving those it has now."""
+    """A context in which a block has other buffers; its present ones are not changed.
+
+    Args:
+        before: as `buffers_of` returned.
+    """
     now = [(module, key, module.get_buffer(key)) for module, key, _ in before]
     for module, key, buffer in before:
         setattr(module, key, buffer)

@@ -1,4 +1,4 @@
-"""Blocks as their Python says, compiled or not."""
+"""Runs modules without their compiled code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from layerwise.blocks.intercept import is_compiled
 
 
 def as_written(module: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Within, what is compiled in `module` runs as it is written: compiled code has no second
-    derivatives, may give its buffers away in its first backward pass, and knows nothing of
-    functions that are replaced."""
+    """A context in which compiled parts of `module` run as they are written, uncompiled.
+
+    Compiled code has no second derivatives, may free its buffers in its first backward pass, and
+    does not call functions that have been replaced since.
+    """
     compiled = any(map(is_compiled, module.modules()))
     return torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext()

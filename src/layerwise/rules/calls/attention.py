@@ -1,4 +1,4 @@
-"""Attention with derivatives that its fused kernels do not have."""
+"""Attention with derivatives that PyTorch's fused kernels do not have."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class ValueOf(torch.autograd.Function):
-    """The value of the first, with the derivatives of the second."""
+    """The value of the first tensor, with the derivatives of the second; both of one shape."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, derivative: Tensor) -> Tensor:
@@ -30,18 +30,18 @@ def attention_by_formula(
     joined: Callable[[Tensor, Tensor], Tensor],
     asked: Callable[[Tensor], bool] = lambda x: True,
 ) -> Iterator[None]:
-    """Within, `F.scaled_dot_product_attention` is differentiated as the products it is written as.
+    """A context in which `F.scaled_dot_product_attention` is differentiated by its plain formula.
 
-    It is computed by the plain formula, for the derivatives, and once more by the fused kernel, so
-    that its value stays what it is elsewhere, bit for bit; with dropout, which is drawn once, by
-    the plain formula alone.
+    Attention is computed by the plain formula, for the derivatives, and once more by the fused
+    kernel, so that its value stays the same bit for bit. With dropout, which may be drawn only
+    once, it is computed by the plain formula alone.
 
     Args:
-        apart: of a query, key or value: the same without what is to be differentiated.
-        joined: of the kernel's result and the formula's: the value of the first, with the
-            derivatives of the second.
-        asked: whether a query, key or value is one to differentiate; where none is, there is the
-            kernel alone.
+        apart: takes a query, key or value; returns its value without derivatives.
+        joined: takes the kernel's result and the formula's; returns the value of the first with
+            the derivatives of the second.
+        asked: takes a query, key or value; says whether it is to be differentiated. If none is,
+            the kernel alone is used.
     """
     fused = F.scaled_dot_product_attention
 
@@ -63,8 +63,8 @@ def attention_by_formula(
             return formula
         return joined(fused(apart(query), apart(key), apart(value), *more, **options), formula)
 
-    # By its name, for that is how modules find it: a mode would not see the call inside
-    # `F.multi_head_attention_forward`.
+    # The function is replaced under its name, because modules find it by name: a mode would not
+    # see the call inside `F.multi_head_attention_forward`.
     F.scaled_dot_product_attention = attention  # type: ignore[assignment]
     try:
         yield
@@ -73,5 +73,5 @@ def attention_by_formula(
 
 
 def twice_differentiable() -> contextlib.AbstractContextManager[None]:
-    """Within, attention has second derivatives, which PyTorch's fused kernels have not."""
+    """A context in which attention has second derivatives, which the fused kernels do not have."""
     return attention_by_formula(Tensor.detach, ValueOf.apply)

@@ -16,27 +16,27 @@ from layerwise.rules.calls.attention import attention_by_formula
 
 
 def dual(x: Tensor, tangent: Tensor) -> Tensor:
-    """x, and the direction in which it moves; within `forward_mode`."""
+    """x with the tangent in whose direction it moves, of x's shape; use it in `forward_mode`."""
     return forward_ad.make_dual(x, tangent)
 
 
 def primal(x: Tensor) -> Tensor:
-    """What a tensor is, without the direction in which it moves."""
+    """The value of a tensor, without its tangent."""
     return forward_ad.unpack_dual(x).primal
 
 
 def tangent(x: Tensor) -> Tensor:
-    """The direction in which a tensor moves; 0 where nothing it depends on does."""
+    """The tangent of a tensor, of its shape; 0 if the tensor does not depend on a dual one."""
     found = forward_ad.unpack_dual(x).tangent
     return torch.zeros_like(x) if found is None else found
 
 
 @contextlib.contextmanager
 def forward_mode(asked_by: str) -> Iterator[None]:
-    """Within, tensors may be dual: whatever is computed of them carries its derivative along.
+    """A context for dual tensors: everything computed from them carries its derivative along.
 
     Values are those of an ordinary pass, bit for bit. The kernels of attention have no forward-mode
-    derivative: theirs is taken of the products that attention is written as.
+    derivative; theirs is taken from attention's plain formula.
 
     Args:
         asked_by: the rule, for errors.
@@ -60,8 +60,10 @@ def forward_mode(asked_by: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_in_training() -> Iterator[None]:
-    """Within, attention in eval mode runs as it does where gradients are on, whose bits are not
-    those of its kernel for inference."""
+    """A context in which attention in eval mode runs the same kernel as with gradients on.
+
+    Its kernel for inference gives other bits.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -71,12 +73,13 @@ def as_in_training() -> Iterator[None]:
 
 
 def _moves(x: Tensor) -> bool:
+    """Whether a tensor has a tangent."""
     return forward_ad.unpack_dual(x).tangent is not None
 
 
 @functools.cache
 def _load() -> None:
-    """PyTorch compiles some of its formulas the first time, and warns of how it does it."""
+    """Let PyTorch compile some of its formulas, which it does at the first use, with a warning."""
     with warnings.catch_warnings(), forward_ad.dual_level():
         warnings.simplefilter("ignore")
         dual(torch.zeros(()), torch.zeros(()))

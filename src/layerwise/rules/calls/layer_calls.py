@@ -1,5 +1,9 @@
-"""Calls of linear and convolutional layers: which there are in a network, and other ways back
-through them than their weights."""
+"""Calls of linear and convolutional layers: find them, or replace the gradient through them.
+
+Within `replaced`, the functions by which modules compute their layers (`F.linear`, `F.conv2d` and
+so on) call a function of ours with x and the weight. `layer_calls` uses it to list the layers of a
+network, `sending` to send other gradients back than through the weights.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.unchanged import unchanged
+from layerwise.blocks.unchanged import trainable, unchanged
 from layerwise.inputs import leading
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.products import Products
 
 Shape = tuple[int, ...]
-# Of the gradient of a layer's output, the layer's input and a matrix: the input's gradient, or with
-# True behind them that of the matrix.
+# (gradient of a layer's output, the layer's input, a matrix) -> the input's gradient, or the
+# matrix's gradient if a final True is passed.
 Back = Callable[..., Tensor]
 
 
@@ -32,8 +36,8 @@ class Call:
     """One call of a layer.
 
     Attributes:
-        x: its input, (N, features), or a convolution's, (B, channels, ...).
-        sends: whether that has a gradient, once all parameters are trained.
+        x: the layer's input, (N, features); for a convolution (B, channels, ...).
+        sends: whether the input has a gradient if all parameters are trained.
         maps: whether the layer is a convolution.
     """
 
@@ -45,20 +49,22 @@ class Call:
 def layer_calls(
     blocks: Blocks, asked_by: str, ends: Container[int] = (), change: bool = False
 ) -> dict[Tensor, list[Call]]:
-    """The calls of layers in a pass of two samples, under the parameters that are their weights, in
-    whole or in part. It leaves the network unchanged, and warns of parameters that are multiplied
-    otherwise than by a call of a layer.
+    """The calls of layers in a pass of two samples.
 
-    Both samples are zeros; BatchNorm does not mix them.
+    The network is left unchanged. A warning names parameters that are multiplied in another way
+    than by a call of a layer. Both samples are zeros; BatchNorm does not mix them.
 
     Args:
-        blocks: made with an example.
+        blocks: the network, made with an example.
         asked_by: the call, for errors.
-        ends: numbers of the blocks whose output goes on detached.
-        change: make the second sample another one; what is drawn at random stays the same.
+        ends: the numbers of the blocks whose output continues detached.
+        change: draw the second sample at random instead; all other random numbers stay the same.
+
+    Returns:
+        The calls, by the parameter that is their weight, as a whole or in part.
 
     Raises:
-        InputError: shapes between the blocks are not known.
+        InputError: the shapes between the blocks are not known.
     """
     blocks.known_shapes(asked_by, "its layers are not either")
     found: defaultdict[Tensor, list[Call]] = defaultdict(list)
@@ -73,8 +79,15 @@ def layer_calls(
             return op(x, weight)
 
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))
-    with _trained(blocks), unchanged(blocks), replaced(layer), as_written(blocks), products:
-        blocks.train()  # in eval mode attention may be one kernel
+    with (
+        trainable(blocks),
+        torch.enable_grad(),
+        unchanged(blocks),
+        replaced(layer),
+        as_written(blocks),
+        products,
+    ):
+        blocks.train()  # in eval mode a whole attention layer may be one kernel
         for module in blocks.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -89,8 +102,8 @@ def layer_calls(
                 h = h.detach() if k in ends else h
     if products.found:
         warnings.warn(
-            f"{asked_by}: {', '.join(products.found)} is multiplied otherwise than by a call of "
-            "F.linear, F.conv or torch.addmm under these names, and keeps its true gradient; "
+            f"{asked_by}: {', '.join(products.found)} is multiplied in another way than by a call "
+            "of F.linear, F.conv or torch.addmm under these names, and keeps its true gradient; "
             "write F.linear(x, weight), not x @ weight.T or a function imported by itself",
             stacklevel=2,
         )
@@ -98,28 +111,15 @@ def layer_calls(
 
 
 @contextlib.contextmanager
-def _trained(module: nn.Module) -> Iterator[None]:
-    """Within, every parameter of `module` requires grad, frozen or not."""
-    frozen = [p for p in module.parameters() if p.is_floating_point() and not p.requires_grad]
-    try:
-        for p in frozen:
-            p.requires_grad_()
-        with torch.enable_grad():
-            yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
-
-
-@contextlib.contextmanager
 def sending(
     weights: Container[Tensor], gradient: Callable[[Tensor, Shape], Tensor]
 ) -> Iterator[None]:
-    """Within, layers send their input what `gradient` gives, and nothing through their weight.
+    """A context in which layers send `gradient` back to their input, not their true gradient.
 
     Args:
-        weights: of these layers; others have their true gradient.
-        gradient: (weight, shape of the layer's input, as in `Call`) -> the input's gradient.
+        weights: the weights of these layers; other layers send their true gradient.
+        gradient: (weight, shape of the layer's input, as in `Call`) -> the input's gradient, of
+            that shape.
     """
 
     def layer(
@@ -136,7 +136,7 @@ def sending(
 
 
 class Sent(torch.autograd.Function):
-    """y as it is, and to x what is asked for on the way back."""
+    """y unchanged; its backward pass gives x the gradient `gradient()`, of x's shape."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, gradient: Callable[[], Tensor]) -> Tensor:
@@ -151,13 +151,16 @@ class Sent(torch.autograd.Function):
 
 
 class Through(torch.autograd.Function):
-    """y as it is, and on the way to x another matrix than y was made with."""
+    """y unchanged; its backward pass goes to x through another matrix than made y.
+
+    With `signs`, the matrix has their signs: sign(signs) * matrix.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, y: Tensor, x: Tensor, matrix: Tensor, signs: Tensor | None, back: Back
     ) -> Tensor:
-        ctx.mark_dirty(y)  # not a view of y: what follows may work in place
+        ctx.mark_dirty(y)  # not a view of y, because the next operation may work in place
         ctx.save_for_backward(x, matrix, signs)
         ctx.back = back
         return y
@@ -172,16 +175,16 @@ class Through(torch.autograd.Function):
         return dy, dx.to(x.dtype), None, None, None
 
 
-# (name, the operation but for x and the weight, its way back, x, the weight) -> y
+# (name, the operation as a function of x and the weight, its backward pass, x, the weight) -> y
 Layer = Callable[[str, Callable[..., Tensor], Back, Tensor, Tensor], Tensor]
 
 
 @contextlib.contextmanager
 def replaced(layer: Layer) -> Iterator[None]:
-    """Within, what is a layer calls `layer`.
+    """A context in which linear and convolutional layers call `layer`.
 
-    By their names, for that is how modules find them: a mode would not see the calls inside
-    `F.multi_head_attention_forward`.
+    The functions are replaced under their names, because modules find them by name: a mode would
+    not see the calls inside `F.multi_head_attention_forward`.
     """
     places = [(F, "linear", _linear), (torch, "addmm", _addmm)]
     places += [(F, f"conv{n}d", _convolution(n)) for n in (1, 2, 3)]
@@ -208,7 +211,7 @@ def _linear(function: Callable[..., Tensor], layer: Layer) -> Callable[..., Tens
         )
         if input.dim() == 2:
             return y
-        # No view, as in F.linear: what follows may work in place, and on a view that takes copies.
+        # Not a view, as in F.linear: the next operation may work in place, which copies a view.
         return torch.ops.aten._unsafe_view(y, [*input.shape[:-1], y.shape[-1]])
 
     return linear
@@ -246,7 +249,7 @@ def _convolution(n: int) -> Callable[..., Any]:
             if padding == "same":
                 total = [a * (k - 1) for a, k in zip(d, weight.shape[2:], strict=True)]
                 p = [t // 2 for t in total]
-                if any(t % 2 for t in total):  # one more behind
+                if any(t % 2 for t in total):  # one more at the end
                     x = F.pad(x, [e for t in reversed(total) for e in (0, t % 2)])
             else:
                 p = _each(0 if isinstance(padding, str) else padding, n)
@@ -302,13 +305,13 @@ def _transposed(n: int) -> Callable[..., Any]:
 
 
 def _back(of_matrix: bool, dy: Tensor, x: Tensor, matrix: Tensor, *how: Any) -> Tensor:
-    """The gradient of a convolution's input, or of its matrix."""
+    """The gradient of a convolution's input, or of its matrix if `of_matrix`."""
     wanted = [not of_matrix, of_matrix, False]
     found = torch.ops.aten.convolution_backward(dy, x, matrix, None, *how, wanted)
     return found[of_matrix]
 
 
 def _each(value: int | Sequence[int], n: int) -> list[int]:
-    """One number for each of n dimensions."""
+    """A convolution's option as one number for each of its n dimensions."""
     values = [value] if isinstance(value, int) else list(value)
     return values * n if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""Rules whose signal is a difference of nearly equal activities."""
+"""Full precision, for rules whose signal is a difference of nearly equal activities."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from layerwise.inputs import converted, leading
 
 @contextlib.contextmanager
 def full_precision(x: Any, network: nn.Module) -> Iterator[Any]:
-    """Without autocast, whose 8 bits leave noise of such a difference; gives `x`, a tensor or the
-    network's inputs, in the precision of the network's weights."""
+    """A context without autocast, whose 8 bits turn such a difference into noise.
+
+    Args:
+        x: a tensor, or the network's inputs.
+        network: the network.
+
+    Yields:
+        `x` in the precision of the network's weights.
+    """
     first = leading(x)
     weight = next(network.parameters(), first)
     with torch.autocast(first.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Which parameters are multiplied, seen from below."""
+"""Finds the parameters that enter a matrix product, below the level of PyTorch's functions."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ OPS = frozenset(
 
 
 class Products(TorchDispatchMode):
-    """Within, finds the matrices among parameters that enter a product, however it is written.
+    """A context that finds the matrices that enter a product, in whatever way it is written.
+
+    Args:
+        parameters: the parameters to look for, by name. Only those with several axes count.
 
     Attributes:
-        found: their names.
+        found: the names of the parameters found, as the keys of a dict.
     """
 
     def __init__(self, parameters: Mapping[str, Tensor]):
@@ -34,6 +37,7 @@ class Products(TorchDispatchMode):
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
+        """A context in which products do not count."""
         self.pauses = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Nonlinearities that a gradient passes as if they were not there."""
+"""Nonlinearities whose derivative counts as 1."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ POINTWISE = frozenset(
 
 
 class StraightThrough(TorchFunctionMode):
-    """Within, a pointwise nonlinearity called by PyTorch's name for it gives what it gives, and on
-    the way back its derivative counts as 1."""
+    """A context in which the derivative of every pointwise nonlinearity counts as 1.
+
+    Its value stays the same. The nonlinearity must be called by PyTorch's name for it.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None

@@ -1,0 +1,1 @@
+"""Generated pages, one module for each kind of page or section."""

@@ -1,0 +1,77 @@
+"""Sections of docs/results.md: accuracies of single experiments, one section for each file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from layerwise.costs.blocks import Costs
+from layerwise.report.comparison import Summary, over_seeds
+from layerwise.report.comparison import markdown as accuracy_table
+from pages.files import RESULTS, commands, result
+
+TITLES = {
+    "basic_cnn": "BasicCNN",
+    "original-1": "the original study, first experiments",
+    "original-3": "the original study, third experiments",
+    "vgg8b": "VGG8b",
+}
+# The original study reports the highest test accuracy of a run, in %.
+ORIGINAL = {"bp": 76.5, "dgl": 77.6, "dni": 65.6, "cdni": 73.7}
+
+
+def sections() -> list[str]:
+    """Every file of benchmarks/accuracy.py."""
+    parts = []
+    for path in sorted(RESULTS.glob("accuracy-*.json")):
+        name = path.stem.removeprefix("accuracy-")
+        parts += [f"## Accuracy: {TITLES.get(name, name)}\n", _section(name)]
+    return parts
+
+
+def _section(name: str) -> str:
+    runs = result(f"accuracy-{name}")["runs"]
+    summaries = [
+        Summary.of_metrics(
+            run["run"], run["config"], run["metrics"], Costs.from_json(json.dumps(run["costs"]))
+        )
+        for run in runs
+    ]
+    made_by = [run["environment"] for run in runs]
+    machines = dict.fromkeys(
+        f"{m['cpu']}, {m['cores']} cores, {m['threads']} thread(s) a run, torch {m['torch']}"
+        for m in made_by
+    )
+    several = len({run["config"]["seed"] for run in runs}) > 1
+    table = over_seeds(summaries) if several else accuracy_table(summaries)
+    reported = _next_to_original(runs) if name == "original-1" else ""
+    # Runs of several seeds show no images/s.
+    note = (
+        ""
+        if several
+        else " images/s were not measured in turns: they describe the runs, but do not compare the "
+        "rules."
+    )
+    return (
+        f"{table}\n{reported}{'; '.join(machines)}.{note}\n\n"
+        f"{commands([m['command'] for m in made_by])}"
+    )
+
+
+def _next_to_original(runs: list[dict[str, Any]]) -> str:
+    """The highest test accuracy of any epoch, which the original study reports."""
+    lines = [
+        "The original study reports the highest test accuracy of any epoch. This table alone does "
+        "the same.\n",
+        "| run | original study | highest of any epoch | epoch | difference | last |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for run in runs:
+        tested = [(100 * row["test_accuracy"], int(row["epoch"])) for row in run["metrics"]]
+        highest, epoch = max(tested)
+        then = ORIGINAL[run["run"].removeprefix("original-1-")]
+        lines.append(
+            f"| {run['run']} | {then} | {highest:.2f} | {epoch} | {highest - then:+.1f} "
+            f"| {tested[-1][0]:.2f} |"
+        )
+    return "\n".join([*lines, "", ""])

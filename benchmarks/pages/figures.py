@@ -1,0 +1,209 @@
+"""Numbers in prose, taken from benchmarks/results/.
+
+A story has `{{QUERY}}` where its card has the number. The guide and the README keep the number
+between comments, `<!-- figure: QUERY -->72.4 ± 0.2<!-- /figure -->`, and `make tables` rewrites it
+in place. A query is the name of a function below and its arguments, with quotes around an argument
+that has spaces; the last argument may be `places=N`, the number of decimals:
+
+    accuracy SETTING RULE       test accuracy in % after the last epoch (benchmarks/all_rules.py)
+    points SETTING RULE RULE    by how many points the second rule's is higher
+    flops SETTING RULE          FLOPs of a step, as a ratio to backpropagation's; so are
+    time, memory SETTING RULE   time and memory
+    head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
+    run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
+    highest FILE NAME           highest test accuracy of any epoch in %
+    train_accuracy FILE NAME    training accuracy in % after the last epoch
+    epochs FILE NAME            how many epochs
+    perplexity FILE RULE        test perplexity (benchmarks/text.py)
+    source FILE                 perplexity of the text's source
+    stream RULE MEASURE BLOCK   at the end of training: norm, rank or angle (benchmarks/streams.py)
+    probe FILE CONTENDER BLOCK  linear probe's test accuracy in % (benchmarks/selfsupervised.py)
+    above FILE CONTENDER BASE   points above a base after the last block, seed by seed
+    step FILE CONTENDER MEASURE time, cpu_time, flops or peak_bytes of a step, as a ratio to the
+                                first contender's; over=NAME for another one (layerwise bench step)
+    faster FILE CONTENDER       by how much two stages are faster (benchmarks/stages.py)
+    networks                    how many networks docs/networks.md lists
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from layerwise.costs import StepTable
+from pages import all_rules, probes
+from pages.files import RESULTS, result
+from pages.spread import mean
+
+
+def accuracy(setting: str, rule: str, places: int = 1) -> str:
+    return all_rules.accuracy(all_rules.rows(setting)[rule], "last", places)
+
+
+def points(setting: str, rule: str, higher: str, places: int = 1) -> str:
+    rows = all_rules.rows(setting)
+    means = [
+        statistics.mean(100 * found["last"] for found in rows[name]["test_accuracy"])
+        for name in (rule, higher)
+    ]
+    return f"{means[1] - means[0]:.{places}f}"
+
+
+def flops(setting: str, rule: str, places: int = 2) -> str:
+    costs = all_rules.rows(setting)[rule]["costs"]
+    return f"{costs['step_flops'] / costs['backprop_flops']:.{places}f}"
+
+
+def time(setting: str, rule: str, places: int = 2) -> str:
+    of = "checkpointing_times_s" if rule == "checkpointing" else "times_s"
+    step = all_rules.rows(setting)["backprop" if rule == "checkpointing" else rule]["step"]
+    times = zip(step[of], step["backprop_times_s"], strict=True)
+    return f"{statistics.median(a / b for a, b in times):.{places}f}"
+
+
+def memory(setting: str, rule: str, places: int = 2) -> str:
+    of = "checkpointing_bytes" if rule == "checkpointing" else "bytes"
+    step = all_rules.rows(setting)["backprop" if rule == "checkpointing" else rule]["step"]
+    return f"{step[of] / step['backprop_bytes']:.{places}f}"
+
+
+def head_parameters(setting: str, rule: str, places: int = 1) -> str:
+    row = all_rules.rows(setting)[rule]
+    network = sum(block["parameters"] for block in row["costs"]["blocks"])
+    return f"{all_rules.head_parameters(row) / network:.{places}f}"
+
+
+def run(file: str, name: str, places: int = 1) -> str:
+    last = [100 * of_run["metrics"][-1]["test_accuracy"] for of_run in _runs(file, name)]
+    return mean(last, places)
+
+
+def highest(file: str, name: str, places: int = 1) -> str:
+    [of_run] = _runs(file, name)
+    return f"{100 * max(row['test_accuracy'] for row in of_run['metrics']):.{places}f}"
+
+
+def train_accuracy(file: str, name: str, places: int = 0) -> str:
+    return mean([100 * r["metrics"][-1]["train_accuracy"] for r in _runs(file, name)], places)
+
+
+def epochs(file: str, name: str) -> str:
+    [of_run] = _runs(file, name)
+    return str(len(of_run["metrics"]))
+
+
+def perplexity(file: str, rule: str, places: int = 2) -> str:
+    [row] = [row for row in result(f"text-{file}")["rows"] if row["rule"] == rule]
+    return mean([of_run["test"] for of_run in row["runs"]], places)
+
+
+def source(file: str, places: int = 3) -> str:
+    return f"{result(f'text-{file}')['floor']:.{places}f}"
+
+
+def stream(rule: str, measure: str, block: str, places: int = 0) -> str:
+    rows = [row for row in result("streams")["rows"] if row["rule"] == rule]
+    return f"{statistics.mean(row['steps'][-1][measure][int(block)] for row in rows):.{places}f}"
+
+
+def probe(file: str, contender: str, block: str, places: int = 1) -> str:
+    of_seeds = probes.accuracies(result(f"probe-{file}"))[contender].values()
+    return f"{statistics.mean(of_blocks[int(block)] for of_blocks in of_seeds):.{places}f}"
+
+
+def above(file: str, contender: str, base: str, places: int = 1) -> str:
+    of = probes.accuracies(result(f"probe-{file}"))
+    return mean(probes.above(of, contender, base), places)
+
+
+def step(file: str, contender: str, measure: str, over: str = "", places: int = 2) -> str:
+    table = StepTable.load(RESULTS / f"step-{file}.json")
+    of = {measured.name: measured for measured in table.contenders}
+    if over and measure == "time":
+        times = zip(of[contender].times_s, of[over].times_s, strict=True)
+        return f"{statistics.median(a / b for a, b in times):.{places}f}"
+    if over:
+        ratios = [table.ratios(of[name])[measure] for name in (contender, over)]
+        return f"{ratios[0] / ratios[1]:.{places}f}"
+    found = table.ratios(of[contender])[measure]
+    return f"{found['median'] if isinstance(found, dict) else found:.{places}f}"
+
+
+def faster(file: str, contender: str, places: int = 2) -> str:
+    rates = {row["name"]: row["per_second"] for row in result(f"stages-{file}")["contenders"]}
+    ours = zip(rates["local rule, 2 stages"], rates[contender], strict=True)
+    return f"{statistics.median(a / b for a, b in ours):.{places}f}"
+
+
+def networks() -> str:
+    return str(len(result("zoo")["rows"]))
+
+
+QUERIES: dict[str, Callable[..., str]] = {
+    query.__name__: query
+    for query in (
+        accuracy,
+        points,
+        flops,
+        time,
+        memory,
+        head_parameters,
+        run,
+        highest,
+        train_accuracy,
+        epochs,
+        perplexity,
+        source,
+        stream,
+        probe,
+        above,
+        step,
+        faster,
+        networks,
+    )
+}
+
+
+def _runs(file: str, name: str) -> list[dict[str, Any]]:
+    """The runs of that name, whose seeds may follow it."""
+    found = [
+        of_run
+        for of_run in result(f"accuracy-{file}")["runs"]
+        if re.sub(r"-\d+$", "", of_run["run"]) == name or of_run["run"] == name
+    ]
+    if not found:
+        raise KeyError(name)
+    return found
+
+
+def figure(query: str) -> str:
+    """The number that a query asks for.
+
+    Raises:
+        ValueError: no such query, or nothing in the results that it could mean.
+    """
+    name, *words = shlex.split(query)
+    given = [word for word in words if not OPTION.match(word)]
+    options = dict(word.split("=", 1) for word in words if OPTION.match(word))
+    places = {"places": int(options.pop("places"))} if "places" in options else {}
+    try:
+        return QUERIES[name](*given, **options, **places)
+    except (KeyError, TypeError, ValueError, FileNotFoundError) as error:
+        raise ValueError(f"figure {query!r}: nothing in benchmarks/results/ for it") from error
+
+
+OPTION = re.compile(r"(places|over)=")
+IN_PLACE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)", re.DOTALL)
+
+
+def filled(text: str) -> str:
+    """A page with its figures in place written anew."""
+    return IN_PLACE.sub(lambda m: f"{m[1]}{figure(m[2])}{m[3]}", text)
+
+
+def inserted(story: str) -> str:
+    """A story with figures instead of its queries."""
+    return re.sub(r"\{\{(.*?)\}\}", lambda m: figure(m[1]), story, flags=re.DOTALL)

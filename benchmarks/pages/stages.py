@@ -1,0 +1,70 @@
+"""Section of docs/results.md: layers in parallel (benchmarks/stages.py)."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from pages.files import commands, results
+from pages.spread import ratio
+
+
+def section() -> list[str]:
+    """A table for each network, and one for links of limited rate."""
+    return ["## Layers in parallel\n", *map(_stages, results("stages"))]
+
+
+def _stages(result: dict[str, Any]) -> str:
+    about = (
+        f"{result['cpu']}, torch {result['torch']}, float32; each process has one thread and a "
+        f"core of its own.\n\n{commands([result['command']])}"
+    )
+    table = _link(result) if "networks" in result else _race(result)
+    return f"{table}\n\n{about}"
+
+
+def _link(result: dict[str, Any]) -> str:
+    lines = [
+        "Over a link between two hosts (network namespaces joined by a cable). *Kept* is the rate "
+        "over the link of 1 Gb/s as a share of that over the free link:\n",
+        "| network | a batch sends | | free link, /s | 1 Gb/s, /s | kept |",
+        "|---|--:|---|--:|--:|--:|",
+    ]
+    for network, found in result["networks"].items():
+        rates = {row["name"]: row["per_second"] for row in found["contenders"]}
+        for name in dict.fromkeys(n.rpartition(", ")[0] for n in rates):
+            free, slow = rates[f"{name}, free"], rates[f"{name}, slow"]
+            lines.append(
+                f"| {network} | {found['sends_bytes'] / 1e6:.1f} MB | {name} "
+                f"| {statistics.median(free):.1f} | {statistics.median(slow):.1f} "
+                f"| {ratio(slow, free)} |"
+            )
+    return "\n".join(lines)
+
+
+def _race(result: dict[str, Any]) -> str:
+    rates = {row["name"]: row["per_second"] for row in result["contenders"]}
+    ours = rates["local rule, 2 stages"]
+    lines = [
+        f"{result['title']}, batches of {result['batch']} over all processes, local blocks: "
+        f"{result['blocks']}, heads {result['heads']}; pipelines with {result['microbatches']} "
+        "microbatches:\n",
+        f"| | {result['unit']}/s | two stages are faster by | memory of a process, MB |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['name']} | {statistics.median(row['per_second']):.1f} "
+        f"| {ratio(ours, row['per_second'])} | {_megabytes(row['rss_bytes'])} |"
+        for row in result["contenders"]
+    ]
+    predicted = result["predicted_per_second"]["2"]
+    return (
+        "\n".join(lines)
+        + f"\n\n`layerwise plan` predicts {predicted:.1f} {result['unit']}/s for two stages. "
+        f"Ratios are medians of {len(ours)} rounds (lowest to highest); memory is the peak "
+        "resident set of the largest process, Python and torch included."
+    )
+
+
+def _megabytes(processes: list[int]) -> str:
+    return f"{max(processes) / 1e6:.0f}" if processes else "-"

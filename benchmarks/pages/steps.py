@@ -1,0 +1,60 @@
+"""Sections of docs/results.md: what a training step costs."""
+
+from __future__ import annotations
+
+from layerwise.costs import Measured, StepTable
+from layerwise.costs import markdown as step_table
+from pages.files import RESULTS, commands, results
+from pages.spread import ratio
+
+
+def sections() -> list[str]:
+    """Steps of rules, and steps next to biotorch's."""
+    paths = sorted(RESULTS.glob("step-*.json"))
+    made_by = {found["command"] for found in results("step")}
+    peers = [StepTable.load(path) for path in sorted(RESULTS.glob("peers-*.json"))]
+    return [
+        "## A training step\n",
+        step_table(paths),
+        commands(sorted(made_by)),
+        "## Compared with biotorch\n",
+        _peers(peers),
+    ]
+
+
+def _peers(tables: list[StepTable]) -> str:
+    """The rules of benchmarks/peers.py, each next to biotorch's rule of the same name."""
+    lines = [
+        "| network, batch | | step / backprop's: CPU time | wall | FLOPs | memory "
+        "| biotorch's: CPU time | wall | FLOPs | memory "
+        "| faster than biotorch by: CPU time | wall |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for table in tables:
+        of = {contender.name: contender for contender in table.contenders}
+        batch = "x".join(map(str, table.batch))
+        for name, own in of.items():
+            if f"biotorch {name}" not in of:
+                continue
+            peer = of[f"biotorch {name}"]
+            lines.append(
+                f"| {table.title}, {batch} | {name} | {_over(table, own)} | {_over(table, peer)} "
+                f"| {ratio(peer.cpu_times_s, own.cpu_times_s)} "
+                f"| {ratio(peer.times_s, own.times_s)} |"
+            )
+    made, version = tables[0].provenance, tables[0].setting["biotorch"]
+    made_by = sorted({table.provenance["command"] for table in tables})
+    return (
+        "\n".join(lines)
+        + f"\n\nMedian of the rounds' ratios (lowest to highest); biotorch {version}. "
+        f"{made['cpu']}, {made['threads']} thread on {made['cores']} cores, torch "
+        f"{made['torch']}, float32. Where both packages execute 1.00 of backpropagation's FLOPs "
+        "and CPU time is near 1, there is nothing to gain. `dfa` sends the error to every block "
+        "here, and to every layer in biotorch.\n\n" + commands(made_by)
+    )
+
+
+def _over(table: StepTable, contender: Measured) -> str:
+    ratios = table.ratios(contender)
+    cpu, wall = ratios["cpu_time"]["median"], ratios["time"]["median"]
+    return f"{cpu:.2f} | {wall:.2f} | {ratios['flops']:.2f} | {ratios['peak_bytes']:.2f}"

@@ -1,0 +1,88 @@
+"""Section of docs/results.md: a small transformer on text (benchmarks/text.py, streams.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pages.all_rules import flops, head_parameters
+from pages.files import commands, result, results
+from pages.spread import mean
+
+
+def section() -> list[str]:
+    """Perplexities, and what becomes of the residual stream."""
+    return ["## Text\n", *map(_text, results("text")), _streams(result("streams"))]
+
+
+def _text(result: dict[str, Any]) -> str:
+    rows, budget = result["rows"], result["budget"]
+    tried, seeds = ", ".join(rows[0]["searched"]), ", ".join(map(str, rows[0]["seeds"]))
+    searched = ", ".join(map(str, rows[0]["searched_seeds"]))
+    data = f"The help texts of Python {result['of_python']}" if result["of_python"] else ""
+    data = data or f"The generated language `{result['data']}`"
+    kind = "" if budget["norm_first"] else ", normalisation at the end of layers"
+    kind += "" if budget["layers"] == 2 else f", {budget['layers']} layers"
+    lines = [
+        f"### {data}{kind}\n\n{result['vocabulary']} different characters; a causal transformer "
+        f"(`models.gpt`) with {budget['layers']} layers of width {budget['width']}, each layer a "
+        f"block; {budget['steps']} steps on {budget['batch_size']} windows of "
+        f"{budget['context']} characters. Learning rates tried with seeds {searched} for every "
+        f"rule and chosen by validation perplexity: {tried}; seeds {seeds}.\n",
+        "| rule | test perplexity | test accuracy, % | learning rate | FLOPs | of these the "
+        "heads', % | heads' parameters |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        costs, runs = row["costs"], row["runs"]
+        lines.append(
+            f"| {row['rule']} | {mean([run['test'] for run in runs], 3)} "
+            f"| {mean([100 * run['test_accuracy'] for run in runs], 2)} | {row['rate']:g} "
+            f"| {flops(costs)} "
+            f"| {100 * costs['step_head_flops'] / costs['step_flops']:.1f} "
+            f"| {head_parameters(row):,} |"
+        )
+    counted = result["counted"]
+    lines += [
+        f"| *counts of character pairs* | {counted['pair']:.3f} | | | | | |",
+        f"| *counts of single characters* | {counted['character']:.3f} | | | | | |",
+    ]
+    floor = ""
+    if result["floor"] is not None:
+        lines.append(f"| *the source itself* | {result['floor']:.3f} | | | | | |")
+        floor = (
+            " The first characters of a window have little context, so a model of windows stays "
+            "above the source's perplexity."
+        )
+    return (
+        "\n".join(lines)
+        + "\n\nMeans ± standard deviations over the seeds, at the end of training. FLOPs of a "
+        "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation "
+        f"and the classifier only; everything before them stays random.{floor} {result['cpu']}, "
+        f"torch {result['torch']}.\n\n" + commands([result["command"]])
+    )
+
+
+def _streams(result: dict[str, Any]) -> str:
+    """The residual stream at the start and the end of training, after every block but the last."""
+    lines = [
+        "### The residual stream\n",
+        "| rule, on Python's help texts | step | validation perplexity | norm of a token after "
+        "each block | effective rank | angle to backpropagation's gradient, degrees |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    of: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        of.setdefault(row["rule"], []).append(row)
+    for name, rows in of.items():
+        for k in (0, -1):
+            found = [row["steps"][k] for row in rows]
+            cells = [
+                "; ".join(mean(of_block, 0) for of_block in zip(*values, strict=True))
+                for values in ([one[key] for one in found] for key in ("norm", "rank", "angle"))
+            ]
+            perplexities = mean([one["perplexity"] for one in found], 1)
+            lines.append(f"| {name} | {found[0]['step']} | {perplexities} | {' | '.join(cells)} |")
+    return (
+        "\n".join(lines) + f"\n\nMeans ± standard deviations over {len(rows)} seeds. "
+        f"{result['cpu']}, torch {result['torch']}.\n\n" + commands([result["command"]])
+    )

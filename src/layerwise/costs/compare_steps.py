@@ -1,0 +1,141 @@
+"""Comparing a training step of backpropagation, of checkpointing and of a rule."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.blocks import Blocks, cut
+from layerwise.costs.measure import Contender, When, measure
+from layerwise.costs.step_table import StepTable
+from layerwise.errors import InputError
+from layerwise.rules import Backprop
+from layerwise.rules.base import Rule
+from layerwise.runs.provenance import provenance
+
+
+def compare_steps(
+    network: nn.Module,
+    rule: Callable[[Blocks], Rule],
+    x: Tensor,
+    y: Tensor,
+    *,
+    blocks: int | Literal["all"] = "all",
+    segments: int | Literal["all"] | None = None,
+    balance: Literal["flops", "memory"] = "memory",
+    rounds: int = 5,
+    warmup: int = 0,
+    global_step: bool = False,
+    step_in_backward: bool = False,
+    channels_last: bool = False,
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    seed: int = 0,
+    title: str | None = None,
+) -> StepTable:
+    """Compare training steps of backpropagation, activation checkpointing and a local rule.
+
+    Every contender gets its own copy of the same weights, and SGD. The rule steps each block and
+    frees its gradients as soon as they are there. A step is forward, backward, optimizer step and
+    zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate steps, which also warm
+    up. In the timed rounds the contenders take turns, and each is compared with backpropagation in
+    the same round. Torch's number of threads is not changed.
+
+    Memory is the largest number of bytes of tensors alive at the same time, above parameters (the
+    heads' included), buffers and the batch: saved activations, temporaries between operators,
+    gradients and optimizer state. Memory that a kernel uses internally, and an allocator's
+    rounding, are not included.
+
+    Args:
+        network: the network to train; it is copied and left unchanged.
+        rule: makes the learning rule from the network's blocks.
+        x: a batch, (B, ...).
+        y: its labels.
+        blocks: number of the rule's blocks, or "all" that can be cut.
+        segments: number of segments for activation checkpointing; null: the number of blocks.
+        balance: what the cuts make equal: FLOPs, or the bytes that a block saves for its backward.
+        rounds: number of timed steps of each contender.
+        warmup: number of untimed steps of each contender before them.
+        global_step: also measure the rule with one optimizer step for all blocks at the end.
+        step_in_backward: also measure backpropagation, with and without checkpointing, that steps
+            and frees each block's gradients while autograd is still running.
+        channels_last: images and convolutions in the channels-last memory format.
+        lr: learning rate of SGD.
+        momentum: of SGD; 0 keeps no optimizer state.
+        seed: of the heads' weights and of dropout.
+        title: names the comparison in tables; null for the network's class.
+
+    Returns:
+        Times in s, bytes, FLOPs and their ratios; rich prints it, and `save(path)` writes JSON.
+
+    Raises:
+        InputError: `rounds` is below 1; the labels do not fit; the network cannot be cut so.
+    """
+    if x.shape[0] != y.shape[0]:
+        raise InputError(
+            f"bench(x, y): got {x.shape[0]} inputs and {y.shape[0]} labels; give one for each"
+        )
+    if channels_last and x.dim() != 4:
+        raise InputError(
+            f"bench(channels_last=true): the batch is {tuple(x.shape)}, but only images "
+            "(B, C, H, W) have a channel dimension; leave it out"
+        )
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    segments = blocks if segments is None else segments
+
+    def contender(name: str, make: Callable[[Blocks], Rule], pieces, when: When) -> Contender:
+        torch.manual_seed(seed)
+        chain = cut(copy.deepcopy(network), blocks=pieces, example=x, balance=balance)
+        made = make(chain).train().to(memory_format=memory_format)
+        return Contender(name.format(rule=type(made).__name__, pieces=len(chain)), made, when)
+
+    def checkpointing(chain: Blocks) -> Rule:
+        return Backprop(chain, checkpoint=True)
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, lr, momentum, fused=True)
+
+    with torch.random.fork_rng():
+        contenders = [
+            contender("backprop", Backprop, blocks, "end"),
+            contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),
+            contender("{rule}, {pieces} blocks", rule, blocks, "block"),
+        ]
+        if global_step:
+            name = "{rule}, {pieces} blocks, one step at the end"
+            contenders.append(contender(name, rule, blocks, "end"))
+        if step_in_backward:
+            name = "backprop, step in backward"
+            contenders.append(contender(name, Backprop, segments, "backward"))
+            name = "checkpointing, {pieces} segments, step in backward"
+            contenders.append(contender(name, checkpointing, segments, "backward"))
+        measured = measure(contenders, x, y, optimizer, rounds=rounds, warmup=warmup)
+    return StepTable(
+        title=title or type(network).__name__,
+        batch=tuple(x.shape),
+        setting={
+            "dtype": str(x.dtype).removeprefix("torch."),
+            "memory_format": "channels_last" if channels_last else "contiguous",
+            "balance": balance,
+            "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)",
+            "heads": _heads(contenders[2].rule),
+            "blocks": list(contenders[2].rule.blocks.names),
+            "warmup": warmup,
+            "seed": seed,
+        },
+        provenance=provenance(),
+        contenders=measured,
+    )
+
+
+def _heads(rule: Rule) -> str:
+    """The recipe of the first auxiliary network; without one, the kinds of objectives."""
+    for part in (rule, *rule.objectives.children()):
+        if (recipe := getattr(part, "recipe", None)) is not None:
+            return repr(recipe)
+    return ", ".join({type(objective).__name__ for objective in rule.objectives.children()})

@@ -1,0 +1,80 @@
+"""The format of a checkpoint: nested state in one safetensors file.
+
+Tensors are stored under their path in the state; everything else is JSON in the file's header.
+Nothing in such a file can be executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from layerwise.errors import InputError, reason
+
+FORMAT = "layerwise-checkpoint-1"
+
+
+def pack(state: Mapping[str, Any]) -> bytes:
+    """The content of a checkpoint file.
+
+    Args:
+        state: nested mappings, lists, numbers, strings and tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(state, "", tensors)
+    about = {"format": FORMAT, "state": json.dumps(skeleton)}
+    return safetensors.torch.save(tensors, metadata=about)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a file that holds what `pack` gave. Tuples come back as lists.
+
+    Raises:
+        InputError: the file cannot be read, is cut short, or is not a checkpoint of this library.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != FORMAT:
+                raise InputError(
+                    f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
+                    "give one that `layerwise train` wrote"
+                )
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return _unpack(json.loads(about["state"]), tensors)
+    except InputError:
+        raise
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)}); use another one"
+        ) from error
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        # Cloned: parts of the state may share memory, which the format refuses.
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": path}
+    if isinstance(value, Mapping):
+        items = [[k, _pack(v, f"{path}/{k}", tensors)] for k, v in value.items()]
+        return {"mapping": items}
+    if isinstance(value, (list, tuple)):
+        return [_pack(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
+    return value
+
+
+def _unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_unpack(v, tensors) for v in value]
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {k: _unpack(v, tensors) for k, v in value["mapping"]}
+    return value

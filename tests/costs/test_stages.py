@@ -1,0 +1,112 @@
+"""Plans: which blocks make a stage, and what is expected of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from networks import assert_same, grads
+
+from layerwise import rules
+from layerwise.cli import main
+from layerwise.costs.stages import Plan, Stage, block_seconds, bubbles, stage_starts
+from layerwise.errors import InputError
+
+
+def test_the_slowest_stage_is_as_fast_as_it_can_be() -> None:
+    seconds = [4.0, 1.0, 1.0, 2.0, 3.0]
+    assert stage_starts(seconds, 1) == [0]
+    assert stage_starts(seconds, 2) == [0, 2]  # 5 and 6; [0, 1] would be 4 and 7
+    assert stage_starts(seconds, 3) == [0, 1, 4]  # 4, 4, 3
+    assert stage_starts(seconds, 5) == [0, 1, 2, 3, 4]
+    with pytest.raises(InputError, match="--stages 6: the network is cut into 5 blocks"):
+        stage_starts(seconds, 6)
+
+
+def _plan(*seconds: float, sends: int = 0) -> Plan:
+    stages = [Stage(range(i, i + 1), s, 1, 1, sends) for i, s in enumerate(seconds)]
+    return Plan(tuple(stages), batch_size=10)
+
+
+def test_expectations() -> None:
+    plan = _plan(2.0, 5.0, 3.0)
+    assert plan.serial_seconds == 10
+    assert plan.images_per_s == 2  # 10 images every 5 s
+    assert plan.speedup == 2
+
+
+def test_the_simulation_by_hand() -> None:
+    """Two stages of 1 s: the second begins when the first is through, so 3 batches take 4 s.
+    A link of 2 bytes/s adds 0.5 s to the first message, none after. A second stage of 3 s
+    decides: 1 + 3 * 3 s."""
+    assert _plan(1.0, 1.0).seconds_for(3) == 4
+    assert _plan(1.0, 1.0, sends=1).seconds_for(3, bytes_per_s=2) == 4.5
+    assert _plan(1.0, 3.0).seconds_for(3) == 10
+    assert _plan(3.0, 1.0).seconds_for(3) == 10
+    assert _plan(2.0).seconds_for(3) == 6
+
+
+def test_a_slow_stage_holds_up_those_before_it() -> None:
+    """With depth 1 there is room for 3 batches between two stages: the first stage's batch 3 waits
+    for the second to be through with batch 0, at 1 + 10 s, although it was free at 3 s; the end is
+    the slow stage's all the same."""
+    plan = _plan(1.0, 10.0)
+    assert plan.seconds_for(20, depth=1) == 1 + 20 * 10
+
+
+def test_bubbles() -> None:
+    """4 stages, 8 microbatches: 3 / 11; zero bubble H1 3 / (24 + 3)."""
+    found = bubbles(4, 8)
+    assert found["GPipe"] == found["1F1B"] == pytest.approx(3 / 11)
+    assert found["zero bubble H1"] == pytest.approx(3 / 27)
+    assert set(bubbles(1, 8).values()) == {0.0}
+
+
+@pytest.mark.parametrize("make", [rules.DGL, rules.DNI])
+def test_measuring_leaves_the_rule_alone(make: type) -> None:
+    case = networks.cnn(dropout=0.2)
+    rule = make(case.blocks)
+    rule.backward(case.x, case.y)
+    state, before = copy.deepcopy(rule.state_dict()), grads(rule)
+    rng = torch.get_rng_state()
+    seconds = block_seconds(rule, case.x, case.y, rounds=1)
+    assert len(seconds) == len(rule.blocks)
+    assert all(s > 0 for s in seconds)
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert_same(dict(rule.state_dict()), state)
+    assert_same(grads(rule), before)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    options = f"--model.channels 4 --batch_size 4 --rounds 1 --stages 2 --out {out}"
+    assert main(f"plan basic_cnn --at conv2,conv3 {options}".split()) == 0
+    plan = json.loads(out.read_text())
+    assert [i for stage in plan["stages"] for i in stage["blocks"]] == [0, 1, 2]
+    first, second = plan["stages"]
+    side = 16 if len(first["blocks"]) == 1 else 8
+    assert first["sends_bytes"] == 4 * 4 * 4 * side * side  # float32, 4 images, 4 channels
+    assert second["sends_bytes"] == 0
+    times = [stage["seconds"] for stage in plan["stages"]]
+    assert plan["speedup"] == pytest.approx(sum(times) / max(times))
+    said = capsys.readouterr().out
+    assert "2 stages" in said
+    assert "1F1B 11.1 %" in said  # 1 / (8 + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("plan", "no model given; give one, as in `layerwise plan vgg11c --stages 2`"),
+        ("plan basic_cnn --stages 9 --blocks 2", "cut into 2 blocks; give at most 2 stages"),
+        ("plan basic_cnn --rule Backprop", "Backprop needs backward information"),
+        ("plan basic_cnn --stages 0", "--stages 0: give at least 1"),
+    ],
+)
+def test_bad_input(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments.split()) == 2
+    assert message in capsys.readouterr().err

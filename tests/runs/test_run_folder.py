@@ -1,0 +1,33 @@
+"""The list of a run's files, in the docstring of `runs/run.py`, against what a training leaves."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from layerwise.cli import main
+from layerwise.runs import run as module
+
+TRAIN = (
+    "train --data digits --model basic_cnn --model.channels 4 --model.hidden 8 --blocks 2 "
+    "--epochs 1 --batch_size 200 --device cpu --runs runs --name run --rule DGL"
+)
+FEWEST = "--pictures 0"
+ALL = "--pictures 1 --alignment_every 5 --outcomes true"
+
+
+def listed() -> tuple[set[str], set[str]]:
+    """The files and folders that are always there, and those that an option asks for."""
+    always, optional = (module.__doc__ or "").split("Where they were asked for:")
+    return tuple(set(re.findall(r"^    (\S+)  ", text, re.M)) for text in (always, optional))
+
+
+@pytest.mark.parametrize("options", [FEWEST, ALL])
+def test_the_list_names_all_files_of_a_run(options: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(f"{TRAIN} {options}".split()) == 0
+    there = {f"{p.name}/" if p.is_dir() else p.name for p in Path("runs/run").iterdir()}
+    always, optional = listed()
+    assert there == (always | optional if options == ALL else always)
