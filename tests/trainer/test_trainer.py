@@ -402,7 +402,9 @@ def test_a_step_adds_no_copy_from_the_host(trainer_in):
     x, y = next(iter(trainer.train_loader))
     report = trainer._backward(x, y, 1)
     with torch.profiler.profile() as profile:
-        trainer.finite.note(trainer.state.tally.add(report.local_losses, report.local_logits, y), 0)
+        trainer.finite.note(
+            trainer.state.metrics.add(report.local_losses, report.local_logits, y), 0
+        )
     called = {event.key for event in profile.key_averages()}
     assert "aten::argmax" in called
     assert not called & {

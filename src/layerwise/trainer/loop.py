@@ -20,8 +20,8 @@ from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
 from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import block_keys
+from layerwise.trainer.epoch_metrics import Row, last_trained, line_of, measured
 from layerwise.trainer.finite import FiniteCheck
-from layerwise.trainer.metrics import Row, last_trained, line_of, measured
 from layerwise.trainer.observer import Observer
 from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.progress import Progress
@@ -139,7 +139,7 @@ class Trainer:
                 started += self._observe_step(x, y)
             completes = position.batch + 1 == first + together
             report = self._backward(x, y, together, completes=completes)
-            losses = self.state.tally.add(report.local_losses, report.local_logits, report.labels)
+            losses = self.state.metrics.add(report.local_losses, report.local_logits, report.labels)
             self.finite.note(losses, position.step)
             position.batch += 1
             if position.batch % settings.accumulate and position.batch < batches:
@@ -149,7 +149,7 @@ class Trainer:
             if now - shown > SHOWN_EVERY_S:
                 self._check_finite()
                 done = position.batch * settings.batch_size
-                self.progress.update(done, *last_trained(self.state.tally))
+                self.progress.update(done, *last_trained(self.state.metrics))
                 shown = now
             due = settings.save_every and position.step % settings.save_every == 0
             stops = self.runtime.stops(self.stop.asked)
@@ -164,7 +164,7 @@ class Trainer:
         self._check_finite(saving=True)
         self._wait()
         position.seconds += time.perf_counter() - started
-        self.progress.update(images, *last_trained(self.state.tally))
+        self.progress.update(images, *last_trained(self.state.metrics))
 
     def _batches(
         self, loader: Loader, epoch: int, start: int = 0
@@ -212,7 +212,7 @@ class Trainer:
     def _evaluate(self, loader: Loader) -> Metrics:
         rule = self.stepper.evaluated
         rule.eval()
-        tally, criterion = self.state.new_tally(), _criterion(rule)
+        metrics, criterion = self.state.new_metrics(), _criterion(rule)
         with self.fabric.autocast():
             for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
@@ -220,17 +220,17 @@ class Trainer:
                     self._save_last()  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
                 losses = [None if s is None else criterion(s.float(), y) for s in logits]
-                tally.add(losses, logits, y)
-        self.runtime.add_up(tally)
-        return tally
+                metrics.add(losses, logits, y)
+        self.runtime.add_up(metrics)
+        return metrics
 
     def _finish_epoch(self, results: Mapping[str, Metrics]) -> None:
         """Write what an epoch gave. The order matters if the process is killed in between."""
         position = self.position
-        self.runtime.add_up(self.state.tally)
+        self.runtime.add_up(self.state.metrics)
         row = self._row(results)
         position.epoch, position.batch, position.seconds = position.epoch + 1, 0, 0.0
-        self.state.tally = self.state.new_tally()
+        self.state.metrics = self.state.new_metrics()
         self.run.add_metrics(row)
         line = line_of(row, self.settings.epochs, self.train_loader.unit)
         score = selected_by(row)
@@ -254,14 +254,14 @@ class Trainer:
     def _row(self, results: Mapping[str, Metrics]) -> Row:
         position = self.position
         images = position.batch * self.settings.batch_size
-        tallies = {"train": self.state.tally, **results}
+        by_split = {"train": self.state.metrics, **results}
         return {
             "epoch": position.epoch + 1,
             "step": position.step,
             "lr": self.stepper.rate.at(max(0, position.step - 1)),
             "seconds": round(position.seconds, 3),
             "images_per_s": round(images / position.seconds, 1) if position.seconds else None,
-            **measured(tallies, tokens=self.train_loader.tokens),
+            **measured(by_split, tokens=self.train_loader.tokens),
         }
 
     # ---------------------------------------------------------------- observers

@@ -53,15 +53,15 @@ class State:
 
     Attributes:
         position: how far training is.
-        tally: sums of losses and hits of the epoch under way.
+        metrics: sums of losses and hits of the epoch under way.
     """
 
     def __init__(self, rule: Rule, runtime: Runtime, stepper: Stepper, device: torch.device):
         self.rule, self.runtime, self.stepper, self.device = rule, runtime, stepper, device
         self.position = Position()
-        self.tally = self.new_tally()
+        self.metrics = self.new_metrics()
 
-    def new_tally(self) -> Metrics:
+    def new_metrics(self) -> Metrics:
         """Sums that begin at zero."""
         return Metrics(len(self.rule.blocks), self.device)
 
@@ -77,8 +77,8 @@ class State:
         """The state of the blocks in this process."""
         here = names_of_blocks(self.rule, self.runtime.blocks)
         stepper = self.stepper
-        tally = copy.deepcopy(self.tally)
-        self.runtime.add_up(tally)
+        metrics = copy.deepcopy(self.metrics)
+        self.runtime.add_up(metrics)
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -88,7 +88,7 @@ class State:
             "optimizers": optimizer_state(self.rule, stepper.optimizers.values()),
             "ema": None if stepper.ema is None else self._ema_state(here),
             "scaler": None if stepper.scaler is None else stepper.scaler.state_dict(),
-            "tally": tally.state_dict(),
+            "tally": metrics.state_dict(),
             "rng": rng,
         }
 
@@ -99,8 +99,8 @@ class State:
         load_optimizer_state(self.rule, stepper.optimizers.values(), state["optimizers"])
         if stepper.scaler is not None:
             stepper.scaler.load_state_dict(state["scaler"])
-        self.tally.load_state_dict(state["tally"])
-        self.tally.only(self.runtime.blocks if self.runtime.counts else ())
+        self.metrics.load_state_dict(state["tally"])
+        self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
         for name in asdict(self.position):
             setattr(self.position, name, state[name])
         torch.set_rng_state(state["rng"]["cpu"])

@@ -10,30 +10,30 @@ from layerwise.runs.metrics import Metrics, perplexity
 Row = dict[str, float | int | None]
 
 
-def measured(tallies: Mapping[str, Metrics], tokens: bool) -> Row:
+def measured(by_split: Mapping[str, Metrics], tokens: bool) -> Row:
     """Losses and accuracies of the network's output, then of every block.
 
     Args:
-        tallies: split -> sums of losses and hits of every block; "train" is one of the splits.
+        by_split: split -> sums of losses and hits of every block; "train" is one of the splits.
         tokens: whether samples are tokens of a text, whose loss has a perplexity.
     """
-    found = {name: (t.losses(), t.accuracies()) for name, t in tallies.items()}
+    found = {name: (t.losses(), t.accuracies()) for name, t in by_split.items()}
     row: Row = {}
     for name, (losses, accuracies) in found.items():
         row[f"{name}_loss"], row[f"{name}_accuracy"] = losses[-1], accuracies[-1]
         # Not for "train", whose loss may include label smoothing.
         if tokens and name != "train":
             row[f"{name}_perplexity"] = None if losses[-1] is None else perplexity(losses[-1])
-    for i in range(len(tallies["train"].losses())):
+    for i in range(len(by_split["train"].losses())):
         for name, (losses, accuracies) in found.items():
             row[f"{name}_loss_block{i}"] = losses[i]
             row[f"{name}_accuracy_block{i}"] = accuracies[i]
     return row
 
 
-def last_trained(tally: Metrics) -> tuple[float | None, float | None]:
+def last_trained(metrics: Metrics) -> tuple[float | None, float | None]:
     """Loss and accuracy of the last block that had a loss."""
-    found = zip(reversed(tally.losses()), reversed(tally.accuracies()), strict=True)
+    found = zip(reversed(metrics.losses()), reversed(metrics.accuracies()), strict=True)
     return next((pair for pair in found if pair[0] is not None), (None, None))
 
 
