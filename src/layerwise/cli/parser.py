@@ -20,14 +20,12 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
+from layerwise.arguments import alternatives, in_words, is_list
 from layerwise.cli.help import Option, brief, explained
 from layerwise.errors import InputError
 from layerwise.experiment.config import (
     WEIGHT,
-    alternatives,
     default_of,
-    in_words,
-    is_list,
     name_of,
     suggestion,
     values_of,

@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from layerwise import data
+from layerwise.arguments import Hint, alternatives, in_words
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices, nearest
 from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
 from layerwise.trainer import Settings
 from layerwise.trainer.optim import SGD, OneCycle
 
-Hint = Any  # a type annotation
 # The thing of each kind that a config has by default: a name, or an object whose values are the
 # defaults of its options.
 DEFAULTS: dict[str, Any] = {
@@ -275,27 +274,3 @@ def suggestion(option: str, known: Iterable[str], flag: str = "") -> str:
     if near is not None:
         return f"did you mean {siblings[near]!r}?"
     return f"there is: {', '.join(sorted(siblings.values()))}"
-
-
-def alternatives(hint: Hint) -> tuple[Any, ...]:
-    """The types of a union; of any other type, itself."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def is_list(hint: Hint) -> bool:
-    """Whether an option of this type takes a list."""
-    return any(typing.get_origin(one) in (list, tuple) for one in alternatives(hint))
-
-
-def in_words(hint: Hint) -> str:
-    """A type as a person reads it: `int | None` is "a whole number or null"."""
-    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    words = []
-    for one in alternatives(hint):
-        if typing.get_origin(one) is Literal:
-            words += map(str, typing.get_args(one))
-        elif typing.get_origin(one) is tuple and ... not in typing.get_args(one):
-            words.append(f"{len(typing.get_args(one))} values, [a, b]")
-        else:
-            words.append("a list, [a, b]" if is_list(one) else named.get(one, "a value"))
-    return " or ".join(words)

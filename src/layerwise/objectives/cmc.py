@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
@@ -69,6 +70,7 @@ class CMC(Objective):
             not above 0; when it is built, the network's input has no three channels.
     """
 
+    @checks_arguments
     def __init__(
         self,
         projector: Projector = Projector(),

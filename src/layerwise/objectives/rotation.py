@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -45,6 +46,7 @@ class Rotation(Objective):
             not square with turns that exchange height and width.
     """
 
+    @checks_arguments
     def __init__(
         self,
         head: Head = MLP(),

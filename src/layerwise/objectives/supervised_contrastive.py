@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
 from layerwise.labels import IGNORED, class_numbers
@@ -31,6 +32,7 @@ class SupervisedContrastive(Contrastive):
             every token; in a step, labels that are no class numbers.
     """
 
+    @checks_arguments
     def __init__(
         self,
         projector: Projector = Projector(),

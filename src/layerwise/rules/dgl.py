@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -28,6 +29,7 @@ class DGL(LocalRule):
         InputError: `num_classes` is not what the network gives.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

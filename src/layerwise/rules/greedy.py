@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -24,6 +25,7 @@ class Greedy(LocalRule):
         criterion: the last block's loss where its objective is left out.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

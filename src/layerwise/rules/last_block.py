@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import LocalRule
@@ -19,5 +20,6 @@ class LastBlock(LocalRule):
         criterion: of class scores and labels, a scalar.
     """
 
+    @checks_arguments
     def __init__(self, blocks: Blocks, criterion: Criterion = cross_entropy):
         super().__init__(blocks, criterion=criterion)

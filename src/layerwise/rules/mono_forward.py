@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.heads import Head, Linear
 from layerwise.objectives import Classify
@@ -31,6 +32,7 @@ class MonoForward(LocalRule):
         criterion: of class scores and labels, a scalar; every block's.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

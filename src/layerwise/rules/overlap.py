@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives import Activity, Objective
 from layerwise.objectives.batch import Batch
@@ -45,6 +46,7 @@ class Overlap(WindowRule):
         InputError: a negative overlap; units between which there is a gap.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
