@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from layerwise import safe_yaml
+from layerwise.arguments import shortened
 from layerwise.cli.console import ProgressBar
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import Tokens, asks_for_help, last, tokens_of
@@ -37,4 +39,12 @@ def _resume_options(tokens: Tokens) -> dict[str, Any]:
             "give --resume RUN alone, or with --device, --runtime, --stages and --replicas"
         )
     given = {name: last(tokens, name) for name in options}
-    return {name: yaml.safe_load(value) for name, value in given.items() if value is not None}
+    return {name: _plain(name, value) for name, value in given.items() if value is not None}
+
+
+def _plain(name: str, value: str) -> Any:
+    """The value of an option."""
+    try:
+        return safe_yaml.load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--{name} {shortened(value)}: cannot be read") from error

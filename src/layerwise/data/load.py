@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def load(
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _parts(name, Path(root).expanduser(), size, context, download)
+    parts = _parts(name, Path(os.path.expanduser(root)), size, context, download)
     if size is not None:
         parts = _resized(parts, size)
     splits = complete(parts, name=name, validation=validation, seed=seed)
@@ -120,8 +121,8 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     if kind == "hf" and rest:
         return hub(rest, root=root, size=size, download=download)
     if kind == "folder" and rest:
-        return folder(Path(rest).expanduser(), name=name, root=root, size=size)
-    path = Path(name).expanduser()
+        return folder(Path(os.path.expanduser(rest)), name=name, root=root, size=size)
+    path = Path(os.path.expanduser(name))
     if path.is_dir() or name.startswith((".", "/", "~")):
         return folder(path, name=name, root=root, size=size)
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
@@ -133,7 +134,7 @@ def _text(name: str, context: int) -> Parts | None:
     if name == "markov":
         return markov(context)
     if kind == "text" and rest:
-        tokens, vocabulary = characters(read(Path(rest).expanduser(), name))
+        tokens, vocabulary = characters(read(Path(os.path.expanduser(rest)), name))
         return Parts(Text(tokens, context), None, None, vocabulary)
     return None
 

@@ -16,10 +16,11 @@ from types import NoneType
 from typing import Any, Literal
 
 from layerwise import data
-from layerwise.arguments import Hint, alternatives, in_words
+from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices, nearest
 from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings
 from layerwise.trainer.optim import SGD, OneCycle
 
@@ -57,7 +58,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: an unknown option, a name that is not registered, or a value of the wrong type.
     """
     if not isinstance(config, Mapping):
-        raise InputError(f"config: {config!r} is not a mapping of options")
+        raise InputError(f"config: {shortened(config)} is not a mapping of options")
     completion = _Completion()
     given = dict(config)
     found = completion.options(given, "", {"loggers": LOGGERS})
@@ -80,6 +81,20 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     completion.refuse(given, "")
     completion.check()
     return found
+
+
+def config_of(run: Run) -> dict[str, Any]:
+    """The config of a run folder, whose options have the right types.
+
+    Raises:
+        InputError: the file cannot be read, an unknown option, or a value of the wrong type.
+    """
+    config = run.config
+    try:
+        complete(config)
+    except InputError as error:
+        raise InputError(f"run {run.path}: config.yaml does not describe a run: {error}") from error
+    return config
 
 
 def parameters(
@@ -195,7 +210,7 @@ def _named(given: Any, key: str) -> dict[str, Any]:
 
 def _mapping(given: Any, key: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise InputError(f"config {key} {given!r}: give a mapping of options")
+        raise InputError(f"config {key} {shortened(given)}: give a mapping of options")
     return dict(given)
 
 
@@ -221,9 +236,9 @@ def fitted(value: Any, hint: Hint, asked_by: str) -> Any:
     for one in alternatives(hint):
         try:
             return _fitted(value, one)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             continue
-    raise InputError(f"{asked_by} {value!r}: give {in_words(hint)}")
+    raise InputError(f"{asked_by} {shortened(value)}: give {in_words(hint)}")
 
 
 def _fitted(value: Any, hint: Hint) -> Any:

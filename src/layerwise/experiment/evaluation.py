@@ -16,6 +16,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.config import config_of
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -58,7 +59,7 @@ class Evaluation:
         """
         state = run.checkpoint(checkpoint)
         with run.readable():
-            experiment = build(run.config)
+            experiment = build(config_of(run))
         fabric = fabric_for(device, experiment.settings.precision)
         load_evaluated(experiment.rule, state)
         loader = experiment.loaders(fabric.device, evaluation=True).get(split)

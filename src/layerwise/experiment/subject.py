@@ -27,6 +27,7 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.experiment.config import config_of
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
@@ -77,7 +78,7 @@ class Subject:
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
-            experiment = build(run.config)
+            experiment = build(config_of(run))
         fabric = fabric_for(options["device"], experiment.settings.precision)
         load_evaluated(experiment.rule, state)
         experiment.rule.to(fabric.device).eval()

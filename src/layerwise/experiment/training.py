@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
-from layerwise.errors import FailedProcess, Interrupted, LostStage
-from layerwise.experiment.config import complete, fitted, parameters
+from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
+from layerwise.experiment.config import complete, config_of, fitted, parameters
 from layerwise.experiment.observers import observers_of
 from layerwise.experiment.prepared import Prepared
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
@@ -54,7 +55,9 @@ def train(
         LostStage: one of them was killed, or does not answer.
     """
     config = complete(config)
-    root = Path(runs)
+    root = _folder(runs)
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise InputError(f"--name {shortened(name)}: give the name of a folder within --runs")
     if processes.restarts() and name and (root / name / "config.yaml").is_file():
         return resume(root / name, progress=progress)
     prepared = Prepared.of(config)
@@ -95,7 +98,7 @@ def resume(
     """
     run = Run.open(path)
     with run.readable():
-        config = dict(run.config)
+        config = dict(config_of(run))
         options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
         hints = parameters(Settings)
         given = {
@@ -110,6 +113,14 @@ def resume(
             config["runtime"] = "auto"
         prepared = Prepared.of(config)
     return _train(lambda: Run.open(path), prepared, progress or Progress())
+
+
+def _folder(runs: str | os.PathLike[str]) -> Path:
+    """The folder of runs, where `~` and `~user` stand for a home."""
+    path = Path(os.path.expanduser(runs))
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise InputError(f"--runs {runs}: there is no user {path.parts[0][1:]!r}; give a folder")
+    return path
 
 
 def _stem(config: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ def basic_cnn(
         stride: distance from one patch to the next, pixels; null for half a patch.
 
     Raises:
-        InputError: a size below 1; images or patches are too small for 3 poolings; no convolution is left; a patch
-            is larger than the image, or its side is not a multiple of 8.
+        InputError: a size below 1; images or patches are too small for 3 poolings; no convolution
+            is left; a patch is larger than the image, or its side is not a multiple of 8.
     """
     check_sizes("basic_cnn", shape, num_classes, channels=channels, kernel_size=kernel_size)
     at_least(1, "basic_cnn", hidden=hidden, patch=patch, stride=stride)

@@ -35,6 +35,7 @@ from typing import Any
 
 import yaml
 
+from layerwise import safe_yaml
 from layerwise.errors import InputError, reason
 from layerwise.runs.checkpoint_file import pack, read_checkpoint
 from layerwise.runs.files import (
@@ -120,9 +121,10 @@ class Run:
             InputError: the file cannot be read, or holds no mapping.
         """
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            config = safe_yaml.load_file(self.path / "config.yaml")
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"run {self.path}: config.yaml cannot be read: {error}") from error
+            why = " ".join(str(error).split())
+            raise InputError(f"run {self.path}: config.yaml cannot be read: {why}") from error
         if not isinstance(config, dict):
             raise InputError(f"run {self.path}: config.yaml is not a mapping of options")
         return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 import tempfile
 import urllib.error
@@ -35,7 +36,7 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
             label column; the splits have different classes; an image cannot be read.
     """
     place, _, config = name.partition("#")
-    folder = Path(place).expanduser()
+    folder = Path(os.path.expanduser(place))
     local = folder.is_dir()
     if not local and place.startswith(("/", ".", "~")):
         raise InputError(f"data hf:{name}: there is no directory {folder}; give one, or a hub name")
