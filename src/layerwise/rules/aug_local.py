@@ -1,4 +1,4 @@
-"""Local learning with heads made of the network's own later layers."""
+"""Local learning whose heads consist of the network's own later layers."""
 
 from __future__ import annotations
 
@@ -14,30 +14,37 @@ from layerwise.rules.base import LocalRule
 
 
 class AugLocal(LocalRule):
-    """Decoupled greedy learning whose heads are made of layers that follow in the network.
+    """Decoupled greedy learning in which the heads consist of the network's own later layers.
 
-    Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier (a
-    layer: `layerwise.blocks.parts`); block k, of blocks 0 to K-1, ends with layer l. Its head is
+    Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier
+    (`layerwise.blocks.parts` defines a layer). Blocks are numbered from 0 to K-1 here, and block k
+    ends with layer l. Its head is
 
         layers round(l + i (L-1-l) / d_k) for i = 1 ... d_k, with fresh weights; pooling; linear
         d_k = max(1, round((1-r) depth + r)),    r = decay k / (K-2)
 
-    or all that follow where these are no more than d_k. With one block it is backpropagation.
+    If at most d_k layers follow block k, all of them are in its head. Each block minimises the loss
+    of its head, and no gradient passes between blocks. With one block it is backpropagation.
 
-    A layer that follows another one than in the network is made to fit (`heads.later_layers`).
+    In a head, a layer can follow another layer than in the network. It is then fitted to its new
+    input (`heads.later_layers`).
 
-    Deviations: the authors halve by the stride of the layer itself, and give a residual block a
-    projecting shortcut; at depth 1 they have a BatchNorm before the linear layer; they join the
-    network's last `depth` modules into one, here the cut decides.
+    Deviations: the authors halve feature maps by the stride of the layer itself, and give a
+    residual block a projecting shortcut. At depth 1 they have a BatchNorm before the linear layer.
+    They join the network's last `depth` modules into one; here the cut decides.
 
     Args:
-        blocks: the network, made with an example.
-        depth: layers in the first block's head.
-        decay: by how much of the way to 1 the depth falls from the first head to the last.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        depth: the number of layers in the first block's head, at least 1.
+        decay: how far the depth falls from the first head to the last, as a fraction of the way
+            from `depth` to 1; in [0, 1]. With 0 all heads have the same depth.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a depth below 1, a decay outside [0, 1].
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a depth below
+            1; a decay outside [0, 1].
     """
 
     def __init__(

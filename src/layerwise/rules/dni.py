@@ -1,4 +1,4 @@
-"""Decoupled neural interfaces: synthetic gradients."""
+"""Decoupled neural interfaces: every block learns from a synthetic gradient."""
 
 from __future__ import annotations
 
@@ -21,36 +21,44 @@ from layerwise.rules.base import Done, LocalRule, Needs, differentiate
 
 
 class DNI(LocalRule):
-    """Decoupled neural interfaces: every block learns from a predicted gradient of its output.
+    """Decoupled neural interfaces: every block learns from a predicted (synthetic) gradient of its
+    output.
 
-    Jaderberg et al. 2017 (arXiv:1608.05343), section 2. L_b is the loss of sample b, c its label:
+    Jaderberg et al. 2017 (arXiv:1608.05343), section 2. Block k has a synthesizer M_k. L_b is the
+    loss of sample b, c is its label, and sg[] stops the gradient:
 
         d^_k = M_k(h_k [, c])                         predicts dL_b / dh_k
         grad_k = mean over b of d^_k dh_k / d f_k     block k, without waiting
         d_k = d^_{k+1} dh_{k+1} / dh_k                the target, through block k+1 alone
         loss_k = mean (d^_k - sg[d_k])^2              M_k; of the last block, d_K = dL_b / dh_K
 
-    The reported loss of a block but the last is that of its synthesizer. A perfect synthesizer, and
-    one block, make it backpropagation.
+    Every block except the last reports the loss of its synthesizer. If the synthesizers are
+    perfect, it is backpropagation; with one block it is backpropagation, too.
 
-    Deviations: synthesizers predict the gradient of a sample's own loss, not of the batch's mean,
-    so that what they learn does not depend on the batch size; their error is a mean over elements.
+    Deviations: synthesizers predict the gradient of a sample's own loss instead of the batch
+    mean's, so that what they learn does not depend on the batch size. Their error is a mean over
+    elements.
 
     Args:
-        blocks: the network, made with an example.
-        synthesizer: of every boundary.
-        context: give synthesizers the labels (cDNI).
-        synthetic_inputs: predict each block's input from the network's, which removes the forward
-            lock (section 2.3): block k learns on h^_{k-1} = I_{k-1}(x), and I_{k-1} to give what
-            block k-1 gave. `forward` is the network itself.
-        update_probability: of each block, in each step, to be updated (section 3.3). A block that
-            is left out only passes its output on; the synthesizer before it is left out with it.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks, made with an example input, from which the synthesizers take
+            their shapes.
+        synthesizer: the recipe of the synthesizer of every block except the last.
+        context: whether synthesizers also read the labels (cDNI).
+        synthetic_inputs: whether each block's input is predicted from the network's input, which
+            removes the forward lock (section 2.3). Block k then learns on h^_{k-1} = I_{k-1}(x),
+            and I_{k-1} learns to predict the output of block k-1. `forward` is still the network
+            itself.
+        update_probability: the probability that a block is updated in a step, in (0, 1] (section
+            3.3). A block that is not updated only passes its output on, and the synthesizer before
+            it is not updated either.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: shapes between the blocks are not known; a probability outside (0, 1]; with
-            `context`, a network that does not give scores of two classes or more for a sample or
-            a token.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a probability
+            outside (0, 1]; with `context`, a network that does not give scores of at least two
+            classes for each sample or token; in `backward` with `context`, labels that are neither
+            class numbers nor one number for each class.
     """
 
     needs = Needs.FORWARD | Needs.NEXT

@@ -1,4 +1,4 @@
-"""Heads that read through a moving average of the next block's first layer."""
+"""Momentum auxiliary networks: heads with a moving average of the next block's first layer."""
 
 from __future__ import annotations
 
@@ -21,36 +21,43 @@ from layerwise.rules.base import Done, LocalRule, Needs
 
 
 class MAN(LocalRule):
-    """Momentum auxiliary network: every head reads its block through the next block's first layer,
-    averaged over the steps, and through a copy of it that learns.
+    """Momentum auxiliary network: every head reads its block's output through two copies of the
+    next block's first layer, one a moving average of its weights and one that learns.
 
-    Su et al. 2024 (arXiv:2407.05623); with `scaled` MAN++ (Su et al. 2025, arXiv:2507.16279).
-    With theta the weights of the next block's first layer (`layerwise.blocks.parts`):
+    Su et al. 2024 (arXiv:2407.05623); with `scaled`, MAN++ (Su et al. 2025, arXiv:2507.16279). With
+    theta the weights of the next block's first layer (`layerwise.blocks.parts` defines a layer),
+    and h_k = f_k(sg[h_{k-1}]), where sg[] stops the gradient:
 
         y      = average(h_k) + bias(h_k);       scaled: (2 - s) average(h_k) + s bias(h_k)
         grad_k = d CE(head(y), labels) / d (f_k, head, bias [, s])
         average <- momentum average + (1 - momentum) theta
 
-    The gradient passes through the average, which takes none itself. It takes in the weights that
-    the next block had on a batch once both blocks have stepped on it, at the start of block k's
-    next turn: each of the weights once, so accumulated batches move it once, and what the next
-    block learns reaches block k a step later. With the averaged weights 0 it is `DGL` with the
-    head (bias, head); with one block it is backpropagation. A block before the classifier alone
-    has the head alone.
+    The gradient passes through the average but does not train it. The average is updated at the
+    start of block k's turn, if the next block has changed since the turn before: it then takes in
+    the weights that the next block had in that earlier turn. So every set of weights enters once,
+    accumulated batches move the average once, and what the next block learns reaches block k one
+    step later.
 
-    Deviations: the average starts as the next block's first layer itself (the authors': from other
-    random weights, which it forgets in some hundred steps). Its BatchNorms' running statistics are
-    its own.
+    If all averaged weights are 0, it is `DGL` with the head (bias, head). With one block it is
+    backpropagation. If the last block is the classifier alone, the block before it has `head`
+    without these copies.
+
+    Deviation: the average starts as a copy of the next block's first layer (the authors' starts
+    from other random weights, which it forgets within some hundreds of steps). BatchNorm layers in
+    the average keep running statistics of their own.
 
     Args:
-        blocks: the network, made with an example.
-        head: what reads y. The authors' is `MLPSR`.
-        momentum: share of the average that is kept in a step.
-        scaled: learn s, from 1, as MAN++ does.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        head: the recipe of the network that reads y. The authors' is `MLPSR`.
+        momentum: the share of the average that is kept in a step, in [0, 1].
+        scaled: whether to learn the factor s, which starts at 1, as in MAN++.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a momentum outside [0, 1].
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; `head` is a
+            class instead of a recipe; a momentum outside [0, 1].
     """
 
     needs = Needs.FORWARD | Needs.WEIGHTS

@@ -1,4 +1,4 @@
-"""PEPITA: every block learns from what a second pass changes, whose input the error modulates."""
+"""PEPITA: every block learns from how a second pass, with the error in its input, differs."""
 
 from __future__ import annotations
 
@@ -22,39 +22,43 @@ from layerwise.rules.calls.straight_through import StraightThrough
 
 
 class PEPITA(Rule):
-    """PEPITA (present the error to perturb the input to modulate activity): the network runs again
-    on an input to which its error is added through a fixed random matrix F, and every block learns
-    from the difference.
+    """PEPITA (present the error to perturb the input to modulate activity): the network runs a
+    second time with its error added to the input through a fixed random matrix F, and every block
+    learns from the change of its output.
 
-    Dellaferrera & Kreiman 2022 (arXiv:2201.11665), algorithm 1. With class scores z, per sample:
+    Dellaferrera & Kreiman 2022 (arXiv:2201.11665), algorithm 1. With the class scores z and the
+    loss L, per sample; sg[] stops the gradient:
 
         h_k  = f_k(h_{k-1}),       h_0  = x           e = dL/dz
         h'_k = f_k(sg[h'_{k-1}]),  h'_0 = x + e F
         grad_k = mean_b (h_k - h'_k) dh'_k / d f_k    k < K
         grad_K = mean_b e dh'_K / d f_K
 
-    For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. Nothing passes back between
-    blocks, and the first pass keeps no graph; in the second a block's graph is gone before the next
-    block runs. Both passes have the same dropout masks, as the paper's; running statistics are of
-    the first. Both are in the precision of the weights under autocast, too. Hidden blocks have no
-    loss. With one block nothing is modulated and it is backpropagation.
+    For a linear layer this is the paper's (h_k - h'_k) h'_{k-1}^T. No signal passes back between
+    blocks. The first pass keeps no graph, and in the second pass a block's graph is freed before
+    the next block runs. Both passes have the same dropout masks, as in the paper; running
+    statistics move only in the first. Under autocast both passes run in the precision of the
+    weights, too. Hidden blocks have no loss. With one block the input is not changed and it is
+    backpropagation.
 
-    Deviations: a convolution's gradient is the sum over positions (the authors': the mean), and
-    biases learn.
+    Deviations: the gradient of a convolution is the sum over positions (the authors take the mean),
+    and biases learn.
 
     Args:
-        blocks: the network, made with an example.
-        scale: F ~ U(-scale sqrt(6 / d), scale sqrt(6 / d)) for d input values.
-        derivative: take a nonlinearity's derivative, and so the true gradient within a block. The
-            paper's rule, for blocks of one layer, has none: false lets gradients pass pointwise
-            nonlinearities unchanged.
-        recompute: keep no output of the first pass and run each block a third time for it, in less
-            memory: MEMPEPITA (Pau & Aymone 2023).
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: F ~ U(-scale sqrt(6 / d), scale sqrt(6 / d)) for d input values.
+        derivative: whether gradients pass through the derivatives of nonlinearities, which gives
+            the true gradient within a block. The paper's rule, for blocks of one layer, has no such
+            derivatives: with false, gradients pass pointwise nonlinearities unchanged.
+        recompute: whether to keep no output of the first pass and to run each block a third time
+            instead, which saves memory: MEMPEPITA (Pau & Aymone 2023).
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: shapes between the blocks are not known; a label for every token; a scale that
-            is not positive; in a step, inputs that are whole numbers.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a network with
+            a label for every token; a scale that is not positive; in `backward`, inputs that are
+            not one tensor of real numbers.
     """
 
     needs = Needs.FORWARD | Needs.ERROR

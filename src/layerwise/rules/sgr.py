@@ -1,4 +1,4 @@
-"""Successive gradient reconciliation."""
+"""Successive gradient reconciliation: greedy learning with gradients that agree between blocks."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ from layerwise.rules.calls.attention import twice_differentiable
 
 
 class SGR(LocalRule):
-    """Successive gradient reconciliation: a block's loss should ask of its input what the block
-    before it asked of its output.
+    """Successive gradient reconciliation: a penalty makes the gradient that a block's loss has at
+    the block's input agree with the gradient that the previous block's loss has there.
 
-    Yang et al. 2024 (arXiv:2406.05222). With L_k the loss of block k's head, over the batch:
+    Yang et al. 2024 (arXiv:2406.05222). With L_k the loss of block k's head, as a mean over the
+    batch; sg[] stops the gradient:
 
         d_k    = dL_k / dh_{k-1}                            through block k and its head
         g_k    = dL_k / dh_k                                through its head alone
         loss_k = L_k + weight mean_b |d_k - sg[g_{k-1}]|^2
 
-    g_{k-1} travels with the activation h_{k-1}, so nothing comes back from later blocks. The
-    derivative of d_k is a second backward pass through block k and its head. With weight 0 it is
-    `DGL`, bit for bit; with one block it is backpropagation. The reported loss is L_k.
+    g_{k-1} travels forward with the activation h_{k-1}, so nothing comes back from later blocks.
+    The gradient of the penalty takes a second backward pass through block k and its head. With
+    weight 0 it is `DGL`, bit for bit; with one block it is backpropagation. The reported loss is
+    L_k.
 
-    Deviation: d_k and g_k are gradients of a sample's own loss, not of the batch's mean, so that
-    the weight does not depend on the batch size: it is the batch-mean formula's divided by the
-    batch size.
+    Deviation: the gradients d_k and g_k are those of a sample's own loss instead of the batch
+    mean's, so that `weight` does not depend on the batch size. It corresponds to the weight in the
+    batch-mean formula divided by the batch size.
 
     Args:
-        blocks: the network, made with an example; every operation of its blocks but the first, and
-            of the heads, has second derivatives.
-        weight: of the distance between the gradients.
-        head: the auxiliary network.
-        criterion: of class scores and labels, a scalar, mean over the batch; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes. All operations of the heads and of every block except the first need second
+            derivatives.
+        weight: the weight of the penalty, 0 or more.
+        head: the recipe of the auxiliary network of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns the mean
+            over the batch, a scalar.
 
     Raises:
-        InputError: a negative weight.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a negative
+            weight.
     """
 
     def __init__(
