@@ -383,7 +383,7 @@ def test_bad_input() -> None:
         with pytest.raises(ValueError, match=r"scale=-1\): give a positive number"):
             make(networks.mlp().blocks, scale=-1)
     with pytest.raises(
-        ValueError, match=r"SignSymmetry\(redraw=True\): magnitudes of one size"
+        ValueError, match=r"SignSymmetry\(redraw=True\): constant magnitudes"
     ) as e:
         rules.SignSymmetry(networks.mlp().blocks, redraw=True)
     assert "\n" not in str(e.value)

@@ -66,13 +66,13 @@ class AugLocal(LocalRule):
 
 
 def depths(blocks: int, depth: int, decay: float) -> list[int]:
-    """How many layers the head of each block but the last has."""
+    """The number of layers in the head of every block except the last."""
     ratios = [decay * k / max(1, blocks - 2) for k in range(blocks - 1)]
     return [max(1, round(depth * (1 - r) + r)) for r in ratios]
 
 
 def choose(l: int, count: int, depth: int) -> list[int]:
-    """Which of `count` layers follow layer `l` in its head."""
+    """The layers, out of `count`, in the head of a block that ends with layer `l`."""
     left = count - 1 - l
     if depth >= left:
         return list(range(l + 1, count))
@@ -80,10 +80,10 @@ def choose(l: int, count: int, depth: int) -> list[int]:
 
 
 def _later(blocks: Blocks, depth: int, decay: float) -> list[list[Placed]]:
-    """The layers of the head of each block but the last."""
+    """The layers in the head of every block except the last."""
     of_blocks = [layers(block) for block in blocks]
     ends = list(itertools.accumulate(map(len, of_blocks)))
-    # A head never has a layer of the first block, whose input need not be floating point.
+    # No head contains a layer of the first block, whose input may be integers.
     network = [Placed(layer, ()) for layer in of_blocks[0]]
     for k in range(1, len(blocks)):
         network += map(Placed, of_blocks[k], shapes_of_layers(blocks, k))

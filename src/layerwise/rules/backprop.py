@@ -64,7 +64,7 @@ class Backprop(Rule):
 
 
 def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch) -> Tensor:
-    """Block k's output, of which nothing is kept but the input."""
+    """Block k's output; only the block's input is kept for the backward pass."""
     before = buffers_of(blocks[k])
     tensor = leading(h)
     version = tensor._version

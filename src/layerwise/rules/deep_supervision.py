@@ -64,10 +64,10 @@ class DeepSupervision(Rule):
         found: dict[int, tuple[Tensor, Tensor | None]] = {}  # L_k and the class scores
         h = batch.inputs
         for k in range(last + 1):
-            h = batch.run(k, h, keep=k > 0)  # the head before still needs its input
+            h = batch.run(k, h, keep=k > 0)  # head k-1 still needs h_{k-1}
             if k == last or self.weight > 0:
                 found[k] = self.loss(k, Activity(h), batch)
-        total, _ = found[last]
+        total, _ = found[last]  # L_K + weight sum over k < K of L_k
         for k in range(last if self.weight > 0 else 0):
             total = total + self.weight * found[k][0]
         differentiate(total, batch.scale)

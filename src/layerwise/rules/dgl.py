@@ -48,7 +48,7 @@ class DGL(LocalRule):
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)
         *_, scores = blocks.shapes or [()]
-        # The classes are the last axis of tokens, and the first of maps.
+        # Class scores are on the last axis for tokens, and on the first for maps.
         if num_classes is not None and scores and num_classes not in (scores[0], scores[-1]):
             raise InputError(
                 f"DGL(num_classes={num_classes}): the network gives {scores} for each "

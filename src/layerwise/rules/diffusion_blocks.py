@@ -81,20 +81,20 @@ class DiffusionBlocks(DenoisingRule):
         assert isinstance(denoiser, VitDenoiser)
         sigma, s = self.levels(denoiser, u), denoiser.sigma_data
         scores = denoiser.scores(features, noised(u, (1.0, sigma)), sigma)
-        weight = (sigma**2 + s**2) / (sigma * s) ** 2  # (B, 1)
+        w = (sigma**2 + s**2) / (sigma * s) ** 2  # (B, 1)
         if self.squared:
-            return distance(weight.sqrt() * (F.softmax(scores, 1) - u), labels)
+            return distance(w.sqrt() * (F.softmax(scores, 1) - u), labels)
         y = labels.to(scores.dtype) if labels.is_floating_point() else labels
-        each = weight.squeeze(1) * F.cross_entropy(scores, y, reduction="none")
+        each = w.squeeze(1) * F.cross_entropy(scores, y, reduction="none")
         return mean_of_counted(each, labels)
 
     def levels(self, denoiser: VitDenoiser, u: Tensor) -> Tensor:
-        """Noise levels of the denoiser's share, (B, 1), for vectors u (B, E)."""
+        """sigma, (B, 1): noise levels from the denoiser's share, for vectors u, (B, E)."""
         (_, highest), (_, lowest) = denoiser.before, denoiser.after
         alpha = (highest / lowest) ** self.overlap
         ends = max(lowest / alpha, self._end[1]), min(highest * alpha, self._start[1])
         mean, deviation = denoiser.spread
         bottom, top = (NormalDist(mean, deviation).cdf(math.log(end)) for end in ends)
         share = bottom + (top - bottom) * torch.rand_like(u[:, :1])
-        # Of a share next to 0 or 1 single precision knows no quantile.
+        # In single precision, the quantile of a share next to 0 or 1 can be infinite.
         return (mean + deviation * torch.special.ndtri(share)).exp().clamp(*ends)

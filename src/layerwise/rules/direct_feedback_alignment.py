@@ -96,7 +96,7 @@ class DirectFeedbackAlignment(Rule):
         super().__init__(blocks, criterion=criterion)
         last = len(blocks) - 1
         numbers = range(last) if at is None else _numbers(blocks, at)
-        self.ends = sorted({*numbers, last})  # of what learns together, the last blocks
+        self.ends = sorted({*numbers, last})  # the last block of each group that learns together
         self.layers, self.normalize = layers, normalize
         call = "DirectFeedbackAlignment"
         inputs = layer_inputs(blocks, self.ends, f"{call}(layers=True)") if layers else {}
@@ -105,7 +105,7 @@ class DirectFeedbackAlignment(Rule):
     def step(self, batch: Batch) -> Tensor:
         error = Error()
         with self._sending(error):
-            outputs = self._forward(batch)  # h_k of the blocks that the error goes to
+            outputs = self._forward(batch)  # h_k (or N(h_k)) of the blocks that get the error
             last = len(self.blocks) - 1
             scores = outputs[last].detach()
             loss, error.e = self.output_error(scores, batch, batch.scale)
@@ -120,8 +120,10 @@ class DirectFeedbackAlignment(Rule):
         return scores
 
     def _forward(self, batch: Batch) -> dict[int, Tensor]:
-        """The output of each of `ends`, with the graph since the one before; what is to take the
-        error is normalised, where that is asked for."""
+        """Run all blocks; give the outputs of the blocks `ends`, normalised with `normalize`.
+
+        The graph of each output begins after the previous one.
+        """
         last, outputs = len(self.blocks) - 1, {}
         h = detached(batch.inputs)
         for k in range(last + 1):
@@ -138,7 +140,7 @@ class DirectFeedbackAlignment(Rule):
 
     @contextlib.contextmanager
     def _sending(self, error: Error) -> Iterator[None]:
-        """Within, layers send the projected error to their input."""
+        """A context in which layers send the projected error to their input."""
         if not self.layers:
             yield
             return
@@ -157,19 +159,21 @@ class DirectFeedbackAlignment(Rule):
 
 
 class Error:
-    """The error of a step: the gradient of the scaled loss at the output, known once the forward
-    pass has ended."""
+    """The error of a step: the gradient of the scaled loss at the network's output.
+
+    It is known only after the forward pass.
+    """
 
     e: Tensor
 
 
 def _normalized(h: Tensor) -> Tensor:
-    """Mean 0 and mean square 1 over features, (B, D) and (B, T, D), or all units, (B, C, H, W)."""
+    """N(h), over the features of (B, D) and (B, T, D), or over all units of (B, C, H, W)."""
     return F.layer_norm(h, h.shape[-1:] if h.dim() <= 3 else h.shape[1:])
 
 
 def _numbers(blocks: Blocks, at: Sequence[str | int]) -> list[int]:
-    """The numbers of blocks given by name or number."""
+    """The numbers of blocks that are given by name or number."""
     known = {name: k for k, name in enumerate(blocks.names)}
     known = {str(k): k for k in range(len(blocks))} | known
     for one in at:

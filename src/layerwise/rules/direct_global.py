@@ -65,7 +65,7 @@ class DirectGlobal(Rule):
         losses: list[Tensor] = []
         h = batch.inputs
         for k in range(last + 1):
-            h = batch.run(k, detached(h), keep=k > 0)  # the head before still needs its input
+            h = batch.run(k, detached(h), keep=k > 0)  # head k-1 still needs h_{k-1}
             z = self.scores(k, h, batch)
             leaf = z.detach().requires_grad_()
             loss = self.criterion(leaf, batch.labels)
@@ -78,6 +78,7 @@ class DirectGlobal(Rule):
         del h
         for k in reversed(range(last + 1)):
             z, d = graphs.pop()
+            # d_k = (1 - w) dL(z_k)/dz_k + w dL(z_K)/dz_K
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
             scores = z.detach()
             del z  # and block k's graph

@@ -66,7 +66,7 @@ class DirectRandomTargetProjection(LocalRule):
             return super().local_step(k, h, batch)
         h = batch.run(k, h)
         labels = batch.labels
-        with torch.no_grad():
+        with torch.no_grad():  # onehot(y) B_k, for the mean over the batch
             target = self.feedback.rows(k, labels, h.shape) / self.feedback.counted(labels)
         differentiate(h, batch.scale, target)
         return Done(h.detach())

@@ -90,7 +90,7 @@ class DNI(LocalRule):
         self.moved(0, self.inputs)
 
     def auxiliary(self, k: int) -> list[nn.Module]:
-        # Block k trains what predicts its own input.
+        # Block k also trains the network that predicts its input.
         predictor = self.inputs[k - 1 : k] if k else []
         return [*super().auxiliary(k), *self.synthesizers[k : k + 1], *predictor]
 
@@ -112,7 +112,7 @@ class DNI(LocalRule):
             loss, scores = self.loss(k, Activity(h), batch)
             differentiate(loss, batch.scale)
             return Done(h.detach(), loss.detach(), scores, back=_taken(before))
-        # Its graph waits for the next block, where that is sure to be updated.
+        # Its graph is kept for `learn` if the next block is sure to be updated.
         with torch.set_grad_enabled(self.update_probability == 1):
             synthetic = self._synthesize(k, h, batch)  # d^_k
         differentiate(h, batch.scale, synthetic.detach() / len(h))  # mean_b d^_k dh_k / d f_k
@@ -120,11 +120,11 @@ class DNI(LocalRule):
         return Done(h.detach(), back=_taken(before), kept=kept)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> Tensor:
-        """The synthesizer of block k learns the gradient that block k+1 found of its input."""
+        """Synthesizer k learns d_k, the gradient that block k+1 found for its input."""
         h = done.out
         synthetic = self._synthesize(k, h, batch) if done.kept is None else done.kept
         d = back.to(torch.promote_types(h.dtype, torch.float32))
-        d = d * (len(h) / batch.scaled_one(d))  # of each sample's own loss
+        d = d * (len(h) / batch.scaled_one(d))  # d_k, of each sample's own loss
         loss = F.mse_loss(synthetic.to(d.dtype), d)
         differentiate(loss, batch.scale)
         return loss
@@ -133,8 +133,11 @@ class DNI(LocalRule):
         return self.synthesizers[k](h.detach(), batch.labels if self.context else None)
 
     def _input(self, k: int, h: Any, batch: Batch, learns: bool = False) -> Any:
-        """The input of block k; where the block learns, what predicts it learns, and the input of
-        any block but the first is a leaf that takes the gradient its synthesizer is to learn."""
+        """The input of block k.
+
+        If the block learns, the network that predicts its input learns here, too. The input of
+        every block except the first is then a leaf, whose gradient the synthesizer before learns.
+        """
         if k == 0:
             return h
         if self.inputs:
@@ -146,18 +149,17 @@ class DNI(LocalRule):
 
 
 def _taken(leaf: Any) -> Tensor | None:
-    """The gradient of a block's input; None of the network's."""
+    """The gradient of a block's input; None for the network's inputs."""
     return leaf.grad if isinstance(leaf, Tensor) else None
 
 
 def _classes(blocks: Blocks) -> int:
-    """How many classes there are, of which a synthesizer is given the labels."""
+    """The number of classes whose labels a synthesizer reads."""
     _, (*_, scores) = blocks.known_shapes("DNI", "no synthesizer can be made")
     maps = len(scores) > 2 or channels_first(list(blocks), scores)
     if not scores or maps or scores[-1] < 2:
         raise InputError(
             f"DNI(context=True): the network gives scores of {scores} for a sample; synthesizers "
-            "are given the labels where scores are (classes,) or (tokens, classes): leave context "
-            "out"
+            "can read labels only if scores are (classes,) or (tokens, classes); leave context out"
         )
     return scores[-1]

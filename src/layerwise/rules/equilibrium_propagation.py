@@ -72,14 +72,14 @@ class EquilibriumPropagation(Rule):
         check_inference("EquilibriumPropagation", blocks, steps, step_size)
         if not beta > 0:
             raise InputError(
-                f"EquilibriumPropagation(beta={beta}): give more than 0, such as 0.1; `centred` "
-                "nudges both ways"
+                f"EquilibriumPropagation(beta={beta}): give more than 0, such as 0.1; "
+                "centred=True nudges both ways"
             )
         self.beta, self.steps, self.step_size, self.centred = beta, steps, step_size, centred
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        # A block runs many times, with other buffers.
+        # Blocks run many times, with other buffers, so they run uncompiled.
         with as_written(self.blocks), full_precision(batch.inputs, self.blocks) as x:
             energy = Energy(batch, self.blocks, lambda h: self.loss(last, Activity(h), batch), x)
             nudges = (self.beta, -self.beta) if self.centred else (self.beta,)

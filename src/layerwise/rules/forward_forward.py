@@ -104,8 +104,11 @@ class ForwardForward(LocalRule):
             self.needs = Needs.FORWARD | Needs.ERROR
 
     def local_step(self, k: int, h: Any, batch: Batch, neutral: Tensor | None = None) -> Done:
-        """N(h) of the positive and, below them, the negative inputs travels from block to block,
-        (2 B, ...), and carries that of the neutral inputs; the last block takes the latter."""
+        """The step of block k.
+
+        h is N(h_{k-1}) of the positive inputs, followed by that of the negative inputs, (2 B, ...).
+        N(h_{k-1}) of the neutral inputs is carried along; the last block gets only the latter.
+        """
         if k == len(self.blocks) - 1:
             return self._classify(h, batch)
         if k == 0:
@@ -132,7 +135,7 @@ class ForwardForward(LocalRule):
             for k in range(last):
                 neutral = normalized(batch.run(k, neutral, stream=1))
         classified = self._classify(neutral, batch)
-        # The largest of z and Gumbel noise is a draw from softmax(z).
+        # The largest entry of z plus Gumbel noise is a draw from softmax(z).
         right = self._right(batch)
         noise = -torch.empty_like(right).exponential_().log()
         wrong = (classified.out + noise).masked_fill(right > 0, -torch.inf).argmax(1)
@@ -152,8 +155,11 @@ class ForwardForward(LocalRule):
         return Done(h.detach(), loss.detach(), scores)
 
     def _separate(self, k: int, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The step of block k on N(h_{k-1}) of positive and negative inputs; gives N(h_k), and the
-        loss."""
+        """The step of block k on N(h_{k-1}) of positive and negative inputs, (2 B, ...).
+
+        Returns:
+            N(h_k), detached, and the loss, ().
+        """
         h = batch.run(k, h.detach())
         loss, _ = self.loss(k, Activity(h), batch)
         differentiate(loss, batch.scale)
@@ -161,7 +167,7 @@ class ForwardForward(LocalRule):
             return normalized(h), loss.detach()
 
     def _right(self, batch: Batch) -> Tensor:
-        """The labels as the embedding takes them, (B, C)."""
+        """The labels in the form that the embedding takes, (B, C)."""
         labels = class_numbers(batch.labels, "ForwardForward")
         return self.embedding.of(labels, self.embedding.checked(batch.inputs))
 
@@ -171,7 +177,7 @@ class ForwardForward(LocalRule):
         return normalized(self.embedding(x, self.embedding.neutral(x).unsqueeze(0)))
 
     def _pairs(self, x: Inputs, right: Tensor, wrong: Tensor) -> Tensor:
-        """N of the inputs with their label and, below, with a wrong one, (2 B, ...)."""
+        """N of the inputs with their own label, followed by those with a wrong one, (2 B, ...)."""
         x = self.embedding.checked(x)
         return normalized(self.embedding(x, torch.stack([right, self.embedding.of(wrong, x)])))
 
@@ -182,7 +188,7 @@ class ForwardForward(LocalRule):
         return scores
 
     def activities(self, inputs: Inputs) -> list[Tensor]:
-        """h_k of the inputs with a neutral label, also with `by_goodness`."""
+        """h_k for inputs with a neutral label, also with `by_goodness`."""
         if len(self.blocks) == 1:
             return super().activities(inputs)
         x = self.embedding.checked(inputs)
@@ -194,8 +200,11 @@ class ForwardForward(LocalRule):
         return found
 
     def exit(self, k: int, h: Any, passes: Passes, so_far: Tensor | None = None) -> Done:
-        """N(h) travels from block to block; by goodness that of the inputs with every label,
-        (C B, ...), and it carries the goodness so far, (C B,)."""
+        """Block k at inference, on N(h_{k-1}) of the inputs with a neutral label.
+
+        With `by_goodness`, h is that of the inputs with each of the C labels, (C B, ...), and the
+        goodness so far, (C B,), is carried along.
+        """
         last = len(self.blocks) - 1
         if last == 0:
             return super().exit(k, h, passes)
@@ -210,7 +219,7 @@ class ForwardForward(LocalRule):
         if k < last:
             h = passes.run(k, h)
             g = goodness(h, self.threshold, self.mean)
-            counts = k > 0 or last == 1  # the first block's, where there is no other
+            counts = k > 0 or last == 1  # the first block counts only if it is the one hidden block
             g = g if counts else torch.zeros_like(g)
             so_far = g if so_far is None else so_far + g
             h = normalized(h)
@@ -220,11 +229,11 @@ class ForwardForward(LocalRule):
 
 
 def _checked(blocks: Blocks) -> tuple[tuple[int, ...], int]:
-    """The shape of an input, and how many classes there are."""
+    """The shape of an input, and the number of classes."""
     shape, (*_, scores) = blocks.known_shapes("ForwardForward", "no label can be embedded")
     if len(scores) != 1 or scores[0] < 2:
         raise InputError(
-            f"ForwardForward: the network gives scores of {scores} for a sample; it needs one "
-            "label a sample, of two classes or more: take rules.DGL"
+            f"ForwardForward: the network gives scores of {scores} for a sample; the rule "
+            "needs one label per sample, of two or more classes: take rules.DGL"
         )
     return shape, scores[0]

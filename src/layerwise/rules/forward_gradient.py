@@ -57,7 +57,7 @@ class ForwardGradient(PerturbationRule):
 
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
         if self.rank:
-            loss()  # finds what the inputs span
+            loss()  # finds the space that the inputs span
         found = []
         for n in range(self.directions):
             with forward_mode("ForwardGradient"):

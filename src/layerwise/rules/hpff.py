@@ -65,7 +65,7 @@ class HPFF(WindowRule):
         check_units("HPFF", overlap, every)
         if not 0 <= independent <= 1:
             raise InputError(f"HPFF(independent={independent}): give a weight in [0, 1]")
-        if independent == 1:  # units would weigh nothing: every block is a unit of its own
+        if independent == 1:  # units have no weight: every block is a unit of its own
             overlap, every, independent = 0, 1, 0.0
         found = one_per_block("HPFF", blocks, objectives, criterion)
         others = [copy.deepcopy(objective) for objective in found]
@@ -73,7 +73,7 @@ class HPFF(WindowRule):
         used = [o if independent or k in of_units else None for k, o in enumerate(found)]
         super().__init__(blocks, used, overlap, every)
         self.independent = independent
-        self.independents = OfBlocks[Objective]()  # of the blocks that end a unit
+        self.independents = OfBlocks[Objective]()  # I_k of the blocks that end a unit
         for k, objective in enumerate(others[:-1]):
             if objective is not None and independent and k in self.ends:
                 objective.number(k, len(blocks))

@@ -76,11 +76,12 @@ class LocalCritic(LocalRule):
         return Done(h.detach(), loss.detach(), scores.detach(), back=back, kept=losses)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> None:
-        """Critic k learns to give the losses that block k+1 found."""
+        """Critic k learns to predict the losses L_{k+1}(b) that block k+1 found."""
         losses = done.kept
         if losses is None:
             losses = self._each(self.scores(k, done.out, batch), batch.labels)
         critic = [p for p in self.objectives[k].parameters() if p.requires_grad]
+        # d mean_b |L_k(b) - sg[L_{k+1}(b)]| / d critic_k
         differentiate((losses - back).abs().mean(), batch.scale, inputs=critic)
 
     def _each(self, scores: Tensor, y: Tensor) -> Tensor:

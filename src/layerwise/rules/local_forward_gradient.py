@@ -35,14 +35,15 @@ from layerwise.rules.families.perturbation import (
 
 
 class Measured(NamedTuple):
-    """What an objective gives in forward mode.
+    """The results of an objective in forward mode.
 
     Attributes:
         loss: (), detached.
-        derivative: of each sample's loss along the direction, (B,), or of the batch's, ().
+        derivative: the derivative of each sample's loss along its direction, (B,), or that of the
+            batch's loss along all directions, ().
         scores: the class scores, detached, or None.
-        learning: each thing that the objective computes with weights of its own, and the gradient
-            that these learn from.
+        learning: the tensors that the objective's own weights learn from (class scores or a loss),
+            each with its gradient.
     """
 
     loss: Tensor
@@ -144,7 +145,7 @@ class LocalForwardGradient(LocalRule):
                 u = draw(still, generator(a.device, seed, k, n), self.rademacher)
                 h, activity = self.reading.activity(k, dual(still, u), batch)
                 measured = self._measured(k, activity, batch)
-                # A further view of a sample moves with the sample.
+                # Further views of a sample share its derivative.
                 d = measured.derivative.to(a.dtype).expand(batch.rows).repeat(len(a) // batch.rows)
                 delta += d.view(-1, *[1] * (a.dim() - 1)) * u / self.directions
                 found = found or [(primal(h), measured)]
@@ -173,8 +174,10 @@ class LocalForwardGradient(LocalRule):
         return found[0]
 
     def _measured(self, k: int, activity: Activity, batch: Batch) -> Measured:
-        """The objective of block k at a dual activity, term by term. The gradient e of class scores
-        z is known, so a sample's derivative is e_b . dz_b."""
+        """The objective of block k at a dual activity, term by term.
+
+        The gradient e of class scores z is known, so the derivative of sample b is e_b . dz_b.
+        """
         h = activity.output
         version = h._version
         loss, derivative, scores, learning = h.new_zeros(()), h.new_zeros(()), None, []
@@ -204,8 +207,10 @@ class LocalForwardGradient(LocalRule):
 
 
 class _Local(nn.Module):
-    """Block k of a rule and its objective: of the block's input the block's output, the loss and
-    the class scores."""
+    """Block k of a rule and its objective as one module.
+
+    It maps the block's input to the block's output, the loss and the class scores.
+    """
 
     def __init__(self, rule: LocalForwardGradient, k: int):
         super().__init__()

@@ -74,7 +74,7 @@ class MAN(LocalRule):
         if not 0 <= momentum <= 1:
             raise InputError(f"MAN(momentum={momentum}): give a share in [0, 1], such as 0.995")
         following = [layers(block) for block in list(blocks)[1:]]
-        # Not registered: they are the next blocks' own.
+        # Not registered, because they belong to the next blocks.
         firsts = [of_block[0] for of_block in following]
         recipes: list[Head] = [_Recipe(blocks, first, head, scaled) for first in firsts]
         if following and len(following[-1]) == 1:  # the classifier
@@ -91,7 +91,7 @@ class MAN(LocalRule):
 
 
 class _Recipe(Head):
-    """The recipe of a head that reads through copies of `layer`."""
+    """The recipe of a head that reads through two copies of `layer`."""
 
     def __init__(self, blocks: Blocks, layer: Layers, head: Head, scaled: bool):
         self.blocks, self.layer, self.head, self.scaled = blocks, layer, head, scaled
@@ -108,13 +108,15 @@ class _Recipe(Head):
 
 
 class _Momentum(nn.Module):
+    """The head: `head` on average(h) + bias(h), with the copies of `layer`."""
+
     reads_inputs = True
 
     def __init__(self, layer: Layers, head: nn.Module, scaled: bool):
         super().__init__()
         self.bias = fresh(layer)
         self.average = _of_buffers(layer)
-        self.seen = _of_buffers(layer)  # the weights as they were in the turn before
+        self.seen = _of_buffers(layer)  # the next block's weights in the turn before
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
         self.head = head
 
@@ -126,7 +128,7 @@ class _Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, layer: Layers, momentum: float) -> None:
-        """Take in the weights of the turn before, where they have moved since."""
+        """Take in the weights of the turn before, if they have changed since."""
         holders = zip(layer.holders, self.seen.holders, self.average.holders, strict=True)
         found = [
             (p, seen.get_buffer(key), average.get_buffer(key))
@@ -136,7 +138,7 @@ class _Momentum(nn.Module):
         ]
         if not found:
             return
-        # On the device: nothing waits for the answer.
+        # Computed on the device, so that the host does not wait.
         moved = torch.stack([torch.ne(p, before).any() for p, before, _ in found]).any()
         for p, before, mean in found:
             mean.lerp_(before, moved.to(p.dtype) * (1 - momentum))
@@ -144,7 +146,7 @@ class _Momentum(nn.Module):
 
 
 def _of_buffers(layer: Layers) -> Layers:
-    """A copy whose weights are buffers: part of the state, and never trained."""
+    """A copy whose weights are buffers, which are part of the state but never trained."""
     made = copied(layer)
     assert isinstance(made, Layers)
     for module in [*made.holders, *made.modules()]:

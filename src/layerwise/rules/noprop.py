@@ -73,6 +73,6 @@ class NoProp(DenoisingRule):
 
 
 def snr(levels: tuple[float, float]) -> float:
-    """The signal-to-noise ratio of signal u + noise eps."""
+    """SNR: the signal-to-noise ratio of signal u + noise eps."""
     signal, noise = levels
     return (signal / noise) ** 2

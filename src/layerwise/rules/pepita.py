@@ -86,7 +86,9 @@ class PEPITA(Rule):
         last = len(self.blocks) - 1
         first = _FirstPass(self.blocks, batch, self.recompute)
         scores = first.run(x)
-        loss, e = self.output_error(scores, batch)  # e of a sample, by 1/B
+        loss, e = self.output_error(
+            scores, batch
+        )  # this e is that of the batch mean, 1/B of a sample's
         modulated = x if last == 0 else self._modulated(x, batch.rows * e)  # h'_0 = x + e F
         h = x
         with contextlib.nullcontext() if self.derivative else as_written(self.blocks):
@@ -103,7 +105,7 @@ class PEPITA(Rule):
         return scores
 
     def _derivatives(self) -> contextlib.AbstractContextManager[object]:
-        """Within, nonlinearities have their derivative, or pass gradients unchanged."""
+        """A context in which gradients pass nonlinearities unchanged, unless `derivative`."""
         return contextlib.nullcontext() if self.derivative else StraightThrough()
 
     @torch.no_grad()
@@ -119,15 +121,16 @@ class PEPITA(Rule):
 
 
 class _FirstPass:
-    """The pass without an error, of which each block's output is kept or computed again.
+    """The first pass, without the error; each block's output is kept or computed again.
 
     Args:
         blocks: the network.
-        batch: the step's.
-        recompute: keep no outputs, and run each block again for its own.
+        batch: the batch of the step.
+        recompute: whether to keep no outputs and to run each block again instead.
 
     Attributes:
-        again: for every block, how it runs again with the random numbers and buffers of this pass.
+        again: for every block, a way to run it again with the random numbers and buffers of this
+            pass.
     """
 
     def __init__(self, blocks: Blocks, batch: Batch, recompute: bool):
@@ -140,15 +143,15 @@ class _FirstPass:
         h = x
         for k, block in enumerate(self.blocks):
             self.again.append(Again(block, leading(h)))
-            # With gradients on, although the graph goes at once: without them attention in eval
-            # mode is another kernel, which rounds otherwise than in the second pass.
+            # With gradients on, although the graph is freed at once: with gradients off, attention
+            # in eval mode is another kernel, which rounds differently from the second pass.
             h = self.batch.run(k, h, keep=True).detach()
             if not self.recompute:
                 self._outputs[k] = h
         return h
 
     def output(self, k: int, h: Any) -> Tensor:
-        """h_k of this pass, once; `h` is h_{k-1}."""
+        """h_k of this pass, from h = h_{k-1}; it can be asked for once."""
         if not self.recompute:
             return self._outputs.pop(k)
         with self.again[k].run():
@@ -161,8 +164,8 @@ def _feedback(rule: Rule, scale: float) -> Tensor:
     shape, (*_, scores) = blocks.known_shapes("PEPITA", "no feedback matrix can be made")
     if len(scores) > 1:
         raise InputError(
-            f"PEPITA: the network gives scores of {scores} for a sample; it needs one "
-            "label a sample: take rules.DirectFeedbackAlignment"
+            f"PEPITA: the network gives scores of {scores} for a sample; the rule "
+            "needs one label per sample: take rules.DirectFeedbackAlignment"
         )
     units = math.prod(shape)
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))

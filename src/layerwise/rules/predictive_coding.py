@@ -113,14 +113,14 @@ class PredictiveCoding(Rule):
         return output
 
     def _settle(self, inputs: list[Tensor], outputs: list[Tensor], batch: Batch) -> list[Tensor]:
-        """e_k of every block but the last."""
+        """e_k of every block except the last, after `steps` of inference."""
         last = len(outputs) - 1
         pull = of_samples(outputs[last], inputs[last], batch, retain=True)  # e_K df_K/dh_{K-1}
         e = [pull.new_zeros(h.shape) for h in outputs[:last]]
         for t in range(self.steps):
-            for k in range(max(0, last - 1 - t), last):  # those that the error reaches
+            for k in range(max(0, last - 1 - t), last):  # the blocks that the error has reached
                 above = (
                     pull if k == last - 1 else back(outputs[k + 1], inputs[k + 1], e[k + 1], True)
                 )
-                e[k] = e[k] + self.step_size * (above - e[k])
+                e[k] = e[k] + self.step_size * (above - e[k])  # above = e_{k+1} df_{k+1}/dh_k
         return e

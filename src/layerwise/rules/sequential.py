@@ -71,7 +71,7 @@ class Sequential(LocalRule):
         self.active = self.order[0]
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """How many of `epochs` each block gets.
+        """The number of epochs that each block gets, out of `epochs`.
 
         Raises:
             InputError: fewer epochs than blocks to train.
@@ -80,17 +80,17 @@ class Sequential(LocalRule):
         if each == 0:
             raise InputError(
                 f"Sequential: {epochs} epochs for {len(self.order)} blocks, one after the other; "
-                f"give --epochs {len(self.order)} or more, so many for all blocks together"
+                f"give --epochs {len(self.order)} or more (the total for all blocks)"
             )
         return [each + (phase < over) for phase in range(len(self.order))]
 
     def begin(self, phase: int) -> None:
-        """Train the block of this phase from now on."""
+        """Make the block of this phase the active one."""
         self.active = self.order[phase]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Sequential:
-        """As usual, but the blocks before the active one stay in eval mode."""
+        """Switch the mode, except that the blocks before the active one stay in eval mode."""
         super().train(mode)
         for i in range(self.active):
             self.blocks[i].eval()

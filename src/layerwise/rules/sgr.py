@@ -81,7 +81,7 @@ class SGR(LocalRule):
         return Done(h.detach(), L.detach(), scores, carry)
 
     def _first_step(self, h: Any, batch: Batch) -> Done:
-        """The first block has no gradient to agree with; g_1 comes with the gradient of L_1."""
+        """The step of the first block, which has no penalty; it gives g_1."""
         h, activity = self._run(0, h, batch)
         h.retain_grad()
         L, scores = self.loss(0, activity, batch)
@@ -93,17 +93,17 @@ class SGR(LocalRule):
         h, activity = self.run(k, h, batch, keep=k > 0)
         if h.requires_grad:
             return h, activity
-        h = h.detach().requires_grad_()  # nothing of the block learns, its head may
+        h = h.detach().requires_grad_()  # the block is frozen, but its head may learn
         return h, Activity(h)
 
     def _gradients(self, loss: Tensor, at: tuple[Tensor, ...], batch: Batch) -> list[Tensor]:
-        """The gradients of each sample's own loss, with their graph."""
+        """The gradients of each sample's own loss at the tensors `at`, with their graph."""
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(batch.scale(loss), at, create_graph=True)
             return [_of_samples(gradient, batch) for gradient in found]
 
 
 def _of_samples(gradient: Tensor, batch: Batch) -> Tensor:
-    """A gradient of the scaled mean over the batch, as that of each sample's own loss."""
+    """The gradient of each sample's own loss, from that of the scaled mean over the batch."""
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     return gradient * (len(gradient) / batch.scaled_one(gradient))

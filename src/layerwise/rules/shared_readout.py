@@ -63,7 +63,10 @@ class SharedReadout(Rule):
         readout = _classifier(checked("SharedReadout", blocks))
         reads = [_Read(readout, normalize, criterion) for _ in range(len(blocks) - 1)]
         super().__init__(blocks, reads, criterion)
-        self._readout, self._reads = (readout,), reads  # not registered: they are elsewhere
+        self._readout, self._reads = (
+            (readout,),
+            reads,
+        )  # not registered, because they are parts of others
         self.shared_gradient, self.criterion = shared_gradient, criterion
 
     def step(self, batch: Batch) -> Tensor:
@@ -92,7 +95,7 @@ class SharedReadout(Rule):
 
 
 class _Read(Objective):
-    """Predict the labels through another block's linear layer."""
+    """Predict the labels through the readout, which belongs to another block."""
 
     def __init__(self, readout: nn.Linear, normalize: bool, criterion: Criterion):
         super().__init__()
@@ -109,7 +112,7 @@ class _Read(Objective):
         self.channels_first = site.channels_first
 
     def scores(self, h: Tensor, weights: Mapping[Tensor, Tensor], inputs: Inputs = None) -> Tensor:
-        """Class scores by the readout, whose weights may be replaced."""
+        """The class scores; `weights` replace the readout's, which are otherwise constants."""
         v = applied(self.features, h.transpose(1, 2) if self.channels_first else h, inputs)
         if self.normalize:
             v = F.layer_norm(v, v.shape[-1:])
@@ -127,7 +130,7 @@ class _Read(Objective):
 
 def _classifier(blocks: Blocks) -> nn.Linear:
     linear = [m for m in blocks[len(blocks) - 1].modules() if isinstance(m, nn.Linear)]
-    # A single number for each sample, (B,), is no linear layer's output.
+    # One number for each sample, (B,), is not the output of a linear layer.
     classes = (*blocks.shapes[-1][-1:], 0)[0] if blocks.shapes is not None else None
     if not linear or classes not in (None, linear[-1].out_features):
         raise InputError(

@@ -66,8 +66,8 @@ class SignSymmetry(FeedbackRule):
             raise InputError(f"SignSymmetry(scale={scale}): give a positive number")
         if redraw and not random_magnitude:
             raise InputError(
-                "SignSymmetry(redraw=True): magnitudes of one size are not drawn; give "
-                "random_magnitude=True, too"
+                "SignSymmetry(redraw=True): constant magnitudes are not drawn; give "
+                "random_magnitude=True as well"
             )
         self.scale, self.random_magnitude = scale, random_magnitude
         self.redraw = self.stochastic = redraw
@@ -79,7 +79,7 @@ class SignSymmetry(FeedbackRule):
         return {weight: size * weight.sign() for weight, size in self.magnitudes().items()}
 
     def magnitudes(self) -> Matrices:
-        """This step's |M|, of the weight's shape, or s, ()."""
+        """The magnitudes of this step: |M| in the weight's shape, or s, ()."""
         if self.random_magnitude and not self.redraw:
             return self._kept_matrices()
         make = self._draw if self.redraw else self._size
