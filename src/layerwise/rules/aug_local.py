@@ -18,7 +18,7 @@ class AugLocal(LocalRule):
 
     Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier
     (`layerwise.blocks.parts` defines a layer). Blocks are numbered from 0 to K-1 here, and block k
-    ends with layer l. Its head is
+    ends with layer l. Its head consists of
 
         layers round(l + i (L-1-l) / d_k) for i = 1 ... d_k, with fresh weights; pooling; linear
         d_k = max(1, round((1-r) depth + r)),    r = decay k / (K-2)

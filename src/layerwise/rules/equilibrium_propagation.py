@@ -37,8 +37,9 @@ class EquilibriumPropagation(Rule):
     for bit.
 
     Deviations: the paper's energy is Hopfield's, with symmetric weights, and the network predicts
-    by relaxing in a free phase; here any network predicts by its feed-forward pass. Energies are
-    sums over samples, not of the batch's mean loss, so that beta does not depend on the batch size.
+    by relaxing in a free phase; here any network predicts by its feed-forward pass. The energy
+    contains each sample's own loss instead of the batch mean, so that beta does not depend on the
+    batch size.
 
     Args:
         blocks: the network's blocks.

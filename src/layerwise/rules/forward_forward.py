@@ -36,7 +36,7 @@ class ForwardForward(LocalRule):
     The wrong label c of each sample is drawn anew in every step. N removes the length of the
     activities, so that a block cannot read off the goodness of the block before it. Like the
     embedding, N is a part of the rule and not of the model, so predictions are `rule(x)` instead of
-    `model(x)`. Hinton has two ways to predict:
+    `model(x)`. Hinton describes two ways to predict:
 
     - By the classifier (default): the last block, which is the network's own classifier, learns by
       cross-entropy from N(h_{K-1}) of inputs with a neutral label, in which every class has weight

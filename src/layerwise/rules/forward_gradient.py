@@ -25,8 +25,8 @@ class ForwardGradient(PerturbationRule):
 
     With `rank`, directions are drawn from the space that the layers' inputs span (see
     `PerturbationRule`), which takes one more pass first. Singhal et al. 2023 (arXiv:2312.04709)
-    look for gradients in this space. Here the `rank` dimensions are those of random combinations of
-    the inputs, which favours the directions in which the inputs are large.
+    look for gradients in this space. Here the `rank` dimensions are spanned by random combinations
+    of the inputs, which favours the directions in which the inputs are large.
 
     Deviations: `rank` and `rademacher` are not in Baydin et al.
 

@@ -20,9 +20,9 @@ class HPFF(WindowRule):
     """Hierarchical locally supervised learning: the losses of `Overlap`, and for every block except
     the last an independent loss that reaches only this block.
 
-    Su et al. 2024 (HPFF, arXiv:2407.05638), the hierarchical part, which MLAAN has, too. With m the
-    overlap, w the weight, L_k the loss of the unit that ends at block k, and I_k the independent
-    loss of block k, from a head of its own:
+    Su et al. 2024 (HPFF, arXiv:2407.05638), the hierarchical part, which MLAAN has, too. The units
+    are those of `Overlap`. With m the overlap, w the weight, L_k the loss of the unit that ends at
+    block k, and I_k the independent loss of block k, from a head of its own:
 
         grad_j = w d I_j / d f_j + (1-w) sum over the ends k in j ... j+m of d L_k / d f_j
         grad_K = d L_K / d f_K

@@ -24,10 +24,10 @@ class KolenPollack(FeedbackRule):
 
         B - W = (1 - lr d)^t (B_0 - W_0)
 
-    whatever the gradients were, because an optimizer treats equal gradients equally: in its
-    momentum (where d works through it, too), in Adam's moments, and in clipping. Without weight
-    decay, B - W stays as it is. Adam with an L2 penalty (unlike AdamW) mixes d into its moments, so
-    B approaches W at another rate.
+    whatever the gradients were, because an optimizer treats equal gradients equally: in momentum
+    (through which d then acts, too), in Adam's moments, and in clipping. Without weight decay, B -
+    W stays as it is. Adam with an L2 penalty (unlike AdamW) mixes d into its moments, so B
+    approaches W at another rate.
 
     With B = W it is backpropagation. A layer that reads the network's input sends nothing back, so
     it has no B. If a weight is frozen, its B is frozen, too.

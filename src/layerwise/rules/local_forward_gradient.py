@@ -56,9 +56,9 @@ class LocalForwardGradient(LocalRule):
     """Local forward gradients: the derivative of a block's own loss along a random direction
     estimates the gradient of the block's output.
 
-    Ren et al. 2023 (arXiv:2210.03310), LG-FG-A (activity perturbation). No objective is
-    differentiated backward. Instead, every sample b gets a random direction u_b of its activity
-    h_b, with h_k = f_k(sg[h_{k-1}]), where sg[] stops the gradient:
+    Ren et al. 2023 (arXiv:2210.03310), LG-FG-A (activity perturbation). The loss is not
+    differentiated backward to the block's output. Instead, every sample b gets a random direction
+    u_b of its activity h_b, with h_k = f_k(sg[h_{k-1}]), where sg[] stops the gradient:
 
         delta_b = (dL/dh_b . u_b) u_b,    grad_k = sum over b of delta_b dh_b / d f_k
 
@@ -80,10 +80,10 @@ class LocalForwardGradient(LocalRule):
     within the block (the paper perturbs every layer). An auxiliary network learns in the same way
     from the gradient of its class scores, which for one layer is the paper's rule. `Classify` has
     class scores for every sample. Any other objective has only one loss for the batch, so its
-    derivative is that along the directions of all samples at once: the mean is still right, but the
-    variance is B times as large. BatchNorm in a head mixes samples: the derivative is then that of
-    a sample's own scores along all directions, and the mean leaves out how a sample changes the
-    scores of others.
+    derivative is that along the directions of all samples at once: the estimate is still unbiased,
+    but its variance is B times as large. BatchNorm in a head mixes samples: the derivative is then
+    that of a sample's own scores along all directions, and the estimate leaves out how a sample
+    changes the scores of others.
 
     Args:
         blocks: the network's blocks; made with an example input if an objective has a head, because

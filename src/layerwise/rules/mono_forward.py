@@ -10,8 +10,8 @@ from layerwise.rules.base import LocalRule
 
 
 class MonoForward(LocalRule):
-    """Mono-Forward: every layer predicts the labels from a linear projection of its own
-    activations, its goodness for each class.
+    """Mono-Forward: every layer predicts the labels by its goodness for each class, which is a
+    linear projection of its own activations.
 
     Gong, Li & Abdulla 2025 (arXiv:2501.09238). With a_k the activations of layer k and M_k its
     projection matrix:

@@ -35,8 +35,9 @@ class PredictiveCoding(Rule):
 
     With step_size 1 and at least K - 1 steps, the gradient is then backpropagation's. Without
     `fixed_prediction`, the gradient approaches backpropagation's as errors become small. With
-    step_size 1, that of block k after K - k steps is backpropagation's, which is zero-divergence
-    inference learning (Song et al. 2020). With one block it is backpropagation, bit for bit.
+    step_size 1, the gradient of block k after K - k steps is backpropagation's, which is
+    zero-divergence inference learning (Song et al. 2020). With one block it is backpropagation, bit
+    for bit.
 
     Blocks may be any networks. Gradients within a block are autograd's, so the paper's rule is the
     case of blocks of one layer. The reported loss is that of the feed-forward pass.

@@ -19,8 +19,8 @@ from layerwise.rules.calls.attention import twice_differentiable
 
 
 class SGR(LocalRule):
-    """Successive gradient reconciliation: a penalty makes the gradient that a block's loss has at
-    the block's input agree with the gradient that the previous block's loss has there.
+    """Successive gradient reconciliation: greedy learning with a penalty on the difference between
+    the gradients of two neighbouring blocks' losses at the activation between the blocks.
 
     Yang et al. 2024 (arXiv:2406.05222). With L_k the loss of block k's head, as a mean over the
     batch; sg[] stops the gradient:
@@ -35,7 +35,7 @@ class SGR(LocalRule):
     L_k.
 
     Deviation: the gradients d_k and g_k are those of a sample's own loss instead of the batch
-    mean's, so that `weight` does not depend on the batch size. It corresponds to the weight in the
+    mean's, so that `weight` does not depend on the batch size. It equals the weight of the
     batch-mean formula divided by the batch size.
 
     Args:

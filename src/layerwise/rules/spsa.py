@@ -24,10 +24,10 @@ class SPSA(PerturbationRule):
         grad = (L(theta + eps z) - L(theta - eps z)) / (2 eps) z    two-sided
         grad = (L(theta + eps z) - L(theta)) / eps z                one-sided
 
-    If eps -> 0 it is `ForwardGradient`; on a quadratic loss the two-sided form is so for any eps.
-    No derivative is taken, so the network and the criterion need not be differentiable. The memory
-    is that of inference plus one block's moved weights; with `on_block`, only one block's gradient
-    exists at a time.
+    In the limit eps -> 0 it is `ForwardGradient`; on a quadratic loss, the two-sided form equals it
+    for any eps. No derivative is taken, so the network and the criterion need not be
+    differentiable. The memory is that of inference plus one block's moved weights; with `on_block`,
+    only one block's gradient exists at a time.
 
     "Gradient descent without a gradient" (Flaxman, Kalai & McMahan 2005, arXiv:cs/0408007) is the
     one-sided form without L(theta). Its mean is the same and its variance is larger, and L(theta)
