@@ -21,7 +21,7 @@ from layerwise.rules.calls.again import buffers_as, buffers_of
 class Backprop(Rule):
     """End-to-end backpropagation of the network's own loss.
 
-    It is the reference that other rules are compared with. Without `checkpoint`, a step gives the
+    This is the reference that other rules are compared with. Without `checkpoint`, a step gives the
     same gradients as `loss.backward()`, bit for bit.
 
     Args:

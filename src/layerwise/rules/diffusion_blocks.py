@@ -33,8 +33,9 @@ class DiffusionBlocks(DenoisingRule):
 
     All denoisers have equal shares of the distribution of sigma, which is drawn for every sample
     and denoiser. The weight w is that of Karras et al. 2022 (arXiv:2206.00364). With `squared`, the
-    squared error of the label's vector replaces the cross entropy: loss_t = mean_b w/2
-    |softmax(readout_t(D_t)) - u_y|^2.
+    squared error of the label's vector replaces the cross entropy:
+
+        loss_t = mean_b w/2 |softmax(readout_t(D_t)) - u_y|^2
 
     `forward` is inference: each denoiser takes one step of Euler's method. The report of a step
     contains the class scores of inference, which runs alongside training on the same features of

@@ -11,9 +11,9 @@ class LastBlock(LocalRule):
     """Only the last block learns to predict the labels; all earlier blocks keep their initial
     weights.
 
-    It is the lower bound for every local rule: a rule that does not beat it has learned no features
-    that are better than random ones. BatchNorm statistics of the fixed blocks move, as in any
-    forward pass in train mode. With one block it is backpropagation.
+    This is the lower bound for every local rule: a rule that does not beat it has learned no
+    features that are better than random ones. BatchNorm statistics of the fixed blocks move, as in
+    any forward pass in train mode. With one block it is backpropagation.
 
     Args:
         blocks: the network's blocks.

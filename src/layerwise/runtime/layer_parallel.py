@@ -134,7 +134,7 @@ class LayerParallel:
         self,
         x: Tensor | None,
         y: Tensor,
-        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+        options: StepOptions = StepOptions(),
     ) -> Report:
         self._passing = True
         stops = options.stops
