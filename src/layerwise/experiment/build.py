@@ -19,7 +19,7 @@ from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_score
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError
 from layerwise.experiment.registry import KINDS, find, make
-from layerwise.models.layers import Window
+from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
