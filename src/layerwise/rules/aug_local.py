@@ -11,6 +11,7 @@ from layerwise.heads.later_layers import LaterLayers, Placed
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import LocalRule
+from layerwise.rules.base.checks import checked
 
 
 class AugLocal(LocalRule):
@@ -59,8 +60,9 @@ class AugLocal(LocalRule):
                 f"AugLocal(depth={depth}, decay={decay}): give a depth of at least 1 and a decay "
                 "in [0, 1]; with decay 0 all heads are as deep as the first"
             )
-        known = isinstance(blocks, Blocks) and blocks.shapes is not None
-        given = _later(blocks, depth, decay) if known else [[]] * max(0, len(list(blocks)) - 1)
+        blocks = checked("AugLocal", blocks)
+        known = blocks.shapes is not None
+        given = _later(blocks, depth, decay) if known else [[]] * (len(blocks) - 1)
         heads = [LaterLayers(blocks, chosen) for chosen in given]
         super().__init__(blocks, [Classify(head, criterion) for head in heads], criterion)
 

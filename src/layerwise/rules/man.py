@@ -18,6 +18,7 @@ from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Done, LocalRule, Needs
+from layerwise.rules.base.checks import checked
 
 
 class MAN(LocalRule):
@@ -73,7 +74,7 @@ class MAN(LocalRule):
         refuse_class(head, "MAN(head=...)")
         if not 0 <= momentum <= 1:
             raise InputError(f"MAN(momentum={momentum}): give a share in [0, 1], such as 0.995")
-        following = [layers(block) for block in list(blocks)[1:]]
+        following = [layers(block) for block in list(checked("MAN", blocks))[1:]]
         # Not registered, because they belong to the next blocks.
         firsts = [of_block[0] for of_block in following]
         recipes: list[Head] = [_Recipe(blocks, first, head, scaled) for first in firsts]
