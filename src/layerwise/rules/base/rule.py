@@ -21,7 +21,7 @@ from layerwise.objectives import Objective, Site
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch, OnBlock, Scale, identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base.checks import BatchCheck, checked
+from layerwise.rules.base.checks import BatchCheck, checked, explain
 from layerwise.rules.base.differentiate import differentiate, kept_graphs
 from layerwise.rules.base.objectives import OfBlocks, one_per_block
 from layerwise.rules.base.reading import Reading
@@ -227,11 +227,17 @@ class Rule(nn.Module, ABC):
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
+        if inputs is None:
+            raise InputError("backward(x, y): got no inputs, None; give what the network takes")
         batch = Batch(inputs, labels, scale, on_block)
         self.check(batch)
         kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
         with self.blocks.passes(batch.augmented) as batch.passes, kept:
-            return Report.of(batch, self.step(batch), len(self.blocks))
+            try:
+                return Report.of(batch, self.step(batch), len(self.blocks))
+            except (RuntimeError, ValueError) as error:
+                explain(self, error)
+                raise
 
     def exits(self, inputs: Inputs) -> tuple[Tensor | None, ...]:
         """The class scores after every block, None where a block does not predict; the last are
@@ -288,7 +294,7 @@ class Rule(nn.Module, ABC):
             InputError: the objective changes the block's output in place, which the next block
                 takes.
         """
-        version = activity.output._version
+        version = _version(activity.output)
         objective = self.objectives[k] if objective is None else objective
         found = objective.loss_and_scores(activity, batch)
         self._refuse_changed(k, activity.output, version)
@@ -301,7 +307,7 @@ class Rule(nn.Module, ABC):
         Raises:
             InputError: as of `loss`.
         """
-        version = h._version
+        version = _version(h)
         scores = self.objectives[k].predict(h, batch.inputs)
         self._refuse_changed(k, h, version)
         assert scores is not None
@@ -350,7 +356,7 @@ class Rule(nn.Module, ABC):
         return next(weights, None)
 
     def _refuse_changed(self, k: int, h: Tensor, version: int) -> None:
-        if h._version != version:
+        if _version(h) != version:
             raise InputError(
                 f"{type(self).__name__}: the objective of block {self.blocks.names[k]!r} changes "
                 "the block's output in place, which the next block takes; make its head's first "
@@ -369,6 +375,11 @@ class Rule(nn.Module, ABC):
                 "does, or set rule.synchronised = True where you average them yourself or each "
                 "process trains for itself"
             )
+
+
+def _version(h: Tensor) -> int:
+    """How often a tensor was changed in place; those of `torch.inference_mode` do not count it."""
+    return 0 if h.is_inference() else h._version
 
 
 @contextlib.contextmanager
