@@ -30,6 +30,7 @@ import time
 import traceback
 import typing
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.experiment import training
 from layerwise.experiment.config import complete, parameters
 from layerwise.experiment.registry import GIVEN, KINDS, make, nested
+from layerwise.objectives import Classify, Sum
 
 LIMIT_S = 20  # of a case; the machine may be busy
 PROCESS_LIMIT_S = 180
@@ -82,7 +84,7 @@ class Case:
 
     kind: str
     command: str
-    run: Callable[[], None]
+    run: Callable[[], str]  # gives "worked" or "refused"
     arguments: list[str] = field(default_factory=list)  # for a process
 
 
@@ -147,10 +149,20 @@ def large(value: Any) -> bool:
     """Whether a number in a specification is so large that a step may rightly take long."""
     if isinstance(value, dict | list | tuple):
         return any(map(large, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, int | float | np.number) and not abs(value) <= 64
+    return isinstance(value, int | float | np.number) and not -64 <= value <= 64
 
 
-def in_one_line(step: Callable[[], Any]) -> None:
+def shown(value: Any) -> str:
+    """A value as text, also where Python refuses to print a number of so many digits."""
+    try:
+        return repr(value)[:800]
+    except ValueError:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{k!r}: {shown(v)}" for k, v in value.items()) + "}"
+        return "10**5000"
+
+
+def in_one_line(step: Callable[[], Any]) -> str:
     """Run a step; what it refuses it refuses in one line."""
     try:
         step()
@@ -159,11 +171,13 @@ def in_one_line(step: Callable[[], Any]) -> None:
         assert text, "an InputError without text"
         assert "\n" not in text, f"an InputError of several lines: {text!r}"
         assert len(text) < 2000, f"an InputError of {len(text)} letters"
+        return "refused"
     except NonFiniteLoss:
         pass
+    return "worked"
 
 
-def of_command(arguments: list[str]) -> None:
+def of_command(arguments: list[str]) -> str:
     """Run a command; what it refuses it refuses in one line, with code 2."""
     said = io.StringIO()
     before, console.console.file = console.console.file, said
@@ -171,12 +185,13 @@ def of_command(arguments: list[str]) -> None:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             code = main(arguments)
     except Stopped:
-        return
+        return "worked"
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
         console.console.file = before
     check_end(code, said.getvalue())
+    return "refused" if code == 2 else "worked"
 
 
 def check_end(code: int, said: str) -> None:
@@ -275,9 +290,9 @@ class Fuzz:
     def _command(self, kind: str, words: list[str]) -> Case:
         command = f"layerwise {shlex.join(words)}"
 
-        def run() -> None:
+        def run() -> str:
             with no_training():
-                of_command(words)
+                return of_command(words)
 
         return Case(kind, command, run, words)
 
@@ -290,12 +305,13 @@ class Fuzz:
         thing = KINDS[kind][options.pop("name")]
         flat = {k: v for k, v in options.items() if not isinstance(v, dict) or "name" not in v}
 
-        def run() -> None:
-            in_one_line(lambda: thing(**flat))
-            if draw.random() < 0.3 and kind == "objective":
-                in_one_line(lambda: draw.choice(NUMBERS + THINGS[:11]) * thing())
+        def run() -> str:
+            if kind == "objective" and draw.random() < 0.2:
+                weight = draw.choice(NUMBERS + THINGS)
+                return in_one_line(lambda: Sum([(weight, Classify())]))
+            return in_one_line(lambda: thing(**flat))
 
-        return Case("arguments", f"{thing.__qualname__}(**{flat!r})"[:500], run)
+        return Case("arguments", f"{thing.__qualname__}(**{shown(flat)})", run)
 
     def network(self, draw: random.Random) -> Case:
         """A network, made from options, and a pass through it."""
@@ -307,22 +323,22 @@ class Fuzz:
             options["arch"] = draw.choice(["resnet18", "nosuch", "", 3])
         slow = options["name"] in ("resnet110", "torchvision", "timm")
 
-        def run() -> None:
+        def run() -> str:
             def step() -> None:
                 model = make("model", options, shape=shape, num_classes=classes)
                 if not large(options) and not slow and math.prod(shape) < 100:
                     model.eval()(torch.zeros(2, *shape))
 
-            in_one_line(step)
+            return in_one_line(step)
 
-        call = f"make('model', {options!r}, shape={shape}, num_classes={classes})"
-        return Case("network", call[:500], run)
+        call = f"make('model', {shown(options)}, shape={shape}, num_classes={classes})"
+        return Case("network", call, run)
 
     def rule(self, draw: random.Random) -> Case:
         """A rule, made from options, and a step of it."""
         options = thing_of("rule", draw)
 
-        def run() -> None:
+        def run() -> str:
             def step() -> None:
                 x = torch.rand(4, 1, 8, 8)
                 network = models.mlp((1, 8, 8), 5, layers=2, width=8)
@@ -336,9 +352,9 @@ class Fuzz:
                     rule.phases(3)
                     rule.backward(x.repeat(views, 1, 1, 1), torch.tensor([0, 1, 2, 4]))
 
-            in_one_line(step)
+            return in_one_line(step)
 
-        return Case("rule", f"make('rule', {options!r}, blocks=...)"[:800], run)
+        return Case("rule", f"make('rule', {shown(options)}, blocks=...)", run)
 
     def labels(self, draw: random.Random) -> Case:
         """Labels of other types, shapes and values."""
@@ -355,7 +371,7 @@ class Fuzz:
         )
         where = draw.choice(["plain", "plain", "no_grad", "inference_mode", "one sample", "later"])
 
-        def run() -> None:
+        def run() -> str:
             def step() -> None:
                 options = {"name": name}
                 if name in SEQUENTIAL:
@@ -371,7 +387,7 @@ class Fuzz:
                         rule.backward(x[:1], good[:1])
                     rule.backward(x, y)
 
-            in_one_line(step)
+            return in_one_line(step)
 
         return Case("labels", f"rules.{name}(...).backward(x, {y!r}), {where}"[:500], run)
 
@@ -396,8 +412,8 @@ class Fuzz:
             draw.choice([None, 8]),
         )
 
-        def run() -> None:
-            in_one_line(lambda: data.load(name, size=size, root=self.folder / "cache"))
+        def run() -> str:
+            return in_one_line(lambda: data.load(name, size=size, root=self.folder / "cache"))
 
         tree = sorted(str(p.relative_to(root)) for p in root.rglob("*"))
         return Case("images", f"data.load({name!r}, size={size})   # {tree}"[:800], run)
@@ -452,10 +468,10 @@ class Fuzz:
             ]
         ).split()
 
-        def run() -> None:
+        def run() -> str:
             shutil.rmtree("out", ignore_errors=True)
             with no_training():
-                of_command(words)
+                return of_command(words)
 
         return Case("run files", f"layerwise {shlex.join(words)}   # {path}: {how}", run)
 
@@ -546,7 +562,7 @@ def other_value(path: Path, draw: random.Random) -> bytes | None:
     return yaml.safe_dump(whole, sort_keys=False).encode("utf-8", "surrogatepass")
 
 
-def tried(number: int, case: Case) -> Failure | None:
+def tried(number: int, case: Case, ended: Counter[tuple[str, str]]) -> Failure | None:
     """Run a case in this process; the failure, or None."""
 
     def late(*args: object) -> None:
@@ -557,7 +573,7 @@ def tried(number: int, case: Case) -> Failure | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            case.run()
+            ended[case.kind, case.run()] += 1
     except TimeoutError:
         return Failure(number, case, f"took more than {LIMIT_S} s", "")
     except Exception as error:
@@ -586,13 +602,13 @@ def as_process(number: int, case: Case) -> Failure | None:
 
 def fuzz(
     seconds: float, seed: int = 0, only: int | None = None, processes: bool = True
-) -> tuple[int, list[Failure]]:
+) -> tuple[Counter[tuple[str, str]], list[Failure]]:
     """Run cases for some seconds, in an empty folder.
 
     Returns:
-        The number of cases, and the failures.
+        How many cases of each kind worked and were refused; and the failures.
     """
-    here, failures, number = os.getcwd(), [], 0
+    here, failures, ended = os.getcwd(), [], Counter[tuple[str, str]]()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
@@ -601,7 +617,7 @@ def fuzz(
             number = only or 0
             while time.monotonic() < end:
                 case = source.case(number)
-                failure = tried(number, case)
+                failure = tried(number, case, ended)
                 number += 1
                 if failure is None and processes and number >= next_process and case.arguments:
                     failure, next_process = as_process(number - 1, case), number + 400
@@ -609,18 +625,23 @@ def fuzz(
                     failures.append(failure)
                 if only is not None:
                     print(case.kind, case.command, sep="\n")
-                    return 1, failures
+                    return ended, failures
         finally:
             os.chdir(here)
-    return number, failures
+    return ended, failures
 
 
-def report(seed: int, count: int, failures: list[Failure]) -> str:
+def report(seed: int, ended: Counter[tuple[str, str]], failures: list[Failure]) -> str:
     """The failures, each place once, with a command that shows it."""
     seen: dict[tuple[str, str], Failure] = {}
     for failure in failures:
         seen.setdefault((failure.where or failure.case.command, failure.why[:60]), failure)
+    count = ended.total() + len(failures)
     lines = [f"seed {seed}: {count} cases, {len(failures)} failures at {len(seen)} places"]
+    for kind in sorted({kind for kind, _ in ended}):
+        lines.append(
+            f"  {kind:<10} {ended[kind, 'worked']:>6} worked {ended[kind, 'refused']:>6} refused"
+        )
     for failure in seen.values():
         lines += [
             f"\n{failure.case.kind}: {failure.why}",
@@ -640,8 +661,8 @@ def run() -> int:
     torch.set_num_threads(1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
-    count, failures = fuzz(options.seconds, options.seed, options.case)
-    print(report(options.seed, count, failures))
+    ended, failures = fuzz(options.seconds, options.seed, options.case)
+    print(report(options.seed, ended, failures))
     return 1 if failures else 0
 
 

@@ -1,0 +1,19 @@
+"""Random input works or is refused in one line; `make fuzz` runs longer."""
+
+from __future__ import annotations
+
+import pytest
+from fuzz import fuzz, report
+
+
+def test_ten_seconds(no_pictures):
+    ended, failures = fuzz(10, seed=3, processes=False)
+    assert not failures, report(3, ended, failures)
+    assert ended.total() > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4, 8))
+def test_minutes(seed):
+    ended, failures = fuzz(120, seed=seed)
+    assert not failures, report(seed, ended, failures)
