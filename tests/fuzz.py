@@ -134,15 +134,28 @@ def thing_of(kind: str, draw: random.Random) -> dict[str, Any]:
     return found
 
 
-def names_in(config: dict[str, Any], prefix: str = "") -> set[str]:
-    """The options of a config; `rule` is one as well as `rule.head.width`."""
-    found = set()
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options of a config and their values; `rule` is one as well as `rule.head.width`."""
+    found: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found |= {f"{prefix}{key}"} | names_in(value, f"{prefix}{key}.")
+            found |= {f"{prefix}{key}": value.get("name")} | flat(value, f"{prefix}{key}.")
         elif key != "name":
-            found.add(f"{prefix}{key}")
+            found[f"{prefix}{key}"] = value
     return found
+
+
+def near(value: Any, draw: random.Random) -> Any:
+    """A value like another, which may be good as well."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return draw.randint(0, 2 * value + 4)
+    if isinstance(value, float):
+        return round(draw.uniform(0, 2 * value + 0.1), 3)
+    if isinstance(value, list):
+        return [near(v, draw) for v in value]
+    return value
 
 
 def large(value: Any) -> bool:
@@ -224,8 +237,9 @@ class Fuzz:
             (1, self.images),
             (2, self.run_files),
         ]
-        self.names = self._option_names()
-        self.trained: Path | None = None
+        self.defaults = self._defaults()
+        self.names = sorted(self.defaults)
+        self.trained = self._train()
 
     def case(self, number: int) -> Case:
         """Case `number` of this seed."""
@@ -234,13 +248,13 @@ class Fuzz:
         weights, makers = zip(*self.kinds, strict=True)
         return draw.choices(makers, weights)[0](draw)
 
-    def _option_names(self) -> list[str]:
-        """The options of `train` with any of the rules."""
-        found: set[str] = set()
+    def _defaults(self) -> dict[str, Any]:
+        """The options of `train` with any of the rules, and their defaults."""
+        found: dict[str, Any] = {"name": None, "config": None, "recipe": "demo-dgl"}
         for rule in KINDS["rule"]:
             objectives = {"objectives": "Classify+Reconstruct"} if rule in SEQUENTIAL else {}
-            found |= names_in(complete({"rule": {"name": rule, **objectives}}))
-        return sorted(found | {"name", "config", "recipe"})
+            found |= flat(complete({"rule": {"name": rule, **objectives}}))
+        return found
 
     # ------------------------------------------------------------ the command line
 
@@ -253,8 +267,8 @@ class Fuzz:
             words = BASE.split()
             for _ in range(draw.randint(1, 3)):
                 name = draw.choice(self.names)
-                words.append(f"--{name}" if draw.random() < 0.95 else f"--{name}x")
-                if draw.random() < 0.95:
+                words.append(f"--{name}" if draw.random() < 0.98 else f"--{name}x")
+                if draw.random() < 0.97:
                     words.append(self._word(name, draw))
         return self._command("options", words)
 
@@ -262,24 +276,32 @@ class Fuzz:
         kind = name.rpartition(".")[2].removesuffix("s")
         if kind in KINDS and draw.random() < 0.6:
             return draw.choice(list(KINDS[kind]))
-        return draw.choice(WORDS) if draw.random() < 0.6 else str(draw.choice(NUMBERS[:-12]))
+        if draw.random() < 0.5:
+            value = near(self.defaults[name], draw)
+            return value if isinstance(value, str) else json.dumps(value)
+        return draw.choice(WORDS)
 
     def config(self, draw: random.Random) -> Case:
         """A config of somebody else: values of other types, or bytes of other values."""
         config: dict[str, Any] = {"model": {"name": "mlp", "width": 8}, "epochs": 1}
         for kind in ("rule", "optimizer", "schedule"):
-            if draw.random() < 0.5:
+            if draw.random() < 0.3:
                 config[kind] = plain(thing_of(kind, draw))
         for _ in range(draw.randint(0, 3)):
-            place, *parts = config, *draw.choice(self.names).split(".")
+            name = draw.choice(self.names)
+            place, *parts = config, *name.split(".")
             for part in parts[:-1]:
                 place = place.setdefault(part, {})
                 if not isinstance(place, dict):
                     break
             else:
-                place[parts[-1]] = plain(draw.choice(NUMBERS + THINGS))
+                place[parts[-1]] = plain(
+                    near(self.defaults[name], draw)
+                    if draw.random() < 0.6
+                    else draw.choice(NUMBERS + THINGS)
+                )
         text = yaml.safe_dump(config, allow_unicode=True).encode("utf-8", "surrogatepass")
-        text = spoiled(text, draw) if draw.random() < 0.5 else text
+        text = spoiled(text, draw) if draw.random() < 0.3 else text
         if draw.random() < 0.1:
             text = b"".join(draw.choice(WORDS).encode("utf-8", "replace") for _ in range(4))
         Path("config.yaml").write_bytes(text)
@@ -444,8 +466,6 @@ class Fuzz:
 
     def run_files(self, draw: random.Random) -> Case:
         """A run of which one file has other bytes, values or is not there."""
-        if self.trained is None:
-            self.trained = self._train()
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(self.trained, "run")
         files = sorted(p for p in Path("run").rglob("*") if p.is_file() and p.suffix != ".png")

@@ -41,7 +41,7 @@ def checks_arguments(function: Function) -> Function:
         except TypeError:
             return function(*args, **kwargs)  # Python's own message names the argument
         given = {k: v for k, v in bound.items() if v is not signature.parameters[k].default}
-        check(type(args[0]).__name__ if method else function.__name__, given, _hints(function))
+        check(type(args[0]).__name__ if method else checking.__name__, given, _hints(function))
         return function(*args, **kwargs)
 
     return checking  # type: ignore[return-value]

@@ -27,7 +27,7 @@ FOREIGN = {
     "precision": ("precision: .nan", "--precision NaN: give 32 or bf16 or 16"),
     "seed": ("seed: 1.5", "--seed 1.5: give a whole number"),
     "model": ("model: [1, 2]", "no such model"),
-    "nothing": ("rule: ''", "--rule '': there is no value"),
+    "nothing": ("rule: ''", "rule '': no such rule"),
     "help": ("help: all", "help is an option of the command line only"),
     "number": ("1: 2", "a key that is not text"),
 }

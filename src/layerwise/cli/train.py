@@ -10,7 +10,7 @@ from layerwise import safe_yaml
 from layerwise.arguments import shortened
 from layerwise.cli.console import ProgressBar
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
-from layerwise.cli.parser import Tokens, asks_for_help, last, tokens_of
+from layerwise.cli.parser import Tokens, asks_for_help, last, take, tokens_of
 from layerwise.errors import InputError
 from layerwise.experiment.training import resume, train
 from layerwise.runtime import processes
@@ -38,7 +38,7 @@ def _resume_options(tokens: Tokens) -> dict[str, Any]:
             f"--resume contradicts {' '.join(others)}: a run continues with its own config; "
             "give --resume RUN alone, or with --device, --runtime, --stages and --replicas"
         )
-    given = {name: last(tokens, name) for name in options}
+    given = {name: take(tokens, name)[0] for name in options}
     return {name: _plain(name, value) for name, value in given.items() if value is not None}
 
 

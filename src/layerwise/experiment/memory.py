@@ -42,14 +42,21 @@ def bounded(call: str) -> Iterator[None]:
         if tensors > MOST_TENSORS:
             raise InputError(f"{call}: more than {MOST_TENSORS} weights; give fewer layers")
         if total > memory:
-            raise InputError(
-                f"{call}: the weights take more than this machine's memory, "
-                f"{memory / 2**30:.1f} GiB; give smaller sizes"
-            )
+            raise InputError(too_large)
 
+    too_large = (
+        f"{call}: the weights take more than this machine's memory, {memory / 2**30:.1f} GiB; give "
+        "smaller sizes"
+    )
     hook = register_module_parameter_registration_hook(registered)
     try:
         yield
+    except MemoryError as error:
+        raise InputError(too_large) from error
+    except RuntimeError as error:
+        if "allocate memory" in str(error) or "not enough memory" in str(error):
+            raise InputError(too_large) from error
+        raise
     finally:
         hook.remove()
 

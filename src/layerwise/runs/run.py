@@ -104,8 +104,9 @@ class Run:
             InputError: there is no such folder, or it does not hold a run.
         """
         path = Path(path)
-        if not (path / "config.yaml").is_file():
-            what = "holds no config.yaml" if path.is_dir() else "is not a folder"
+        # Unlike those of `Path` these answer False for a name that is too long.
+        if not os.path.isfile(path / "config.yaml"):
+            what = "holds no config.yaml" if os.path.isdir(path) else "is not a folder"
             raise InputError(f"run {path}: {what}; give a folder that `layerwise train` made")
         return cls(path)
 

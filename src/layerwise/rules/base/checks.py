@@ -16,6 +16,7 @@ from layerwise.labels import prepared
 from layerwise.objectives import Objective
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base.differentiate import refuse_without_gradients
 
 if TYPE_CHECKING:
     from layerwise.rules.base.rule import Rule
@@ -39,11 +40,12 @@ def explain(rule: Rule, error: Exception) -> None:
     """Raise an error of PyTorch's in a step that has a simple remedy as one that says it.
 
     Raises:
-        InputError: BatchNorm was given one value for a channel; the inputs or the labels were made
+        InputError: gradients are off; BatchNorm was given one value for a channel; the inputs or the labels were made
             in `torch.inference_mode`.
     """
     said, call = str(error), type(rule).__name__
     if said.startswith("Inference tensors"):
+        refuse_without_gradients()
         raise InputError(
             f"{call}.backward(x, y): got a tensor that was made in torch.inference_mode(), which "
             "no gradient can pass; give its clone(), or make it under torch.no_grad()"
