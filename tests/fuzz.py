@@ -621,9 +621,20 @@ def as_process(number: int, case: Case) -> Failure | None:
 
 
 def fuzz(
-    seconds: float, seed: int = 0, only: int | None = None, processes: bool = True
+    seconds: float,
+    seed: int = 0,
+    only: int | None = None,
+    processes: bool = True,
+    tell: Callable[[Failure], None] = lambda failure: None,
 ) -> tuple[Counter[tuple[str, str]], list[Failure]]:
     """Run cases for some seconds, in an empty folder.
+
+    Args:
+        seconds: how long.
+        seed: of the cases.
+        only: the number of the only case.
+        processes: whether some cases run as processes.
+        tell: called with each failure as it is found.
 
     Returns:
         How many cases of each kind worked and were refused; and the failures.
@@ -643,6 +654,7 @@ def fuzz(
                     failure, next_process = as_process(number - 1, case), number + 400
                 if failure is not None:
                     failures.append(failure)
+                    tell(failure)
                 if only is not None:
                     print(case.kind, case.command, sep="\n")
                     return ended, failures
@@ -651,24 +663,27 @@ def fuzz(
     return ended, failures
 
 
-def report(seed: int, ended: Counter[tuple[str, str]], failures: list[Failure]) -> str:
-    """The failures, each place once, with a command that shows it."""
-    seen: dict[tuple[str, str], Failure] = {}
-    for failure in failures:
-        seen.setdefault((failure.where or failure.case.command, failure.why[:60]), failure)
+def report(seed: int, failure: Failure) -> str:
+    """A failure, with a command that shows it."""
+    return "\n".join(
+        (
+            f"{failure.case.kind}: {failure.why}",
+            *((f"  at {failure.where}",) if failure.where else ()),
+            f"  python tests/fuzz.py --seed {seed} --case {failure.number}",
+            f"  {failure.case.command}\n",
+        )
+    )
+
+
+def summary(seed: int, ended: Counter[tuple[str, str]], failures: list[Failure]) -> str:
+    """How many cases of each kind worked, were refused and failed."""
+    places = {failure.where or failure.case.command for failure in failures}
     count = ended.total() + len(failures)
-    lines = [f"seed {seed}: {count} cases, {len(failures)} failures at {len(seen)} places"]
+    lines = [f"seed {seed}: {count} cases, {len(failures)} failures at {len(places)} places"]
     for kind in sorted({kind for kind, _ in ended}):
         lines.append(
             f"  {kind:<10} {ended[kind, 'worked']:>6} worked {ended[kind, 'refused']:>6} refused"
         )
-    for failure in seen.values():
-        lines += [
-            f"\n{failure.case.kind}: {failure.why}",
-            *([f"  at {failure.where}"] if failure.where else []),
-            f"  python tests/fuzz.py --seed {seed} --case {failure.number}",
-            f"  {failure.case.command}",
-        ]
     return "\n".join(lines)
 
 
@@ -681,8 +696,16 @@ def run() -> int:
     torch.set_num_threads(1)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, used + MEMORY_BYTES))
-    ended, failures = fuzz(options.seconds, options.seed, options.case)
-    print(report(options.seed, ended, failures))
+    seen = set()
+
+    def tell(failure: Failure) -> None:
+        place = failure.where or failure.case.command
+        if place not in seen:
+            print(report(options.seed, failure), flush=True)
+        seen.add(place)
+
+    ended, failures = fuzz(options.seconds, options.seed, options.case, tell=tell)
+    print(summary(options.seed, ended, failures))
     return 1 if failures else 0
 
 

@@ -40,8 +40,8 @@ def explain(rule: Rule, error: Exception) -> None:
     """Raise an error of PyTorch's in a step that has a simple remedy as one that says it.
 
     Raises:
-        InputError: gradients are off; BatchNorm was given one value for a channel; the inputs or the labels were made
-            in `torch.inference_mode`.
+        InputError: gradients are off; BatchNorm was given one value for a channel; the inputs or
+            the labels were made in `torch.inference_mode`.
     """
     said, call = str(error), type(rule).__name__
     if said.startswith("Inference tensors"):
