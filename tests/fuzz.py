@@ -31,7 +31,7 @@ import traceback
 import typing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from PIL import Image
 
 from layerwise import cut, data, models
 from layerwise.arguments import alternatives
-from layerwise.cli import console, main
+from layerwise.cli import main
 from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.experiment import training
 from layerwise.experiment.config import complete, parameters
@@ -193,7 +193,6 @@ def in_one_line(step: Callable[[], Any]) -> str:
 def of_command(arguments: list[str]) -> str:
     """Run a command; what it refuses it refuses in one line, with code 2."""
     said = io.StringIO()
-    before, console.console.file = console.console.file, said
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             code = main(arguments)
@@ -201,8 +200,6 @@ def of_command(arguments: list[str]) -> str:
         return "worked"
     except SystemExit as end:
         code = int(end.code or 0)
-    finally:
-        console.console.file = before
     check_end(code, said.getvalue())
     return "refused" if code == 2 else "worked"
 
@@ -223,29 +220,31 @@ class Fuzz:
     Args:
         folder: an empty folder, which becomes the current one.
         seed: of the cases.
+        kinds: of cases; by default all.
     """
 
-    def __init__(self, folder: Path, seed: int):
+    def __init__(self, folder: Path, seed: int, kinds: Sequence[str] = ()):
         self.folder, self.seed = folder, seed
-        self.kinds: list[tuple[float, Callable[[random.Random], Case]]] = [
-            (3, self.options),
-            (3, self.config),
-            (3, self.arguments),
-            (2, self.network),
-            (4, self.rule),
-            (1, self.labels),
-            (1, self.images),
-            (2, self.run_files),
-        ]
+        known: dict[str, tuple[float, Callable[[random.Random], Case]]] = {
+            "options": (3, self.options),
+            "config": (3, self.config),
+            "arguments": (3, self.arguments),
+            "network": (2, self.network),
+            "rule": (4, self.rule),
+            "labels": (1, self.labels),
+            "images": (1, self.images),
+            "run files": (2, self.run_files),
+        }
+        self.kinds = {kind: known[kind] for kind in kinds or known}
         self.defaults = self._defaults()
         self.names = sorted(self.defaults)
-        self.trained = self._train()
+        self.trained: Path | None = None
 
     def case(self, number: int) -> Case:
         """Case `number` of this seed."""
         draw = random.Random(f"{self.seed}-{number}")
         torch.manual_seed(draw.randrange(2**31))
-        weights, makers = zip(*self.kinds, strict=True)
+        weights, makers = zip(*self.kinds.values(), strict=True)
         return draw.choices(makers, weights)[0](draw)
 
     def _defaults(self) -> dict[str, Any]:
@@ -325,15 +324,15 @@ class Fuzz:
         kind = draw.choice([k for k in KINDS if k not in ("model", "rule")])
         options = thing_of(kind, draw)
         thing = KINDS[kind][options.pop("name")]
-        flat = {k: v for k, v in options.items() if not isinstance(v, dict) or "name" not in v}
+        given = {k: v for k, v in options.items() if not isinstance(v, dict) or "name" not in v}
 
         def run() -> str:
             if kind == "objective" and draw.random() < 0.2:
                 weight = draw.choice(NUMBERS + THINGS)
                 return in_one_line(lambda: Sum([(weight, Classify())]))
-            return in_one_line(lambda: thing(**flat))
+            return in_one_line(lambda: thing(**given))
 
-        return Case("arguments", f"{thing.__qualname__}(**{shown(flat)})", run)
+        return Case("arguments", f"{thing.__qualname__}(**{shown(given)})", run)
 
     def network(self, draw: random.Random) -> Case:
         """A network, made from options, and a pass through it."""
@@ -466,6 +465,8 @@ class Fuzz:
 
     def run_files(self, draw: random.Random) -> Case:
         """A run of which one file has other bytes, values or is not there."""
+        if self.trained is None:
+            self.trained = self._train()
         shutil.rmtree("run", ignore_errors=True)
         shutil.copytree(self.trained, "run")
         files = sorted(p for p in Path("run").rglob("*") if p.is_file() and p.suffix != ".png")
@@ -497,23 +498,13 @@ class Fuzz:
 
     def _train(self) -> Path:
         words = f"{BASE} --model.layers 1 --blocks 2 --runs runs --name trained --outcomes true"
-        with contextlib.redirect_stderr(io.StringIO()), quiet():
+        with contextlib.redirect_stderr(io.StringIO()):
             before, training.draw_run = training.draw_run, lambda run: None
             try:
                 assert main(words.split()) == 0
             finally:
                 training.draw_run = before
         return Path("runs/trained").resolve()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the console's lines."""
-    before, console.console.file = console.console.file, io.StringIO()
-    try:
-        yield
-    finally:
-        console.console.file = before
 
 
 @contextlib.contextmanager
@@ -625,6 +616,7 @@ def fuzz(
     seed: int = 0,
     only: int | None = None,
     processes: bool = True,
+    kinds: Sequence[str] = (),
     tell: Callable[[Failure], None] = lambda failure: None,
 ) -> tuple[Counter[tuple[str, str]], list[Failure]]:
     """Run cases for some seconds, in an empty folder.
@@ -634,6 +626,7 @@ def fuzz(
         seed: of the cases.
         only: the number of the only case.
         processes: whether some cases run as processes.
+        kinds: of cases; by default all.
         tell: called with each failure as it is found.
 
     Returns:
@@ -643,7 +636,7 @@ def fuzz(
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         try:
-            source = Fuzz(Path(folder), seed)
+            source = Fuzz(Path(folder), seed, kinds)
             end, next_process = time.monotonic() + seconds, 200
             number = only or 0
             while time.monotonic() < end:
@@ -691,6 +684,7 @@ def run() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kinds", default="", help="such as options,config; by default all")
     parser.add_argument("--case", type=int, help="only this case")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -704,7 +698,8 @@ def run() -> int:
             print(report(options.seed, failure), flush=True)
         seen.add(place)
 
-    ended, failures = fuzz(options.seconds, options.seed, options.case, tell=tell)
+    kinds = options.kinds.split(",") if options.kinds else ()
+    ended, failures = fuzz(options.seconds, options.seed, options.case, kinds=kinds, tell=tell)
     print(summary(options.seed, ended, failures))
     return 1 if failures else 0
 

@@ -103,7 +103,7 @@ def check(text: str) -> None:
         yaml.YAMLError: not YAML, or beyond the limits.
     """
     _check_size(len(text))
-    sizes: dict[str, int] = {}  # what an anchor names, in nodes
+    sizes: dict[str | None, int] = {}  # what an anchor names, in nodes
     within: list[tuple[str | None, int]] = []  # open lists and mappings: anchor, nodes before
     nodes = 0
     for event in yaml.parse(text, Loader=_Loader):

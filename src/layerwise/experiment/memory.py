@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from layerwise.errors import InputError
 
@@ -34,9 +35,7 @@ def bounded(call: str) -> Iterator[None]:
 
     def registered(module: nn.Module, name: str, parameter: Tensor) -> None:
         nonlocal tensors, total
-        if not isinstance(parameter, nn.Parameter) or isinstance(
-            parameter, nn.parameter.UninitializedTensorMixin
-        ):
+        if not isinstance(parameter, nn.Parameter) or is_lazy(parameter):
             return
         tensors, total = tensors + 1, total + parameter.numel() * parameter.element_size()
         if tensors > MOST_TENSORS:
