@@ -92,6 +92,8 @@ def test_other_modes_become_colour(tmp_path, read):
     frames = [Image.new("P", (4, 4), i) for i in range(3)]
     frames[0].save(tmp_path / "set" / "a" / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].convert("L").save(tmp_path / "set" / "a" / "grey.tif")
+    (tmp_path / "set" / "b").mkdir()
+    made[0].save(tmp_path / "set" / "b" / "0.png")
     assert read(tmp_path / "set", validation=0).shape == (3, 4, 4)
 
 

@@ -110,10 +110,10 @@ def test_of_two_class_labels_the_finer_counts(write, read):
         "fine": datasets.ClassLabel(names=["a", "b", "c"]),
         "seen": datasets.Image(),
     }
-    columns = {"fine": [2, 1, 0, 2, 1, 0]}
+    columns = {"fine": [2, 1, 0, 1, 2, 1]}  # of coarse 0 1 0 1 0 1
     splits = read(write({"train": 6, "test": 3}, features, columns), validation=0)
     assert splits.classes == ("a", "b", "c")
-    assert splits.train.labels.tolist() == [2, 1, 0, 2, 1, 0]
+    assert splits.train.labels.tolist() == [2, 1, 0, 1, 2, 1]
 
 
 def test_the_second_time_datasets_is_not_needed(write, read, monkeypatch):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from layerwise.data.sources.digits import digits
@@ -26,6 +28,10 @@ NAMES = (
     "markov",
     "text:PATH",
 )
+
+LARGEST_SIDE = 8192  # pixels of an image; a batch of larger ones fits into no memory
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -80,9 +86,9 @@ def load(
         raise InputError(
             f"load(random_labels={random_labels}): give a share of the training images, 0 to 1"
         )
-    if size is not None and size < 1:
+    if size is not None and not 1 <= size <= LARGEST_SIDE:
         raise InputError(
-            f"load(size={size}): give 1 pixel or more, or None for the images' own size"
+            f"load(size={size}): give 1 to {LARGEST_SIDE} pixels, or None for the images' own size"
         )
     if seed < 0:
         raise InputError(f"load(seed={seed}): give 0 or more")
@@ -91,6 +97,8 @@ def load(
     parts = _parts(name, Path(root).expanduser(), size, context, download)
     if size is not None:
         parts = _resized(parts, size)
+    for sentence in parts.left_out:
+        log.warning("data %s: %s", name, sentence)
     splits = complete(parts, name=name, validation=validation, seed=seed)
     return relabel(splits, random_labels, seed) if random_labels else splits
 
@@ -142,4 +150,9 @@ def _resized(parts: Parts, size: int) -> Parts:
     """Scale sets that come decoded; folders and tables were scaled while they were decoded."""
     held, test = parts.validation, parts.test
     train = parts.train.resized(size)
-    return Parts(train, held and held.resized(size), test and test.resized(size), parts.classes)
+    return replace(
+        parts,
+        train=train,
+        validation=held and held.resized(size),
+        test=test and test.resized(size),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.data.sources.files import read_file
 from layerwise.errors import InputError
 
 
@@ -31,13 +33,16 @@ def read(path: Path, name: str) -> str:
     parts = []
     for file in files:
         try:
-            parts.append(file.read_text(encoding="utf-8-sig"))
+            lines = io.TextIOWrapper(io.BytesIO(read_file(file)), encoding="utf-8-sig")
+            parts.append(lines.read())  # with \n at the end of each line, whatever the file has
         except UnicodeDecodeError as error:
             raise InputError(
                 f"data {name}: {file} is not UTF-8 at byte {error.start}; convert it"
             ) from error
         except OSError as error:
-            raise InputError(f"data {name}: {file} cannot be read: {error.strerror}") from error
+            raise InputError(
+                f"data {name}: {file} cannot be read: {error.strerror or error}"
+            ) from error
     return "\n".join(parts)
 
 
