@@ -256,3 +256,132 @@ def test_cifar10(tmp_path, read, monkeypatch):
     # CIFAR-10's published training mean and deviation
     assert np.allclose(mean, (0.4914, 0.4822, 0.4465), atol=0.01)
     assert np.allclose(std, (0.2470, 0.2435, 0.2616), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["dev", "Valid", "VALIDATION"])
+def test_usual_names_of_splits(write, read, tmp_path, name):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    names = {"train": "Training", "validation": name, "test": "Test"}
+    renamed = datasets.DatasetDict({names[split]: table for split, table in whole.items()})
+    renamed.save_to_disk(str(tmp_path / "saved"))
+    splits = read(tmp_path / "saved")
+    assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [10, 3, 4]
+
+
+def test_two_splits_for_one_part_are_refused(write, read, tmp_path):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    whole["dev"] = whole["validation"]
+    whole.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="both 'validation' and 'dev' are names of a validation"):
+        read(tmp_path / "saved")
+
+
+def test_a_split_that_is_left_out_is_named_every_time(write, read, tmp_path, caplog):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    whole["extra"] = whole.pop("validation")
+    whole.save_to_disk(str(tmp_path / "saved"))
+    for _ in ("decoded", "from the cache"):
+        caplog.clear()
+        splits = read(tmp_path / "saved", validation=0)
+        assert (len(splits.train), len(splits.test)) == (10, 4)
+        assert "split 'extra' with 3 rows is left out" in caplog.text
+
+
+def integers(**columns):
+    features = {name: datasets.Value("int64") for name in columns}
+    return features | IMAGE, {name: list(values) for name, values in columns.items()}
+
+
+@pytest.mark.parametrize("name", ["label", "Labels", "target", "y", "class"])
+def test_integers_of_a_usual_name_are_labels(write, read, name):
+    features, columns = integers(id=range(8), **{name: [0, 1] * 4})
+    assert read(write({"train": 8}, features, columns), validation=0).classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"id": range(8)}, "no label column among id, seen"),
+        ({"image_id": range(8)}, "no label column among image_id, seen"),
+        ({"age": [20, 30] * 4}, "no label column among age, seen"),
+        ({"target": [0, 1] * 4, "y": [1, 0] * 4}, "no label column among target, y, seen"),
+        ({"label": [3] * 8}, "a single class, 3, and everything would be right"),
+    ],
+)
+def test_integers_that_may_be_anything_are_refused(write, read, columns, said):
+    with pytest.raises(InputError) as error:
+        read(write({"train": 8}, *integers(**columns)))
+    assert said in str(error.value)
+
+
+def test_class_labels_that_do_not_decide_each_other_are_refused(write, read):
+    features = {
+        "camera": datasets.ClassLabel(names=["a", "b", "c"]),
+        "animal": datasets.ClassLabel(names=["ant", "bee"]),
+    } | IMAGE
+    columns = {"camera": [0, 0, 1, 1, 2, 2]}
+    with pytest.raises(InputError, match="columns camera, animal all hold class labels; keep one"):
+        read(write({"train": 6}, features, columns))
+    named = {"label" if name == "animal" else name: feature for name, feature in features.items()}
+    assert read(write({"train": 6}, named, columns), validation=0).classes == ("ant", "bee")
+
+
+def test_a_row_without_bytes_and_path_is_named(write, read, tmp_path):
+    place = write({"train": 8})
+    path = place / "train-00000-of-00001.parquet"
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    rows = table.column("seen").to_pylist()
+    rows[5] = {"bytes": None, "path": None}
+    import pyarrow as pa
+
+    column = pa.array(rows, table.schema.field("seen").type)
+    changed = table.set_column(table.schema.get_field_index("seen"), "seen", column)
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(InputError) as error:
+        read(place)
+    assert "row 5 of split 'train' (column 'seen') cannot be read as an image" in str(error.value)
+    assert "neither bytes nor a path" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "nowhere.png", "pipe"])
+def test_a_row_whose_path_is_no_file_is_named(write, read, tmp_path, path):
+    import os
+
+    if path == "pipe":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+    table = datasets.load_dataset(str(write({"train": 8})))["train"]
+    rows = {
+        "seen": [{"bytes": None, "path": path}] * 8,
+        "what": table["what"][:],
+    }
+    datasets.Dataset.from_dict(rows, table.features).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="row 0 of split 'train' .* cannot be read as an image"):
+        read(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
+def test_what_is_no_file_in_a_local_set_is_named(write, read, kind):
+    import os
+
+    place = write({"train": 8})
+    if kind == "pipe":
+        os.mkfifo(place / "test-00000-of-00001.parquet")
+    else:
+        (place / "test").symlink_to("nowhere" if kind == "link" else ".")
+    said = {"pipe": "is a pipe", "link": "leads nowhere", "loop": "count twice"}
+    with pytest.raises(InputError, match=said[kind]):
+        read(place)
+
+
+def test_images_of_a_table_are_turned_as_their_exif_data_say(write, read, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stream = io.BytesIO()
+    Image.fromarray(picture(1)).save(stream, "PNG", exif=exif)
+    splits = read(write({"train": 8}, images={1: stream.getvalue()}), validation=0)
+    every = torch.cat([splits.train.images, splits.test.images]).numpy()
+    assert any(np.array_equal(image, picture(1)[::-1, ::-1]) for image in every)
+    assert not any(np.array_equal(image, picture(1)) for image in every)

@@ -27,6 +27,7 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
@@ -73,11 +74,13 @@ class Subject:
         """A run with the network of one of its checkpoints.
 
         Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
+            InputError: no such checkpoint, split or device; files that cannot be read; data that
+                changed since the run began.
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
             experiment = build(run.config)
+        check_data(run, experiment.splits)
         fabric = fabric_for(options["device"], experiment.settings.precision)
         load_evaluated(experiment.rule, state)
         experiment.rule.to(fabric.device).eval()
@@ -247,8 +250,16 @@ class Subject:
             return None
         try:
             files = [load_file(path) for path in paths]
-            return tuple(torch.stack([f[k] for f in files]) for k in ("losses", "right"))  # type: ignore[return-value]
+            losses, right = (torch.stack([f[k] for f in files]) for k in ("losses", "right"))
         except (OSError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"run {self.run.path}: {OUTCOMES} cannot be read: {reason(error)}"
             ) from error
+        wanted = (len(paths), len(self.experiment.splits.train))
+        if losses.shape != wanted or right.shape != wanted or right.dtype != torch.bool:
+            raise InputError(
+                f"run {self.run.path}: {OUTCOMES} are of other data: shape {tuple(right.shape)}, "
+                f"{right.dtype}, and not one for each of {wanted[1]} training images after every "
+                "epoch; restore the run's own files"
+            )
+        return losses, right

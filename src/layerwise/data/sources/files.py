@@ -142,13 +142,16 @@ def read_file(path: Path, limit: int | None = None) -> bytes:
     """
     # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(handle, "rb", buffering=0) as file:
+    try:
         state = os.fstat(handle)
         if not stat.S_ISREG(state.st_mode):
             raise OSError(f"it is {kind(state.st_mode)} and not a file")
         if limit is not None and state.st_size > limit:
             raise OSError(f"it has {state.st_size} bytes, more than {limit}")
-        return file.readall()
+        with open(handle, "rb", buffering=0, closefd=False) as file:
+            return file.readall()
+    finally:
+        os.close(handle)
 
 
 def kind(mode: int) -> str:
