@@ -240,7 +240,7 @@ def test_a_text_that_is_no_file(tmp_path, refused, kind):
     path = tmp_path / "x.txt"
     os.mkfifo(path) if kind == "pipe" else path.symlink_to("/dev/zero")
     assert f"x.txt cannot be read: it is a {kind}" in refused(f"text:{path}")
-    assert f"x.txt cannot be read: it is a {kind}" in refused(f"text:{tmp_path}")
+    assert f"x.txt is a {kind} and not a file" in refused(f"text:{tmp_path}")
 
 
 def turned(orientation: int, **options) -> tuple[Image.Image, dict]:
@@ -295,3 +295,26 @@ def test_images_decoded_before_they_were_turned_are_not_served(tmp_path, place, 
     splits = load(str(place), root=root, validation=0)
     every = torch.cat([splits.train.images, splits.test.images])
     assert sum(torch.equal(x[3:, 3:], torch.full_like(x[3:, 3:], 255)) for x in every) == 1
+
+
+def test_an_orientation_in_xmp(tmp_path):
+    image, _ = turned(1)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>'
+    image.save(tmp_path / "x.webp", xmp=xmp, lossless=True)
+    found = np.asarray(decode.pixels(folder.Files([tmp_path / "x.webp"]), 0))
+    assert found[0, 0, 0] < 128 < found[5, 5, 0]
+
+
+@pytest.mark.parametrize("kind", ["folder:", "text:", "hf:", ""])
+@pytest.mark.parametrize("path", ["~nosuchuser/set", "/a\0b", "/" + "a" * 5000])
+def test_what_is_no_path(refused, kind, path):
+    assert len(refused(kind + path)) < 500
+    with pytest.raises(InputError, match="cannot be used as a path|zero byte"):
+        load("digits", root=path)
+
+
+def test_hidden_texts_are_left_out(tmp_path):
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "a-checkpoint.txt").write_text("x" * 999)
+    (tmp_path / "a.txt").write_text("abc" * 400)
+    assert load(f"text:{tmp_path}").classes == ("a", "b", "c")

@@ -19,6 +19,8 @@ CHUNK = 64  # images that a thread decodes at a time
 # Others are refused: Pillow would run Ghostscript on an EPS file, whatever it is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "DIB", "ICO", "TGA")
 LARGEST_PIXELS = 1 << 28  # of an image that is scaled as a whole before its centre is cut out
+# Where Pillow keeps what may hold an orientation; of a TIFF, in its tags.
+OF_EXIF = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
 THREADED_PIXELS = 96 * 96  # images from this size on are decoded by several threads
 
 
@@ -79,6 +81,9 @@ def turn_upright(image: Image.Image) -> None:
 
     An image whose EXIF data cannot be read stays as it is: viewers show it like this.
     """
+    # Most images have none. Asking Pillow takes as long as decoding a few hundred pixels.
+    if OF_EXIF.isdisjoint(image.info) and image.format != "TIFF":
+        return
     with contextlib.suppress(Exception):
         ImageOps.exif_transpose(image, in_place=True)
 

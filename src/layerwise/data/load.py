@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from layerwise.data.sources.digits import digits
+from layerwise.data.sources.files import path_of
 from layerwise.data.sources.folder import folder
 from layerwise.data.sources.hierarchical import hierarchical
 from layerwise.data.sources.hub import hub
@@ -94,7 +95,7 @@ def load(
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _parts(name, Path(root).expanduser(), size, context, download)
+    parts = _parts(name, path_of(root, "--data.root"), size, context, download)
     if size is not None:
         parts = _resized(parts, size)
     for sentence in parts.left_out:
@@ -128,8 +129,8 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     if kind == "hf" and rest:
         return hub(rest, root=root, size=size, download=download)
     if kind == "folder" and rest:
-        return folder(Path(rest).expanduser(), name=name, root=root, size=size)
-    path = Path(name).expanduser()
+        return folder(path_of(rest, "--data folder"), name=name, root=root, size=size)
+    path = path_of(name, "--data")
     if path.is_dir() or name.startswith((".", "/", "~")):
         return folder(path, name=name, root=root, size=size)
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
@@ -141,7 +142,7 @@ def _text(name: str, context: int) -> Parts | None:
     if name == "markov":
         return markov(context)
     if kind == "text" and rest:
-        tokens, vocabulary = characters(read(Path(rest).expanduser(), name))
+        tokens, vocabulary = characters(read(path_of(rest, "--data text"), name))
         return Parts(Text(tokens, context), None, None, vocabulary)
     return None
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 
 # Folders that systems and programs add by themselves: archives of macOS, thumbnails, caches.
 OF_PROGRAMS = (
@@ -123,6 +123,29 @@ def names_and_sizes(folder: Path, files: Iterable[File]) -> str:
     """A checksum over the names and sizes of files, wherever their folder lies."""
     facts = sorted((str(file.path.relative_to(folder)), file.size) for file in files)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def path_of(given: str | Path, asked_by: str) -> Path:
+    """The path that a user gave, with `~` expanded.
+
+    Args:
+        given: the path.
+        asked_by: the option that named it, for errors.
+
+    Raises:
+        InputError: no path can be like this; there is no such user.
+    """
+    try:
+        path = Path(given).expanduser()
+        path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        said = getattr(error, "strerror", None) or reason(error)  # without the path itself
+        raise InputError(
+            f"{asked_by}: {str(given)[:100]!r} cannot be used as a path ({said}); give another one"
+        ) from error
+    if "\0" in str(path):
+        raise InputError(f"{asked_by}: {str(given)[:100]!r} holds a zero byte; give another path")
+    return path
 
 
 def hidden(name: str) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layerwise.data.sources import cache
-from layerwise.data.sources.files import Tree, names_and_sizes
+from layerwise.data.sources.files import Tree, names_and_sizes, path_of
 from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
@@ -38,7 +38,7 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
             label column; the splits have different classes; an image cannot be read.
     """
     place, _, config = name.partition("#")
-    folder = Path(place).expanduser()
+    folder = path_of(place, "--data hf")
     local = folder.is_dir()
     if not local and place.startswith(("/", ".", "~")):
         raise InputError(f"data hf:{name}: there is no directory {folder}; give one, or a hub name")
@@ -49,7 +49,8 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
         if not files:
             raise InputError(f"data hf:{name}: {folder} is empty; it must hold parquet or images")
         key = cache.key("hf", str(folder.resolve()), config, size, cache.state(files))
-        about = names_and_sizes(folder, files)
+        # The text of a data set card is no data.
+        about = names_and_sizes(folder, [f for f in files if f.path.suffix != ".md"])
         if (kept := cache.read(root, key)) is not None:
             return replace(kept, files=about)
     tables = _open(name, folder.resolve() if local else place, config or None, download)

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwise.data.sources.files import read_file
+from layerwise.data.sources.files import Tree, read_file
 from layerwise.errors import InputError
 
 
 def read(path: Path, name: str) -> str:
-    """The text of a file, or of all .txt files in a folder.
+    """The text of a file, or of all .txt files in a folder, except hidden ones.
 
     Args:
         path: a UTF-8 file, or a folder of such files. They are joined in the order of their paths,
@@ -25,7 +25,11 @@ def read(path: Path, name: str) -> str:
     Raises:
         InputError: there is no such file, or it is not UTF-8.
     """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if path.is_dir():
+        found = Tree(name).below(path, lambda file: file.endswith(".txt"))
+        files = [file.path for file in found]
+    else:
+        files = [path]
     if not files:
         raise InputError(
             f"data {name}: {path} holds no .txt file; give a text file, or a folder of .txt files"
