@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from layerwise import Blocks, Rule, heads, models, objectives, rules
+from layerwise import Blocks, LocalRule, Needs, Rule, heads, models, objectives, rules
 from layerwise.heads import Head
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.families import targets
@@ -184,12 +186,9 @@ def _targets(make: Callable[..., targets.TargetRule], blocks: Blocks) -> Rule:
     return rule
 
 
-def _greedy(blocks: Blocks) -> Rule:
-    return rules.Greedy(blocks, 0.25 * objectives.Classify(heads.Linear()) + 0.75 * MeanSquare())
-
-
-# Under every name of layerwise.rules, the ways of making it that the contract is checked for.
-RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
+# The ways of making a rule that the contract is checked for, under the rule's name. A rule that is
+# not here is made with its defaults (`made`).
+WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "AugLocal": {"aug_local": lambda blocks: rules.AugLocal(blocks, depth=2)},
     "Backprop": {
         "backprop": rules.Backprop,
@@ -222,9 +221,6 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "DirectGlobal": {
         "direct_global": lambda blocks: rules.DirectGlobal(blocks, 0.25, head=SMALL_HEAD),
     },
-    "DirectRandomTargetProjection": {
-        "direct_random_target_projection": rules.DirectRandomTargetProjection,
-    },
     "DNI": {
         "dni": lambda blocks: rules.DNI(blocks, SmallSynthesizer),
         "cdni": lambda blocks: rules.DNI(blocks, SmallSynthesizer, context=True),
@@ -234,22 +230,21 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
             blocks, 0.25, 3, 0.3
         ),
     },
-    "FeedbackAlignment": {"feedback_alignment": rules.FeedbackAlignment},
     "ForwardForward": {
         "forward_forward": rules.ForwardForward,
         "forward_forward_hard": lambda blocks: rules.ForwardForward(blocks, mean=False, hard=True),
     },
-    "ForwardGradient": {"forward_gradient": rules.ForwardGradient},
-    "Greedy": {"greedy": _greedy},
+    "Greedy": {
+        "greedy": lambda blocks: rules.Greedy(
+            blocks, 0.25 * objectives.Classify(heads.Linear()) + 0.75 * MeanSquare()
+        ),
+    },
     "HPFF": {
         "hpff": lambda blocks: rules.HPFF(
             blocks, objectives.Classify(SMALL_HEAD), 2, independent=0.25, every=2
         ),
     },
-    "KolenPollack": {"kolen_pollack": rules.KolenPollack},
-    "LastBlock": {"last_block": rules.LastBlock},
     "LDRL": {"ldrl": lambda blocks: _targets(rules.LDRL, blocks)},
-    "LocalCritic": {"local_critic": lambda blocks: rules.LocalCritic(blocks, SMALL_HEAD)},
     "LocalForwardGradient": {
         "local_forward_gradient": lambda blocks: rules.LocalForwardGradient(
             blocks, objectives.Classify(SMALL_HEAD), directions=2
@@ -262,26 +257,10 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "man": lambda blocks: rules.MAN(blocks, SMALL_HEAD),
         "man_scaled": lambda blocks: rules.MAN(blocks, SMALL_HEAD, scaled=True),
     },
-    "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
-    "SPSA": {
-        # Far enough to be seen in 16 bits.
-        "spsa": lambda blocks: rules.SPSA(blocks, eps=0.1),
-        "spsa_subspace": lambda blocks: rules.SPSA(
-            blocks, directions=2, two_sided=False, rademacher=True, rank=3
-        ),
-    },
-    "SignSymmetry": {
-        "sign_symmetry": rules.SignSymmetry,
-        "sign_symmetry_fixed": lambda blocks: rules.SignSymmetry(blocks, random_magnitude=True),
-    },
-    "Overlap": {
-        "overlap": lambda blocks: rules.Overlap(blocks, objectives.Classify(SMALL_HEAD)),
-    },
     "PEPITA": {
         "pepita": rules.PEPITA,
         "pepita_recomputed": lambda blocks: rules.PEPITA(blocks, derivative=False, recompute=True),
     },
-    "MonoForward": {"mono_forward": rules.MonoForward},
     "PredictiveCoding": {
         "predictive_coding": lambda blocks: rules.PredictiveCoding(blocks, 4, 0.3),
         "fixed_prediction": lambda blocks: rules.PredictiveCoding(
@@ -292,10 +271,22 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     "Sequential": {
         "sequential": lambda blocks: rules.Sequential(blocks, [None] * (len(blocks) - 1)),
     },
+    "SGR": {"sgr": lambda blocks: rules.SGR(blocks, 0.3, SMALL_HEAD)},
     "SharedReadout": {
         "shared_readout": rules.SharedReadout,
         "last_readout": lambda blocks: rules.SharedReadout(
             blocks, normalize=False, shared_gradient=False
+        ),
+    },
+    "SignSymmetry": {
+        "sign_symmetry": rules.SignSymmetry,
+        "sign_symmetry_fixed": lambda blocks: rules.SignSymmetry(blocks, random_magnitude=True),
+    },
+    "SPSA": {
+        # Far enough to be seen in 16 bits.
+        "spsa": lambda blocks: rules.SPSA(blocks, eps=0.1),
+        "spsa_subspace": lambda blocks: rules.SPSA(
+            blocks, directions=2, two_sided=False, rademacher=True, rank=3
         ),
     },
 }
@@ -307,35 +298,58 @@ OWN_NETWORKS: dict[str, tuple[Callable[..., Case], dict[str, Callable[[Blocks], 
     ),
     "DiffusionBlocks": (diffusion_vit, {"diffusion_blocks": rules.DiffusionBlocks}),
 }
-ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
-LOCAL_RULES = {
-    name: ALL_RULES[name]
-    for name in (
-        "aug_local",
-        "dgl",
-        "greedy",
-        "local_forward_gradient",
-        "local_forward_gradient_weights",
-        "man",
-        "mono_forward",
-    )
+
+
+def made(rule: type[Rule], blocks: Blocks, criterion: Criterion = cross_entropy) -> Rule:
+    """A rule with its defaults, but small heads; where it takes objectives, every block predicts
+    the labels."""
+    takes = inspect.signature(rule).parameters
+    options: dict[str, Any] = {"criterion": criterion}
+    if "objectives" in takes:
+        options["objectives"] = objectives.Classify(SMALL_HEAD, criterion)
+    if "head" in takes:
+        options["head"] = SMALL_HEAD
+    return rule(blocks, **options)
+
+
+def _module(rule: type[Rule]) -> str:
+    """The name of the file that a rule is in."""
+    return rule.__module__.rpartition(".")[2]
+
+
+# Every rule of layerwise.rules is here by itself.
+_NAMED = {name: getattr(rules, name) for name in rules.__all__ if name not in OWN_NETWORKS}
+RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
+    name: WAYS.get(name, {_module(rule): functools.partial(made, rule)})
+    for name, rule in _NAMED.items()
 }
-# Rules that train every block in a step.
+ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
+# Rules that do not train every block in a step.
 PARTLY = ("last_block", "sequential")
 WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name not in PARTLY}
 
 
-def made(rule: type[Rule], blocks: Blocks, criterion: Criterion = cross_entropy) -> Rule:
-    """A rule with its defaults; where it takes objectives, every block predicts the labels."""
-    given = [objectives.Classify(SMALL_HEAD, criterion)]
-    takes = "objectives" in inspect.signature(rule).parameters
-    return rule(blocks, *(given if takes else ()), criterion=criterion)  # type: ignore[call-arg]
+def _is_local(rule: Rule) -> bool:
+    """Whether every block minimises an objective of its own on its input, and nothing else passes
+    from block to block."""
+    if not isinstance(rule, LocalRule) or Needs.NEXT in rule.needs or not _as_chain(rule):
+        return False
+    carries = len(inspect.signature(rule.local_step).parameters) > 3
+    return len(rule.objectives) == len(rule.blocks) and not carries
+
+
+def _as_chain(rule: Rule) -> bool:
+    """Whether the rule predicts by its blocks, one after the other."""
+    return type(rule).forward is Rule.forward
+
+
+LOCAL_RULES = {name: make for name, make in WHOLE_RULES.items() if _is_local(make(mlp().blocks))}
 
 
 def predicted(rule: Rule, case: Case) -> Tensor:
     """What the rule predicts, in its present mode and without a trace of it: by the plain network,
     unless the rule says that it predicts otherwise."""
-    if type(rule).forward is Rule.forward:
+    if _as_chain(rule):
         return copy.deepcopy(case.model)(case.x)
     with torch.no_grad():
         return copy.deepcopy(rule)(case.x)

@@ -27,6 +27,18 @@ class LostStage(RuntimeError):
     """Another process of this training has ended or hangs; the message names its rank."""
 
 
+class FailedProcess(RuntimeError):
+    """A process of this training ended with an error, which it has printed.
+
+    Attributes:
+        code: its exit status.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 def choices(name: str, known: Iterable[str]) -> str:
     """`did you mean ...?` if one of `known` resembles `name`, otherwise a list of all of them."""
     known = list(known)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.cli import main, train
+from layerwise.cli import main
+from layerwise.experiment import training
 from layerwise.report import analysis_figures
 
 TINY = (
@@ -49,7 +50,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than training."""
-    monkeypatch.setattr(train, "draw_run", lambda run: None)
+    monkeypatch.setattr(training, "draw_run", lambda run: None)
 
 
 @pytest.fixture

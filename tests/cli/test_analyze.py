@@ -114,7 +114,7 @@ def test_the_way_back(trained, cli):
         cosine = w.abs().sum() / (w.norm() * w.numel() ** 0.5)
         assert layer["to_weight"] == pytest.approx(torch.rad2deg(cosine.acos()).item(), abs=1e-3)
     assert (run / "analysis-1/feedback.png").exists()
-    assert "the way back" in result.out
+    assert "angle of feedback" in result.out
 
 
 def test_the_way_back_in_training(trained, cli, undrawn):
@@ -171,9 +171,9 @@ def test_a_run_that_cannot_answer_is_left_out(trained, cli, undrawn):
     assert result.err.splitlines() == [
         f"left out of memorization: runs/toy {why}",
         f"left out of memorization: runs/true {why}",
-        "left out of cka: random beside toy, whose samples or labels differ (50 images of digits; "
+        "left out of cka: random and toy, whose samples or labels differ (50 images of digits; "
         "50 images of hierarchical)",
-        "left out of cka: random beside true, whose samples or labels differ (50 images of digits; "
+        "left out of cka: random and true, whose samples or labels differ (50 images of digits; "
         "50 images of digits)",
     ]
     found = json.loads((random / "analysis-1/analysis.json").read_text())
@@ -192,7 +192,7 @@ def test_what_cannot_be_answered(trained, cli):
         (f"{run} --checkpoint best", "there is: last"),
         (f"{run} --split validation", "no such split"),
         (f"{run} --device cuda:5", "no such device"),
-        (f"runs/toy {run} --questions feedback", "feedback: runs/toy: DGL has no matrix"),
+        (f"runs/toy {run} --questions feedback", "feedback: runs/toy: DGL has no feedback matrix"),
         (f"{run} {run}", "give every run once"),
         (f"{run} --samples 1", "give 2 or more"),
         (f"{run} --questions difficulty", "outcomes cannot be read"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layerwise.cli import compare
+from layerwise.report import comparison
 from layerwise.runs.run import Run
 
 GPT = (
@@ -26,7 +26,7 @@ def alphabet() -> None:
 
 def test_perplexity_is_the_exponential_of_the_loss(cli, no_pictures, monkeypatch) -> None:
     for drawing in ("draw_runs", "draw_blocks"):
-        monkeypatch.setattr(compare, drawing, lambda metrics, write: None)
+        monkeypatch.setattr(comparison, drawing, lambda metrics, write: None)
     for name, rule in (("a", "DGL"), ("b", "DirectFeedbackAlignment")):
         result = cli(f"{GPT} --rule {rule} --name {name}")
         assert result.code == 0, result.err
@@ -113,4 +113,4 @@ def test_what_belongs_to_images(options: str, says: str, cli) -> None:
 def test_a_network_for_images(cli) -> None:
     result = cli("train --data text:alphabet.txt --model vit --runs runs")
     assert result.code == 2
-    assert "it takes images, and the data is text; give --model gpt" in result.err
+    assert "the network takes images, not text; give --model gpt" in result.err

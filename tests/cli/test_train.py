@@ -216,7 +216,7 @@ def test_interrupted_and_continued(number, trained, cli, monkeypatch):
 
     def finish_step(self):
         finish(self)
-        if self.step == 4:
+        if self.position.step == 4:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched:
@@ -244,7 +244,7 @@ def test_interrupted_elsewhere(cli, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("layerwise.cli.train.build", interrupt)
+    monkeypatch.setattr("layerwise.experiment.prepared.build", interrupt)
     monkeypatch.setattr("layerwise.cli.compare.Run.open", interrupt)
     for line in ("train", "compare a b"):
         result = cli(line)

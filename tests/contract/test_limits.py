@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import networks
 import pytest
@@ -48,6 +49,21 @@ ONE_BLOCK = {
     "hpff": lambda blocks: rules.HPFF(blocks, [], independent=0.25),
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
+}
+# With one block these are not backpropagation: the way back is another, or there is none.
+OTHERWISE = {
+    "FeedbackAlignment",
+    "ForwardGradient",
+    "KolenPollack",
+    "SPSA",
+    "SignSymmetry",
+    *networks.OWN_NETWORKS,
+}
+_there = {type(make(networks.mlp(blocks=1).blocks)).__name__ for make in ONE_BLOCK.values()}
+ONE_BLOCK |= {
+    name: functools.partial(networks.made, getattr(rules, name))
+    for name in rules.__all__
+    if name not in _there | OTHERWISE
 }
 
 

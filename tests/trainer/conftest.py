@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from layerwise.experiment.build import build
 from layerwise.experiment.registry import make
 from layerwise.runs.run import Run
-from layerwise.trainer import Trainer, fabric_for
+from layerwise.trainer import Observer, Trainer, fabric_for
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -31,40 +31,31 @@ TINY: dict[str, Any] = {
 }
 
 
-class Silent:
-    """No progress display."""
-
-    def start(self, epoch: int, epochs: int, images: int, done: int) -> None: ...
-    def update(self, done: int, loss: float | None, accuracy: float | None) -> None: ...
-    def say(self, line: str) -> None: ...
-
-
 @pytest.fixture
 def trainer_in(tmp_path: Path) -> Callable[..., Trainer]:
     """`trainer_in(folder, **options)`: a new trainer; where the folder is a run, it continues."""
 
-    def make_trainer(folder: str, loggers: tuple = (), **options: Any) -> Trainer:
+    def make_trainer(folder: str, observers: Sequence[Observer] = (), **options: Any) -> Trainer:
         config = TINY | options
         path = tmp_path / folder
         run = Run.open(path) if path.exists() else Run.create(tmp_path, folder, "", config)
         experiment = build(config)
         fabric = fabric_for("cpu", experiment.settings.precision)
         trainer = Trainer(
-            experiment.network,
-            experiment.rule,
-            experiment.loaders(fabric.device),
-            make("optimizer", config["optimizer"]),
-            make("schedule", config["schedule"]),
-            experiment.settings,
-            run,
-            fabric,
-            Silent(),
-            loggers,
+            network=experiment.network,
+            rule=experiment.rule,
+            loaders=experiment.loaders(fabric.device),
+            optimizer=make("optimizer", config["optimizer"]),
+            schedule=make("schedule", config["schedule"]),
+            settings=experiment.settings,
+            run=run,
+            fabric=fabric,
+            observers=observers,
         )
         state = run.load("last")
         if state is not None:
-            trainer.load_state_dict(state)
-        run.keep_metrics(trainer.epoch)
+            trainer.state.load_state_dict(state)
+        run.keep_metrics(trainer.position.epoch)
         return trainer
 
     return make_trainer

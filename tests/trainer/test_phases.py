@@ -19,7 +19,7 @@ OPTIONS = {
 
 def test_the_schedule_runs_anew_and_only_one_block_is_trained(trainer_in):
     trainer = trainer_in("run", **OPTIONS)
-    assert [trainer.rate.phase(epoch) for epoch in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert [trainer.stepper.rate.phase(epoch) for epoch in range(7)] == [0, 0, 0, 1, 1, 2, 2]
     trainer.fit()
     rows = trainer.run.metrics()
     assert [float(row["lr"]) for row in rows] == [0.1, 0.05, 0.05, 0.1, 0.05, 0.1, 0.05]
@@ -59,7 +59,7 @@ def test_killed_at_any_step(
     }
     trainer = trainer_in("straight", **options)
     trainer.fit()
-    for kill in (3, trainer.steps_per_epoch + 1):  # in the first phase, and in the second
+    for kill in (3, trainer.stepper.steps_per_epoch + 1):  # in the first phase, and in the second
         crash_at(kill)
         with pytest.raises(crash):
             trainer_in("killed", **options).fit()

@@ -1,4 +1,4 @@
-"""When pictures are made, and that training does not notice."""
+"""The rule as observers see it, and that training does not notice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from layerwise.errors import InputError
 from layerwise.report.pictures import reconstructions
-from layerwise.trainer import Settings
+from layerwise.trainer import Observer, Settings
 
 CNN = {
     "model": {"name": "basic_cnn", "channels": 4, "kernel_size": 3, "hidden": 8},
@@ -23,15 +23,14 @@ CNN = {
 }
 
 
-@pytest.mark.parametrize(
-    ("every", "epochs", "seen"),
-    [(0, 3, []), (1, 3, [1, 2, 3]), (2, 5, [1, 2, 4, 5]), (5, 1, [1]), (9, 3, [1, 3])],
-)
-def test_when(every, epochs, seen, trainer_in):
-    trainer, found = trainer_in("run", epochs=epochs, pictures=every), []
-    trainer.pictures = lambda epoch, rule: found.append(epoch)
-    trainer.fit()
-    assert found == seen
+class Look(Observer):
+    """Calls a function after every epoch."""
+
+    def __init__(self, look):
+        self.look = look
+
+    def after_epoch(self, epoch, rule, row):
+        self.look(epoch, rule)
 
 
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"precision": "bf16"}])
@@ -46,7 +45,7 @@ def test_the_rule_is_shown_as_it_is_evaluated(options, trainer_in):
         assert (rule is trainer.rule) == ("ema" not in options)
         assert list(reconstructions(rule, x, y)) == [0]
 
-    trainer.pictures = look
+    trainer.observers.append(Look(look))
     trainer.fit()
 
 
@@ -60,7 +59,7 @@ def test_training_goes_on_to_the_same_bits(trainer_in, crash_at, crash, assert_s
 
         return draw
 
-    options = CNN | {"epochs": 3, "save_every": 2, "pictures": 1}
+    options = CNN | {"epochs": 3, "save_every": 2}
     options["model"] = {"name": "mlp", "layers": 2, "width": 12, "dropout": 0.2, "batch_norm": True}
     trainer_in("straight", **options).fit()
     x, y = next(iter(trainer_in("straight", **options).train_loader))
@@ -68,12 +67,12 @@ def test_training_goes_on_to_the_same_bits(trainer_in, crash_at, crash, assert_s
         if kill:
             crash_at(kill)
             trainer = trainer_in(f"killed-{kill}", **options)
-            trainer.pictures = draws(x, y)
+            trainer.observers.append(Look(draws(x, y)))
             with pytest.raises(crash):
                 trainer.fit()
             crash_at(0)
         trainer = trainer_in(f"killed-{kill}", **options)
-        trainer.pictures = draws(x, y)
+        trainer.observers.append(Look(draws(x, y)))
         trainer.fit()
         assert_same_run("straight", f"killed-{kill}")
 

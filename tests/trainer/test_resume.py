@@ -50,7 +50,7 @@ def test_killed_at_any_step(variant, trainer_in, crash_at, crash, assert_same_ru
     options = VARIANTS[variant] | {"epochs": 2}
     trainer = trainer_in("straight", **options)
     trainer.fit()
-    for n, kills in enumerate([(1,), (3, 2), (trainer.steps_per_epoch, 4), (5, 1, 1)]):
+    for n, kills in enumerate([(1,), (3, 2), (trainer.stepper.steps_per_epoch, 4), (5, 1, 1)]):
         for kill in kills:
             crash_at(kill)
             with pytest.raises(crash):
@@ -93,7 +93,7 @@ def test_stopped_by_a_signal(step, trainer_in, assert_same_run, monkeypatch, tmp
 
     def finish_step():
         finish()
-        if trainer.step == step:
+        if trainer.position.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(trainer, "_finish_step", finish_step)

@@ -14,7 +14,7 @@ from layerwise import data, models
 from layerwise.data import Augment, Loader
 from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.runs.run import Run
-from layerwise.trainer import Settings, Trainer, fabric_for
+from layerwise.trainer import Observer, Settings, Trainer, fabric_for
 from layerwise.trainer import loop as module
 
 BACKPROP = {"rule": {"name": "Backprop"}}
@@ -114,7 +114,7 @@ def test_two_batches_accumulated_are_one_of_twice_the_size(trainer_in):
     options = {"optimizer": {"name": "SGD", "lr": 0.05}, "schedule": {"name": "Constant"}}
     whole = trainer_in("whole", epochs=1, batch_size=640, **options)
     halves = trainer_in("halves", epochs=1, batch_size=320, accumulate=2, **options)
-    assert whole.steps_per_epoch == halves.steps_per_epoch == 2
+    assert whole.stepper.steps_per_epoch == halves.stepper.steps_per_epoch == 2
     whole.fit()
     halves.fit()
     a, b = parameters(whole), parameters(halves)
@@ -135,7 +135,7 @@ def test_batches_left_over_are_averaged_among_themselves(trainer_in):
     trainer.rule.backward = spy
     trainer.fit()
     assert seen == [1 / 4] * 4 + [1 / 2] * 2
-    assert trainer.step == 2
+    assert trainer.position.step == 2
 
 
 @pytest.mark.parametrize("optimizer", [{"name": "SGD", "lr": 0.1}, {"name": "AdamW", "lr": 0.01}])
@@ -147,7 +147,7 @@ def test_step_per_block_is_the_global_step(rule, optimizer, trainer_in):
         options["rule"]["objectives"] = {"name": "Classify", "head": head}
     whole = trainer_in("whole", **options)
     by_block = trainer_in("by-block", step_per_block=True, **options)
-    assert len(by_block.optimizers) == 2
+    assert len(by_block.stepper.optimizers) == 2
     whole.fit()
     by_block.fit()
     assert_same(parameters(whole), parameters(by_block))
@@ -181,11 +181,11 @@ def test_the_average_of_the_weights(trainer_in, monkeypatch, tmp_path):
 
     monkeypatch.setattr(trainer, "_finish_step", spy)
     trainer.fit()
-    assert trainer.ema is not None
-    for name, p in trainer.ema.module.named_parameters():
+    assert trainer.stepper.ema is not None
+    for name, p in trainer.stepper.ema.module.named_parameters():
         torch.testing.assert_close(p, average[name], atol=1e-6, rtol=1e-5)
     (x, y) = next(Loader(data.load("digits").test, 400, augment=Augment(), train=False).epoch(0))
-    averaged = trainer.ema.module.eval()(x)
+    averaged = trainer.stepper.ema.module.eval()(x)
     accuracy = (averaged.argmax(1) == y).double().mean().item()
     assert Run(tmp_path / "run").metrics()[-1]["test_accuracy"] == pytest.approx(accuracy)
     assert not torch.equal(averaged, trainer.rule.eval()(x))
@@ -215,7 +215,7 @@ def test_channels_last_gives_close_results(trainer_in):
 
 def scaled(trainer: Trainer) -> Trainer:
     """The loss scaled by a power of two, as with --precision 16, but on the CPU in float32."""
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+    trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
     return trainer
 
 
@@ -229,16 +229,16 @@ def test_a_scaled_loss_takes_the_same_steps(options, trainer_in):
     other = scaled(trainer_in("scaled", epochs=1, **options))
     plain.fit()
     other.fit()
-    assert other.scaler is not None
-    assert other.scaler.get_scale() == 8192.0  # grew at steps 2, 4 and 6
+    assert other.stepper.scaler is not None
+    assert other.stepper.scaler.get_scale() == 8192.0  # grew at steps 2, 4 and 6
     assert_same(parameters(plain), parameters(other))
 
 
 def test_a_scale_that_is_too_large_skips_the_step(trainer_in):
     trainer = scaled(trainer_in("run", epochs=1, clip_norm=1.0))
     before = parameters(trainer)
-    trainer.scaler.scale(torch.ones(()))  # makes the scale's tensor
-    trainer.scaler._scale.fill_(torch.inf)
+    trainer.stepper.scaler.scale(torch.ones(()))  # makes the scale's tensor
+    trainer.stepper.scaler._scale.fill_(torch.inf)
     x, y = next(iter(trainer.train_loader))
     trainer._backward(x, y, 1)
     trainer._finish_step()
@@ -263,7 +263,7 @@ def test_the_best_epoch_is_chosen_on_validation(trainer_in, monkeypatch, tmp_pat
     validation, test = [0.2, 0.6, 0.6, 0.5], [0.9, 0.1, 0.3, 1.0]
 
     def invented(self, results):
-        e = self.epoch
+        e = self.position.epoch
         made = {"validation_accuracy": validation[e], "test_accuracy": test[e]}
         return row(self, results) | made
 
@@ -271,7 +271,7 @@ def test_the_best_epoch_is_chosen_on_validation(trainer_in, monkeypatch, tmp_pat
     trainer.fit()
     assert Run(tmp_path / "run").load("best")["epoch"] == 2
     assert Run(tmp_path / "run").load("last")["epoch"] == 4
-    assert trainer.best == 0.6
+    assert trainer.position.best == 0.6
 
 
 def test_without_validation_nothing_is_chosen(trainer_in, tmp_path):
@@ -286,7 +286,7 @@ def test_the_learning_rate_of_every_step(trainer_in):
     finish = trainer._finish_step
 
     def spy():
-        rates.extend({group["lr"] for group in trainer.optimizers[0].param_groups})
+        rates.extend({group["lr"] for group in trainer.stepper.optimizers[0].param_groups})
         finish()
 
     trainer._finish_step = spy
@@ -307,7 +307,7 @@ def test_divergence_keeps_the_last_good_checkpoint(trainer_in, tmp_path):
     trainer = trainer_in("run", epochs=3, save_every=2)
 
     def poison(module, inputs, output):
-        return output * math.nan if trainer.step == 9 else output
+        return output * math.nan if trainer.position.step == 9 else output
 
     trainer.rule.blocks[1].register_forward_hook(poison)
     with pytest.raises(
@@ -323,10 +323,10 @@ def test_divergence_keeps_the_last_good_checkpoint(trainer_in, tmp_path):
 def test_the_first_block_to_diverge_is_named(trainer_in):
     trainer = trainer_in("run", epochs=1, blocks=3)
     trainer.rule.objectives[0].register_forward_hook(
-        lambda *a: a[-1] * math.inf if trainer.step == 3 else a[-1]
+        lambda *a: a[-1] * math.inf if trainer.position.step == 3 else a[-1]
     )
     trainer.rule.objectives[2].register_forward_hook(
-        lambda *a: a[-1] * math.inf if trainer.step == 2 else a[-1]
+        lambda *a: a[-1] * math.inf if trainer.position.step == 2 else a[-1]
     )
     with pytest.raises(NonFiniteLoss, match=r"the loss of block 2 \(.*\) is not finite at step 2"):
         trainer.fit()
@@ -338,7 +338,7 @@ def test_weights_that_are_not_finite_are_not_saved(trainer_in, monkeypatch, tmp_
     finish = trainer._finish_step
 
     def finish_step():
-        if trainer.step == 7:
+        if trainer.position.step == 7:
             next(iter(trainer.rule.blocks[1].parameters())).grad.fill_(torch.inf)
         finish()
 
@@ -350,17 +350,16 @@ def test_weights_that_are_not_finite_are_not_saved(trainer_in, monkeypatch, tmp_
     assert all(t.isfinite().all() for t in state["rule"].values())
 
 
-class Recorder:
+class Recorder(Observer):
     def __init__(self):
         self.epochs = []
 
-    def log(self, row):
-        self.epochs.append(row["epoch"])
+    def after_epoch(self, epoch, rule, row):
+        assert row["epoch"] == epoch
+        self.epochs.append(epoch)
 
-    def close(self): ...
 
-
-def test_an_epoch_is_logged_once_though_it_is_trained_twice(trainer_in, monkeypatch, crash):
+def test_an_epoch_is_observed_once_though_it_is_trained_twice(trainer_in, monkeypatch, crash):
     recorder = Recorder()
     save = Run.save
 
@@ -372,8 +371,8 @@ def test_an_epoch_is_logged_once_though_it_is_trained_twice(trainer_in, monkeypa
     with monkeypatch.context() as patched:
         patched.setattr(Run, "save", dies)
         with pytest.raises(crash):
-            trainer_in("run", loggers=(recorder,), epochs=3).fit()
-    trainer_in("run", loggers=(recorder,), epochs=3).fit()
+            trainer_in("run", observers=[recorder], epochs=3).fit()
+    trainer_in("run", observers=[recorder], epochs=3).fit()
     assert recorder.epochs == [1, 2, 3]
 
 
@@ -403,7 +402,9 @@ def test_a_step_adds_no_copy_from_the_host(trainer_in):
     x, y = next(iter(trainer.train_loader))
     report = trainer._backward(x, y, 1)
     with torch.profiler.profile() as profile:
-        trainer.watch.note(trainer.tally.add(report.local_losses, report.local_logits, y), 0)
+        trainer.finite.note(
+            trainer.state.metrics.add(report.local_losses, report.local_logits, y), 0
+        )
     called = {event.key for event in profile.key_averages()}
     assert "aten::argmax" in called
     assert not called & {
@@ -462,6 +463,6 @@ def test_devices():
 
 def test_a_checkpoint_of_another_network(trainer_in):
     trainer = trainer_in("run", model={"name": "mlp", "layers": 2, "width": 12})
-    state = trainer_in("other", model={"name": "mlp", "layers": 2, "width": 13}).state_dict()
-    with pytest.raises(InputError, match=r"of another network or rule: .* is \(.*\) there"):
-        trainer.load_state_dict(state)
+    state = trainer_in("other", model={"name": "mlp", "layers": 2, "width": 13}).state.state_dict()
+    with pytest.raises(InputError, match=r"to another network or rule: .* is \(.*\) there"):
+        trainer.state.load_state_dict(state)

@@ -47,7 +47,7 @@ def information(
     test: Loader,
     *,
     decoder: Decoder = Transposed(),  # noqa: B008 (frozen)
-    head: Head = MLP(),  # noqa: B008 (frozen)
+    head: Head = MLP(),
     epochs: int = 10,
     lr: float = 0.01,
     seed: int = 0,

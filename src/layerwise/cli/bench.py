@@ -27,7 +27,7 @@ from layerwise.trainer import fabric_for
 
 
 def main(arguments: list[str]) -> None:
-    """What is measured: a training step, or the data path."""
+    """Measure a training step, or the data path."""
     what: dict[str, Callable[[list[str]], None]] = {"step": _step, "data": _data}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(
@@ -46,15 +46,19 @@ def main(arguments: list[str]) -> None:
 
 
 def _step(arguments: list[str]) -> None:
-    """Time, memory and FLOPs of a training step, as ratios to backpropagation."""
+    """Measure time, memory and FLOPs of a training step, as ratios to backpropagation."""
     tokens = tokens_of(arguments)
     parser = Parser(prog="layerwise bench step", description=_step.__doc__)
-    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of an image, C, H, W")
-    parser.add_argument("--num_classes", type=int, default=10, help="class scores")
-    parser.add_argument("--batch_size", type=int, default=128, help="images")
-    parser.add_argument("--threads", type=int | None, default=None, help="null: torch's default")
+    parser.add_argument(
+        "--shape", type=list[int], default=[3, 32, 32], help="shape of an image: C, H, W"
+    )
+    parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
+    parser.add_argument(
+        "--threads", type=int | None, default=None, help="CPU threads; null: PyTorch's default"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
-    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
     parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
@@ -86,17 +90,21 @@ def _step(arguments: list[str]) -> None:
 
 
 def _data(arguments: list[str]) -> None:
-    """Augmented images per second, as a training loop would get them."""
+    """Measure augmented images per second, as a training loop gets them."""
     tokens = tokens_of(arguments)
     parser = Parser(prog="layerwise bench data", description=_data.__doc__)
     tokens = data_options(parser, tokens)
     parser.add_class_arguments(Augment, "augment")
-    parser.add_argument("--batch_size", type=int, default=128, help="images")
-    parser.add_argument("--channels_last", type=bool, default=False, help="memory format of images")
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long to measure")
-    parser.add_argument("--threads", type=int | None, default=1, help="null: torch's default")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
+    parser.add_argument(
+        "--channels_last", type=bool, default=False, help="memory format of the images"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds to measure")
+    parser.add_argument(
+        "--threads", type=int | None, default=1, help="CPU threads; null: PyTorch's default"
+    )
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
-    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
     if not 0 < found["seconds"] < math.inf:
         raise InputError(f"--seconds {found['seconds']}: give a positive, finite number")
@@ -130,10 +138,10 @@ def _data(arguments: list[str]) -> None:
 
 
 def _out(path: str | None) -> Path | None:
-    """Refuse an output that is there already, before anything is measured."""
+    """Refuse an output file that exists, before anything is measured."""
     if path is not None and os.path.exists(path):
         raise InputError(
-            f"--out {path}: it is there already and is never overwritten; give another"
+            f"--out {path}: it exists, and files are never overwritten; give another name"
         )
     return None if path is None else Path(path)
 
@@ -142,7 +150,7 @@ def _set_threads(threads: int | None) -> None:
     if threads is None:
         return
     if threads < 1:
-        raise InputError(f"--threads {threads}: give at least 1, or null for torch's default")
+        raise InputError(f"--threads {threads}: give at least 1, or null for PyTorch's default")
     torch.set_num_threads(threads)
 
 

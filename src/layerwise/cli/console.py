@@ -1,33 +1,36 @@
-"""What a person sees while training, in the terminal."""
+"""The terminal: consoles, and the progress of a training."""
 
 from __future__ import annotations
 
+from rich import progress
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from layerwise.costs.blocks import Costs
+from layerwise.trainer import Progress
+
 console = Console(stderr=True, highlight=False, emoji=False)  # progress and errors
-output = Console(highlight=False, emoji=False)  # what a command was asked for
+output = Console(highlight=False, emoji=False)  # results
 
 
-class ProgressBar:
+class ProgressBar(Progress):
     """A bar per epoch with images/s, loss, accuracy and the time left.
 
-    Where the output is not a terminal only whole lines are written.
+    If the output is not a terminal, only whole lines are written.
 
     Args:
-        shown: whether anything is; not by a process that only trains along.
+        shown: whether anything is shown; False in all but one of several processes.
     """
 
     def __init__(self, shown: bool = True) -> None:
         self.shown = shown
-        self._progress = Progress(
+        self._progress = progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -48,6 +51,10 @@ class ProgressBar:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+
+    def costs(self, costs: Costs) -> None:
+        if self.shown:
+            console.print(costs.table())
 
     def start(self, epoch: int, epochs: int, images: int, done: int) -> None:
         if self._task is not None:

@@ -17,7 +17,7 @@ from layerwise.experiment.registry import KINDS
 
 
 def main(arguments: list[str]) -> None:
-    """What there is to choose from: `layerwise list [KIND]`."""
+    """List what can be chosen by name: `layerwise list [KIND]`."""
     what = {kind: _things(kind) for kind in KINDS} | {"data": _data(), "recipe": _recipes()}
     if arguments in (["-h"], ["--help"]):
         print(f"usage: layerwise list [{' | '.join(what)}]\n\n{main.__doc__}")
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> None:
     for kind in kinds or what:
         table = Table(title=kind, title_justify="left", show_header=False, box=None)
         for name, about in what[kind].items():
-            table.add_row(name, Text(about))  # brackets in it are not markup
+            table.add_row(name, Text(about))  # brackets in the text are no markup
         output.print(table)
         output.print()
 
@@ -43,7 +43,7 @@ def _data() -> dict[str, str]:
 
 
 def _recipes() -> dict[str, str]:
-    """Each recipe and the comment that it begins with."""
+    """Each recipe with the comment at its beginning."""
     found = {}
     for name in recipe_names():
         text = (RECIPES / f"{name}.yaml").read_text()

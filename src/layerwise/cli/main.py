@@ -1,26 +1,34 @@
-"""`layerwise COMMAND ...`: one line and exit code 2 for input that cannot be used."""
+"""`layerwise COMMAND ...`. Input that cannot be used gives one line and exit code 2."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import layerwise
-from layerwise.cli import analyze, bench, compare, describe, evaluate, listing, plan, train
 from layerwise.cli.console import console
-from layerwise.errors import InputError, Interrupted, LostStage, NonFiniteLoss, choices
+from layerwise.errors import (
+    FailedProcess,
+    InputError,
+    Interrupted,
+    LostStage,
+    NonFiniteLoss,
+    choices,
+)
 from layerwise.runtime import processes
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train.main,
-    "evaluate": evaluate.main,
-    "compare": compare.main,
-    "analyze": analyze.main,
-    "describe": describe.main,
-    "plan": plan.main,
-    "bench": bench.main,
-    "list": listing.main,
+# Command -> module of its `main`; imported when it runs, as some of them take seconds to import.
+COMMANDS = {
+    "train": "train",
+    "evaluate": "evaluate",
+    "compare": "compare",
+    "analyze": "analyze",
+    "describe": "describe",
+    "plan": "plan",
+    "bench": "bench",
+    "list": "listing",
 }
 
 USAGE = f"""\
@@ -29,13 +37,13 @@ usage: layerwise COMMAND [options]
 {layerwise.__doc__}
 commands:
   train      train a network with a learning rule; makes a run folder
-  evaluate   measure a run on its test data, every exit
-  compare    a table and curves of several runs
-  analyze    what networks have learned, block by block: probes, CKA, information, alignment
-  plan       how a network would be divided into stages, one per process
-  describe   what the blocks of a network are: shapes, receptive fields, costs
-  bench      time and memory of a step against backpropagation; speed of the data path
-  list       what there is to choose from
+  evaluate   measure every exit of a run on its test data
+  compare    compare runs: a table and curves
+  analyze    analyze what networks have learned, block by block: probes, CKA, alignment, ...
+  plan       divide a network into stages, one per process, and estimate the speed
+  describe   describe the blocks of a network: shapes, receptive fields, costs
+  bench      measure a step's time and memory against backpropagation, or the data path
+  list       list rules, networks, heads, objectives, data sets and recipes
 
 `layerwise COMMAND --help` explains every option with its default."""
 
@@ -57,21 +65,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
-        COMMANDS[command](rest)
+        importlib.import_module(f"layerwise.cli.{COMMANDS[command]}").main(rest)
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:
         _fail(f"layerwise {command}: {error}", 1)
         if processes.started_together():
-            os._exit(1)  # what still waits for the lost process would keep this one
+            os._exit(1)  # threads that wait for the lost process would block the exit
         return 1
+    except FailedProcess as error:
+        return error.code  # the process has printed what failed
     except NonFiniteLoss as error:
         return _fail(f"layerwise {command}: {error}", 1)
     except Interrupted as error:
         return _fail(str(error), 130) if processes.leads() else 130
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `layerwise list | head`
+    except BrokenPipeError:  # the reader of the output has ended, as in `layerwise list | head`
         sys.stderr.close()
         return 0
     return 0

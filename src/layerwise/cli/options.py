@@ -1,29 +1,64 @@
-"""What `layerwise train` can be told, and its config files and recipes."""
+"""The options of `layerwise train`, its config files and recipes."""
 
 from __future__ import annotations
 
 from argparse import SUPPRESS
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
+from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
 from layerwise.trainer import Settings
-from layerwise.trainer.optim import SGD, OneCycle
 
+SECTIONS = {
+    "Run folder": ("config", "recipe", "resume", "name", "runs", "loggers"),
+    "Data": ("data",),
+    "Augmentation": ("augment",),
+    "Curriculum": ("curriculum",),
+    "Network and cut": ("model", "blocks", "at", "balance"),
+    "Rule": ("rule",),
+    "Optimizer and schedule": ("optimizer", "schedule"),
+    "Training": (
+        "epochs",
+        "batch_size",
+        "accumulate",
+        "views",
+        "clip_norm",
+        "label_smoothing",
+        "ema",
+        "step_per_block",
+        "save_every",
+        "seed",
+    ),
+    "Measuring": ("eval_batch_size", "pictures", "alignment_every", "outcomes"),
+    "Machine and processes": (
+        "device",
+        "precision",
+        "channels_last",
+        "compile",
+        "runtime",
+        "stages",
+        "replicas",
+        "sync_batchnorm",
+        "replay",
+        "restarts",
+        "timeout",
+    ),
+}
 RECIPES = resources.files("layerwise") / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the library."""
+    """Names of the recipes that come with the library."""
     return sorted(r.name.removesuffix(".yaml") for r in RECIPES.iterdir() if ".yaml" in r.name)
 
 
 def read_config(tokens: Tokens) -> Tokens:
-    """Put the options of --config or --recipe before those of the command line."""
+    """Replace --config or --recipe by its options, before those of the command line."""
     path, tokens = take(tokens, "config")
     recipe, tokens = take(tokens, "recipe")
     if path is not None and recipe is not None:
@@ -41,69 +76,74 @@ def read_config(tokens: Tokens) -> Tokens:
 
 
 def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
-    """A parser for the data, network, rule, optimizer and settings that the command line names."""
-    parser = Parser(prog=prog, description="Train a network with a learning rule.")
-    parser.add_argument("--config", type=str | None, help="a YAML file of these options, nested")
-    parser.add_argument("--recipe", type=str | None, help="a config that comes with the library")
-    parser.add_argument("--resume", type=str | None, help="continue this run; goes alone")
-    parser.add_argument("--name", type=str | None, default=None, help="of the run folder")
-    parser.add_argument("--runs", type=str, default="experiments", help="where run folders go")
+    """A parser for the things that the command line names, and the command line for it."""
+    parser = Parser(prog, "Train a network with a learning rule; makes a run folder.", SECTIONS)
+    parser.add_argument("--config", type=str | None, help="YAML file of these options, nested")
+    parser.add_argument(
+        "--recipe", type=str | None, help="config of the library (`layerwise list recipe`)"
+    )
+    parser.add_argument(
+        "--resume",
+        type=str | None,
+        help="run folder to continue; only with --device, --runtime, --stages and --replicas",
+    )
+    parser.add_argument(
+        "--name",
+        type=str | None,
+        default=None,
+        help="name of the run folder; null: after data, network and rule",
+    )
+    parser.add_argument(
+        "--runs", type=str, default="experiments", help="folder in which the run folder is made"
+    )
     parser.add_argument(
         "--loggers",
-        type=list[str],
-        default=[],
-        help="besides metrics.csv: any of [tensorboard, wandb, mlflow]",
+        type=LOGGERS[0],
+        default=LOGGERS[1],
+        help="further loggers: tensorboard, wandb, mlflow",
     )
     tokens = data_options(parser, tokens)
     parser.add_class_arguments(Augment, "augment")
     parser.add_class_arguments(Curriculum, "curriculum", skip={"scores"})
     parser.add_argument(
         "--curriculum.scores",
-        type=str | None,
-        default=None,
-        help="of every training image, as `layerwise evaluate RUN --split train --losses true` "
-        "writes them; null: no curriculum",
+        type=SCORES[0],
+        default=SCORES[1],
+        help="file with a score of every training image; `layerwise evaluate RUN --split train "
+        "--losses true` writes it; null: no curriculum",
     )
-    tokens = parser.component(tokens, "model", "model", "basic_cnn")
+    tokens = parser.component(tokens, "model", "model", DEFAULTS["model"])
     cut_options(parser)
-    tokens = parser.component(tokens, "rule", "rule", "DGL")
-    tokens = parser.component(tokens, "optimizer", "optimizer", SGD())
-    tokens = parser.component(tokens, "schedule", "schedule", OneCycle())
+    tokens = parser.component(tokens, "rule", "rule", DEFAULTS["rule"])
+    tokens = parser.component(tokens, "optimizer", "optimizer", DEFAULTS["optimizer"])
+    tokens = parser.component(tokens, "schedule", "schedule", DEFAULTS["schedule"])
     parser.add_class_arguments(Settings, None)
     return parser, tokens
 
 
 def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
-    """The part of the options that describes the experiment and is kept with the run."""
-    # Where the run goes is left out, so that its own config can be given back as --config.
+    """The options that describe the experiment: the run's config."""
+    # Without the place of the run, so that its config can be given as --config again.
     without = ("config", "recipe", "resume", "runs", "name")
     return {k: v for k, v in found.items() if k not in without}
 
 
 def cut_options(parser: Parser) -> None:
-    """Into which blocks a network is cut."""
-    parser.add_argument(
-        "--blocks",
-        type=int | Literal["all"] | None,
-        default=None,
-        help="into how many blocks to cut; all: at every cut point; null: 4",
-    )
-    parser.add_argument(
-        "--at", type=list[str] | None, default=None, help="instead: modules that start a block"
-    )
-    parser.add_argument(
-        "--balance",
-        type=Literal["flops", "memory"],
-        default="flops",
-        help="what the cut makes even",
-    )
+    """The options that say where a network is cut."""
+    help = {
+        "blocks": "number of blocks, or all (every cut point); null: 4",
+        "at": "modules that start a block; instead of --blocks",
+        "balance": "what blocks share equally, flops or memory",
+    }
+    for name, (hint, default) in CUT.items():
+        parser.add_argument(f"--{name}", type=hint, default=default, help=help[name])
 
 
 def data_options(parser: Parser, tokens: Tokens) -> Tokens:
     """The options of `data.load`; `--data NAME` is short for `--data.name NAME`."""
-    parser.add_argument("--data.name", type=str, default="digits", help=SUPPRESS)
+    parser.add_argument("--data.name", type=str, default=DEFAULTS["data"], help=SUPPRESS)
     parser.add_function_arguments(data.load, "data", skip={"name", "seed"})
     parser.name_option(
-        "data", "digits", "data set: a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH."
+        "data", DEFAULTS["data"], "a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH"
     )
     return [replace_key(token, "data", "data.name") for token in tokens]

@@ -1,52 +1,83 @@
-"""The command line, read off the signatures of what was chosen.
+"""A parser of the command line, made from the signatures of the things that it names.
 
-`--rule DGL --rule.head MLP --rule.head.width 64` names a class, then gives options of its own. The
-parser is made for the names on the command line, so `--help` shows just their options and a
-misspelt one is an error. A config file is the same options, nested; the command line comes after
-it.
+`--rule DGL --rule.head MLP --rule.head.width 64` names a class and gives options of this class. The
+parser is made for the names on the command line: `--help` shows only their options, and any other
+option is an error. A config file holds the same options, nested; the command line overrides it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import re
-import types
-import typing
+import textwrap
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, NoReturn, Union
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from layerwise.errors import InputError, choices, nearest
-from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
+from layerwise.cli.help import Option, brief, explained
+from layerwise.errors import InputError
+from layerwise.experiment.config import (
+    WEIGHT,
+    alternatives,
+    default_of,
+    in_words,
+    is_list,
+    name_of,
+    suggestion,
+    values_of,
+)
+from layerwise.experiment.registry import GIVEN, find, nested, terms
 from layerwise.objectives import Sum
+
+MORE_HELP = """\
+Options are shown with their defaults. More help:
+  --rule NAME --help    options of that rule; likewise --model, --rule.head, --optimizer, ...
+  --help NAME           the whole explanation of an option, or of all that begin with NAME
+  --help all            the whole explanation of every option
+  layerwise list        every rule, network, head, objective, data set and recipe by name"""
 
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
 
 
 class Parser(ArgumentParser):
-    """jsonargparse with errors of one line."""
+    """jsonargparse with errors of one line and a help that can be read.
 
-    def __init__(self, **options: Any):
-        super().__init__(exit_on_error=False, allow_abbrev=False, **options)
+    Args:
+        prog: the command.
+        description: what it does.
+        sections: for a command of many options: title -> names of options (`optimizer` stands for
+            all that begin with it), in the order of the help, which then has a line per option.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        sections: Mapping[str, Sequence[str]] | None = None,
+    ):
+        super().__init__(
+            prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+        )
+        self.sections = sections or {}
+        self.chosen: dict[str, str] = {}  # option that takes a thing's name -> the name
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
         if message.lower().startswith("unrecognized arguments:"):
             option = message.partition(":")[2].split()[0].partition("=")[0]
             known = [
-                name
+                name.removeprefix("--")
                 for name, action in self._option_string_actions.items()
                 if name.startswith("--") and name[-1] != "+" and action.help is not SUPPRESS
             ]
-            raise InputError(f"{option}: no such option; {_instead(option, known)}") from ex
+            near = suggestion(option.removeprefix("--"), known, flag="--")
+            raise InputError(f"{option}: no such option; {near}") from ex
         if missing := re.fullmatch(r"argument (--\S+): expected one argument", message):
             raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
         if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
@@ -55,35 +86,34 @@ class Parser(ArgumentParser):
         raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
 
     def _takes(self, option: str) -> str:
-        """What to give."""
-        return f"give {_in_words(self._hint(option))}"
+        """The values that an option takes, in words."""
+        return f"give {in_words(self._hint(option))}"
 
     def _hint(self, option: str) -> Any:
         return getattr(self._option_string_actions.get(option), "_typehint", None)
 
     def _listed(self, token: str) -> str:
-        """`--at=layer2,layer3` as `--at=[layer2,layer3]`, where the option takes a list."""
+        """Replace `--at=layer2,layer3` by `--at=[layer2,layer3]` if the option takes a list."""
         option, _, value = token.partition("=")
         bare = value and value != "null" and not value.startswith("[")
         hint = self._hint(option)
-        single = "," not in value and float in _alternatives(hint)  # a number, or a list of them
-        return f"{option}=[{value}]" if bare and _is_list(hint) and not single else token
+        single = "," not in value and float in alternatives(hint)  # a number, or a list of them
+        return f"{option}=[{value}]" if bare and is_list(hint) and not single else token
 
     def component(self, tokens: Tokens, key: str, kind: str, default: Any) -> Tokens:
-        """Options of one named thing, or of each term of a sum, and of those within it.
+        """Add the options of a named thing, or of each term of a sum, and of the things in it.
 
         Args:
             tokens: the command line.
-            key: where the thing stands, such as "rule.head".
-            kind: of the registry.
+            key: the option that names the thing, such as "rule.head".
+            kind: a kind of the registry.
             default: a name, or an object whose values are the defaults.
 
         Returns:
-            The command line with `--key=NAME` written out as `--key.name=NAME`.
+            The command line with `--key=NAME` replaced by `--key.name=NAME`.
         """
         tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
-        as_name = default if isinstance(default, str) else type(default).__name__
-        chosen = last(tokens, f"{key}.name") or as_name
+        chosen = last(tokens, f"{key}.name") or name_of(default)
         names = terms(kind, chosen)
         name = "+".join(names)
         tokens = [
@@ -94,104 +124,103 @@ class Parser(ArgumentParser):
         if len(names) == 1:
             return self._options(tokens, key, kind, name, default)
         self.add_class_arguments(Sum, key, skip={"terms"})
-        self.name_option(key, name, f"{kind}: {one_line(Sum)} See `layerwise list {kind}`.")
+        self.name_option(key, name, one_line(Sum))
         for term in names:
             tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
             self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
             assert self.groups is not None
             self.groups[f"{key}.{term}"].add_argument(
                 f"--{key}.{term}.weight",
-                type=float | tuple[float, float],
-                default=1.0,
-                help="its factor in the sum; [a, b] goes linearly over the blocks.",
+                type=WEIGHT[0],
+                default=WEIGHT[1],
+                help="factor in the sum; [a, b]: linear from the first block to the last.",
             )
         return tokens
 
     def _options(self, tokens: Tokens, key: str, kind: str, name: str, default: Any) -> Tokens:
-        """The options of the thing called `name`."""
+        """Add the options of the thing called `name`."""
         _, thing = find(kind, name)
         inner = nested(thing)
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
         add(thing, key, skip={*skip})
-        self.name_option(key, name, f"{kind}: {one_line(thing)} See `layerwise list {kind}`.")
-        if dataclasses.is_dataclass(default) and type(default).__name__ == name:
-            own = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)}
-            self.set_defaults({f"{key}.{k}": v for k, v in own.items()})
+        self.name_option(key, name, one_line(thing))
+        self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
-            given = inspect.signature(thing).parameters[parameter].default
-            if given in (None, inspect.Parameter.empty):
-                given = next(iter(KINDS[inner_kind]))
+            given = default_of(thing, parameter, inner_kind)
             tokens = self.component(tokens, f"{key}.{parameter}", inner_kind, given)
         return tokens
 
     def name_option(self, key: str, name: str, help: str) -> None:
-        """Show the group `--key`, which takes the thing's name, as an option like the others."""
+        """Make `--key`, which takes the name of a thing, an option like the others."""
         action = self._option_string_actions.get(f"--{key}")
         if action is None:
             self.add_argument(f"--{key}", metavar="NAME", type=str | None, help=help)
             action = self._option_string_actions[f"--{key}"]
-        action.metavar, action.help = "NAME", f"{help} (default: {name})"
+        action.metavar, action.help = "NAME", help
+        self.chosen[key] = name
+
+    def options(self) -> list[Option]:
+        """The options that the help shows."""
+        found = []
+        for action in self._actions:
+            name = action.option_strings[0] if action.option_strings else ""
+            # jsonargparse adds one that takes a file, such as --augment; a config says the same.
+            file = type(action).__name__ == "_ActionConfigLoad" and action.metavar != "NAME"
+            if not name.startswith("--") or action.help is SUPPRESS or file:
+                continue
+            key = name.removeprefix("--")
+            text = " ".join(str(action.help).split())
+            if key in self.chosen:
+                found.append(Option(key, self.chosen[key], text, None))
+            else:
+                found.append(Option(key, self.get_default(key), text, self._hint(name)))
+        return found
+
+    def help_text(self, topic: str | None = None) -> str:
+        """The help; with a topic, such as `augment` or `all`, the whole explanation of it.
+
+        Raises:
+            InputError: no option of this name.
+        """
+        if topic:
+            return f"{explained(self.options(), self.sections, topic)}\n"
+        positional = [action for action in self._actions if not action.option_strings]
+        names = [f"{a.dest.upper()}{' ...' if a.nargs == '+' else ''}" for a in positional]
+        usage = " ".join(["usage:", self.prog, *names, "[--option value ...]"])
+        about = "\n".join(textwrap.wrap(" ".join((self.description or "").split()), 80))
+        listed = "\n".join(f"  {a.dest.upper():<30}  {a.help}" for a in positional)
+        if self.sections:
+            options = f"{MORE_HELP}\n\n{brief(self.options(), self.sections)}"
+        else:
+            options = explained(self.options(), {})
+        return "\n\n".join(part for part in (usage, about, listed, options) if part) + "\n"
 
     def read(self, tokens: Tokens) -> dict[str, Any]:
-        """The options as a nested mapping of plain values."""
+        """The options as a nested mapping of plain values; or print the help that is asked for,
+        and exit."""
+        if asks_for_help(tokens):
+            print(self.help_text(last(tokens, "help")), end="")
+            raise SystemExit(0)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # jsonargparse's own, about how it was called
+            warnings.simplefilter("ignore")  # jsonargparse's warnings about how it is called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
 
 
-def _instead(option: str, known: Iterable[str]) -> str:
-    """What an option that there is not was meant for, else what there is in its place.
-
-    Options are told apart by what stands after the last dot: where that is the name of an option
-    elsewhere, it is that one; else one near it in the same place.
-    """
-    places = {k: tuple(k.removeprefix("--").rpartition(".")[::2]) for k in known}
-    place, _, name = option.removeprefix("--").rpartition(".")
-    same = [k for k, (_, own) in places.items() if own == name.lower()]
-    if same:
-        within = [k for k in same if place and k.startswith(f"--{place}.")]
-        return f"did you mean {' or '.join(map(repr, within or same))}?"
-    beside = {own: k for k, (where, own) in places.items() if where == place}
-    if not beside:  # there is no such place either
-        return choices(option, places)
-    near = nearest(name, beside)
-    if near is not None:
-        return f"did you mean {beside[near]!r}?"
-    return f"there is: {', '.join(sorted(beside.values()))}"
-
-
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _is_list(hint: Any) -> bool:
-    return any(typing.get_origin(one) in (list, tuple) for one in _alternatives(hint))
-
-
-def _in_words(hint: Any) -> str:
-    """A type hint for a person."""
-    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    words = []
-    for one in _alternatives(hint):
-        if typing.get_origin(one) is Literal:
-            words += map(str, typing.get_args(one))
-        elif typing.get_origin(one) is tuple and ... not in typing.get_args(one):
-            words.append(f"{len(typing.get_args(one))} values, [a, b]")
-        else:
-            words.append("a list, [a, b]" if _is_list(one) else named.get(one, "a value"))
-    return " or ".join(words)
-
-
 def one_line(thing: Callable[..., Any]) -> str:
-    """What a docstring begins with, up to the first empty line."""
+    """The first paragraph of a docstring, as one line."""
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
+def asks_for_help(tokens: Tokens) -> bool:
+    """Whether `-h`, `--help` or `--help NAME` is among the tokens."""
+    return any(token.partition("=")[0] in ("-h", "--help") for token in tokens)
+
+
 def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
-    """`--key value` and `--key=value` alike as `--key=value`; where there may be `positional`
-    arguments, those first."""
+    """Bring `--key value` to `--key=value`, and `positional` arguments to the front if there may be
+    any."""
     first: Tokens = []
     tokens: Tokens = []
     for argument in arguments:
@@ -207,22 +236,22 @@ def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
 
 
 def last(tokens: Tokens, key: str) -> str | None:
-    """The value that `--key=` was given last."""
+    """The last value of `--key=`; None if there is none."""
     values = [t.partition("=")[2] for t in tokens if t.startswith(f"--{key}=")]
     return values[-1] if values else None
 
 
 def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
-    """The value of `--key=` and the rest."""
+    """The value of `--key=`, and the other tokens."""
     return last(tokens, key), [t for t in tokens if t.partition("=")[0] != f"--{key}"]
 
 
 def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
-    """A config's options, then the command line's; where the command line names another thing than
-    the config does, the config's options of that thing go, but for those of objectives that both
+    """A config's options, then the command line's. If the command line names another thing than
+    the config, the config's options of that thing are dropped, except those of objectives that both
     name."""
     before = list(_flatten(config))
-    # From the outside in: what a thing holds is looked at once it is clear which thing it is.
+    # From the outside in: the options of a thing matter only once the thing is known.
     for token in sorted(tokens, key=lambda token: token.partition("=")[0].count(".")):
         key, _, value = token[2:].partition("=")
         key = key.removesuffix(".name")
@@ -233,8 +262,8 @@ def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
 
 
 def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens:
-    """Without the options of `key`, but for those of the objectives in a sum `was` that are in
-    `now`; a single objective has no name before its options, and no weight."""
+    """The tokens without the options of `key`, except those of objectives that are both in `was`
+    and in `now`. A single objective has no name before its options, and no weight."""
     kept = []
     for token in tokens:
         if not token.startswith((f"--{key}.", f"--{key}=")):
@@ -252,7 +281,7 @@ def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens
 
 
 def _objectives(name: str) -> list[str]:
-    """The objectives in a sum; none where the name is of something else."""
+    """The objectives in a sum; none if the name is that of another thing."""
     try:
         return terms("objective", name)
     except InputError:
@@ -269,12 +298,12 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[str]:
 
 
 def replace_key(token: str, key: str, new: str) -> str:
-    """`--key=value` as `--new=value`; any other token as it is."""
+    """Replace `--key=value` by `--new=value`; other tokens stay as they are."""
     return f"--{new}={token.partition('=')[2]}" if token.startswith(f"--{key}=") else token
 
 
 def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
-    """A YAML mapping.
+    """The mapping that a YAML file holds.
 
     Raises:
         InputError: no such file, not readable, not a mapping.
@@ -291,5 +320,7 @@ def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
         raise InputError(f"{asked_by} {path}: not a mapping of options")
     for key in ("config", "recipe", "resume"):
         if key in config:
-            raise InputError(f"{asked_by} {path}: {key} is for the command line; leave it out")
+            raise InputError(
+                f"{asked_by} {path}: {key} is an option of the command line only; leave it out"
+            )
     return config

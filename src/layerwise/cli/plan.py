@@ -25,25 +25,34 @@ from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
 from layerwise.trainer import fabric_for
 
-BATCHES = 1000  # of a simulated training
+BATCHES = 1000  # batches of a simulated training
 
 
 def main(arguments: list[str]) -> None:
-    """How a network would be divided into stages, one per process, and what to expect of it."""
+    """Divide a network into stages, one per process, and estimate the speed."""
     parser = Parser(prog="layerwise plan MODEL", description=main.__doc__)
     tokens = with_model(tokens_of(arguments, positional=True), "plan vgg11c --stages 2")
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
-    parser.add_argument("--stages", type=int, default=2, help="processes")
-    parser.add_argument("--shape", type=list[int], default=[3, 32, 32], help="of an image, C, H, W")
-    parser.add_argument("--num_classes", type=int, default=10, help="class scores")
+    parser.add_argument("--stages", type=int, default=2, help="number of stages, one process each")
+    parser.add_argument(
+        "--shape", type=list[int], default=[3, 32, 32], help="shape of an image: C, H, W"
+    )
+    parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", "DGL")
-    parser.add_argument("--batch_size", type=int, default=128, help="images")
-    parser.add_argument("--microbatches", type=int, default=8, help="of pipelined backpropagation")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements; their median counts")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
+    parser.add_argument(
+        "--microbatches",
+        type=int,
+        default=8,
+        help="microbatches of pipelined backpropagation, for comparison",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="measurements, of which the median is taken"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each process")
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
-    parser.add_argument("--out", type=str | None, default=None, help="a JSON file to write")
+    parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
     for name in ("stages", "num_classes", "microbatches", "rounds", "threads"):
         if found[name] < 1:
@@ -107,6 +116,6 @@ def _expected(plan: Plan, microbatches: int) -> list[str]:
         f"one process: {plan.batch_size / plan.serial_seconds:,.0f} images/s; {count} stages: "
         f"{plan.images_per_s:,.0f} ({plan.speedup:.2f} times), simulated over {BATCHES} batches: "
         f"{simulated:,.0f}",
-        f"backpropagation in {count} equal stages and {microbatches} microbatches stands still "
+        f"backpropagation in {count} equal stages and {microbatches} microbatches is idle "
         f"for {still} of the time",
     ]

@@ -1,1 +1,21 @@
-"""From a configuration to a trained run."""
+"""From a config to a trained run: `train` and `resume`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerwise.experiment.build import Experiment
+    from layerwise.experiment.training import resume, train
+
+__all__ = ["Experiment", "resume", "train"]
+
+# Imported when they are asked for: the registry is needed without the trainer.
+HOMES = {"Experiment": "build", "resume": "training", "train": "training"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""From a config to the objects that it names: data, network, blocks, rule."""
+"""From a config to the objects that it describes: data, network, blocks, rule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_score
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError
 from layerwise.experiment.registry import KINDS, find, make
-from layerwise.models.layers import Window
+from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
@@ -30,13 +30,13 @@ SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 @dataclass(frozen=True)
 class Experiment:
-    """What a config describes, built.
+    """The objects that a config describes.
 
     Attributes:
         config: the config.
-        settings: the trainer's part of it.
+        settings: the settings in it.
         splits: the data.
-        network: the model, untouched by being cut.
+        network: the model, which a cut leaves unchanged.
         rule: the learning rule over its blocks.
     """
 
@@ -49,8 +49,13 @@ class Experiment:
     def loaders(
         self, device: torch.device, evaluation: bool = False, part: tuple[int, int] = (0, 1)
     ) -> dict[str, Loader | None]:
-        """A loader for each split there is; under `evaluation` train's is like the others. `part`
-        as in `Loader`."""
+        """A loader for each split; None for a split that the data lacks.
+
+        Args:
+            device: where batches are made.
+            evaluation: load the training split like the others: in order, without augmentation.
+            part: the part of every batch that this process loads, as in `Loader`.
+        """
         settings = self.settings
         augment = Augment(**tuples(self.config["augment"]))
         curriculum = _curriculum(self.config, self.splits) if not evaluation else None
@@ -79,7 +84,10 @@ class Experiment:
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
-    """Build what a config describes; the same config gives the same weights.
+    """Build what a config describes. The same config gives the same weights.
+
+    Args:
+        config: a complete config (`config.complete`), as a run's `config.yaml` holds it.
 
     Raises:
         InputError: something in it does not exist, or does not go together.
@@ -105,30 +113,30 @@ def build(config: Mapping[str, Any]) -> Experiment:
     _check_curriculum(config)
     if settings.views > 1 and not Augment(**tuples(config["augment"])).random:
         raise InputError(
-            f"--views {settings.views}: nothing is drawn, so all views of an image are the same; "
+            f"--views {settings.views}: without augmentation all views of an image are the same; "
             "turn on an augmentation, such as --augment.resized_crop true"
         )
     return Experiment(config, settings, splits, network, rule)
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
-    """Refuse a network for images on text."""
+    """Refuse text for a network that takes images."""
     name, _ = find("model", config["model"].get("name", ""))
     of_text = [key for key, thing in KINDS["model"].items() if _shape_of(thing) == Window]
     if isinstance(splits.train, Text) and name not in of_text:
         raise InputError(
-            f"--model {name} --data {splits.name}: it takes images, and the data is text; give "
+            f"--model {name} --data {splits.name}: the network takes images, not text; give "
             f"--model {' or '.join(of_text)}"
         )
 
 
 def _shape_of(network: Callable[..., Any]) -> Any:
-    """How a network annotates the shape that it is made for."""
+    """The type of a network's parameter `shape`, which tells images from text."""
     return typing.get_type_hints(network)["shape"]
 
 
 def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization | None:
-    """How a run's images are normalised; None of text."""
+    """How a run's images are normalised; None for a text."""
     if isinstance(splits.train, Text):
         return None
     scale = pixel_scale(Augment(**tuples(config["augment"])), splits.train)
@@ -145,7 +153,7 @@ def _curriculum(config: Mapping[str, Any], splits: Splits) -> Curriculum | None:
 
 
 def _check_curriculum(config: Mapping[str, Any]) -> None:
-    """Refuse a pacing of samples that nothing orders."""
+    """Refuse options of a curriculum that has no scores."""
     options = config.get("curriculum") or {}
     if options.get("scores") is not None:
         return
@@ -153,14 +161,14 @@ def _check_curriculum(config: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if key != "scores" and value != defaults[key].default:
             raise InputError(
-                f"--curriculum.{key} {value}: nothing says which samples are easy; give "
-                "--curriculum.scores too: what `layerwise evaluate RUN --split train --losses "
-                "true` wrote"
+                f"--curriculum.{key} {value}: nothing says which samples are easy; also "
+                "give --curriculum.scores: the file that `layerwise evaluate RUN --split train "
+                "--losses true` writes"
             )
 
 
 def load_data(config: Mapping[str, Any], seed: int) -> Splits:
-    """The data set of a config."""
+    """Load the data set of a config."""
     return data.load(**tuples(config["data"]), seed=seed)
 
 
@@ -171,11 +179,11 @@ def cut_network(
     at: list[str] | None,
     balance: Literal["flops", "memory"],
 ) -> Blocks:
-    """Cut as a config asks: into `blocks`, or `at` names."""
+    """Cut a network as a config asks: into a number of blocks, or at named modules."""
     if at:
         if blocks is not None:
             raise InputError(
-                f"--blocks {blocks} contradicts --at {at}: the names say how many there are; "
+                f"--blocks {blocks} contradicts --at {at}: the names give the number of blocks; "
                 "leave one out"
             )
         return cut(network, at=at, example=example)
@@ -183,5 +191,5 @@ def cut_network(
 
 
 def tuples(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as read from a file, with the lists that signatures have as tuples."""
+    """Options as read from a file, with tuples for lists, as signatures have them."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

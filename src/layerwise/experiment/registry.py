@@ -1,9 +1,8 @@
-"""What can be asked for by name, and how a named thing and its options become an object.
+"""Things that have a name, and how a name and options become an object.
 
-A specification is a plain mapping, as it stands in a config file: `{name: DGL, head: {name: MLP,
-width: 256}}`. What options there are is read off the class's own signature. Objectives add: `{name:
-A+B, A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight
-`[first, last]` goes linearly over the blocks.
+A specification is a plain mapping, as in a config file: `{name: DGL, head: {name: MLP, width:
+256}}`. The options of a class are the parameters of its signature. Objectives add up: `{name: A+B,
+A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight `[first, last]` is linear over the blocks.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def _public(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 def _concrete(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
-    """What a module has of one kind."""
+    """The concrete classes of a module that derive from `base`."""
     return {
         name: thing
         for name, thing in _public(module).items()
@@ -35,7 +34,7 @@ def _concrete(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
     }
 
 
-# The kinds of which an option of another thing may be: what such a parameter is annotated with.
+# Kinds whose things are options of other things, by the annotation of such a parameter.
 NESTED: dict[type, str] = {
     Head: "head",
     Decoder: "decoder",
@@ -52,7 +51,7 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     "synthesizer": _concrete(heads, Synthesizer),
     "inverse": _concrete(heads, Inverse),
     "projector": _concrete(heads, Projector),
-    # The first is what is meant where none is named.
+    # The first is the default.
     "objective": {
         "Classify": objectives.Classify,
         **{k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
@@ -75,7 +74,11 @@ GIVEN = {
 
 
 def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
-    """The registered name and what it stands for; case, `-` and `_` do not matter."""
+    """The registered name and the thing that it stands for; case, `-` and `_` do not matter.
+
+    Raises:
+        InputError: no such name.
+    """
     known = KINDS[kind]
     for key, thing in known.items():
         if _plain(key) == _plain(name):
@@ -84,17 +87,17 @@ def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
 
 
 def terms(kind: str, names: str) -> list[str]:
-    """The registered names in a sum such as `A+B`, which only objectives have; else the one name.
+    """The registered names in a sum such as `A+B`; only objectives have sums.
 
     Raises:
-        InputError: no such name; the same one twice.
+        InputError: no such name, or the same name twice.
     """
     if kind != "objective":
         return [find(kind, names)[0]]
     found = [find(kind, name.strip())[0] for name in str(names).split("+")]
     if twice := [name for name in found if found.count(name) > 1]:
         raise InputError(
-            f"{kind} {names}: {twice[0]} stands there twice; name each once and give it a weight"
+            f"{kind} {names}: {twice[0]} is named twice; name each once and give it a weight"
         )
     return found
 
@@ -104,7 +107,7 @@ def _plain(name: str) -> str:
 
 
 def nested(thing: Callable[..., Any]) -> dict[str, str]:
-    """The parameters that are themselves named things: parameter -> kind."""
+    """The parameters that are named things themselves: parameter -> kind."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
     return {
         parameter: kind
@@ -115,17 +118,18 @@ def nested(thing: Callable[..., Any]) -> dict[str, str]:
 
 
 def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
-    """Build what a specification asks for.
+    """Build what a specification describes.
 
     Args:
         kind: one of KINDS.
-        specification: `name`, and options of the thing so named; for a sum of objectives `name:
-            A+B`, and under `A` and `B` each term's options and its `weight` (default 1), one
-            number or [first block, last].
-        given: arguments that are not options (`GIVEN`); those the thing does not take are left out.
+        specification: `name`, and options of the thing of this name. For a sum of objectives,
+            `name: A+B`, and under `A` and `B` the options and the `weight` of each (default 1): a
+            number, or [first block, last block].
+        given: arguments that are not options (`GIVEN`); those that the thing does not take are left
+            out.
 
     Raises:
-        InputError: no such name; an option that the thing does not have, or a value that it does
+        InputError: no such name, an option that the thing does not have, or a value that it does
             not take.
     """
     names = terms(kind, specification.get("name", ""))
@@ -175,7 +179,7 @@ def _sum(
 
 
 def _weight(weight: Any, asked_by: str) -> float | tuple[float, float]:
-    """One finite number, or the first block's and the last's."""
+    """A finite number, or one for the first block and one for the last."""
     pair = isinstance(weight, list | tuple)
     numbers = weight if pair else [weight]
     good = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)

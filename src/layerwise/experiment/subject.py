@@ -1,4 +1,4 @@
-"""A run whose network `layerwise analyze` looks at."""
+"""A run whose network is analyzed: which questions it can answer, and its answers."""
 
 from __future__ import annotations
 
@@ -33,13 +33,33 @@ from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
 BATCH = 128
+QUESTIONS = {
+    "alignment": "angle and ratio of norms to backpropagation's gradient",
+    "probe": "accuracy of a linear classifier on each block's output",
+    "separability": "share of the training images that a linear classifier on it can fit",
+    "information": "information of each block's output on the image and on the label",
+    "extent": "effective rank and mean norm of each block's output",
+    "cka": "similarity of blocks, within a run and between the first run and the others",
+    "memorization": "share of random labels that is memorized (needs --data.random_labels)",
+    "feedback": "angle between feedback matrices and weights (FeedbackAlignment and similar rules)",
+    "difficulty": "training images that were learned late or forgotten (needs --outcomes true)",
+}
 # Questions about images that have one label each.
 OF_IMAGES = ("probe", "separability", "information", "memorization", "difficulty")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A run whose network is looked at."""
+    """A run whose network is analyzed.
+
+    Attributes:
+        run: the run.
+        label: its name in tables and pictures.
+        experiment: its data and network, with the weights of a checkpoint.
+        epoch: epochs that the checkpoint had completed.
+        fabric: device and precision.
+        options: the options of `layerwise analyze`.
+    """
 
     run: Run
     label: str
@@ -50,7 +70,7 @@ class Subject:
 
     @classmethod
     def of(cls, run: Run, label: str, options: dict[str, Any]) -> Subject:
-        """The network as it stands in a checkpoint.
+        """A run with the network of one of its checkpoints.
 
         Raises:
             InputError: no such checkpoint, split or device; files that cannot be read.
@@ -68,7 +88,7 @@ class Subject:
         return cls(run, label, experiment, state["epoch"], fabric, options)
 
     def lacks(self, question: str) -> str | None:
-        """Why the run has nothing to say to a question, and which has; None where it has."""
+        """Why the run cannot answer a question, and which runs can; None if it can."""
         path = self.run.path
         if question in OF_IMAGES and isinstance(self.experiment.splits.train, Text):
             return f"{path} was trained on a text; give a run on images"
@@ -76,13 +96,13 @@ class Subject:
             return f"{path} was trained on true labels; train one with --data.random_labels 1"
         if question == "difficulty" and self.outcomes is None:
             return (
-                f"{path} did not keep what was right after each epoch; train one with "
+                f"{path} did not record which images were right after each epoch; train one with "
                 "--outcomes true"
             )
         if question == "feedback" and not isinstance(self.rule, FeedbackRule):
             return (
-                f"{path}: {type(self.rule).__name__} has no matrix in the place of a weight; give "
-                "a run of FeedbackAlignment, SignSymmetry or KolenPollack"
+                f"{path}: {type(self.rule).__name__} has no feedback matrix; give a run of "
+                "FeedbackAlignment, SignSymmetry or KolenPollack"
             )
         return None
 
@@ -96,28 +116,28 @@ class Subject:
 
     @cached_property
     def train(self) -> Loader:
-        """Training images, shuffled, as they are."""
+        """Training images without augmentation, shuffled."""
         return self._loader("train", shuffled=True)
 
     @cached_property
     def fitted(self) -> Loader:
-        """The same images, all of them and in order."""
+        """The same images in order."""
         return self._loader("train", shuffled=False)
 
     @cached_property
     def held(self) -> Loader:
-        """The samples of the split that is measured on."""
+        """Samples of the split that is measured on, in order."""
         return self._loader(self.options["split"], shuffled=False)
 
     @property
     def samples(self) -> str:
-        """How many of what is measured on."""
+        """Number and kind of the samples measured on."""
         name = self.experiment.splits.name
         within = f"{self.held.shape[0]} tokens of " if self.held.tokens else ""
         return f"{self.held.size} {self.held.unit} of {within}{name}"
 
     def same_samples_as(self, other: Subject) -> bool:
-        """Whether both are measured on the same samples, by their names, numbers and labels."""
+        """Whether both runs are measured on the same samples: equal names, numbers and labels."""
         pairs = zip(self.held.labels(0), other.held.labels(0), strict=True)
         return self.samples == other.samples and all(torch.equal(a, b) for a, b in pairs)
 
@@ -125,7 +145,8 @@ class Subject:
         splits, config = self.experiment.splits, self.experiment.config
         part: Part = getattr(splits, split)
         generator = torch.Generator().manual_seed(self.options["seed"])
-        # The same samples for every run; a set may be sorted by class, and CKA wants mixed batches.
+        # The same samples for every run. Drawn: a set may be sorted by class, and CKA needs batches
+        # of all classes.
         chosen = torch.randperm(len(part), generator=generator)[: self.options["samples"] or None]
         part = part.subset(chosen)
         if not isinstance(part, Text):
@@ -144,7 +165,7 @@ class Subject:
         )
 
     def blocks(self, questions: Container[str]) -> list[dict[str, Any]]:
-        """A row of numbers for every block, of questions that the run can answer."""
+        """A row of numbers for every block, with the answers to these questions."""
         rows: list[dict[str, Any]] = [{"name": name} for name in self.names]
 
         def answer(question: str, find: Callable[[], dict[str, tuple[Any, ...]]]) -> None:
@@ -205,7 +226,7 @@ class Subject:
 
     @property
     def feedback(self) -> list[dict[str, Any]]:
-        """A row for every layer that sends a gradient back through another matrix."""
+        """A row for every layer with a feedback matrix: its angles, in degrees."""
         inverse = pseudo_inverse_angles(self.rule)
         return [
             {"name": name, "to_weight": angle, "to_pseudo_inverse": inverse[name]}
@@ -214,12 +235,13 @@ class Subject:
 
     @cached_property
     def aligned(self) -> list[dict[str, Any]]:
-        """Rows of alignment.jsonl, empty where the run kept none."""
+        """Rows of alignment.jsonl; empty if the run has none."""
         return self.run.lines(ALIGNMENT)
 
     @cached_property
     def outcomes(self) -> tuple[Tensor, Tensor] | None:
-        """Losses and whether each was right, both (epochs, N); None where the run kept none."""
+        """Losses and whether each was right, both (epochs, N); None if the run has
+        none."""
         paths = sorted((self.run.path / OUTCOMES).glob("epoch-*.safetensors"))
         if not paths:
             return None

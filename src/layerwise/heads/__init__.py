@@ -4,6 +4,7 @@ A recipe (a frozen dataclass) holds widths and depths. Calling it with shapes ma
 
     head.py                      Head, the base of classifiers, and the layers that they share
     linear.py, mlp.py, conv.py, mlp_sr.py    classifiers
+    later_layers.py              layers that follow in the network, for AugLocal
     layout.py                    heads of outputs that their recipe does not read, such as (D, T)
     projector.py                 points on the unit sphere, for contrastive objectives
     decoder.py                   images, from a block's output

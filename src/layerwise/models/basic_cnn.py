@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from layerwise.errors import InputError
-from layerwise.models.layers import (
+from layerwise.models.building_blocks import (
     Shape,
     chain,
     checked_skip,

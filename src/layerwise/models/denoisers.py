@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InputError
-from layerwise.models.layers import Shape, chain, conv_layer, halved
+from layerwise.models.building_blocks import Shape, chain, conv_layer, halved
 
 
 class Denoiser(nn.Module, ABC):

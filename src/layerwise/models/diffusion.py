@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InputError
+from layerwise.models.building_blocks import Shape, chain
 from layerwise.models.denoisers import Denoiser
-from layerwise.models.layers import Shape, chain
 from layerwise.models.vit import Patches
 
 

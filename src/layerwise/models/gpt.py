@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import InputError
-from layerwise.models.layers import Window, chain
+from layerwise.models.building_blocks import Window, chain
 
 
 class Embedding(nn.Module):

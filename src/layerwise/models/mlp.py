@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from layerwise.models.layers import Shape, chain
+from layerwise.models.building_blocks import Shape, chain
 
 
 def mlp(

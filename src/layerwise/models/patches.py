@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from layerwise.errors import InputError
-from layerwise.models.layers import Shape
+from layerwise.models.building_blocks import Shape
 
 
 class CutPatches(nn.Module):

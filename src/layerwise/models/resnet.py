@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.models.layers import Shape, chain
+from layerwise.models.building_blocks import Shape, chain
 
 
 class ResidualBlock(nn.Module):

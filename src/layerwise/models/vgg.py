@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from layerwise.models.layers import (
+from layerwise.models.building_blocks import (
     Shape,
     chain,
     checked_skip,

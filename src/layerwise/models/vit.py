@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import InputError
-from layerwise.models.layers import Shape, chain
+from layerwise.models.building_blocks import Shape, chain
 
 
 class Patches(nn.Module):

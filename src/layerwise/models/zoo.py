@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from layerwise.errors import InputError, choices
-from layerwise.models.layers import Shape
+from layerwise.models.building_blocks import Shape
 
 
 def torchvision(

@@ -47,7 +47,7 @@ class ClassifyGroups(Predicting):
 
     def __init__(
         self,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         groups: list[list[int]] | None = None,
         confusion: str | None = None,
         criterion: Criterion = cross_entropy,

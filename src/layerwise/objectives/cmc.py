@@ -71,7 +71,7 @@ class CMC(Objective):
 
     def __init__(
         self,
-        projector: Projector = Projector(),  # noqa: B008 (frozen)
+        projector: Projector = Projector(),
         temperature: float = 0.1,
         split: tuple[str, ...] = ("luminance", "chrominance"),
         core: int | None = None,

@@ -100,7 +100,7 @@ class Inpaint(Objective):
 
     def __init__(
         self,
-        decoder: Decoder = Transposed(),  # noqa: B008 (frozen)
+        decoder: Decoder = Transposed(),
         region: Literal["center", "random"] = "center",
         holes: int = 4,
     ):

@@ -29,7 +29,7 @@ class NTXent(Contrastive):
 
     def __init__(
         self,
-        projector: Projector = Projector(),  # noqa: B008 (frozen)
+        projector: Projector = Projector(),
         temperature: float = 0.5,
     ):
         super().__init__(projector, temperature)

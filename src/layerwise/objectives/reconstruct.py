@@ -53,7 +53,7 @@ class Reconstruct(Objective):
 
     def __init__(
         self,
-        decoder: Decoder = Transposed(),  # noqa: B008 (frozen)
+        decoder: Decoder = Transposed(),
         distance: Literal["l1", "l2", "bce"] = "l2",
         shift: tuple[int, int] | None = None,
         before_pooling: bool = True,

@@ -47,7 +47,7 @@ class Rotation(Objective):
 
     def __init__(
         self,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         turns: tuple[int, ...] = (0, 1, 2, 3),
     ):
         super().__init__()

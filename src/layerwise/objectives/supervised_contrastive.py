@@ -33,7 +33,7 @@ class SupervisedContrastive(Contrastive):
 
     def __init__(
         self,
-        projector: Projector = Projector(),  # noqa: B008 (frozen)
+        projector: Projector = Projector(),
         temperature: float = 0.1,
     ):
         super().__init__(projector, temperature)

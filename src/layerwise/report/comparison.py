@@ -1,16 +1,20 @@
-"""Tables that compare runs."""
+"""Tables and curves that compare runs."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.table import Table
 
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError
+from layerwise.report.curves import draw_blocks, draw_runs
+from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import Run
 
@@ -150,6 +154,48 @@ class Summary:
             "heads' share of these FLOPs, %": _percent(self.step_head_flops),
             "images/s": f"{self.images_per_s:,.0f}",
         }
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """What to call runs side by side: their names, or their paths if two have the same name."""
+    names = [run.path.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def write_comparison(runs: Sequence[Run], root: Path) -> tuple[Path, list[Summary]]:
+    """Write a table of runs, their curves, and those of every block, into a new folder
+    comparison-N.
+
+    Args:
+        runs: the runs.
+        root: where the folder is made.
+
+    Returns:
+        The folder, and a summary of each run.
+
+    Raises:
+        InputError: a run cannot be read, or the folder cannot be written.
+    """
+    summaries = []
+    for run in runs:
+        with run.readable():
+            summaries.append(Summary.of(run))
+    metrics = {label: run.metrics() for label, run in zip(labels_of(runs), runs, strict=True)}
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = claim_numbered(root, "comparison")
+
+        def write(name: str, content: bytes) -> None:
+            write_atomically(folder / name, content)
+
+        write("table.md", markdown(summaries).encode())
+        rows = [asdict(summary) for summary in summaries]
+        write("table.yaml", yaml.safe_dump(rows, sort_keys=False).encode())
+        draw_runs(metrics, write)
+        draw_blocks(metrics, write)
+    except OSError as error:
+        raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
+    return folder, summaries
 
 
 def table(summaries: Sequence[Summary]) -> Table:

@@ -42,7 +42,7 @@ class DeepSupervision(Rule):
         self,
         blocks: Blocks,
         weight: float = 1.0,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)

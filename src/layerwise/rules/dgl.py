@@ -32,7 +32,7 @@ class DGL(LocalRule):
         self,
         blocks: Blocks,
         num_classes: int | None = None,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)

@@ -17,7 +17,7 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
 from layerwise.rules.calls.as_written import as_written
-from layerwise.rules.calls.layer_calls import sending
+from layerwise.rules.calls.sent_gradients import sending
 from layerwise.rules.families.projection import Projections, layer_inputs, layer_key
 
 

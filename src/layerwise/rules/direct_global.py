@@ -43,7 +43,7 @@ class DirectGlobal(Rule):
         self,
         blocks: Blocks,
         last_gradient_weight: float = 0.5,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)

@@ -58,7 +58,7 @@ class DNI(LocalRule):
     def __init__(
         self,
         blocks: Blocks,
-        synthesizer: Synthesizer = Synthesizer(),  # noqa: B008 (frozen)
+        synthesizer: Synthesizer = Synthesizer(),
         context: bool = False,
         synthetic_inputs: bool = False,
         update_probability: float = 1.0,

@@ -44,7 +44,7 @@ class LocalCritic(LocalRule):
     def __init__(
         self,
         blocks: Blocks,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)

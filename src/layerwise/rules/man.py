@@ -58,7 +58,7 @@ class MAN(LocalRule):
     def __init__(
         self,
         blocks: Blocks,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         momentum: float = 0.995,
         scaled: bool = False,
         criterion: Criterion = cross_entropy,

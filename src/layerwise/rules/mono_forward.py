@@ -34,7 +34,7 @@ class MonoForward(LocalRule):
     def __init__(
         self,
         blocks: Blocks,
-        head: Head = Linear(pool=None, bias=False),  # noqa: B008 (frozen)
+        head: Head = Linear(pool=None, bias=False),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)

@@ -51,7 +51,7 @@ class SGR(LocalRule):
         self,
         blocks: Blocks,
         weight: float = 0.1,
-        head: Head = MLP(),  # noqa: B008 (frozen)
+        head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, Classify(head, criterion, chunk_above=None), criterion)

@@ -47,7 +47,7 @@ class DataParallel:
         self,
         x: Tensor | None,
         y: Tensor,
-        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+        options: StepOptions = StepOptions(),
     ) -> Report:
         assert x is not None
         self._stops = self._control.any(options.stops) if options.completes else False

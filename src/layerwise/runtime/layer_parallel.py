@@ -98,7 +98,7 @@ class LayerParallel:
         self,
         x: Tensor | None,
         y: Tensor,
-        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+        options: StepOptions = StepOptions(),
     ) -> Report:
         self._before.begin_step()
         stops = options.stops

@@ -31,7 +31,7 @@ class Serial:
         self,
         x: Tensor | None,
         y: Tensor,
-        options: StepOptions = StepOptions(),  # noqa: B008 (frozen)
+        options: StepOptions = StepOptions(),
     ) -> Report:
         assert x is not None
         options.before_block(0)

@@ -1,4 +1,4 @@
-"""What goes into a checkpoint and comes back out of it."""
+"""Weights and optimizer state in a checkpoint: under which names they are kept and found."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ T = TypeVar("T")
 
 
 def renamed(state: Mapping[str, T]) -> dict[str, T]:
-    """Entries under the names that they have now. Until version 0.1 a block had its number in front
-    of the network's names: `blocks.3.layer1.weight` is `blocks.model.layer1.weight`."""
+    """A state with present names. In checkpoints of earlier versions the number of a block comes
+    before the network's names: `blocks.3.layer1.weight` is now `blocks.model.layer1.weight`."""
     return {
         re.sub(r"^(module\.)?blocks\.\d+\.", r"\1blocks.model.", k): v for k, v in state.items()
     }
@@ -27,7 +27,7 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
     """Load a network and its heads.
 
     Raises:
-        InputError: the checkpoint is of another network or rule.
+        InputError: the checkpoint belongs to another network or rule.
     """
     own = rule.state_dict()
     state = renamed(state) if any(key.startswith("blocks.model.") for key in own) else state
@@ -36,14 +36,14 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
         there = tuple(state[key].shape) if key in state else "nothing"
         if here != there:
             raise InputError(
-                f"checkpoint: it is of another network or rule: {key} is {there} there and "
-                f"{here} here; use the config it was trained with"
+                f"checkpoint: it belongs to another network or rule: {key} is {there} there and "
+                f"{here} here; use the config that it was trained with"
             )
     rule.load_state_dict(state)
 
 
 def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
-    """Load what a run evaluates: the average of the weights where it kept one, else the weights."""
+    """Load the weights that a run evaluates: their moving average if it kept one."""
     ema = state.get("ema")
     if ema is None:
         load_rule(rule, state["rule"])
@@ -55,8 +55,8 @@ def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
 def optimizer_state(
     rule: Rule, optimizers: Iterable[torch.optim.Optimizer | None]
 ) -> dict[str, dict[str, Any]]:
-    """What optimizers keep of each parameter, under the parameter's name: whichever of them steps
-    it, and in whichever process."""
+    """The state that optimizers keep for each parameter, under the parameter's name, so that it
+    does not depend on which optimizer steps it, or in which process."""
     states = {id(p): s for o in optimizers if o is not None for p, s in o.state.items()}
     return {name: states[id(p)] for name, p in rule.named_parameters() if id(p) in states}
 
@@ -66,10 +66,10 @@ def load_optimizer_state(
     optimizers: Iterable[torch.optim.Optimizer | None],
     states: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Give optimizers what `optimizer_state` found, each its own parameters' part.
+    """Give each optimizer the part of an `optimizer_state` that belongs to its parameters.
 
     Raises:
-        InputError: a checkpoint of before parameters had their names in it.
+        InputError: a checkpoint of an early version, which kept no names of parameters.
     """
     if not isinstance(states, Mapping):
         raise InputError(
@@ -88,13 +88,13 @@ def load_optimizer_state(
         for parameter, state in optimizer.state.items():
             for key, value in state.items():
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    # A file holds plain memory layout.
+                    # Checkpoints hold contiguous tensors; the parameter may be channels-last.
                     state[key] = torch.empty_like(parameter).copy_(value)
 
 
 def names_of_blocks(rule: Rule, blocks: Iterable[int]) -> set[str]:
-    """The entries of the rule's state that belong to these blocks, or to none in particular, as
-    fixed matrices of a rule."""
+    """Names in the rule's state of what belongs to these blocks, or to no block (such as a rule's
+    fixed matrices)."""
     others = set(range(len(rule.blocks))) - set(blocks)
     parts = [part for i in others for part in (rule.blocks[i], *rule.auxiliary(i))]
     elsewhere = {id(t) for part in parts for t in part.state_dict(keep_vars=True).values()}

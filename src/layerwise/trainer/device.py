@@ -1,4 +1,4 @@
-"""Lightning Fabric on the device that was asked for."""
+"""Lightning Fabric for a device and a precision."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] 
 def fabric_for(device: str, precision: Precision = "32") -> Fabric:
     """Lightning Fabric on one device.
 
+    Args:
+        device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
+        precision: 32, bf16 or 16 (mixed).
+
     Raises:
-        InputError: this machine has no such device, or it not this precision.
+        InputError: this machine has no such device, or the device does not support this precision.
     """
     accelerator = (
         torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -38,7 +42,9 @@ def fabric_for(device: str, precision: Precision = "32") -> Fabric:
             f"--device {device}: this machine has no such device; {choices('', there)}"
         )
     if kind == "cpu" and precision == "16":
-        raise InputError(f"--precision 16 --device {kind}: needs an accelerator; give bf16 or 32")
+        raise InputError(
+            f"--precision 16 --device {kind}: float16 needs an accelerator; give bf16 or 32"
+        )
     devices: Any = [int(index or 0)] if kind not in ("cpu", "mps") else 1
     try:
         return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])

@@ -1,7 +1,7 @@
-"""Recipes of torch's optimizers, and learning-rate schedules.
+"""Recipes of PyTorch's optimizers, and learning-rate schedules.
 
-A recipe holds options; calling it with parameters makes the optimizer. A schedule is a factor of
-the learning rate over training, made for a number of steps.
+A recipe holds options; calling it with parameters makes the optimizer. A schedule gives a factor of
+the learning rate for every step of a training.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Factor = Callable[[int], float]  # step -> factor of the learning rate
 
 @dataclass(frozen=True)
 class Optimizer(ABC):
-    """Recipe of an optimizer; norms and biases (parameters of one axis) get no weight decay."""
+    """A recipe of an optimizer. Norms and biases (parameters of one axis) get no weight decay."""
 
     @abstractmethod
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of these parameters."""
+        """Make the optimizer of these parameters."""
 
 
 def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict]:
@@ -62,10 +62,10 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
 
     Args:
-        lr: learning rate, the schedule's largest.
-        momentum: share of the last step that is kept.
-        nesterov: look ahead.
-        weight_decay: L2 penalty on weights (not on norms and biases).
+        lr: largest learning rate of the schedule.
+        momentum: decay of the running sum of gradients.
+        nesterov: use Nesterov momentum.
+        weight_decay: L2 penalty on weights; none on norms and biases.
     """
 
     lr: float = 0.1
@@ -93,10 +93,10 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay.
 
     Args:
-        lr: learning rate, the schedule's largest.
+        lr: largest learning rate of the schedule.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        weight_decay: decoupled, on weights (not on norms and biases).
+        weight_decay: decoupled decay of weights; none of norms and biases.
     """
 
     lr: float = 1e-3
@@ -127,7 +127,8 @@ class Schedule(ABC):
 
 
 def _warmed_up(after: Callable[[float], float], warmup_steps: float, steps: int) -> Factor:
-    """Linear from nought over `warmup_steps`, then `after` of the share of the rest done."""
+    """Linear from zero over `warmup_steps`, then `after`, a function of the share of the remaining
+    steps that is done."""
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -142,7 +143,7 @@ class Constant(Schedule):
     """The same learning rate throughout.
 
     Args:
-        warmup: epochs of linear growth before.
+        warmup: epochs of linear growth at the start.
     """
 
     warmup: float = 0.0
@@ -156,10 +157,10 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """Half a cosine from the learning rate to (almost) nought.
+    """Half a cosine from the learning rate to zero, or to `final`.
 
     Args:
-        warmup: epochs of linear growth before.
+        warmup: epochs of linear growth at the start.
         final: the last factor.
     """
 
@@ -181,9 +182,9 @@ class Step(Schedule):
     """Multiply the learning rate at given shares of training.
 
     Args:
-        at: where, as shares of training after the warm-up.
-        gamma: by what.
-        warmup: epochs of linear growth before.
+        at: points of change, as shares of training after the warm-up.
+        gamma: factor at each of them.
+        warmup: epochs of linear growth at the start.
     """
 
     at: tuple[float, ...] = (0.5, 0.75)
@@ -205,7 +206,7 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up and down once (Smith & Topin 2018, arXiv:1708.07120): cosine both ways.
+    """Up and down once, both along a cosine (Smith & Topin 2018, arXiv:1708.07120).
 
     Deviation: momentum is not cycled.
 

@@ -1,4 +1,4 @@
-"""How a network is trained, whatever the rule."""
+"""Settings of a training that do not depend on the rule."""
 
 from __future__ import annotations
 
@@ -12,48 +12,47 @@ Precision = Literal["32", "bf16", "16"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained, whatever the rule.
+    """Settings of a training that do not depend on the rule.
 
     Args:
         epochs: passes over the training split.
-        batch_size: images whose gradients are computed at once.
-        views: how often each image is drawn in a batch, each time augmented anew: for objectives
-            that compare views of an image.
-        accumulate: batches whose gradients are averaged before a step.
-        clip_norm: largest norm of the whole gradient; null does not clip.
+        batch_size: images per batch, over all replicas.
+        views: augmented copies of each image in a batch; for objectives that compare views.
+        accumulate: batches whose gradients are averaged for a step.
+        clip_norm: largest norm of the whole gradient; null: no clipping.
         label_smoothing: share of each label spread over all classes.
-        ema: decay of an exponential moving average of the weights, which is then what is
-            evaluated; null for none.
-        step_per_block: step and free each block's gradients as soon as they are there, so that
-            the whole network's never exist at once.
-        precision: 32, bf16 or 16 (mixed).
-        channels_last: keep images and feature maps in (B, H, W, C) order in memory.
+        ema: decay of a moving average of the weights; the average is then evaluated; null: none.
+        step_per_block: step each block as soon as its gradient is there, and free the gradient, so
+            that the whole network's gradients never exist at once.
+        precision: 32, bf16 or 16 (mixed precision).
+        channels_last: keep images and feature maps channels-last in memory.
         compile: compile each block with torch.compile.
         device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
-        eval_batch_size: images evaluated at once.
-        pictures: epochs between pictures of what blocks reconstruct and of the first layer's
-            filters; the first and the last epoch always have them; 0 for none.
-        alignment_every: steps between measurements of the angle between every block's gradient and
-            backpropagation's, and between feedback matrices and weights where a rule has such, kept
-            in alignment.jsonl; 0 for none. Each costs a step of both.
-        outcomes: keep which training images are predicted right after each epoch, and the loss on
-            each, in eval mode and without augmentation, which costs a forward pass: what
-            `layerwise analyze` tells their difficulty by.
-        save_every: steps between checkpoints within an epoch; 0 saves after each epoch only.
-        seed: of weights, data order, augmentation and dropout.
-        runtime: serial, in one process; or layer_parallel, in one per stage and replica; several
-            stages are for a rule whose blocks need no more than forward information. auto:
-            layer_parallel where several processes were started together, as by torchrun.
-        stages: into how many processes layer_parallel divides the blocks; null: as many as were
-            started together, less the replicas.
-        replicas: how many processes hold each stage, each on its own part of every batch; with one
-            stage, data parallelism for any rule.
-        sync_batchnorm: that replicas share BatchNorm's statistics of a batch; on accelerators.
-        replay: with stages, that none waits for another: each keeps so many of the newest batches
-            to train on again; 0 to be in step, with the bits of the serial run.
-        restarts: how often to start all processes again from the last checkpoint, after one has
-            failed; for processes that layerwise starts itself.
-        timeout: seconds to wait for another stage before it counts as hung.
+        eval_batch_size: images per batch of an evaluation.
+        pictures: epochs between pictures; they show reconstructions of blocks and the filters of
+            the first layer, always after the first and the last epoch; 0: no pictures.
+        alignment_every: steps between measurements of alignment; 0: none. Measured are the angle of
+            every block's gradient to backpropagation's and, for a rule with feedback matrices,
+            their angle to the weights; kept in alignment.jsonl. Each costs a step of both.
+        outcomes: record the outcome for each training image; after every epoch, its loss and
+            whether it is right, in eval mode and without augmentation. This costs a forward pass;
+            `layerwise analyze` computes difficulty from it.
+        save_every: steps between checkpoints; 0: only after each epoch.
+        seed: seed of weights, data order, augmentation, dropout.
+        runtime: auto, serial or layer_parallel. serial: in one process; layer_parallel: one process
+            per stage and replica, where several stages need a rule whose blocks use nothing but
+            forward information; auto: layer_parallel where several processes were started together,
+            as by torchrun, or stages or replicas are given.
+        stages: processes that layer_parallel divides blocks among; null: those that were started
+            together, divided by the replicas.
+        replicas: processes that hold each stage; each trains on its own part of every batch. With
+            one stage this is data parallelism, for any rule.
+        sync_batchnorm: replicas share BatchNorm's statistics; on accelerators.
+        replay: newest batches that a stage keeps; it trains on them again instead of waiting for
+            another stage. 0: stages stay in step, with the bits of the serial run.
+        restarts: restarts of all processes after a failure; from the last checkpoint, of processes
+            that layerwise starts itself.
+        timeout: seconds without an answer before a stage counts as hung.
     """
 
     epochs: int = 10
@@ -96,7 +95,9 @@ class Settings:
             if value is not None and not low <= value < high:
                 raise InputError(f"--{name} {value}: give at least {low} and less than {high}")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise InputError(f"--clip_norm {self.clip_norm}: a norm is positive")
+            raise InputError(
+                f"--clip_norm {self.clip_norm}: give a positive number, or null for no clipping"
+            )
         if self.save_every < 0:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
         if self.pictures < 0:
@@ -115,12 +116,12 @@ class Settings:
                 if value not in (None, "32", "bf16"):
                     raise InputError(
                         f"--runtime layer_parallel contradicts --{option} {value}: it needs all "
-                        "gradients at once, and each stage has its own; leave one out"
+                        "gradients at once, but each stage has its own; leave one out"
                     )
             if self.alignment_every:
                 raise InputError(
                     f"--runtime layer_parallel contradicts --alignment_every "
-                    f"{self.alignment_every}: backpropagation takes all blocks in one process; "
+                    f"{self.alignment_every}: backpropagation needs all blocks in one process; "
                     "leave one out"
                 )
         if self.step_per_block and (self.accumulate > 1 or self.clip_norm is not None):

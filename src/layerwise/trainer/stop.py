@@ -1,4 +1,4 @@
-"""Stopping where training may go on from."""
+"""Stopping at a step from which training can continue."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 
 class Stop:
-    """Whether someone asked to stop.
+    """A request to stop training; `asked` says whether there is one.
 
     Args:
-        say: tells the user that it was heard.
+        say: tells the user that the request was received.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -19,7 +19,7 @@ class Stop:
 
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, Ctrl-C and SIGTERM ask; a second one ends the program at once."""
+        """Within, Ctrl-C and SIGTERM request a stop; a second one ends the program at once."""
 
         def ask(number: int, frame: object) -> None:
             if self.asked:
@@ -28,7 +28,7 @@ class Stop:
             self.say("stopping after this step ...")
 
         kept = {}
-        with contextlib.suppress(ValueError):  # not the main thread: signals are not ours
+        with contextlib.suppress(ValueError):  # only the main thread may handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 kept[number] = signal.signal(number, ask)
         try:

@@ -20,7 +20,9 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion
 from layerwise.rules.base import Needs, Rule, differentiate
 from layerwise.rules.calls.as_written import as_written
-from layerwise.rules.calls.layer_calls import Back, Through, layer_calls, replaced
+from layerwise.rules.calls.layer_calls import layer_calls
+from layerwise.rules.calls.replaced import Back, replaced
+from layerwise.rules.calls.sent_gradients import Through
 
 # Of a weight, the matrix that the gradient goes back through; a part of a weight, as attention's
 # projections take, has that part of the matrix.

@@ -22,7 +22,7 @@ from layerwise.rules.base import Needs, Rule, forget_casts, refuse_without_gradi
 from layerwise.rules.calls.again import Again
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.forward_mode import as_in_training, primal
-from layerwise.rules.calls.layer_calls import Back, replaced
+from layerwise.rules.calls.replaced import Back, replaced
 
 SEEDS = (1 << 63) - 1
 # Of a block's number: its parameters to run with, by name.

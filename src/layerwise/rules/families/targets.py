@@ -66,7 +66,7 @@ class TargetRule(Rule):
     def __init__(
         self,
         blocks: Blocks,
-        inverse: Inverse = Inverse(),  # noqa: B008 (frozen)
+        inverse: Inverse = Inverse(),
         beta: float = 0.1,
         noise: float = 0.1,
         samples: int = 1,

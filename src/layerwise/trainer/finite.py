@@ -1,4 +1,4 @@
-"""Tells when the numbers of a training are no longer finite."""
+"""Finds losses and weights that are no longer finite."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from torch import Tensor
 from layerwise.rules.base import Rule
 
 
-class Watch:
-    """Notes on the device which block's loss is first not finite; the host looks when it may wait.
+class FiniteCheck:
+    """Finds the first block whose loss or weights are infinite or not a number.
+
+    Losses are noted on the device in every step; the host reads the notes only where it may wait
+    for the device.
 
     Args:
-        rule: on its device.
-        device: the same.
-        blocks: numbers of those to look at.
+        rule: the rule, on its device.
+        device: that device.
+        blocks: numbers of the blocks to check.
     """
 
     def __init__(self, rule: Rule, device: torch.device, blocks: Sequence[int]):
@@ -29,8 +32,8 @@ class Watch:
         self.first_bad.masked_fill_(bad, step)
 
     def losses(self) -> tuple[str, int] | None:
-        """The first loss that became infinite or not a number, and its step. Waits for the
-        device."""
+        """The first loss that was not finite ("the loss of block 1 (fc2)") and its step; None if
+        all were finite. Waits for the device."""
         first_bad = self.first_bad.tolist()
         if max(first_bad) < 0:
             return None
@@ -38,15 +41,15 @@ class Watch:
         return self._of_block("the loss", first_bad.index(step)), step
 
     def weights(self, step: int) -> tuple[str, int] | None:
-        """The same of weights and buffers before `step`: the last loss came before them. Waits for
-        the device."""
+        """The first block with a weight or buffer that is not finite, and the step that made it so,
+        the last one before `step`. Waits for the device."""
         finite = torch.stack([self._finite(i) for i in self.blocks]).tolist()
         if all(finite):
             return None
         return self._of_block("a weight", self.blocks[finite.index(False)]), step - 1
 
     def _finite(self, i: int) -> Tensor:
-        """Whether every number that block `i` holds is finite, () bool on the device."""
+        """Whether all parameters and buffers of block `i` are finite, () bool on the device."""
         held = [*self.rule.parameters_of(i), *self.rule.blocks[i].buffers()]
         flags = [tensor.isfinite().all() for tensor in held]
         return torch.stack([torch.ones_like(self.first_bad[i], dtype=torch.bool), *flags]).all()

@@ -1,4 +1,4 @@
-"""The learning rate of every step of a training, whose rule may train in phases."""
+"""The learning rate of every step of a training."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from layerwise.trainer.optim import Schedule
 
 
 class LearningRate:
-    """The schedule runs anew in every phase.
+    """The learning rate of every step. The schedule starts again in each phase of the rule.
 
     Args:
-        lr: what the schedule's factors multiply.
-        schedule: per step.
-        phases: of the rule, the epochs of each.
-        steps_per_epoch: optimizer steps.
+        lr: the learning rate that the schedule's factors multiply.
+        schedule: a factor per step.
+        phases: epochs of each of the rule's phases.
+        steps_per_epoch: optimizer steps of an epoch.
     """
 
     def __init__(self, lr: float, schedule: Schedule, phases: Sequence[int], steps_per_epoch: int):
@@ -26,23 +26,23 @@ class LearningRate:
         ]
 
     def at(self, step: int) -> float:
-        """The learning rate of a step, counted from the training's first."""
+        """The learning rate of a step (from 0, over the whole training)."""
         epoch = step // self.steps_per_epoch
         phase = self.phase(epoch)
         start = sum(self.phases[:phase])
         return self.lr * self.factors[phase](step - start * self.steps_per_epoch)
 
     def phase(self, epoch: int) -> int:
-        """Number of the phase that an epoch is in."""
+        """Number of an epoch's phase."""
         return phase_of(epoch, self.phases)
 
 
 def phase_of(epoch: int, phases: Sequence[int]) -> int:
-    """Number of the phase that an epoch is in, both from 0.
+    """Number of an epoch's phase; both are counted from 0.
 
     Args:
-        epoch: after the last phase it counts as that one's, before the first as the first's.
-        phases: the epochs of each.
+        epoch: an epoch after the last phase belongs to the last, a negative one to the first.
+        phases: epochs of each phase.
     """
     ends = list(itertools.accumulate(phases))
     return min(bisect.bisect_right(ends, epoch), len(ends) - 1)

@@ -1,0 +1,121 @@
+"""Every exit of a run, measured on a split of its data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+
+from layerwise.analysis.exits import evaluate, sample_losses
+from layerwise.costs.blocks import Costs
+from layerwise.data import Loader
+from layerwise.errors import InputError
+from layerwise.experiment.build import Experiment, build
+from layerwise.runs.run import Run
+from layerwise.trainer import fabric_for, load_evaluated
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What every exit of a run gives on one split.
+
+    Attributes:
+        run: the run.
+        experiment: its data and network, with the weights of a checkpoint.
+        loader: samples of the split, in order.
+        fabric: device and precision.
+        result: what the JSON file holds, without the confusion matrix.
+        confusion: how often each class (a row) was taken for each (a column); None if there are too
+            many classes.
+    """
+
+    run: Run
+    experiment: Experiment
+    loader: Loader
+    fabric: Fabric
+    result: dict[str, Any]
+    confusion: list[list[int]] | None
+
+    @classmethod
+    def of(
+        cls, run: Run, *, checkpoint: str = "last", split: str = "test", device: str = "auto"
+    ) -> Evaluation:
+        """Measure a run.
+
+        Args:
+            run: a run folder.
+            checkpoint: last, or best (the best epoch on the validation split).
+            split: test, validation or train.
+            device: as `Settings.device`.
+
+        Raises:
+            InputError: no such checkpoint, split or device; files that cannot be read.
+        """
+        state = run.checkpoint(checkpoint)
+        with run.readable():
+            experiment = build(run.config)
+        fabric = fabric_for(device, experiment.settings.precision)
+        load_evaluated(experiment.rule, state)
+        loader = experiment.loaders(fabric.device, evaluation=True).get(split)
+        if loader is None:
+            raise InputError(
+                f"--split {split}: {experiment.splits.name} has no such split here; give test, "
+                "train, or validation where the run has one"
+            )
+        classes = experiment.splits.num_classes
+        exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric)
+        if (run.path / "cost.json").exists():
+            costs = Costs.from_json((run.path / "cost.json").read_text())
+            for i, exit in enumerate(exits):
+                if exit is not None:
+                    exit["parameters"], exit["flops"] = costs.up_to(i)
+        result: dict[str, Any] = {
+            "checkpoint": checkpoint,
+            "epoch": state["epoch"],
+            "split": split,
+            "data": experiment.splits.name,
+            loader.unit: loader.size,
+            "exits": exits,
+            "ensembles": ensembles,
+        }
+        if (rate := experiment.splits.entropy_rate) is not None:
+            result["entropy_rate"] = rate
+        return cls(run, experiment, loader, fabric, result, confusion)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the blocks."""
+        return self.experiment.rule.blocks.names
+
+    def write(self) -> Path:
+        """Write the result as JSON into the run folder; its path."""
+        name = f"evaluation-{self._suffix}.json"
+        self.run.write(name, self._json().encode())
+        return self.run.path / name
+
+    def write_losses(self) -> Path:
+        """Measure the loss on every sample, and write the losses into the run folder; the file's
+        path."""
+        losses = {"losses": sample_losses(self.experiment.rule, self.loader, self.fabric)}
+        if not self.loader.tokens:
+            losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
+        name = f"losses-{self._suffix}.safetensors"
+        self.run.write(name, safetensors.torch.save(losses))
+        return self.run.path / name
+
+    @property
+    def _suffix(self) -> str:
+        return f"{self.result['split']}-{self.result['checkpoint']}"
+
+    def _json(self) -> str:
+        """The result with each row of the confusion matrix on one line."""
+        text = json.dumps(self.result, indent=2)
+        if self.confusion is None:
+            return text
+        rows = ",\n    ".join(map(json.dumps, self.confusion))
+        return text[:-2] + f',\n  "confusion": [\n    {rows}\n  ]\n}}'

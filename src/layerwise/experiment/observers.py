@@ -1,0 +1,151 @@
+"""What a training records besides its metrics: loggers, alignment, outcomes, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from layerwise.analysis import feedback_angles, gradient_alignment
+from layerwise.analysis.exits import sample_outcomes
+from layerwise.data import Augment, Loader, Text
+from layerwise.experiment.build import Experiment, tuples
+from layerwise.experiment.prepared import Prepared
+from layerwise.report.pictures import Pictures
+from layerwise.rules.base import Rule, Scale
+from layerwise.rules.families.feedback import FeedbackRule
+from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
+from layerwise.trainer import Observer
+
+PICTURED = 8  # images
+
+
+def observers_of(prepared: Prepared, run: Run, receivers: Sequence[Any]) -> list[Observer]:
+    """The observers that a config asks for, in the order of their writes.
+
+    Args:
+        prepared: the training.
+        run: where they write.
+        receivers: open loggers; each takes rows of metrics and images.
+    """
+    settings = prepared.experiment.settings
+    found: list[Observer] = []
+    if settings.alignment_every:
+        found.append(AlignmentRecorder(run, settings.alignment_every))
+    if run.writes and settings.outcomes:
+        found.append(OutcomesRecorder(prepared, run))
+    if receivers:
+        found.append(MetricsLogger(receivers))
+    if run.writes and settings.pictures:
+        pictures = _pictures(prepared.experiment, prepared.fabric.device, run, receivers)
+        if pictures is not None:
+            found.append(PicturesRecorder(pictures, settings.pictures, settings.epochs))
+    return found
+
+
+class AlignmentRecorder(Observer):
+    """Adds a row with every block's angle, degrees, and ratio of norms to alignment.jsonl; for a
+    rule with feedback matrices also the angle of each to its weight.
+
+    Args:
+        run: where the file is.
+        every: steps between two rows.
+    """
+
+    def __init__(self, run: Run, every: int):
+        self.run, self.every = run, every
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def before_step(self, step: int, rule: Rule, *, x: Tensor, y: Tensor, scale: Scale) -> None:
+        found = gradient_alignment(rule, x, y, scale=scale)
+        row: dict[str, Any] = {
+            "step": step,
+            "angle": [None if a is None else a.angle for a in found],
+            "ratio": [None if a is None else a.ratio for a in found],
+        }
+        if isinstance(rule, FeedbackRule):
+            angles = feedback_angles(rule).items()
+            row["feedback"] = {name: a if math.isfinite(a) else None for name, a in angles}
+        self.run.add_line(ALIGNMENT, row)
+
+
+class OutcomesRecorder(Observer):
+    """Writes the loss on every training image, and whether it was right, after each epoch.
+
+    Args:
+        prepared: the training.
+        run: where the files go.
+    """
+
+    def __init__(self, prepared: Prepared, run: Run):
+        self.run, self.fabric = run, prepared.fabric
+        loader = prepared.experiment.loaders(self.fabric.device, evaluation=True)["train"]
+        assert loader is not None
+        self.loader = loader
+
+    def before_checkpoint(self, epoch: int, rule: Rule) -> None:
+        # Before: an epoch whose checkpoint exists is not trained again after a crash.
+        losses, right = sample_outcomes(rule, self.loader, self.fabric)
+        content = safetensors.torch.save({"losses": losses, "right": right})
+        self.run.write(f"{OUTCOMES}/epoch-{epoch:03d}.safetensors", content)
+
+
+class MetricsLogger(Observer):
+    """Sends each epoch's metrics to loggers.
+
+    Args:
+        receivers: open loggers.
+    """
+
+    def __init__(self, receivers: Sequence[Any]):
+        self.receivers = receivers
+
+    def after_epoch(self, epoch: int, rule: Rule, row: Mapping[str, float | int | None]) -> None:
+        for receiver in self.receivers:
+            receiver.log(row)
+
+
+class PicturesRecorder(Observer):
+    """Draws pictures after the first and the last epoch, and regularly in between.
+
+    Args:
+        pictures: draws and writes those of one epoch.
+        every: epochs between pictures.
+        epochs: of the whole training.
+    """
+
+    def __init__(self, pictures: Pictures, every: int, epochs: int):
+        self.pictures, self.every, self.epochs = pictures, every, epochs
+
+    def after_epoch(self, epoch: int, rule: Rule, row: Mapping[str, float | int | None]) -> None:
+        if epoch % self.every == 0 or epoch in (1, self.epochs):
+            self.pictures(epoch, rule)
+
+
+def _pictures(
+    experiment: Experiment, device: torch.device, run: Run, receivers: Sequence[Any]
+) -> Pictures | None:
+    """Pictures of some images that do not train the network if the data has a validation split;
+    None for a text."""
+    train, validation = experiment.splits.train, experiment.splits.validation
+    part = train if validation is None else validation
+    if isinstance(train, Text) or isinstance(part, Text):
+        return None
+    # Spread over the split, which may be sorted by class.
+    part = part.subset(torch.linspace(0, len(part) - 1, PICTURED).long().unique())
+    loader = Loader(
+        part.normalized_by(train),
+        len(part),
+        augment=Augment(**tuples(experiment.config["augment"])),
+        train=False,
+        device=device,
+        channels_last=experiment.settings.channels_last,
+    )
+    [(x, y)] = loader.epoch(0)
+    return Pictures(x, y, loader.denormalize, run.write, [to.log_image for to in receivers])

@@ -1,0 +1,126 @@
+"""Everything that a training needs except its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from layerwise.costs.stages import block_seconds, stage_starts
+from layerwise.data import Loader
+from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.registry import make
+from layerwise.rules.base import LocalRule, Rule
+from layerwise.runs.loggers import check_loggers
+from layerwise.runtime import (
+    DataParallel,
+    LayerParallel,
+    Runtime,
+    Serial,
+    check_rule,
+    processes,
+)
+from layerwise.runtime.batchnorm import check_shared_statistics
+from layerwise.runtime.processes import local_device, resolve
+from layerwise.trainer import fabric_for
+from layerwise.trainer.optim import Optimizer, Schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a training needs except its run folder. Making it finds what is wrong with a
+    config before a folder is made.
+
+    Attributes:
+        config: the config, with the runtime, device and data set that its names stand for here.
+        fabric: device and precision.
+        optimizer: recipe of the optimizer.
+        schedule: schedule of the learning rate.
+        experiment: data, network and rule.
+        loaders: a loader for each split; None where the data has no such split.
+    """
+
+    config: dict[str, Any]
+    fabric: Fabric
+    optimizer: Optimizer
+    schedule: Schedule
+    experiment: Experiment
+    loaders: Mapping[str, Loader | None]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Prepared:
+        """Build what a complete config describes, in this process.
+
+        Raises:
+            InputError: something in it does not exist here, or does not go together.
+        """
+        replicas = config.get("replicas", 1)
+        runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"), replicas)
+        config = {**config, "runtime": runtime, "stages": stages}
+        fabric = fabric_for(local_device(config["device"]), config["precision"])
+        check_loggers(config["loggers"])
+        optimizer = make("optimizer", config["optimizer"])
+        schedule = make("schedule", config["schedule"])
+        experiment = build(config)
+        if stages is not None and stages > 1:
+            check_rule(experiment.rule, stages, experiment.settings.replay)
+        if experiment.settings.sync_batchnorm:
+            check_shared_statistics(fabric.device.type, replicas)
+        config["device"] = str(fabric.device)
+        config["data"] = {**config["data"], "name": experiment.splits.name}
+        part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)
+        loaders = experiment.loaders(fabric.device, part=part)
+        return cls(config, fabric, optimizer, schedule, experiment, loaders)
+
+    @property
+    def processes(self) -> int | None:
+        """The number of processes that train together; None for this process alone."""
+        stages = self.config["stages"]
+        return None if stages is None else stages * self.experiment.settings.replicas
+
+    def runtime(self, rule: Rule) -> Runtime:
+        """The runtime of a rule that is on its device: one process, or stages and replicas. Blocks
+        are divided among stages by the time that each takes in this process."""
+        settings, device = self.experiment.settings, self.fabric.device
+        stages = self.config["stages"]
+        if stages is None:
+            return Serial(rule)
+        if stages == 1:
+            return DataParallel(rule, settings.sync_batchnorm)
+        assert isinstance(rule, LocalRule)
+        assert rule.blocks.shapes is not None
+        labels = rule.blocks.shapes[-1][:-1]
+
+        def starts() -> list[int]:
+            batch = settings.batch_size // settings.replicas
+            x = rule.blocks.zeros(batch * settings.views, torch.zeros((), device=device))
+            y = torch.zeros(batch, *labels, dtype=torch.long, device=device)
+            with self.fabric.autocast():
+                return stage_starts(block_seconds(rule, x, y), stages)
+
+        return LayerParallel(
+            rule,
+            processes.from_leader(starts),
+            timeout_s=settings.timeout,
+            replay=settings.replay,
+            replicas=settings.replicas,
+            sync_batchnorm=settings.sync_batchnorm,
+        )
+
+    def unfinished_curriculum(self) -> str | None:
+        """A notice where training ends before the curriculum admits all samples."""
+        loader = self.loaders["train"]
+        assert loader is not None
+        if loader.curriculum is None:
+            return None
+        batches = len(loader) * self.experiment.settings.epochs
+        admitted, size = loader.curriculum.count(batches - 1), len(loader.curriculum)
+        if admitted == size:
+            return None
+        return (
+            f"curriculum: the last of {batches} batches draws from {admitted} of {size} "
+            f"{loader.unit}; a smaller --curriculum.every, or more epochs, admits more"
+        )

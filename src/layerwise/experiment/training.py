@@ -1,0 +1,199 @@
+"""From a config to a trained run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from layerwise.costs.blocks import Costs
+from layerwise.errors import FailedProcess, Interrupted, LostStage
+from layerwise.experiment.config import complete, fitted, parameters
+from layerwise.experiment.observers import observers_of
+from layerwise.experiment.prepared import Prepared
+from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
+from layerwise.report.curves import draw_run
+from layerwise.rules.base import Rule
+from layerwise.runs.loggers import loggers
+from layerwise.runs.provenance import provenance
+from layerwise.runs.run import ALIGNMENT, Run
+from layerwise.runtime import processes
+from layerwise.trainer import Progress, Settings, Trainer
+
+
+def train(
+    config: Mapping[str, Any],
+    *,
+    runs: str | os.PathLike[str] = "experiments",
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Train what a config describes, in a new run folder: `layerwise train` as a function.
+
+    The same config gives the same bits as on the command line. With `stages` or `replicas` in the
+    config it starts the other processes on this machine and waits for them; under `torchrun` it
+    trains this process's part.
+
+    Args:
+        config: what a run's `config.yaml` holds, or any part of it; missing options take the
+            defaults that `layerwise train --help` shows.
+        runs: the folder in which the run folder is made.
+        name: the name of the run folder; by default data, network and rule, and a number.
+        progress: a display; by default none.
+
+    Returns:
+        The run: `run.metrics()` has a row per epoch, `run.path` holds the files.
+
+    Raises:
+        InputError: an unknown option, a value that cannot be used, or a run of that name.
+        NonFiniteLoss: training diverged; the last checkpoint is kept.
+        Interrupted: Ctrl-C or SIGTERM; everything done is saved, and `resume` continues it.
+        FailedProcess: one of the processes that it started ended with an error.
+        LostStage: one of them was killed, or does not answer.
+    """
+    config = complete(config)
+    root = Path(runs)
+    if processes.restarts() and name and (root / name / "config.yaml").is_file():
+        return resume(root / name, progress=progress)
+    prepared = Prepared.of(config)
+
+    def create() -> Run:
+        run = Run.create(root, name, _stem(prepared.config), prepared.config)
+        run.write("environment.json", json.dumps(provenance(), indent=1).encode())
+        return run
+
+    return _train(create, prepared, progress or Progress())
+
+
+def resume(
+    path: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    runtime: str | None = None,
+    stages: int | None = None,
+    replicas: int | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Continue a run from its last checkpoint with its own config: `layerwise train --resume`.
+
+    The run ends with the same bits as if it had not been interrupted. A run that is
+    complete is trained no further.
+
+    Args:
+        path: the run folder.
+        device: another device than the run began on.
+        runtime: another runtime; `serial` takes all blocks into this process.
+        stages: another number of stages.
+        replicas: another number of replicas.
+        progress: a display; by default none.
+
+    Raises:
+        InputError: no run there, files that cannot be read, or another process trains it.
+        NonFiniteLoss, Interrupted, FailedProcess, LostStage: as `train`.
+    """
+    run = Run.open(path)
+    with run.readable():
+        config = dict(run.config)
+        options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
+        hints = parameters(Settings)
+        given = {
+            key: fitted(value, hints[key][0], f"--{key}")
+            for key, value in options.items()
+            if value is not None
+        }
+        config |= given
+        if runtime == "serial":
+            config |= {"stages": None, "replicas": 1}
+        elif given.keys() & {"stages", "replicas"} and runtime is None:
+            config["runtime"] = "auto"
+        prepared = Prepared.of(config)
+    return _train(lambda: Run.open(path), prepared, progress or Progress())
+
+
+def _stem(config: Mapping[str, Any]) -> str:
+    """The name of a run that was given none, without its number."""
+    parts = (Path(config["data"]["name"]).name, config["model"]["name"], config["rule"]["name"])
+    return "-".join(part.replace("/", "-").replace(":", "-").strip(".-") for part in parts).lower()
+
+
+def _train(folder: Callable[[], Run], prepared: Prepared, progress: Progress) -> Run:
+    """Train in this process; or start the processes that do, and wait for them."""
+    settings = prepared.experiment.settings
+    if prepared.processes is not None and not processes.started_together():
+        run = folder()
+        _launch(run.path, prepared)
+        return run
+    with processes.together(prepared.fabric.device, settings.timeout) as leads:
+        path = processes.from_leader(lambda: str(folder().path))
+        run = Run(Path(path), writes=leads)
+        with run.locked():
+            _train_here(run, prepared, progress)
+    return run
+
+
+def _launch(path: Path, prepared: Prepared) -> None:
+    """Train a run in processes of their own, which resume it from its start."""
+    settings, count = prepared.experiment.settings, prepared.processes
+    assert count is not None
+    arguments = ["train", "--resume", str(path), "--stages", str(prepared.config["stages"])]
+    arguments += ["--replicas", str(settings.replicas)]
+    try:
+        code = processes.launch(arguments, count, settings.restarts)
+    except (LostStage, Interrupted) as error:
+        message = f"{error}; continue: layerwise train --resume {path}"
+        raise type(error)(message) from error
+    if code:
+        raise FailedProcess(f"run {path}: a process ended with exit code {code}", code)
+
+
+def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
+    config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
+    state = run.load("last")
+    if (run.path / "cost.json").exists():  # it was trained before
+        where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
+        about = provenance()
+        run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
+    if run.writes:
+        costs = Costs.of(experiment.rule, experiment.settings.views)
+        run.write("cost.json", costs.json().encode())
+        progress.costs(costs)
+    receiving = config["loggers"] if run.writes else []
+    with progress, loggers(receiving, run, config) as receivers:
+        trainer = Trainer(
+            network=experiment.network,
+            rule=experiment.rule,
+            loaders=prepared.loaders,
+            optimizer=prepared.optimizer,
+            schedule=prepared.schedule,
+            settings=experiment.settings,
+            run=run,
+            fabric=fabric,
+            runtime=prepared.runtime,
+            observers=observers_of(prepared, run, receivers),
+            progress=progress,
+        )
+        if state is not None:
+            trainer.state.load_state_dict(state)
+        run.keep_metrics(trainer.position.epoch)
+        run.keep_lines(ALIGNMENT, trainer.position.step)
+        progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
+        if notice := prepared.unfinished_curriculum():
+            run.log(notice)
+            progress.say(notice)
+        try:
+            trainer.fit()
+        finally:
+            if run.writes and run.metrics():
+                draw_run(run)
+                _draw_alignment(run, experiment.rule)
+    progress.say(f"done: {run.path}")
+
+
+def _draw_alignment(run: Run, rule: Rule) -> None:
+    rows = {run.path.name: run.lines(ALIGNMENT)}
+    if picture := draw_alignment(rows, rule.blocks.names):
+        run.write("curves/alignment.png", picture)
+    if picture := draw_feedback_training(rows):
+        run.write("curves/feedback.png", picture)

@@ -1,0 +1,119 @@
+"""Where a training stands: everything that its next step depends on, into a checkpoint and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwise.rules.base import Rule
+from layerwise.runs.metrics import Metrics
+from layerwise.runtime import Runtime
+from layerwise.trainer.checkpoint import (
+    load_optimizer_state,
+    load_rule,
+    names_of_blocks,
+    optimizer_state,
+    renamed,
+)
+from layerwise.trainer.stepper import Stepper
+
+
+@dataclass
+class Position:
+    """How far training is.
+
+    Attributes:
+        epoch: epochs completed.
+        batch: batches completed of the epoch under way.
+        step: optimizer steps completed.
+        seconds: seconds of the epoch under way, training only.
+        best: the best epoch's score so far; None if there is none.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+
+
+class State:
+    """Everything that the next step depends on.
+
+    Args:
+        rule: the rule that trains, on its device.
+        runtime: what runs it.
+        stepper: its optimizers and averaged weights.
+        device: where random numbers are drawn.
+
+    Attributes:
+        position: how far training is.
+        metrics: sums of losses and hits of the epoch under way.
+    """
+
+    def __init__(self, rule: Rule, runtime: Runtime, stepper: Stepper, device: torch.device):
+        self.rule, self.runtime, self.stepper, self.device = rule, runtime, stepper, device
+        self.position = Position()
+        self.metrics = self.new_metrics()
+
+    def new_metrics(self) -> Metrics:
+        """Sums that begin at zero."""
+        return Metrics(len(self.rule.blocks), self.device)
+
+    def gathered(self) -> dict[str, Any] | None:
+        """The state of all blocks, fetched from the processes that hold them. None in a process
+        that does not write the run's files."""
+        state = self.runtime.gather(self.state_dict())
+        if state is not None and len(self.runtime.blocks) < len(self.rule.blocks):
+            self._load_weights(state)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the blocks in this process."""
+        here = names_of_blocks(self.rule, self.runtime.blocks)
+        stepper = self.stepper
+        metrics = copy.deepcopy(self.metrics)
+        self.runtime.add_up(metrics)
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            **asdict(self.position),
+            "rule": {name: t for name, t in self.rule.state_dict().items() if name in here},
+            "optimizers": optimizer_state(self.rule, stepper.optimizers.values()),
+            "ema": None if stepper.ema is None else self._ema_state(here),
+            "scaler": None if stepper.scaler is None else stepper.scaler.state_dict(),
+            "tally": metrics.state_dict(),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the state of all blocks was taken."""
+        stepper = self.stepper
+        self._load_weights(state)
+        load_optimizer_state(self.rule, stepper.optimizers.values(), state["optimizers"])
+        if stepper.scaler is not None:
+            stepper.scaler.load_state_dict(state["scaler"])
+        self.metrics.load_state_dict(state["tally"])
+        self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
+        for name in asdict(self.position):
+            setattr(self.position, name, state[name])
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+    def _ema_state(self, here: Container[str]) -> dict[str, Tensor]:
+        assert self.stepper.ema is not None
+        prefix = "module."
+        state = self.stepper.ema.state_dict()
+        return {n: t for n, t in state.items() if n.removeprefix(prefix) in here or prefix not in n}
+
+    def _load_weights(self, state: Mapping[str, Any]) -> None:
+        load_rule(self.rule, state["rule"])
+        if self.stepper.ema is not None:
+            self.stepper.ema.load_state_dict(renamed(state["ema"]))
