@@ -37,7 +37,7 @@ def rank() -> int:
 
 
 def leads() -> bool:
-    """Whether this process keeps the run's files and prints for all: the last one, or the only one."""
+    """Whether this process keeps the run's files and prints for all: the last, or the only one."""
     return rank() == world_size() - 1
 
 
