@@ -12,6 +12,7 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Classify, Objective
 from layerwise.objectives.classify import Criterion
+from layerwise.rules.base.checks import checked
 
 Of = TypeVar("Of", bound=nn.Module)
 
@@ -61,11 +62,12 @@ def one_per_block(
     Raises:
         InputError: something else than objectives; another number of them; none for the last block.
     """
+    count = len(checked(call, blocks))
     given: list[Objective | None]
     if objectives is None:
-        given = [None] * (len(blocks) - 1)
+        given = [None] * (count - 1)
     elif isinstance(objectives, Objective):
-        given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+        given = [copy.deepcopy(objectives) for _ in range(count - 1)]
     else:
         given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
     wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
