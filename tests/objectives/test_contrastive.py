@@ -360,7 +360,7 @@ REFUSED = {
     ),
     "one view": (
         lambda: rules.Greedy((case := networks.mlp()).blocks, NTXent()).backward(case.x, case.y),
-        r"NTXent: got 1 view of every sample, and it compares 2; give --views 2, in Python data",
+        r"NTXent: got 1 view of every sample, but compares 2; give --views 2, in Python data",
     ),
 }
 
