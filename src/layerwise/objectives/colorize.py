@@ -56,10 +56,10 @@ class Colorize(Objective):
     share of pixels in the bin: w is proportional to 1 / (p / 2 + 1 / (2 Q)), and its mean over the
     pixels is 1.
 
-    Deviations: p comes from the pixels of the batch (the paper's from ImageNet, smoothed); the 260
-    bins are those that are nearest to some colour of sRGB (the authors choose 313 by another rule);
-    each block sees the grey image in three equal channels (the paper trains one network end to end
-    on L alone).
+    Deviations: the shares p come from the pixels of the batch (the paper's come from ImageNet,
+    smoothed); the 260 bins are those that are nearest to some colour of sRGB (the authors choose
+    313 by another rule); each block sees the grey image in three equal channels (the paper trains
+    one network end to end on L alone).
 
     Args:
         head: recipe of the auxiliary network, a decoder; `Same` keeps the block's resolution.

@@ -28,8 +28,8 @@ class InfoNCE(Objective):
     convolutional network the receptive fields of positions overlap. In the paper each patch is
     encoded separately, as in a network over patches: `models.basic_cnn(patch=16)`.
 
-    Deviations: the mean over k, not the sum; the context is the patch alone, as in Greedy InfoMax,
-    without the autoregressive network of contrastive predictive coding.
+    Deviations: the loss is the mean over k, not the sum; the context is the patch alone, as in
+    Greedy InfoMax, without the autoregressive network of contrastive predictive coding.
 
     Args:
         grid: number of rows and of columns of patches, to which feature maps are averaged down.

@@ -86,9 +86,9 @@ class Inpaint(Objective):
     The hole is the central quarter of the area; or there are several holes, each a sixteenth of the
     area, at random places that may overlap (`Holes`).
 
-    Deviations: the mean over the holes, not the sum, so that the weight does not depend on their
-    size; only the reconstruction loss, without the adversarial loss, and without the border where
-    the prediction overlaps the visible image and counts ten times.
+    Deviations: the loss is the mean over the holes, not the sum, so that its weight does not depend
+    on their size; it is the reconstruction loss without the adversarial loss, and without the
+    border where the prediction overlaps the visible image and counts ten times.
 
     Args:
         decoder: recipe of the auxiliary network. If its output has fewer pixels than the image,

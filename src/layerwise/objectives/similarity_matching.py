@@ -23,8 +23,8 @@ class SimilarityMatching(Objective):
 
         || S(NeuralNet(H)) - S(Y) ||_F^2
 
-    S holds the cosines of all pairs of vectors, after the mean of its own components is subtracted
-    from each. NeuralNet is a trained 3x3 convolution that keeps resolution and channels, or a
+    S holds the cosines of all pairs of vectors, each centred by the mean of its own components.
+    NeuralNet is a trained 3x3 convolution that keeps resolution and channels, or a
     linear layer on vectors and tokens; both have no bias. For feature maps and tokens, S reads each
     channel's standard deviation over the positions; if there are fewer than four channels or only
     one row of positions, it reads all values. Alone the objective is "sim" in the paper, and
@@ -38,8 +38,8 @@ class SimilarityMatching(Objective):
     Soft labels are rows of Y as they are. Pairs with a sample whose label does not count are left
     out.
 
-    Reading: the mean over the B^2 pairs, not their sum, as in the authors' code, with which the
-    weight 0.99 was found.
+    Reading: the loss is the mean over the B^2 pairs, not their sum, as in the authors' code, with
+    which the weight 0.99 was found.
 
     Deviation: in a block that ends with a pooling and dropout, the features are taken before both,
     as in the authors' code; in a block that ends with dropout alone, they are taken after it, but

@@ -27,8 +27,8 @@ class SupervisedContrastive(Contrastive):
     One view of every sample is enough. A sample whose label does not count forms a class with only
     its own views, as in `NTXent`.
 
-    Deviations: the mean over the views that have another of their class, not the sum over all, as
-    in the authors' code, but without its factor temperature / base temperature.
+    Deviations: the loss is the mean over the views that have another of their class, not the sum
+    over all, as in the authors' code, but without its factor temperature / base temperature.
 
     Args:
         projector: recipe of the auxiliary network.

@@ -36,7 +36,7 @@ class TargetRule(Rule):
     The division by 2 beta gives gradients the size of backpropagation's: they are equal to it if
     dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0.
 
-    Each rule writes the loss of its inverses. An inverse trains with its block. The reported loss
+    Each rule defines the loss of its inverses. An inverse trains with its block. The reported loss
     of a block, except the last, is that of its inverse, over the draws of noise. Inverses and
     targets are computed in full precision, also under autocast.
 
