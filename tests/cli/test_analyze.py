@@ -71,8 +71,8 @@ def test_one_run(trained, cli):
     splits = build(Run(run).config).splits
     scores = read_scores(folder / "difficulty.safetensors", splits)
     assert len(Curriculum(scores)) == count
+    other = replace(splits.train, labels=splits.train.labels.flip(0))
     with pytest.raises(ValueError, match="the scores are of other images"):
-        other = replace(splits.train, labels=splits.train.labels.flip(0))
         read_scores(folder / "difficulty.safetensors", replace(splits, train=other))
 
     again = cli(f"analyze {run} --questions probe {QUICK}")

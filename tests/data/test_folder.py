@@ -237,7 +237,9 @@ def test_a_layout_that_can_be_read_in_two_ways_is_refused(
 def test_a_single_class_is_refused(tmp_path, class_folders, read, parts):
     for part in parts:
         class_folders(tmp_path / "set" / part, ("ant",))
-    with pytest.raises(InputError, match="single class folder, ant, .*; give at least two classes"):
+    with pytest.raises(
+        InputError, match=r"single class folder, ant, .*; give at least two classes"
+    ):
         read(tmp_path / "set")
 
 

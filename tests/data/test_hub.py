@@ -361,7 +361,7 @@ def test_a_row_whose_path_is_no_file_is_named(with_row, read, tmp_path, path):
         path = str(tmp_path / "pipe")
         os.mkfifo(path)
     place = with_row({"bytes": None, "path": path})
-    with pytest.raises(InputError, match="row 5 of split 'train' .* cannot be read as an image"):
+    with pytest.raises(InputError, match=r"row 5 of split 'train' .* cannot be read as an image"):
         read(place)
 
 

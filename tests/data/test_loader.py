@@ -1,5 +1,6 @@
 """Batches: what they hold, that they repeat, that nothing global decides them."""
 
+import numpy as np
 import pytest
 import torch
 

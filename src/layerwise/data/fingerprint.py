@@ -118,7 +118,7 @@ class Fingerprint:
 
 def checksum(tensor: Tensor) -> str:
     """A checksum over the values of a tensor."""
-    return hashlib.sha256(memoryview(tensor.cpu().contiguous().numpy())).hexdigest()[:16]
+    return hashlib.sha256(tensor.cpu().contiguous().numpy().data).hexdigest()[:16]
 
 
 def _labels(part: Part) -> Tensor:
