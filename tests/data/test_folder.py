@@ -214,8 +214,8 @@ def test_usual_names_of_parts(tmp_path, class_folders, read, role, name):
         (["seg_train", "seg_test", "seg_pred"], "look like parts and not like classes"),
         (["train-64x64", "val-64x64"], "look like parts and not like classes"),
         # One level more above the parts or above the classes.
-        (["set/train", "set/test"], "a single class folder, set, and everything would be right;"),
-        (["set"], "holds a single class folder, set, and everything would be right; give "),
+        (["set/train", "set/test"], "a single class folder, set, so every prediction is right;"),
+        (["set"], "holds a single class folder, set, so every prediction is right; give "),
         (["first", "second"], "both hold the folders ant, bee, so these look like the classes"),
         (["ants/train", "ants/test", "bees/train", "bees/test"], "both hold the folders"),
         (["train/first", "train/second"], "both hold the folders ant, bee"),

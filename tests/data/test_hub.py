@@ -306,7 +306,7 @@ def test_integers_of_a_usual_name_are_labels(write, read, name):
         ({"image_id": range(8)}, "no label column among image_id, seen"),
         ({"age": [20, 30] * 4}, "no label column among age, seen"),
         ({"target": [0, 1] * 4, "y": [1, 0] * 4}, "no label column among target, y, seen"),
-        ({"label": [3] * 8}, "a single class, 3, and everything would be right"),
+        ({"label": [3] * 8}, "a single class, 3, so every prediction is right"),
     ],
 )
 def test_integers_that_may_be_anything_are_refused(write, read, columns, said):

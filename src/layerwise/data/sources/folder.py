@@ -165,7 +165,7 @@ def _check_level(place: Path, name: str, classes: Mapping[str, Found]) -> None:
         ((one, found),) = classes.items()
         remedy = f"give {place / one}" if found.subfolders else "give at least two classes"
         raise InputError(
-            f"data {name}: {place} holds a single class folder, {one}, and everything would be "
+            f"data {name}: {place} holds a single class folder, {one}, so every prediction is "
             f"right; {remedy}"
         )
     subfolders = {

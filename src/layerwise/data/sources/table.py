@@ -84,8 +84,8 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
     label, classes = _label_column(name, train)
     if len(classes) == 1:
         raise InputError(
-            f"data {name}: the label column {label!r} has a single class, {classes[0]}, and "
-            "everything would be right; give a set of at least two classes"
+            f"data {name}: the label column {label!r} has a single class, {classes[0]}, so "
+            "every prediction is right; give a set of at least two classes"
         )
     left_out = [
         f"split {split!r} with {len(table)} rows is left out, because its name is none of those of "
