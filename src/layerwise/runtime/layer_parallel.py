@@ -89,7 +89,7 @@ class LayerParallel:
         if replay and self._input_travels and not isinstance(example, Tensor | None):
             raise InputError(
                 f"layer_parallel(replay={replay}): later blocks or their heads read the network's "
-                "inputs, which are several, and a replayed batch brings one tensor; leave replay out"
+                "inputs, which are several, but a replayed batch has one tensor; leave replay out"
             )
         # Every process makes all process groups, in this order.
         self._control = Control(stages)
