@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InputError, reason
-from layerwise.runs.checksum import CHECKSUM, Damaged, checksum
+from layerwise.runs.checksum import CHECKSUM, Damaged, checksum, read_tensors
 
 FAMILY = "layerwise-checkpoint-"
 FORMAT = f"{FAMILY}2"
@@ -54,23 +54,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: the file cannot be read, is cut short, has a wrong checksum, is of another
             version, or is not a checkpoint of this library.
     """
-    if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
-        raise InputError(f"checkpoint {path}: not a file; {USE_ANOTHER}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            kind = about.get("format", "")
-            if not kind.startswith(FAMILY):
-                raise InputError(
-                    f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
-                    "give one that `layerwise train` wrote"
-                )
-            if kind not in (FORMAT, WITHOUT_CHECKSUM):
-                raise InputError(
-                    f"checkpoint {path}: its format is {kind}, and this version of layerwise reads "
-                    f"{FORMAT} and older ones; use the version that wrote it"
-                )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        tensors, about = read_tensors(path)
+        kind = about.get("format", "")
+        if not kind.startswith(FAMILY):
+            raise InputError(
+                f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
+                "give one that `layerwise train` wrote"
+            )
+        if kind not in (FORMAT, WITHOUT_CHECKSUM):
+            raise InputError(
+                f"checkpoint {path}: its format is {kind}, and this version of layerwise reads "
+                f"{FORMAT} and older ones; use the version that wrote it"
+            )
         if kind == FORMAT and about[CHECKSUM] != checksum(tensors, about["state"]):
             raise Damaged("its checksum is wrong: it changed after it was written")
         state = _unpack(json.loads(about["state"]), tensors)

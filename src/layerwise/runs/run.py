@@ -39,8 +39,8 @@ from typing import Any
 import yaml
 
 from layerwise.errors import InputError, reason
-from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
 from layerwise.runs import rows
+from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
 from layerwise.runs.files import (
     append,
     claim,
@@ -113,7 +113,7 @@ class Run:
         path = Path(path)
         if not str(path).isprintable():  # its name would fail in the first message about it
             raise InputError(
-                f"run {ascii(str(path))}: the path holds characters that cannot be printed; rename "
+                f"run {str(path)!a}: the path holds characters that cannot be printed; rename "
                 "the folder"
             )
         if not os.path.isfile(path / CONFIG):
@@ -339,7 +339,11 @@ class Run:
         """The bytes of a file; none if there is no such file."""
         path = self.path / name
         with self._readable(name):
-            return path.read_bytes() if os.path.lexists(path) else b""
+            if not os.path.lexists(path):
+                return b""
+            if path.exists() and not path.is_file():  # reading a named pipe would wait for ever
+                raise OSError("not a file")
+            return path.read_bytes()
 
     @contextlib.contextmanager
     def _readable(self, name: str) -> Iterator[None]:
@@ -444,9 +448,9 @@ class Run:
         """
         state, last = self.checkpoint(name), self.checkpoint_path("last")
         chosen = self.checkpoint_path(name)
-        if not self.writes or (last.exists() and os.path.samefile(chosen, last)):
-            return
         content = chosen.read_bytes()
+        if not self.writes or (last.is_file() and last.read_bytes() == content):
+            return
         folder = self.set_aside([name for name in TRAINED if os.path.lexists(self.path / name)])
         self.log(f"goes back to {name}, epoch {state['epoch']}; all files are in {folder.name}")
         # From here on the run goes on from the chosen one, even if it is killed at once.
@@ -508,7 +512,7 @@ def check_name(root: Path, name: str | None) -> None:
         InputError: such a name, or there is a folder of that name.
     """
     if not str(root).isprintable():
-        raise InputError(f"--runs {ascii(str(root))}: not text that can be printed; give another")
+        raise InputError(f"--runs {str(root)!a}: not text that can be printed; give another")
     if name is None:
         return
     shown = ascii(name)[1:-1] if not name.isprintable() else name

@@ -163,11 +163,11 @@ def _check_optimizer_state(
                 f"checkpoint: the optimizer's state of {name} is not whole; {USE_ANOTHER}"
             )
         for key, value in state.items():
-            shape = tuple(parameters[name].shape)
-            if isinstance(value, Tensor) and value.ndim and tuple(value.shape) != shape:
+            here = tuple(parameters[name].shape)
+            if isinstance(value, Tensor) and value.ndim and (there := tuple(value.shape)) != here:
                 raise InputError(
-                    f"checkpoint: the optimizer's {key} of {name} is {tuple(value.shape)} there and "
-                    f"{shape} here; {USE_ANOTHER}"
+                    f"checkpoint: the optimizer's {key} of {name} is {there} there and {here} "
+                    f"here; {USE_ANOTHER}"
                 )
 
 

@@ -27,7 +27,8 @@ class Stop:
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Within, Ctrl-C, SIGTERM and the loss of the terminal (SIGHUP) request a stop; a second
-        Ctrl-C or SIGTERM ends the program at once. Under `nohup`, which ignores SIGHUP, it stays ignored."""
+        Ctrl-C or SIGTERM ends the program at once. Where SIGHUP is ignored, as under `nohup`, it
+        stays so."""
 
         def ask(number: int, frame: object) -> None:
             if self.asked and number != HANGUP:  # a closed terminal may send several
