@@ -67,7 +67,9 @@ def contents(path: Path, n: int) -> Iterator[tuple[str, bytes | None]]:
     whole = path.read_bytes()
     yield "missing", None
     yield from CONTENTS.items()
-    lengths = range(len(whole)) if n >= len(whole) else random.Random(1).sample(range(len(whole)), n)
+    lengths = (
+        range(len(whole)) if n >= len(whole) else random.Random(1).sample(range(len(whole)), n)
+    )
     for length in lengths:
         yield f"cut at {length}", whole[:length]
     for length in lengths[:3]:
@@ -132,9 +134,9 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The places of all values within mappings and lists."""
     if at:
         yield at
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, one in inner if isinstance(value, (dict, list)) else ():
-        yield from places(one, (*at, key))
+    if isinstance(value, (dict, list)):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(one, (*at, key))
 
 
 def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
@@ -154,9 +156,13 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 )
 @pytest.mark.parametrize("name", ["config.yaml", "cost.json"])
 def test_a_value_of_another_kind(name, n, run, cli):
-    read, dump = (yaml.safe_load, yaml.safe_dump) if name.endswith("yaml") else (
-        json.loads,
-        json.dumps,
+    read, dump = (
+        (yaml.safe_load, yaml.safe_dump)
+        if name.endswith("yaml")
+        else (
+            json.loads,
+            json.dumps,
+        )
     )
     whole, draw = read((run / name).read_text()), random.Random(n)
     cases = [(at, new) for at in places(whole) for new in (KeyError, *OTHER)]

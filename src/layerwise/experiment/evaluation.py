@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build
-from layerwise.runs.files import disk_errors
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -107,25 +105,13 @@ class Evaluation:
 
     def write_losses(self) -> Path:
         """Measure the loss on every sample, and write the losses into the run folder; the file's
-        path.
-
-        Another run's curriculum may read a file that was written before, so that file is left as
-        it is: other losses, such as those after more epochs, go into a file with a number.
-        """
+        path."""
         losses = {"losses": sample_losses(self.experiment.rule, self.loader, self.fabric)}
         if not self.loader.tokens:
             losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
-        content = safetensors.torch.save(losses)
-        for number in itertools.count(1):
-            ending = "" if number == 1 else f"-{number}"
-            path = self.run.path / f"losses-{self._suffix}{ending}.safetensors"
-            with disk_errors(path):
-                if not os.path.lexists(path):
-                    self.run.write(path.name, content)
-                elif path.read_bytes() != content:
-                    continue
-            return path
-        raise AssertionError
+        name = f"losses-{self._suffix}.safetensors"
+        self.run.write(name, safetensors.torch.save(losses))
+        return self.run.path / name
 
     @property
     def _suffix(self) -> str:

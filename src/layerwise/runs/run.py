@@ -55,6 +55,15 @@ NETWORK = "model.safetensors"
 # What a training writes, as set aside where a run goes back to an earlier checkpoint.
 GROWING = (METRICS, ALIGNMENT)  # appended to in place; all other files are replaced
 TRAINED = (*GROWING, NETWORK, "checkpoints", OUTCOMES, "pictures", "curves")
+# What values of another kind raise, wherever they are used; RuntimeError: in PyTorch.
+OF_VALUES = (
+    LookupError,
+    TypeError,
+    AttributeError,
+    ValueError,
+    ArithmeticError,
+    RuntimeError,
+)
 LONGEST_NAME = 255  # bytes, on common file systems
 
 
@@ -184,7 +193,7 @@ class Run:
             yield
         except InputError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        except OF_VALUES as error:
             what = " ".join(repr(error).split())
             raise InputError(
                 f"run {self.path}: config.yaml does not describe a run: {what}"
@@ -206,7 +215,7 @@ class Run:
                 raise
             message = str(error).removeprefix(start)
             raise InputError(f"checkpoint {path}: {message}") from error
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except OF_VALUES as error:
             raise InputError(
                 f"checkpoint {path}: it does not fit this run: {reason(error)}; {USE_ANOTHER}"
             ) from error

@@ -112,18 +112,26 @@ class State:
         ):
             entry(state, name, kind, least=0)
         entry(state, "best", (int, float, NoneType))
-        for name in ("optimizers", "ema", "scaler", "tally", "rng"):
-            entry(state, name, object)
+        entry(state, "scaler", (Mapping, NoneType))
+        averaged = entry(state, "ema", (Mapping, NoneType)) is not None
+        if averaged != (stepper.ema is not None):
+            raise InputError(
+                f"checkpoint: it has {'' if averaged else 'no '}averaged weights, and the config "
+                f"asks for {'some' if stepper.ema is not None else 'none'}; use the --ema that it "
+                "was trained with"
+            )
         self._check_position(state)
         self._load_weights(state)
-        load_optimizer_state(self.rule, stepper.optimizers.values(), state["optimizers"])
+        load_optimizer_state(
+            self.rule, stepper.optimizers.values(), entry(state, "optimizers", object)
+        )
         if stepper.scaler is not None:
             stepper.scaler.load_state_dict(entry(state, "scaler", dict))
         self.metrics.load_state_dict(entry(state, "tally", Mapping))
         self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
         for name in asdict(self.position):
             setattr(self.position, name, state[name])
-        tensors_in(state["rng"], "rng")
+        tensors_in(entry(state, "rng", Mapping), "rng")
         torch.set_rng_state(entry(state["rng"], "cpu", Tensor))
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
