@@ -1,7 +1,6 @@
 """Train PyTorch networks without end-to-end backpropagation.
 
-A learning rule is what takes the place of `loss.backward()`: it fills `.grad`, everything else
-stays PyTorch.
+A learning rule replaces `loss.backward()`: it fills `.grad`, and everything else stays PyTorch.
 """
 
 from __future__ import annotations

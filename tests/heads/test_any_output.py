@@ -280,7 +280,7 @@ def test_a_head_of_other_classes_is_refused() -> None:
         return nn.Linear(in_shape[-1], 4)
 
     rule = rules.DGL(Blocks(parts, example=x), head=wide)
-    with pytest.raises(InputError, match=r"of 4 classes, where the network gives \(7, 3\)"):
+    with pytest.raises(InputError, match=r"for 4 classes, but the network gives \(7, 3\)"):
         rule.backward(x, y)
 
 

@@ -284,7 +284,7 @@ def test_torchrun() -> None:
         ("--replicas 0", "--replicas 0: give at least 1"),
         ("--replicas 3", "--batch_size 128 --replicas 3: each replica takes an equal part"),
         ("--stages 2 --replay -2", "--replay -2: give 0 or more"),
-        ("--stages 2 --replay 2 --rule DNI", "DNI waits for what the next block finds"),
+        ("--stages 2 --replay 2 --rule DNI", "DNI waits for a gradient from the next block"),
     ],
 )
 def test_bad_input(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
