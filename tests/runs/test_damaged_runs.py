@@ -119,8 +119,9 @@ def damage(run: Path, name: str, n: int) -> Iterator[str]:
 @pytest.mark.parametrize("name", READ)
 def test_a_damaged_file(name, run, cli):
     draw = random.Random(name)
-    for case in damage(run, name, 4):
-        check(cli, run, case, (draw.choice(COMMANDS[:2]), draw.choice(COMMANDS[2:])))
+    for k, case in enumerate(damage(run, name, 4)):
+        if k % 3 == draw.randrange(3):  # test_a_file_damaged_in_every_way tries all
+            check(cli, run, case, (draw.choice(COMMANDS),))
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "n", [60, pytest.param(1500, marks=pytest.mark.slow)], ids=["some", "many"]
+    "n", [20, pytest.param(1500, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 @pytest.mark.parametrize("name", ["config.yaml", "cost.json"])
 def test_a_value_of_another_kind(name, n, run, cli):
@@ -175,7 +176,7 @@ def test_a_value_of_another_kind(name, n, run, cli):
 
 
 @pytest.mark.parametrize(
-    "n", [100, pytest.param(10**6, marks=pytest.mark.slow)], ids=["some", "all"]
+    "n", [30, pytest.param(10**6, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_a_checkpoint_with_a_part_missing_or_of_another_kind(n, run, cli):
     """The file can be read, and its checksum is right."""
@@ -192,7 +193,7 @@ def test_every_part_of_a_checkpoint_is_needed(run, cli):
     whole = read_checkpoint(path)
     assert len(whole) > 10
     for key in whole:
-        for new in (KeyError, "x", [1]):
+        for new in (KeyError, [1]):
             path.write_bytes(pack(replaced(whole, (key,), new)))
             result = cli("train --resume run")
             if key == "scaler" and new is not KeyError:
