@@ -278,7 +278,7 @@ def test_torchrun() -> None:
         ("--stages 2 --rule DirectGlobal", "DirectGlobal needs forward and error information"),
         ("--stages 2 --rule MAN", "MAN needs forward and weights information"),
         ("--stages 2 --rule DeepSupervision", "DeepSupervision needs backward information"),
-        ("--stages 2 --replay 2 --rule LocalCritic", "LocalCritic waits for what the next"),
+        ("--stages 2 --replay 2 --rule LocalCritic", "LocalCritic waits for a gradient from"),
         ("--stages 2 --restarts -1", "--restarts -1: give 0 or more"),
         ("--stages 2 --timeout 0", "--timeout 0"),
         ("--replicas 0", "--replicas 0: give at least 1"),

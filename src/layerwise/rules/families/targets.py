@@ -33,8 +33,8 @@ class TargetRule(Rule):
         grad_k  = mean_b d |f_k(sg[h_{k-1}]) - sg[t_k]|^2 / (2 beta) / d f_k,    k < K
         grad_K  = mean_b dL_b / d f_K
 
-    The division by 2 beta gives gradients the size of backpropagation's: they are equal to it if
-    dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0.
+    The division by 2 beta gives gradients the size of backpropagation's. They equal
+    backpropagation's if dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0.
 
     Each rule defines the loss of its inverses. An inverse trains with its block. The reported loss
     of a block, except the last, is that of its inverse, over the draws of noise. Inverses and
