@@ -58,8 +58,6 @@ class Evaluation:
         Raises:
             InputError: no such checkpoint, split or device; files that cannot be read.
         """
-        if split not in ("test", "validation", "train"):
-            raise InputError(f"--split {split}: give test, validation or train")
         state = run.checkpoint(checkpoint)
         with run.readable():
             experiment = build(run.config)

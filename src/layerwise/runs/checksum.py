@@ -7,8 +7,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 CHECKSUM = "crc32"  # its key in a file's metadata
@@ -36,7 +36,7 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
 
 def save_checked(tensors: Mapping[str, Tensor]) -> bytes:
     """A safetensors file of these tensors with their checksum."""
-    return safetensors.torch.save(dict(tensors), metadata={CHECKSUM: checksum(tensors)})
+    return save(dict(tensors), metadata={CHECKSUM: checksum(tensors)})
 
 
 def load_checked(path: Path) -> dict[str, Tensor]:
@@ -65,6 +65,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
         raise OSError("not a file")
     content = path.read_bytes()
-    tensors = safetensors.torch.load(content)  # refuses whatever is not such a file
+    tensors = load(content)  # refuses whatever is not such a file
     size = int.from_bytes(content[:8], "little")
     return tensors, json.loads(content[8 : 8 + size]).get("__metadata__", {})
