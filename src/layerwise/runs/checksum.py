@@ -30,7 +30,7 @@ def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
         about = f"{name} {tensor.dtype} {tuple(tensor.shape)}"
         found = zlib.crc32(about.encode(), found)
         content = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-        found = zlib.crc32(memoryview(content), found)
+        found = zlib.crc32(content.data, found)
     return f"{found:08x}"
 
 
