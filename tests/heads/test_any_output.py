@@ -266,7 +266,7 @@ def test_scores_of_a_convolution_at_every_time() -> None:
 
 def test_a_recipe_that_reads_no_tokens_refuses_them() -> None:
     blocks = audio([nn.Conv1d(6, 5, 3, padding=1)])
-    with pytest.raises(InputError, match=r"AugLocal|_Auxiliary") as error:
+    with pytest.raises(InputError, match=r"AugLocal|LaterLayers") as error:
         rules.AugLocal(blocks)
     assert "rules.DGL" in str(error.value)
 

@@ -20,6 +20,7 @@ READ = (
     "config.yaml",
     "cost.json",
     "environment.json",
+    "data.json",
     "metrics.csv",
     "alignment.jsonl",
     "outcomes/epoch-002.safetensors",

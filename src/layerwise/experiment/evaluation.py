@@ -17,6 +17,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.recorded_data import about_scores, check_data
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -56,11 +57,13 @@ class Evaluation:
             device: as `Settings.device`.
 
         Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
+            InputError: no such checkpoint, split or device; files that cannot be read; data that
+                changed since the run began.
         """
         state = run.checkpoint(checkpoint)
         with run.readable():
             experiment = build(run.config)
+        check_data(run, experiment.splits)
         fabric = fabric_for(device, experiment.settings.precision)
         with run.loading(checkpoint):
             load_evaluated(experiment.rule, state)
@@ -102,14 +105,28 @@ class Evaluation:
         return self.run.path / name
 
     def write_losses(self) -> Path:
-        """Measure the loss on every sample, and write the losses into the run folder; the file's
-        path."""
+        """Measure the loss on every sample, and write the losses into the run folder.
+
+        A file of other losses is never overwritten, because the curriculum of another run may read
+        it: the new file has a number.
+
+        Returns:
+            The path of the file with these losses.
+        """
         losses = {"losses": sample_losses(self.experiment.rule, self.loader, self.fabric)}
         if not self.loader.tokens:
             losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
-        name = f"losses-{self._suffix}.safetensors"
-        self.run.write(name, safetensors.torch.save(losses))
-        return self.run.path / name
+        about = about_scores(self.experiment.splits, self.result["split"])
+        content = safetensors.torch.save(losses, about)
+        name = f"losses-{self._suffix}"
+        path = self.run.path / f"{name}.safetensors"
+        number = 1
+        while path.exists() and path.read_bytes() != content:
+            number += 1
+            path = self.run.path / f"{name}-{number}.safetensors"
+        if not path.exists():
+            self.run.write(path.name, content)
+        return path
 
     @property
     def _suffix(self) -> str:

@@ -27,6 +27,7 @@ from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.observers import alignment_of
+from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.checksum import load_checked
@@ -74,11 +75,13 @@ class Subject:
         """A run with the network of one of its checkpoints.
 
         Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
+            InputError: no such checkpoint, split or device; files that cannot be read; data that
+                changed since the run began.
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
             experiment = build(run.config)
+        check_data(run, experiment.splits)
         fabric = fabric_for(options["device"], experiment.settings.precision)
         with run.loading(options["checkpoint"]):
             load_evaluated(experiment.rule, state)
@@ -262,7 +265,8 @@ class Subject:
         of_set = right.shape == losses.shape == (len(files), len(train))
         if not of_set or right.dtype != torch.bool or not losses.is_floating_point():
             raise InputError(
-                f"{where} is that of another data set: {tuple(right.shape)} outcomes, where "
-                f"{len(train)} training images have one after each epoch; put its files back"
+                f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not one "
+                f"for each of {len(train)} training images after every epoch; restore the run's "
+                "own files"
             )
         return losses, right

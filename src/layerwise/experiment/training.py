@@ -14,6 +14,7 @@ from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, fitted, parameters
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.prepared import Prepared
+from layerwise.experiment.recorded_data import check_data, record_data
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.rules.base import Rule
@@ -67,6 +68,7 @@ def train(
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
+        record_data(run, prepared.experiment.splits, prepared.config)
         return run
 
     return _train(create, prepared, progress or Progress())
@@ -99,7 +101,8 @@ def resume(
         progress: a display; by default none.
 
     Raises:
-        InputError: no run there, files that cannot be read, or another process trains it.
+        InputError: no run there, files that cannot be read, data that changed since the run began,
+            or another process trains it.
         NonFiniteLoss, Interrupted, FailedProcess, LostStage: as `train`.
     """
     run = Run.open(path)
@@ -117,6 +120,7 @@ def resume(
         elif given.keys() & {"stages", "replicas"} and runtime is None:
             config["runtime"] = "auto"
         prepared = Prepared.of(config)
+    check_data(run, prepared.experiment.splits, curriculum=True)
 
     def go_back() -> Run:
         if checkpoint != "last" and not processes.restarts():

@@ -5,6 +5,7 @@ Always there:
 
     config.yaml         every option, defaults included
     environment.json    the command, versions and the machine
+    data.json           a fingerprint of the data
     cost.json           parameters and FLOPs of every block and its heads; FLOPs of a training step
     log.txt             messages with their times
     metrics.csv         one row per epoch

@@ -85,6 +85,12 @@ class LayerParallel:
         self.reads_input = stage == 0 or rule.reads_input(self.blocks)
         self._replays = replay > 0
         self._input_travels = any(rule.reads_input(part) for part in parts[1:])
+        example = rule.blocks.example
+        if replay and self._input_travels and not isinstance(example, Tensor | None):
+            raise InputError(
+                f"layer_parallel(replay={replay}): later blocks or their heads read the network's "
+                "inputs, which are several, and a replayed batch brings one tensor; leave replay out"
+            )
         # Every process makes all process groups, in this order.
         self._control = Control(stages)
         self._reducer = _join_replicas(rule, stage, stages, replicas, sync_batchnorm)

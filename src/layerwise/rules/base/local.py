@@ -87,12 +87,20 @@ class LocalRule(Rule):
         return self.reading.first_input(batch)
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
-        """Whether any of these blocks or their objectives reads `batch.x`, apart from the first
-        block, of which it is the input."""
+        """Whether any of these blocks or their objectives reads the network's inputs, apart from
+        the first block, of which they are the input. Heads read padding masks, which only a
+        network that takes several inputs is given."""
         blocks = list(blocks)
-        objectives = map(self.objectives.get, blocks)
-        return any(o.reads_input for o in objectives if o is not None) or any(
-            k > 0 and self.blocks.reads_inputs(k) for k in blocks
+        objectives = [o for k in blocks if (o := self.objectives.get(k)) is not None]
+        example = self.blocks.example
+        masks = example is not None and not isinstance(example, Tensor)
+        return (
+            any(o.reads_input for o in objectives)
+            or (
+                masks
+                and any(getattr(m, "reads_inputs", False) for o in objectives for m in o.modules())
+            )
+            or any(k > 0 and self.blocks.reads_inputs(k) for k in blocks)
         )
 
     def step(self, batch: Batch) -> Tensor:
