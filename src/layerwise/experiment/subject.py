@@ -265,8 +265,8 @@ class Subject:
         of_set = right.shape == losses.shape == (len(files), len(train))
         if not of_set or right.dtype != torch.bool or not losses.is_floating_point():
             raise InputError(
-                f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not one "
-                f"for each of {len(train)} training images after every epoch; restore the run's "
-                "own files"
+                f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not "
+                f"one for each of {len(train)} training images after every epoch; restore the "
+                "run's own files"
             )
         return losses, right
