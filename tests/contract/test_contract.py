@@ -322,7 +322,7 @@ def test_state_dict_carries_the_rule(make: Make) -> None:
 def test_gradients_are_refused_where_they_are_off(make: Make) -> None:
     case = networks.mlp()
     rule = make(case.blocks)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"called where gradients are off") as e:
+    with torch.no_grad(), pytest.raises(ValueError, match=r"called while gradients are off") as e:
         rule.backward(case.x, case.y)
     assert "\n" not in str(e.value)
 
