@@ -155,8 +155,8 @@ TRAIN = [
     (f"{MLP} --model.layers {10**30}", "give at most 2147483647"),
     (f"{MLP} --model.layers {10**7}", "mlp(layers=10000000): give at most 10000"),
     (f"{MLP} --model.width {10**9} --model.layers 2", "emory"),
-    ("train --resume run --stages [", "--stages '[': cannot be read"),
-    ("train --resume missing --stages", "--stages: there is no value"),
+    ("train --resume run --stages [", "--stages [: give a whole number or null"),
+    ("train --resume missing --stages", "--stages: give a whole number or null"),
     *((f"train --config foreign/{name}.yaml", says) for name, (_, says) in FOREIGN.items()),
 ]
 OTHERS = [

@@ -28,7 +28,7 @@ class NTXent(Contrastive):
 
     Args:
         projector: recipe of the auxiliary network.
-        temperature: tau.
+        temperature: tau, by which similarities are divided.
 
     Raises:
         InputError: a temperature that is not above 0; in a step, fewer than two augmented views.

@@ -33,7 +33,7 @@ class SupervisedContrastive(Contrastive):
 
     Args:
         projector: recipe of the auxiliary network.
-        temperature: tau.
+        temperature: tau, by which similarities are divided.
 
     Raises:
         InputError: a temperature that is not above 0; when it is built, a network with a label for
