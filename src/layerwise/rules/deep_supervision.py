@@ -7,10 +7,11 @@ from torch import Tensor
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.objectives import Activity, Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.base.objectives import of_heads
 
 
 class DeepSupervision(Rule):
@@ -52,7 +53,7 @@ class DeepSupervision(Rule):
         head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks, Classify(head, criterion), criterion)
+        super().__init__(blocks, of_heads("DeepSupervision", blocks, head, criterion), criterion)
         if not weight >= 0:
             raise InputError(
                 f"DeepSupervision(weight={weight}): give at least 0; with 0 it is backpropagation"
