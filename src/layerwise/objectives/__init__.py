@@ -10,7 +10,7 @@ from layerwise.objectives.inpaint import Inpaint
 from layerwise.objectives.kernel_separation import KernelSeparation
 from layerwise.objectives.normalization import Normalization
 from layerwise.objectives.nt_xent import NTXent
-from layerwise.objectives.objective import Objective, Predicting, Site, Sum
+from layerwise.objectives.objective import Objective, Site, Sum
 from layerwise.objectives.predict_projection import PredictProjection
 from layerwise.objectives.reconstruct import Reconstruct
 from layerwise.objectives.rotation import Rotation
@@ -30,7 +30,6 @@ __all__ = [
     "Normalization",
     "Objective",
     "PredictProjection",
-    "Predicting",
     "Reconstruct",
     "Rotation",
     "SimilarityMatching",
