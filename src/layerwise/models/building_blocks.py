@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
+from layerwise.arguments import at_least
 from layerwise.errors import InputError
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -15,6 +17,17 @@ Window = tuple[int]  # (T,) tokens
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
     """A network that runs named modules one after the other."""
     return nn.Sequential(OrderedDict(named))
+
+
+def check_sizes(call: str, shape: Sequence[int], num_classes: int, **sizes: int | None) -> None:
+    """Check that a sample's shape, the number of classes and further sizes are at least 1.
+
+    Raises:
+        InputError: one is not.
+    """
+    if min(shape, default=0) < 1:
+        raise InputError(f"{call}(shape={tuple(shape)}): give sizes of at least 1")
+    at_least(1, call, num_classes=num_classes, **sizes)
 
 
 def conv_layer(

@@ -12,6 +12,7 @@ from torch import Tensor
 from layerwise.blocks.chain import Passes
 from layerwise.blocks.inplace import kept
 from layerwise.inputs import Inputs, first_rows, leading
+from layerwise.labels import refuse_no_labels
 
 Scale = Callable[[Tensor], Tensor]
 OnBlock = Callable[[int], None]
@@ -57,6 +58,7 @@ class Batch:
 
     def __post_init__(self) -> None:
         self.augmented = self.inputs
+        refuse_no_labels(self.labels)
         if not (self.labels.is_floating_point() or self.labels.is_complex()):
             self.labels = self.labels.long()
         if self.inputs is not None and len(leading(self.inputs)) > self.rows:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -48,6 +49,7 @@ class ClassifyGroups(Predicting):
 
     groups: Tensor  # (C,), the group of every class at this block
 
+    @checks_arguments
     def __init__(
         self,
         head: Head = MLP(),

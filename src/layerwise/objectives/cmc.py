@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
@@ -76,6 +77,7 @@ class CMC(Objective):
             is not above 0; when it is built, a network whose input does not have three channels.
     """
 
+    @checks_arguments
     def __init__(
         self,
         projector: Projector = Projector(),

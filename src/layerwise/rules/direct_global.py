@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -44,6 +45,7 @@ class DirectGlobal(Rule):
 
     needs = Needs.FORWARD | Needs.ERROR
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

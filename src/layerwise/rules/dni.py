@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Synthesizer
@@ -63,6 +64,7 @@ class DNI(LocalRule):
 
     needs = Needs.FORWARD | Needs.NEXT
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

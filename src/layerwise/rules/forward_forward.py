@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
 from layerwise.errors import InputError
@@ -78,6 +79,7 @@ class ForwardForward(LocalRule):
 
     stochastic = True
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

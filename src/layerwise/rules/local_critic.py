@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
@@ -48,6 +49,7 @@ class LocalCritic(LocalRule):
 
     needs = Needs.FORWARD | Needs.NEXT
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

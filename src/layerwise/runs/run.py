@@ -39,6 +39,7 @@ from typing import Any
 
 import yaml
 
+from layerwise import safe_yaml
 from layerwise.errors import InputError, reason
 from layerwise.runs import rows
 from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
@@ -143,7 +144,7 @@ class Run:
             InputError: the file cannot be read, or holds no mapping.
         """
         try:
-            config = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+            config = safe_yaml.load_file(self.path / CONFIG)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             what = " ".join(str(error).split())
             raise InputError(f"run {self.path}: config.yaml cannot be read: {what}") from error

@@ -21,7 +21,7 @@ from layerwise.objectives import Objective, Site
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch, OnBlock, Scale, identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base.checks import BatchCheck, checked
+from layerwise.rules.base.checks import BatchCheck, checked, explain
 from layerwise.rules.base.differentiate import differentiate, kept_graphs
 from layerwise.rules.base.objectives import LAST_ONLY, OfBlocks, one_per_block
 from layerwise.rules.base.reading import Reading
@@ -282,11 +282,17 @@ class Rule(nn.Module, ABC):
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
+        if inputs is None:
+            raise InputError("backward(x, y): got no inputs, None; give what the network takes")
         batch = Batch(inputs, labels, scale, on_block or nothing)
         self.check(batch)
         kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
         with self.blocks.passes(batch.augmented) as batch.passes, kept:
-            output = self.step(batch)
+            try:
+                output = self.step(batch)
+            except (RuntimeError, ValueError) as error:
+                explain(self, error)
+                raise
         self._check_step(batch, output)
         return Report.of(batch, output, len(self.blocks))
 
@@ -367,7 +373,7 @@ class Rule(nn.Module, ABC):
             InputError: the objective changes the block's output in place, although the next block
                 reads it.
         """
-        version = activity.output._version
+        version = _version(activity.output)
         objective = self.objectives[k] if objective is None else objective
         found = objective.loss_and_scores(activity, batch)
         self._refuse_changed(k, activity.output, version)
@@ -384,7 +390,7 @@ class Rule(nn.Module, ABC):
         Raises:
             InputError: as in `loss`.
         """
-        version = h._version
+        version = _version(h)
         scores = self.objectives[k].predict(h, batch.inputs)
         self._refuse_changed(k, h, version)
         assert scores is not None
@@ -444,7 +450,7 @@ class Rule(nn.Module, ABC):
         return next(weights, None)
 
     def _refuse_changed(self, k: int, h: Tensor, version: int) -> None:
-        if h._version != version and k < len(self.blocks) - 1:
+        if _version(h) != version and k < len(self.blocks) - 1:
             raise InputError(
                 f"{type(self).__name__}: the objective of block {self.blocks.names[k]!r} changes "
                 "the block's output in place, but the next block reads it; make the first "
@@ -479,6 +485,11 @@ class Rule(nn.Module, ABC):
                 "which averages them, or set rule.synchronised = True if you average them yourself "
                 "or each process trains separately"
             )
+
+
+def _version(h: Tensor) -> int:
+    """How often a tensor was changed in place; those of `torch.inference_mode` do not count it."""
+    return 0 if h.is_inference() else h._version
 
 
 @contextlib.contextmanager
