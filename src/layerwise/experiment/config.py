@@ -103,7 +103,7 @@ def parameters(
     """The parameters of a class or function: type and default of each."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
     return {
-        name: (hints[name], parameter.default)
+        name: (hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in leave_out
     }

@@ -54,6 +54,7 @@ class Batch:
     passes: Passes | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    finished: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.augmented = self.inputs
@@ -108,6 +109,7 @@ class Batch:
             self.losses[k] = loss.detach()
         if scores is not None:
             self.scores[k] = scores.detach()
+        self.finished.append(k)
         self.on_block(k)
 
     def scaled_one(self, like: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class Run:
             raise InputError(f"run {self.path}: config.yaml cannot be read: {what}") from error
         if not isinstance(config, dict):
             raise InputError(f"run {self.path}: config.yaml is not a mapping of options")
-        return config
+        return with_names_of_today(config)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -567,3 +567,13 @@ def _same_or_copied(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's options, with the names that they have today: `HPFF` was `Overlap(independent=w)`."""
+    rule = config.get("rule")
+    if not isinstance(rule, dict) or rule.get("name") != "Overlap" or "independent" not in rule:
+        return config
+    if rule["independent"]:
+        return {**config, "rule": {**rule, "name": "HPFF"}}
+    return {**config, "rule": {k: v for k, v in rule.items() if k != "independent"}}
