@@ -423,12 +423,14 @@ class Fuzz:
         parts = draw.choice(
             [("",), ("",), ("train", "test"), ("Train", "val"), ("a/b",), ("train",)]
         )
+        good = draw.random() < 0.5
         for part in parts:
-            for c in range(draw.randint(0, 3)):
-                folder = root / part / draw.choice([f"c{c}", f"c{c}", ".c", "ä", "a b", "c0"])
+            for c in range(draw.randint(2, 3) if good else draw.randint(0, 3)):
+                other = draw.choice([f"c{c}", ".c", "ä", "a b", "c0"])
+                folder = root / part / (f"c{c}" if good else other)
                 folder.mkdir(parents=True, exist_ok=True)
-                for k in range(draw.randint(0, 12)):
-                    self._image(folder, k, draw)
+                for k in range(draw.randint(10, 14) if good else draw.randint(0, 12)):
+                    self._image(folder, k, draw, good)
         name, size = (
             draw.choice(["folder:images", "images", "folder:nosuch"]),
             draw.choice([None, 8]),
@@ -440,12 +442,13 @@ class Fuzz:
         tree = sorted(str(p.relative_to(root)) for p in root.rglob("*"))
         return Case("images", f"data.load({name!r}, size={size})   # {tree}"[:800], run)
 
-    def _image(self, folder: Path, k: int, draw: random.Random) -> None:
+    def _image(self, folder: Path, k: int, draw: random.Random, good: bool) -> None:
         path = folder / f"{k}.{draw.choice(['png', 'png', 'png', 'jpg', 'bmp', 'PNG', 'txt'])}"
         mode, size = (
             draw.choice(["L", "RGB", "L", "RGBA", "P", "I;16", "1"]),
             draw.choice([8, 8, 5]),
         )
+        mode, size = ("L", 8) if good else (mode, size)
         kind = {"png": "PNG", "jpg": "JPEG", "bmp": "BMP"}.get(path.suffix[1:].lower(), "PNG")
         written = io.BytesIO()
         with contextlib.suppress(OSError):
@@ -453,7 +456,7 @@ class Fuzz:
         image = written.getvalue()
         if path.exists() or path.is_symlink():
             return
-        roll = draw.random()
+        roll = 1.0 if good else draw.random()
         if roll < 0.06:
             image = spoiled(image, draw) if image else b""
         elif roll < 0.08:
