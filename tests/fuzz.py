@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -45,14 +46,15 @@ from layerwise import cut, data, models
 from layerwise.arguments import alternatives
 from layerwise.cli import main
 from layerwise.errors import InputError, NonFiniteLoss
-from layerwise.experiment import training
+from layerwise.experiment import memory, training
 from layerwise.experiment.config import complete, parameters
 from layerwise.experiment.registry import GIVEN, KINDS, make, nested
 from layerwise.objectives import Classify, Sum
 
 LIMIT_S = 20  # of a case; the machine may be busy
 PROCESS_LIMIT_S = 180
-MEMORY_BYTES = 8 << 30  # beyond what the process has when it starts
+MEMORY_BYTES = 4 << 30  # beyond what the process has when it starts
+WEIGHTS_BYTES = 1 << 28  # what the library takes for this machine's free memory
 SEQUENTIAL = ("Greedy", "HPFF", "LocalForwardGradient", "Overlap", "Sequential")  # need objectives
 BASE = "train --model mlp --model.width 8 --epochs 1 --device cpu"
 NUMBERS = (
@@ -502,12 +504,9 @@ class Fuzz:
 
     def _train(self) -> Path:
         words = f"{BASE} --model.layers 1 --blocks 2 --runs runs --name trained --outcomes true"
-        with contextlib.redirect_stderr(io.StringIO()):
-            before, training.draw_run = training.draw_run, lambda run: None
-            try:
-                assert main(words.split()) == 0
-            finally:
-                training.draw_run = before
+        undrawn = mock.patch.object(training, "draw_run")
+        with contextlib.redirect_stderr(io.StringIO()), undrawn:
+            assert main(words.split()) == 0
         return Path("runs/trained").resolve()
 
 
@@ -518,12 +517,8 @@ def no_training() -> Iterator[None]:
     def stop(*args: object) -> None:
         raise Stopped
 
-    before = training._train
-    training._train = stop  # type: ignore[assignment]
-    try:
+    with mock.patch.object(training, "_train", stop):
         yield
-    finally:
-        training._train = before
 
 
 def plain(value: Any) -> Any:
@@ -586,7 +581,8 @@ def tried(number: int, case: Case, ended: Counter[tuple[str, str]]) -> Failure |
     signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, LIMIT_S)
     try:
-        with warnings.catch_warnings():
+        small = mock.patch.object(memory, "_memory", return_value=WEIGHTS_BYTES)
+        with warnings.catch_warnings(), small:
             warnings.simplefilter("ignore")
             ended[case.kind, case.run()] += 1
     except TimeoutError:
@@ -705,6 +701,7 @@ def run() -> int:
     kinds = options.kinds.split(",") if options.kinds else ()
     ended, failures = fuzz(options.seconds, options.seed, options.case, kinds=kinds, tell=tell)
     print(summary(options.seed, ended, failures))
+    print(f"  {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10} MiB at most")
     return 1 if failures else 0
 
 

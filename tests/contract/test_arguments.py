@@ -104,7 +104,7 @@ def test_a_value_that_cannot_be_printed() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("model", {"name": "mlp", "width": 100_000, "layers": 1000}, "this machine's memory"),
+        ("model", {"name": "mlp", "width": 100_000, "layers": 1000}, "this machine's free memory"),
         ("model", {"name": "mlp", "width": 2**31 - 1}, "emory"),
         (
             "rule",
