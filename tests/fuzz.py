@@ -348,7 +348,8 @@ class Fuzz:
             def step() -> None:
                 model = make("model", options, shape=shape, num_classes=classes)
                 if not large(options) and not slow and math.prod(shape) < 100:
-                    model.eval()(torch.zeros(2, *shape))
+                    dtype = torch.long if len(shape) == 1 else None
+                    model.eval()(torch.zeros(2, *shape, dtype=dtype))
 
             return in_one_line(step)
 

@@ -12,7 +12,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, TypeVar, Union
@@ -63,7 +63,8 @@ def check_fields(thing: Any, call: str) -> None:
 
 def check(call: str, given: Mapping[str, Any], hints: Mapping[str, Hint]) -> None:
     """Refuse values that do not fit their annotations. Types that are neither numbers, text nor
-    callable are not looked at, and neither is which text a `Literal` allows.
+    callable are not looked at, and neither are the length of a tuple and the text that a `Literal`
+    allows.
 
     Raises:
         InputError: a value does not fit.
@@ -144,14 +145,9 @@ def _fits(value: Any, hint: Hint) -> bool:
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
             return False
-        if origin is tuple and ... not in arguments:
-            hints: Sequence[Hint] = arguments
-            if len(value) != len(arguments):
-                return False
-        else:
-            hints = [arguments[0]] * len(value)
-        pairs = zip(value, hints, strict=True)
-        return all(any(_fits(v, one) for one in alternatives(h)) for v, h in pairs)
+        # How many there are, and lists of lists, are looked at where their meaning is known.
+        kinds = {one for h in arguments if h is not ... for one in alternatives(h)}
+        return all(any(is_list(one) or _fits(v, one) for one in kinds) for v in value)
     if inspect.isclass(hint) and "__call__" in getattr(hint, "__abstractmethods__", ()):
         return callable(value)  # a recipe, or any function of the same arguments
     return origin is not Callable or callable(value)

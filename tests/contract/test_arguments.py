@@ -67,6 +67,7 @@ def test_numbers(kind: str, name: str, option: str, number: type) -> None:
         (lambda: models.mlp((3, 0, 4)), "mlp(shape=(3, 0, 4)): give sizes of at least 1"),
         (lambda: models.mlp(num_classes=0), "mlp(num_classes=0): give at least 1"),
         (lambda: models.mlp(shape=3), "mlp(shape=3): give 3 values"),
+        (lambda: models.vit(shape=(3, 8)), "vit(shape=(3, 8)): give the shape of an image"),
         (lambda: models.vgg8b(width=math.nan), "vgg8b(width=nan): give a finite number"),
         (lambda: models.resnet20(width=1e300), "resnet20(width=1e+300): give at most 10000"),
         (lambda: heads.MLP(width=None), "heads.MLP(width=None): give a whole number"),

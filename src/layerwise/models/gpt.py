@@ -106,7 +106,7 @@ def gpt(
             f"gpt(shape={tuple(shape)}): it takes windows of tokens, (T,); give a text, such as "
             "--data markov, or a network for images, such as vit"
         )
-    check_sizes("gpt", shape, num_classes)
+    check_sizes("gpt", shape, num_classes, axes=1)
     at_least(0, "gpt", DEEPEST, layers=layers)
     share("gpt", dropout=dropout)
     if min(width, heads, *shape) < 1 or width % heads:
