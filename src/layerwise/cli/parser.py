@@ -20,7 +20,6 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
-from layerwise import safe_yaml
 from layerwise.arguments import alternatives, in_words, is_list, shortened
 from layerwise.cli.help import Option, brief, explained
 from layerwise.errors import InputError
@@ -33,6 +32,7 @@ from layerwise.experiment.config import (
 )
 from layerwise.experiment.registry import GIVEN, find, nested, terms
 from layerwise.objectives import Sum
+from layerwise.runs import safe_yaml
 
 MORE_HELP = """\
 Options are shown with their defaults. More help:

@@ -20,7 +20,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @contextlib.contextmanager
 def bounded(call: str) -> Iterator[None]:
-    """Within, modules are refused as soon as their weights take more than this machine's free memory,
+    """Within, modules are refused as soon as their weights take more than the memory that is free,
     or are more than `MOST_TENSORS`.
 
     PyTorch registers a parameter before it writes to its memory, so little is used until then.

@@ -39,9 +39,8 @@ from typing import Any
 
 import yaml
 
-from layerwise import safe_yaml
 from layerwise.errors import InputError, reason
-from layerwise.runs import rows
+from layerwise.runs import rows, safe_yaml
 from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
 from layerwise.runs.files import (
     append,

@@ -58,7 +58,7 @@ def explain(rule: Rule, error: Exception) -> None:
         raise InputError(
             f"{call}.backward(x, y): {_place(rule, error)} is given a single value for each "
             "channel in train mode, which has no variance; give batches of at least 2 samples, or "
-            "call eval() on the normalization"
+            "call .eval() of the normalization"
         ) from error
 
 

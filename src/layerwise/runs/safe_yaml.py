@@ -73,10 +73,13 @@ def load(text: str) -> Any:
         yaml.YAMLError: not YAML, or beyond the limits; `in_one_line` words it.
     """
     check(text)
+    loader = _Loader(text)
     try:
-        return yaml.load(text, Loader=_Loader)
+        return loader.get_single_data()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise yaml.YAMLError(f"a value does not fit its tag: {error!r}") from error  # `!!int x`
+    finally:
+        loader.dispose()
 
 
 def load_file(path: str | os.PathLike[str]) -> Any:

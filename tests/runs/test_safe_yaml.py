@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layerwise import safe_yaml
+from layerwise.runs import safe_yaml
 
 NESTED = 'a: &a ["x","x","x","x","x","x","x","x","x"]\n' + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]\n"
