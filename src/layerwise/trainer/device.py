@@ -1,4 +1,4 @@
-"""Lightning Fabric for a device and a precision."""
+"""A device: Lightning Fabric for it, and the seed of its random numbers."""
 
 from __future__ import annotations
 
@@ -50,3 +50,18 @@ def fabric_for(device: str, precision: Precision = "32") -> Fabric:
         return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--precision {precision} --device {device}: {reason(error)}") from error
+
+
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed PyTorch's random numbers on the CPU and on a device: `torch.manual_seed` without the
+    devices that are not used, which takes twenty times as long.
+
+    Args:
+        device: that of the training.
+        seed: up to 2^63 - 1.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

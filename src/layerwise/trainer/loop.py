@@ -20,6 +20,7 @@ from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
 from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import block_keys
+from layerwise.trainer.device import seed_generators
 from layerwise.trainer.epoch_metrics import Row, last_trained, line_of, measured
 from layerwise.trainer.finite import FiniteCheck
 from layerwise.trainer.observer import Observer
@@ -191,7 +192,8 @@ class Trainer:
         def before_block(i: int) -> None:
             # Random numbers of a block on a batch depend on these two and the seed: not on how many
             # other blocks drew, nor on where those are.
-            torch.manual_seed(hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS)
+            of_block = hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS
+            seed_generators(self.fabric.device, of_block)
 
         with self.fabric.autocast():
             options = StepOptions(

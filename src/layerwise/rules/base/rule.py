@@ -352,7 +352,7 @@ class Rule(nn.Module, ABC):
             The output of the block, which is the input of block k+1; and what the objective of
             block k reads.
         """
-        return self.reading.activity(k, self.reading.unpooled(k, h, batch, keep), batch)
+        return self.reading.run(k, h, batch, keep)
 
     def loss(
         self, k: int, activity: Activity, batch: Batch, objective: Objective | None = None
