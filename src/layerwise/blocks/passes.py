@@ -145,7 +145,8 @@ class PausedForward:
                 self._checkpointed = contexts.enter()
                 self._gradients = is_grad_enabled()
             if self._gather is not None and coroutine is not None:
-                self._gather()  # FSDP's backward pass of a block frees what the whole network gathered
+                # FSDP's backward pass of a block frees what the whole network has gathered.
+                self._gather()
             out = self._begin(h) if coroutine is None else coroutine.go_on(h)
         except BaseException:
             self._finish()

@@ -39,10 +39,11 @@ def compare_steps(
 ) -> StepTable:
     """Compare training steps of backpropagation, activation checkpointing and a local rule.
 
-    Every contender gets its own copy of the same weights, and SGD. The rule steps each block and
-    frees its gradients as soon as they are there. A step is forward, backward, optimizer step and
-    zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate steps, which also warm
-    up. In the timed rounds the contenders take turns, and each is compared with backpropagation in
+    Every contender gets its own copy of the same weights, and SGD. The rule steps parameters and
+    frees their gradients as soon as they are complete (`early_steps`). A step is forward, backward,
+    optimizer step and zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate
+    steps, which also warm up. In the timed rounds the contenders take turns, and each is compared
+    with backpropagation in
     the same round. Torch's number of threads is not changed.
 
     Memory is the largest number of bytes of tensors alive at the same time, above parameters (the
@@ -62,7 +63,7 @@ def compare_steps(
         warmup: number of untimed steps of each contender before them.
         global_step: also measure the rule with one optimizer step for all blocks at the end.
         step_in_backward: also measure backpropagation, with and without checkpointing, that steps
-            and frees each block's gradients while autograd is still running.
+            and frees each parameter's gradient while autograd is still running.
         channels_last: images and convolutions in the channels-last memory format.
         lr: learning rate of SGD.
         momentum: of SGD; 0 keeps no optimizer state.
@@ -104,16 +105,16 @@ def compare_steps(
         contenders = [
             contender("backprop", Backprop, blocks, "end"),
             contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),
-            contender("{rule}, {pieces} blocks", rule, blocks, "block"),
+            contender("{rule}, {pieces} blocks", rule, blocks, "early"),
         ]
         if global_step:
             name = "{rule}, {pieces} blocks, one step at the end"
             contenders.append(contender(name, rule, blocks, "end"))
         if step_in_backward:
             name = "backprop, step in backward"
-            contenders.append(contender(name, Backprop, segments, "backward"))
+            contenders.append(contender(name, Backprop, segments, "early"))
             name = "checkpointing, {pieces} segments, step in backward"
-            contenders.append(contender(name, checkpointing, segments, "backward"))
+            contenders.append(contender(name, checkpointing, segments, "early"))
         measured = measure(contenders, x, y, optimizer, rounds=rounds, warmup=warmup)
     return StepTable(
         title=title or type(network).__name__,

@@ -195,7 +195,7 @@ class Trainer:
             of_block = hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS
             seed_generators(self.fabric.device, of_block)
 
-        with self.fabric.autocast():
+        with self.fabric.autocast(), self.stepper.early():
             options = StepOptions(
                 scale=scale,
                 on_block=self.stepper.step_block if self.settings.step_per_block else nothing,

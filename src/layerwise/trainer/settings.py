@@ -25,7 +25,8 @@ class Settings:
         label_smoothing: share of each label spread over all classes.
         ema: decay of a moving average of the weights; the average is then evaluated; null: none.
         step_per_block: step each block as soon as its gradient is there, and free the gradient, so
-            that the whole network's gradients never exist at once.
+            that the whole network's gradients never exist at once. Large parameters are stepped
+            within the block's backward pass if the rule allows it.
         precision: 32, bf16 or 16 (mixed precision).
         channels_last: keep images and feature maps channels-last in memory.
         compile: compile each block with torch.compile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from layerwise.rules.base import Rule
+from layerwise.rules.base import Rule, early_steps
 from layerwise.trainer.learning_rate import LearningRate
 from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.settings import Settings
@@ -80,6 +81,14 @@ class Stepper:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = lr
+
+    def early(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a step's large parameters are stepped as soon as their gradients are complete,
+        under `step_per_block`; not if replicas have to average the gradients first."""
+        settings = self.settings
+        if not settings.step_per_block or self.scaler is not None or settings.replicas > 1:
+            return contextlib.nullcontext()
+        return early_steps(self.rule, [o for o in self.optimizers.values() if o is not None])
 
     def step_block(self, i: int) -> None:
         """Step one block, under `step_per_block`, and free its gradients."""

@@ -6,6 +6,7 @@ from layerwise.rules.base.differentiate import (
     forget_casts,
     refuse_without_gradients,
 )
+from layerwise.rules.base.early import early_steps
 from layerwise.rules.base.local import LocalRule
 from layerwise.rules.base.rule import Done, Needs, Report, Rule, alone
 
@@ -19,6 +20,7 @@ __all__ = [
     "Scale",
     "alone",
     "differentiate",
+    "early_steps",
     "forget_casts",
     "refuse_without_gradients",
 ]

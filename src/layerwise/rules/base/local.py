@@ -36,6 +36,17 @@ class LocalRule(Rule):
 
     needs = Needs.FORWARD
 
+    @property
+    def one_pass(self) -> bool:  # type: ignore[override]
+        """Whether one backward pass completes the gradient of each parameter that it reaches. So it
+        is in the default step, if no two blocks use the same parameter."""
+        own, base = type(self), LocalRule
+        if own.step is not base.step or own.local_step is not base.local_step:
+            return False
+        found = [id(p) for k in range(len(self.blocks)) for p in self.parameters_of(k)]
+        alone = not self.blocks.shares and not self.blocks.shared
+        return alone and len(found) == len(set(found))
+
     def local_step(self, k: int, h: Any, batch: Batch) -> Done:
         """Make block k's step. When this returns, the block's gradients are in `.grad`, and its
         graph is freed.

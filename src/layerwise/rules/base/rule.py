@@ -140,6 +140,8 @@ class Rule(nn.Module, ABC):
             has none.
         reading: runs the blocks so that the objectives get what they read.
         needs: the information that a block must receive before its gradient can be computed.
+        one_pass: whether one backward pass completes the gradient of each parameter that it
+            reaches, so that the parameter may be stepped within the pass (`early_steps`).
         stochastic: whether a step draws random numbers of its own, so that the same batch gives
             different gradients in two steps.
         synchronised: whether `backward` may be called in one of several processes, because
@@ -150,6 +152,7 @@ class Rule(nn.Module, ABC):
     """
 
     needs: Needs
+    one_pass: bool = False
     stochastic: bool = False
     synchronised: bool = False
 
