@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import WIDEST, at_least, checks_arguments, positive
-from layerwise.models.building_blocks import Shape, chain, check_sizes
+from layerwise.models.building_blocks import MeanPool2d, Shape, chain, check_sizes
 
 
 class ResidualBlock(nn.Module):
@@ -52,7 +52,7 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
             stride = 2 if stage > 0 and i == 0 else 1
             named.append((f"block{len(named)}", ResidualBlock(channels, out, stride)))
             channels = out
-    pool = nn.AdaptiveAvgPool2d(1)
+    pool = MeanPool2d()
     classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(channels, num_classes))
     network = chain([*named, ("classifier", classifier)])
     for module in network.modules():
