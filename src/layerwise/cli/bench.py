@@ -62,6 +62,7 @@ def _step(arguments: list[str]) -> None:
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
     parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
+    parser.set_defaults({"keep_freed": True})  # the process ends afterwards
     found = parser.read(tokens)
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
     if len(shape) != 3 or min(*shape, classes, batch) < 1:

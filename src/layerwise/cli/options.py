@@ -39,6 +39,7 @@ SECTIONS = {
         "device",
         "precision",
         "channels_last",
+        "keep_freed",
         "compile",
         "runtime",
         "stages",

@@ -32,6 +32,7 @@ def compare_steps(
     global_step: bool = False,
     step_in_backward: bool = False,
     channels_last: bool = False,
+    keep_freed: bool = False,
     lr: float = 0.01,
     momentum: float = 0.9,
     seed: int = 0,
@@ -65,6 +66,8 @@ def compare_steps(
         step_in_backward: also measure backpropagation, with and without checkpointing, that steps
             and frees each parameter's gradient while autograd is still running.
         channels_last: images and convolutions in the channels-last memory format.
+        keep_freed: on Linux CPUs, time as many rounds again while glibc keeps freed memory for the
+            next tensors, as `layerwise train` lets it. It does so from then on.
         lr: learning rate of SGD.
         momentum: of SGD; 0 keeps no optimizer state.
         seed: of the heads' weights and of dropout.
@@ -115,7 +118,10 @@ def compare_steps(
             contenders.append(contender(name, Backprop, segments, "early"))
             name = "checkpointing, {pieces} segments, step in backward"
             contenders.append(contender(name, checkpointing, segments, "early"))
-        measured = measure(contenders, x, y, optimizer, rounds=rounds, warmup=warmup)
+        made = provenance()  # before the allocator changes
+        measured = measure(
+            contenders, x, y, optimizer, rounds=rounds, warmup=warmup, keep_freed=keep_freed
+        )
     return StepTable(
         title=title or type(network).__name__,
         batch=tuple(x.shape),
@@ -129,7 +135,7 @@ def compare_steps(
             "warmup": warmup,
             "seed": seed,
         },
-        provenance=provenance(),
+        provenance=made,
         contenders=measured,
     )
 

@@ -18,6 +18,7 @@ from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
 from layerwise.rules.base import Rule, early_steps
+from layerwise.runs.allocator import keep_freed_memory
 
 When = Literal["end", "early"]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -49,6 +50,7 @@ def measure(
     *,
     rounds: int,
     warmup: int = 0,
+    keep_freed: bool = False,
 ) -> tuple[Measured, ...]:
     """Measure a training step of every contender.
 
@@ -67,6 +69,8 @@ def measure(
         optimizer: makes an optimizer for a list of parameters.
         rounds: number of timed steps of each contender, at least 1.
         warmup: number of untimed steps of each contender before them.
+        keep_freed: time as many steps again while glibc keeps freed memory (`keep_freed_memory`),
+            if it can; it does so from then on.
 
     Returns:
         One measurement per contender.
@@ -79,20 +83,18 @@ def measure(
             raise InputError(f"bench({name}={count}): give at least {least}")
     steps = [_Step(contender, x, y, optimizer) for contender in contenders]
     costs = [_costs(step) for step in steps]
-    times: list[list[_Times]] = [[] for _ in steps]
-    with _without_collector():
-        for step in steps * warmup:
-            step()
-        for _ in range(rounds):
-            for step, so_far in zip(steps, times, strict=True):
-                so_far.append(_timed(step))
+    times = _in_turns(steps, rounds, warmup)
+    kept: Sequence[Sequence[_Times]] = [[] for _ in steps]
+    if keep_freed and x.device.type == "cpu" and keep_freed_memory():
+        kept = _in_turns(steps, rounds, max(1, warmup))
     return tuple(
         dataclasses.replace(
             cost,
             times_s=tuple(t.wall_s for t in of_step),
             cpu_times_s=tuple(t.cpu_s for t in of_step),
+            kept_times_s=tuple(t.wall_s for t in again),
         )
-        for cost, of_step in zip(costs, times, strict=True)
+        for cost, of_step, again in zip(costs, times, kept, strict=True)
     )
 
 
@@ -140,6 +142,18 @@ class _Step:
 class _Times(NamedTuple):
     wall_s: float
     cpu_s: float  # of all threads
+
+
+def _in_turns(steps: Sequence[_Step], rounds: int, warmup: int) -> list[list[_Times]]:
+    """The times of each step in every round, after untimed rounds."""
+    times: list[list[_Times]] = [[] for _ in steps]
+    with _without_collector():
+        for step in [*steps] * warmup:
+            step()
+        for _ in range(rounds):
+            for step, so_far in zip(steps, times, strict=True):
+                so_far.append(_timed(step))
+    return times
 
 
 def _timed(step: _Step) -> _Times:

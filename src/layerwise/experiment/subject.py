@@ -167,7 +167,7 @@ class Subject:
             train=shuffled,
             device=self.fabric.device,
             seed=self.options["seed"],
-            channels_last=self.experiment.settings.channels_last,
+            channels_last=self.experiment.settings.channels_last is True,
         )
 
     def blocks(self, questions: Container[str]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from layerwise.experiment.recorded_data import check_data, record_data
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.rules.base import Rule
+from layerwise.runs.allocator import keep_freed_memory
 from layerwise.runs.loggers import loggers
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import ALIGNMENT, Run, check_name
@@ -66,15 +67,18 @@ def train(
         return resume(root / name, progress=progress)
     if not processes.started_together():  # where several start, one of them makes the folder
         check_name(root, name)
-    prepared = Prepared.of(config)
+    prepared, shown = Prepared.of(config), progress or Progress()
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
         record_data(run, prepared.experiment.splits, prepared.config)
+        if prepared.notice is not None:
+            run.log(prepared.notice)
+            shown.say(prepared.notice)
         return run
 
-    return _train(create, prepared, progress or Progress())
+    return _train(create, prepared, shown)
 
 
 def resume(
@@ -183,6 +187,8 @@ def _launch(path: Path, prepared: Prepared) -> None:
 
 def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
     config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
+    if experiment.settings.keep_freed and fabric.device.type == "cpu":
+        keep_freed_memory()
     state = run.load("last")
     if state is None:
         run.check_start()

@@ -11,6 +11,7 @@ from layerwise.errors import InputError, choices, reason
 from layerwise.trainer.settings import Precision
 
 FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "auto": "32-true",
     "32": "32-true",
     "bf16": "bf16-mixed",
     "16": "16-mixed",
@@ -22,7 +23,7 @@ def fabric_for(device: str, precision: Precision = "32") -> Fabric:
 
     Args:
         device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
-        precision: 32, bf16 or 16 (mixed).
+        precision: 32, bf16 or 16 (mixed); auto, which a training resolves before, stands for 32.
 
     Raises:
         InputError: this machine has no such device, or the device does not support this precision.

@@ -84,7 +84,7 @@ class Trainer:
         # Before the move to a device, which replaces buffers.
         self.network, self.block_keys = network, block_keys(network, rule)
         self.rule: Rule = rule.to(fabric.device)
-        if settings.channels_last:
+        if settings.channels_last is True:
             self.rule.to(memory_format=torch.channels_last)
         self.runtime = runtime(self.rule)
         self.stepper = Stepper(
