@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Loader
@@ -27,6 +26,9 @@ from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
