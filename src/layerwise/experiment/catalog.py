@@ -46,12 +46,10 @@ class _Module:
     """The source code of a module: its definitions, and where those come from that it imports."""
 
     def __init__(self, name: str):
-        place = SOURCE.joinpath(*name.split("."))
-        file = (
-            place / "__init__.py"
-            if place.is_dir()
-            else SOURCE.joinpath(f"{name.replace('.', '/')}.py")
-        )
+        *folders, last = name.split(".")
+        folder = SOURCE.joinpath(*folders)
+        place = folder / last
+        file = place / "__init__.py" if place.is_dir() else folder / f"{last}.py"
         self.defined: dict[str, Definition] = {}
         self.assigned: dict[str, ast.expr] = {}
         self.imported: dict[str, tuple[str, str]] = {}  # name here -> module, name there
@@ -60,10 +58,9 @@ class _Module:
                 self.defined[node.name] = node
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self.assigned[node.targets[0].id] = node.value
-            elif (
-                isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
-            ):
-                self.assigned[node.target.id] = node.value
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                if node.value is not None:
+                    self.assigned[node.target.id] = node.value
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("layerwise."):
                 home = str(node.module).partition(".")[2]
                 self.imported |= {n.asname or n.name: (home, n.name) for n in node.names}
@@ -87,9 +84,14 @@ class _Module:
             home, there = self.imported[variable]
             return _module(home).names(there)
         value = self.assigned[variable]
+        assert isinstance(value, ast.List | ast.Tuple | ast.Dict)
         found: list[str] = []
         for one in value.keys if isinstance(value, ast.Dict) else value.elts:
-            found += self.names(one.value.id) if isinstance(one, ast.Starred) else [one.value]
+            if isinstance(one, ast.Starred) and isinstance(one.value, ast.Name):
+                found += self.names(one.value.id)
+            else:
+                assert isinstance(one, ast.Constant)
+                found.append(str(one.value))
         return found
 
     def is_concrete(self, definition: Definition, base: str) -> bool:
