@@ -11,7 +11,6 @@ from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError, choices
 from layerwise.experiment.questions import OF_IMAGES, QUESTIONS
-from layerwise.report.comparison import labels_of
 from layerwise.runs.run import Run
 
 if TYPE_CHECKING:
@@ -65,12 +64,13 @@ def main(arguments: list[str]) -> None:
     found = parser.read(tokens_of(arguments, positional=True))
     _check(found)
     runs = [Run.open(path) for path in found["runs"]]
-    labels = labels_of(runs)
-    if len(set(labels)) < len(labels):
-        raise InputError(f"analyze {' '.join(found['runs'])}: give every run once")
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
         from layerwise.experiment.findings import Findings, answered_by
         from layerwise.experiment.subject import Subject
+        from layerwise.report.comparison import labels_of
+    labels = labels_of(runs)
+    if len(set(labels)) < len(labels):
+        raise InputError(f"analyze {' '.join(found['runs'])}: give every run once")
     subjects = [Subject.of(run, label, found) for run, label in zip(runs, labels, strict=True)]
     questions, left_out = answered_by(subjects, found["questions"])
     for line in left_out:
