@@ -11,6 +11,7 @@ of others on the machine lengthens less, and the modules that it imports.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -55,23 +56,25 @@ def startup(rounds: int, sources: dict[str, Path]) -> dict[str, Any]:
         rounds: how often each is started.
         sources: version -> the folder that its package is in.
     """
-    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for start, arguments in [*STARTS.items()] * (rounds + 1):
-        for version, source in sources.items():
-            seconds.setdefault((version, start), []).append(started(arguments, source)[:2])
+    pairs = list(itertools.product(STARTS, sources))
+    # First, so that the files of both versions are in the memory of the machine and compiled.
+    imported = {(start, name): modules(STARTS[start], sources[name]) for start, name in pairs}
+    seconds: dict[tuple[str, str], list[tuple[float, float]]] = {pair: [] for pair in pairs}
+    for start, name in pairs * rounds:
+        seconds[start, name].append(started(STARTS[start], sources[name])[:2])
     return {
         "rounds": rounds,
         "threads": 1,
         "starts": {
-            version: {
+            name: {
                 start: {
-                    "seconds": spread(wall for wall, _ in seconds[version, start][1:]),
-                    "cpu_seconds": spread(cpu for _, cpu in seconds[version, start][1:]),
-                    **modules(arguments, source),
+                    "seconds": spread(wall for wall, _ in seconds[start, name]),
+                    "cpu_seconds": spread(cpu for _, cpu in seconds[start, name]),
+                    **imported[start, name],
                 }
-                for start, arguments in STARTS.items()
+                for start in STARTS
             }
-            for version, source in sources.items()
+            for name in sources
         },
     }
 

@@ -75,6 +75,7 @@ class _Module:
         """A definition, and the module that it is in."""
         if name in self.defined:
             return self, self.defined[name]
+        assert name in self.imported, f"{name} is neither defined by def or class nor imported"
         home, there = self.imported[name]
         return _module(home).find(there)
 
