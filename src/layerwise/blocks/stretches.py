@@ -22,7 +22,6 @@ from layerwise.blocks.chain import Blocks, Passes, Shape
 from layerwise.blocks.cutting.recording import Call
 from layerwise.blocks.passes import ForwardPasses
 from layerwise.blocks.stretch import Place, Stretch
-from layerwise.blocks.up_to import UpTo
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, Take, call, leading, moved, scores
 
@@ -123,6 +122,8 @@ class Stretches(Blocks):
         return ForwardPasses(self, inputs)
 
     def up_to(self, k: int) -> nn.Module:
+        from layerwise.blocks.up_to import UpTo  # imports PyTorch's compiler, and only needed here
+
         return UpTo(self, k)
 
     def key(self, k: int, name: str) -> str:

@@ -23,7 +23,7 @@ from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
-from layerwise.trainer import fabric_for
+from layerwise.trainer import device_for
 
 
 def main(arguments: list[str]) -> None:
@@ -156,4 +156,4 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _device(name: str) -> torch.device:
-    return fabric_for(name).device
+    return device_for(name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 import layerwise
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.errors import (
     FailedProcess,
     InputError,
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
-        with _interrupts_end_at_once():
+        with interrupts_end_at_once():
             module = importlib.import_module(f"layerwise.cli.{COMMANDS[command]}")
         module.main(rest)
         sys.stdout.flush()
@@ -90,29 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard(sys.stderr)
         return 0
     return 0
-
-
-@contextlib.contextmanager
-def _interrupts_end_at_once() -> Iterator[None]:
-    """Within, Ctrl-C ends the program with one line. For the seconds in which libraries are
-    imported: they would turn an exception into tracebacks of their own."""
-
-    def leave(number: int, frame: object) -> None:
-        if "RANK" not in os.environ:  # of several processes, the one that starts them says it
-            os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    try:
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, leave)
-    except ValueError:  # only the main thread may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _started_together() -> bool:

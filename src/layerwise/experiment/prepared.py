@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Loader
@@ -26,8 +25,11 @@ from layerwise.runtime import (
 )
 from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.processes import local_device, resolve
-from layerwise.trainer import fabric_for
+from layerwise.trainer import device_for, fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Prepared:
         if stages is not None and stages > 1:
             check_rule(experiment.rule, stages, experiment.settings.replay)
         if experiment.settings.sync_batchnorm:
-            check_shared_statistics(fabric_for(device).device.type, replicas)
+            check_shared_statistics(device_for(device).type, replicas)
         experiment, notice = _as_fast_as_possible(experiment, device)
         for name in ("precision", "channels_last"):
             config[name] = getattr(experiment.settings, name)
@@ -147,7 +149,7 @@ def _as_fast_as_possible(experiment: Experiment, device: str) -> tuple[Experimen
     else:
         found = fastest(
             experiment.rule,
-            fabric_for(device).device,
+            device_for(device),
             settings.batch_size // settings.replicas,
             settings.views,
             precision,

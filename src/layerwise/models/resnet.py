@@ -37,6 +37,18 @@ class ResidualBlock(nn.Module):
         return F.relu(h + x)
 
 
+# The docstring of all these functions, after its first line.
+ARGUMENTS = """\
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: number of classes.
+        width: multiplies the channels 16, 32, 64.
+
+    Raises:
+        InputError: a size below 1; a width that is not positive.
+"""
+
+
 def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Sequential:
     per_stage = (layers - 2) // 6
     channels = max(1, round(16 * width))
@@ -61,30 +73,44 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
     return network
 
 
-def _of_depth(layers: int) -> Callable[..., nn.Module]:
-    """A function that makes the network with this number of layers."""
+def _of_depth(layers: int) -> Callable[[Callable[[], None]], Callable[..., nn.Module]]:
+    """Decorates a name and a first line with the function that makes the network with this number
+    of layers."""
 
-    @checks_arguments
-    def network(
-        shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-    ) -> nn.Sequential:
-        check_sizes(f"resnet{layers}", shape, num_classes)
-        positive(f"resnet{layers}", width=width)
-        at_least(0, f"resnet{layers}", WIDEST, width=width)
-        return _resnet(layers, shape, num_classes, width)
+    def made(named: Callable[[], None]) -> Callable[..., nn.Module]:
+        name = named.__name__
 
-    network.__name__ = network.__qualname__ = f"resnet{layers}"
-    network.__doc__ = f"""ResNet-{layers} for small images: {(layers - 2) // 2} residual blocks.
+        @checks_arguments
+        def network(
+            shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+        ) -> nn.Sequential:
+            check_sizes(name, shape, num_classes)
+            positive(name, width=width)
+            at_least(0, name, WIDEST, width=width)
+            return _resnet(layers, shape, num_classes, width)
 
-    Args:
-        shape: of an image, (C, H, W).
-        num_classes: number of classes.
-        width: multiplies the channels 16, 32, 64.
+        network.__name__ = network.__qualname__ = name
+        network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS}"
+        return network
 
-    Raises:
-        InputError: a size below 1; a width that is not positive.
-    """
-    return network
+    return made
 
 
-resnet20, resnet32, resnet56, resnet110 = map(_of_depth, (20, 32, 56, 110))
+@_of_depth(20)
+def resnet20() -> None:
+    """ResNet-20 for small images: 9 residual blocks."""
+
+
+@_of_depth(32)
+def resnet32() -> None:
+    """ResNet-32 for small images: 15 residual blocks."""
+
+
+@_of_depth(56)
+def resnet56() -> None:
+    """ResNet-56 for small images: 27 residual blocks."""
+
+
+@_of_depth(110)
+def resnet110() -> None:
+    """ResNet-110 for small images: 54 residual blocks."""

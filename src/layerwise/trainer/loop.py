@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from layerwise.data import Loader
@@ -30,6 +30,9 @@ from layerwise.trainer.settings import Settings
 from layerwise.trainer.state import Position, State
 from layerwise.trainer.stepper import Stepper
 from layerwise.trainer.stop import Stop
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SEEDS = (1 << 63) - 1  # the largest that torch takes
 SHOWN_EVERY_S = 0.5  # at most so often is the display updated
