@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 training failed, 2 bad input, 130 interrupted.
     """
+    # Read when PyTorch is imported. Its warnings about lost connections would hide the line that
+    # names the lost process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)

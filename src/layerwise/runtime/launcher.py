@@ -173,10 +173,8 @@ def _environment(number: int, count: int, start: int, port: int) -> dict[str, st
         "TORCHELASTIC_USE_AGENT_STORE": True,
         LAUNCHER: os.getpid(),
     }
-    # Read when torch is imported. Its warnings about lost connections would hide the line that names
-    # the lost process.
-    torch = {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    return torch | dict(os.environ) | {name: str(value) for name, value in variables.items()}
+    threads = {"OMP_NUM_THREADS": "1"}  # read when torch is imported
+    return threads | dict(os.environ) | {name: str(value) for name, value in variables.items()}
 
 
 def _wait(ranks: Sequence[Rank], store: dist.Store, requests: Requests, timeout_s: float) -> int:

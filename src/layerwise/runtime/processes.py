@@ -7,6 +7,7 @@ import datetime
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -15,8 +16,8 @@ import torch.distributed as dist
 
 from layerwise.arguments import shortened
 from layerwise.errors import InputError, Interrupted, reason
-from layerwise.runtime.link import PATIENCE_S, losing
-from layerwise.runtime.watch import Watch
+from layerwise.runtime.link import PATIENCE_S, losing, slices
+from layerwise.runtime.watch import Watch, launcher
 
 T = TypeVar("T")
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -187,6 +188,8 @@ def together(device: torch.device, timeout_s: float) -> Iterator[Watch | None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     hosted = os.environ.get(HOSTED) == "True"
+    if launcher() is None and rank() > 0:
+        _reach_store(timeout_s)
     watch = Watch(rank(), world_size(), restarts(), timeout_s, hosted)
     try:
         _meet(device, timeout_s, hosted)
@@ -200,6 +203,34 @@ def together(device: torch.device, timeout_s: float) -> Iterator[Watch | None]:
         dist.destroy_process_group()
     finally:
         watch.close()
+
+
+def _reach_store(timeout_s: float) -> None:
+    """Wait until something answers at MASTER_ADDR and MASTER_PORT. PyTorch would do so with pages
+    of C++ frames on stderr.
+
+    Raises:
+        InputError: nothing answers within `timeout_s`.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    said = ""
+    for wait_s in slices(timeout_s):
+        try:
+            socket.create_connection((address, port), timeout=wait_s).close()
+            return
+        except OSError as error:
+            said = reason(error)
+            time.sleep(wait_s if isinstance(error, ConnectionRefusedError) else 0.0)
+    raise InputError(_did_not_meet(f"nothing answers there within {timeout_s:g} s: {said}"))
+
+
+def _did_not_meet(why: str) -> str:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return (
+        f"rank {rank()} of {world_size()} did not meet the others at {where}: {why}; start all of "
+        "them, with a longer --timeout if some start late; or give torchrun another "
+        "--master-port, or --rdzv-endpoint HOST:PORT that all can reach"
+    )
 
 
 def _meet(device: torch.device, timeout_s: float, hosted: bool) -> None:
@@ -226,12 +257,7 @@ def _meet(device: torch.device, timeout_s: float, hosted: bool) -> None:
             timeout=datetime.timedelta(seconds=patient_s),
         )
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise InputError(
-            f"rank {rank()} of {world_size()} did not meet the others at {where}: {reason(error)}; "
-            "start all of them, with a longer --timeout if some start late; or give torchrun "
-            "another --master-port, or --rdzv-endpoint HOST:PORT that all can reach"
-        ) from error
+        raise InputError(_did_not_meet(reason(error).rstrip("."))) from error
 
 
 def from_leader(make: Callable[[], T]) -> T:
