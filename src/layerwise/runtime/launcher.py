@@ -184,11 +184,12 @@ def _wait(ranks: Sequence[Rank], store: dist.Store, requests: Requests, timeout_
         LostStage, Interrupted: as `launch`.
     """
     told, ending_s, looked = False, 0.0, time.monotonic()
-    said = "all processes have stopped"
+    said, stopped = "all processes have stopped", False
     while True:
         now = time.monotonic()
         if now - looked > timeout_s:
             said = f"this process was stopped for {timeout_s:g} s, and the others have ended"
+            stopped = True
         # If this process was stopped, the others may have been stopped with it.
         passed_s, looked = min(now - looked, 1.0), now
         for rank in ranks:
@@ -206,6 +207,8 @@ def _wait(ranks: Sequence[Rank], store: dist.Store, requests: Requests, timeout_
                 )
         codes = [rank.code for rank in ranks]
         failed = [code for code in codes if code not in (None, 0, INTERRUPTED)]
+        if failed and stopped:  # the others waited for this process
+            raise Interrupted(said)
         if failed and INTERRUPTED not in codes:
             return failed[0]
         if INTERRUPTED in codes:

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from layerwise.arguments import shortened
 from layerwise.errors import InputError, Interrupted, reason
 from layerwise.runtime.link import PATIENCE_S, losing, slices
 from layerwise.runtime.watch import Watch, launcher
@@ -41,7 +40,7 @@ def check_environment() -> None:
         for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
             if os.environ.get(name, "") not in ("", "0" if name == "RANK" else "1"):
                 raise InputError(
-                    f"{name}={shortened(os.environ[name])}: the environment variable {other} is "
+                    f"{name}={os.environ[name][:60]}: the environment variable {other} is "
                     f"missing; let torchrun set both, or unset {name}"
                 )
         return
@@ -63,7 +62,7 @@ def check_environment() -> None:
         socket.getaddrinfo(address, None)
     except (OSError, UnicodeError) as error:
         raise InputError(
-            f"MASTER_ADDR={shortened(address)}: no machine has this address: {reason(error)}; give "
+            f"MASTER_ADDR={address[:60]}: no machine has this address: {reason(error)}; give "
             "the host of rank 0"
         ) from error
 
@@ -89,7 +88,7 @@ def _number(name: str, least: int) -> int:
     text = os.environ[name]
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
         raise InputError(
-            f"{name}={shortened(text)}: the environment variable is not a whole number of at "
+            f"{name}={text[:60]}: the environment variable is not a whole number of at "
             f"least {least}; let torchrun set it, or unset it"
         )
     return int(text)

@@ -118,18 +118,18 @@ class Watch:
             passed_s, looked = min(now - looked, 2 * EVERY_S), now
             if self.launcher is not None and os.getppid() != self.launcher:
                 return self._lose_launcher("it has ended")
-            if self._cut_off:
-                if self.hosted and self.launcher is None and self._rounds:
-                    return self._lose_launcher("it closed the connection")
-                if self.launcher is None:
-                    return None  # links and collectives learn that a process is gone
-                continue
+            if self._cut_off and not self.hosted:
+                return None  # links and collectives learn that a process is gone
             answered, rounds = self._rounds != rounds, self._rounds
-            store_quiet_s = 0.0 if answered or not rounds else store_quiet_s + passed_s
+            # A store that rank 0 holds is waited for when the processes meet.
+            waits = not answered and (self.hosted or rounds > 0)
+            store_quiet_s = store_quiet_s + passed_s if waits else 0.0
             if answered:
                 # A rank that has not begun is waited for when the processes meet.
                 moved, beat = self._beat != beat, self._beat
                 next_quiet_s = 0.0 if moved or beat <= 0 else next_quiet_s + passed_s
+            if self._cut_off and store_quiet_s > 2 * EVERY_S:
+                return self._lose_launcher("it closed the connection")
             if store_quiet_s > self.timeout_s and self.hosted:
                 return self._lose_launcher(f"it has not answered for {self.timeout_s:g} s")
             if store_quiet_s > self.timeout_s:
