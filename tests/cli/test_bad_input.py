@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -333,6 +334,17 @@ def test_variables_of_processes(environment, says, cli, monkeypatch):
     result = cli(f"{MLP} --timeout 1")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert says in result.err
+
+
+def test_a_first_process_whose_others_never_come(cli, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in (TWO | {"RANK": "0", "MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    result = cli(f"{MLP} --timeout 1")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"rank 0 of 2 did not meet the others at localhost:{port}: " in result.err
 
 
 def test_options_that_are_wrong_do_not_blame_the_run(trained, cli):
