@@ -86,7 +86,7 @@ def test_any_process_is_asked_to_stop(number: int) -> None:
         end_of(ranks)
         assert code == 130, (who, said)
         assert said.count("stopped at step") == 1
-        assert said.count("stopping after this step") == 1
+        assert said.count("stopping after this step") <= 1  # the others may stop before it hears
     assert ended(layerwise("train --resume experiments/asked --stages 3"))[0] == 0
     assert main(f"train {LONGER} --name whole".split()) == 0
     assert same("asked", "whole")

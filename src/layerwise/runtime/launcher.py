@@ -23,10 +23,11 @@ from layerwise.runtime.watch import LAUNCHER, watched_store
 LOOK_EVERY_S = 0.1
 ENDING_S = 60.0  # from the end of the first process that was asked to stop to that of the last
 INTERRUPTED = 130  # exit code
+# Requests to stop; a POSIX system has SIGHUP.
 SIGNALS = [
     n for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None
 ]
-REMEDIES = {2}  # exit codes after which another start would fail in the same way
+FINAL = {2}  # exit codes after which another start would fail in the same way
 
 
 class Rank:
@@ -153,7 +154,7 @@ def launch(
             finally:
                 for rank in ranks:
                     rank.end()
-            if code == 0 or code in REMEDIES or start == restarts:
+            if code == 0 or code in FINAL or start == restarts:
                 return code
             say(f"a process ended with exit code {code}; all start again")
     raise AssertionError  # the last start returns or raises

@@ -6,8 +6,9 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+from layerwise.runtime.launcher import SIGNALS
+
 HANGUP = getattr(signal, "SIGHUP", None)  # a POSIX system has it
-SIGNALS = [n for n in (signal.SIGINT, signal.SIGTERM, HANGUP) if n is not None]
 
 
 class Stop:
