@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 training failed, 2 bad input, 130 interrupted.
     """
+    # Read when PyTorch is imported. Its warnings about lost connections would hide the line that
+    # names the lost process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -73,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:
+        if _started_together():
+            _let_launcher_speak()
         _fail(f"layerwise {command}: {error}", 1)
         if _started_together():
             os._exit(1)  # threads that wait for the lost process would block the exit
@@ -84,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _fail(str(error), 130) if _leads() else 130
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", 130) if "RANK" not in os.environ else 130
     except BrokenPipeError:  # the reader of the output has ended, as in `layerwise list | head`
         _discard(sys.stdout)
         _discard(sys.stderr)
@@ -96,6 +101,12 @@ def _started_together() -> bool:
     from layerwise.runtime import processes  # imports PyTorch
 
     return processes.started_together()
+
+
+def _let_launcher_speak() -> None:
+    from layerwise.runtime.watch import let_launcher_speak
+
+    let_launcher_speak()
 
 
 def _leads() -> bool:

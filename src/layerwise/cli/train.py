@@ -69,6 +69,6 @@ def _resume_options(tokens: Tokens) -> dict[str, Any]:
 def _count(name: str, value: str) -> int | None:
     if value == "null":
         return None
-    if not re.fullmatch("-?[0-9]{1,9}", value):
+    if not re.fullmatch("0|-?[1-9][0-9]{0,8}", value):  # elsewhere YAML refuses `010`
         raise InputError(f"--{name} {value}: {TAKES[name]}")
     return int(value)

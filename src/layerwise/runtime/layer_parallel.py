@@ -13,7 +13,16 @@ from torch import Tensor
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import Done, LocalRule, Needs, OnBlock, Report, Rule, Scale
+from layerwise.rules.base import (
+    Done,
+    LocalRule,
+    Needs,
+    OnBlock,
+    Report,
+    Rule,
+    Scale,
+    explain,
+)
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, anyone, new_group
@@ -114,7 +123,11 @@ class LayerParallel:
         batch, h, carry = self._begin(x, y, options.scale, stops)
         batch.on_block = functools.partial(self._complete, options)
         with self.rule.blocks.passes(batch.augmented) as batch.passes:
-            out = self._train(batch, h, carry, options.before_block)
+            try:
+                out = self._train(batch, h, carry, options.before_block)
+            except Exception as error:
+                explain(self.rule, error, x)
+                raise
         if self._reducer is not None:
             self._reducer.finish()
         return Report.of(batch, out, len(self.rule.blocks))

@@ -15,6 +15,8 @@ from layerwise.runtime.control import new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.replay import Replay
 
+NEXT_STAGE_S = 2.0  # seconds by which each stage waits longer for a message than the one before
+
 
 class Progress(enum.Enum):
     """How far a training pass has come in a stage that replays batches.
@@ -223,11 +225,12 @@ def connect(
         forward = new_group(pair, patient=True)
         returning = new_group(pair, patient=True) if backward else None
         if rank == left:
-            sender = Sender(right, forward, depth)
+            sender = Sender(right, forward, depth, timeout_s)
             # Unbounded here: the outputs on their way bound the number of gradients.
             late = None if returning is None else Receiver(right, returning, 0, device, timeout_s)
             after = Downstream(sender, late, rule, block)
         if rank == right:
-            link = Receiver(left, forward, depth, device, timeout_s)
-            back = None if returning is None else Sender(left, returning, depth)
+            later_s = NEXT_STAGE_S * (left // replicas)
+            link = Receiver(left, forward, depth, device, timeout_s, later_s)
+            back = None if returning is None else Sender(left, returning, depth, timeout_s)
     return Upstream(link, back, replay), after

@@ -59,7 +59,7 @@ class Settings:
             another stage. 0: stages stay in step, with the bits of the serial run.
         restarts: restarts of all processes after a failure; from the last checkpoint, of processes
             that layerwise starts itself.
-        timeout: seconds without an answer before a stage counts as hung.
+        timeout: seconds without an answer before a process counts as lost.
     """
 
     epochs: int = 10

@@ -1,6 +1,7 @@
 """The contract of learning rules: base classes, and the tools to write a rule with."""
 
 from layerwise.objectives.batch import OnBlock, Scale
+from layerwise.rules.base.checks import explain
 from layerwise.rules.base.differentiate import (
     differentiate,
     forget_casts,
@@ -21,6 +22,7 @@ __all__ = [
     "alone",
     "differentiate",
     "early_steps",
+    "explain",
     "forget_casts",
     "refuse_without_gradients",
 ]

@@ -280,8 +280,9 @@ class Rule(nn.Module, ABC):
         Raises:
             InputError: the number of inputs is not the number of labels or a multiple of it; too
                 few augmented views, or views that the rule cannot use; labels that the default
-                criterion cannot use; gradients are off; one of several processes calls this, and
-                nothing averages gradients.
+                criterion cannot use; inputs of another shape or type than the example, if the step
+                fails; gradients are off; one of several processes calls this, and nothing averages
+                gradients.
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
@@ -293,8 +294,8 @@ class Rule(nn.Module, ABC):
         with self.blocks.passes(batch.augmented) as batch.passes, kept:
             try:
                 output = self.step(batch)
-            except (RuntimeError, ValueError) as error:
-                explain(self, error)
+            except Exception as error:
+                explain(self, error, batch.augmented)
                 raise
         self._check_step(batch, output)
         return Report.of(batch, output, len(self.blocks))
