@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import sys
 import tempfile
+import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator
@@ -134,28 +136,33 @@ def _objective(objective: objectives.Objective) -> None:
 
 def of_cuts() -> Iterator[tuple[str, Callable[[], None]]]:
     """Networks that are cut after they have moved to the device."""
-    images = torch.randn(4, 3, 8, 8)
-    tokens = torch.randint(0, 11, (4, 6))
-    for network, x, y in (
-        (models.resnet20((3, 8, 8), 3, width=0.25), images, torch.arange(4) % 3),
-        (
-            models.vit((3, 8, 8), 3, patch=4, layers=2, width=8, heads=2),
-            images,
-            torch.arange(4) % 3,
-        ),
-        (models.gpt((6,), 11, layers=2, width=8, heads=2), tokens, tokens),
-    ):
-        for make in (rules.DGL, rules.AugLocal, rules.Backprop):
+    images, tokens = torch.randn(4, 3, 8, 8), torch.randint(0, 11, (4, 6))
+    y = torch.arange(4) % 3
+    nets: list[tuple[Callable[[], nn.Module], Tensor, Tensor]] = [
+        (lambda: models.resnet20((3, 8, 8), 3, width=0.25), images, y),
+        (lambda: models.vit((3, 8, 8), 3, patch=4, layers=2, width=8, heads=2), images, y),
+        (lambda: models.gpt((6,), 11, layers=2, width=8, heads=2), tokens, tokens),
+    ]
+    checkpointing = functools.partial(rules.Backprop, checkpoint=True)
+    for network, x, y in nets:
+        for make in (rules.DGL, rules.AugLocal, checkpointing):
             yield (
-                f"{make.__name__} on a cut {type(network).__name__}",
-                lambda n=copy.deepcopy(network), x=x, y=y, m=make: _cut(n, x, y, m),
+                f"{make} on a cut network",
+                lambda n=network, x=x, y=y, m=make: _cut(n(), x, y, m),
             )
 
 
 def _cut(network: nn.Module, x: Tensor, y: Tensor, make: Callable[[Blocks], Rule]) -> None:
     network, x, y = network.to(DEVICE), x.to(DEVICE), y.to(DEVICE)
     rule = make(cut(network, blocks=3, example=x))
+    threads: set[int] = set()
+    last = list(network.parameters())[-1]
+    hook = last.register_post_accumulate_grad_hook(lambda _: threads.add(threading.get_ident()))
     rule.backward(x, y)
+    hook.remove()
+    # As on CUDA, autograd runs in a thread of the device, and so does what checkpointing repeats.
+    assert threads, "no gradient"
+    assert threading.get_ident() not in threads
     with Accelerator.forbids_waiting():
         rule.backward(x, y)
 
@@ -179,7 +186,7 @@ def _training(config: dict[str, Any]) -> None:
     config = {"data": DATA, "blocks": "all", "epochs": 1, **config}
     with tempfile.TemporaryDirectory() as runs, contextlib.ExitStack() as patched:
         wanted = train({**config, "device": "cpu"}, runs=runs).checkpoint("last")
-        patched.enter_context(mock.patch.object(prepared, "fabric_for", lambda *_: _Fabric()))
+        patched.enter_context(mock.patch.object(prepared, "fabric_for", return_value=_Fabric()))
         for name in ("_backward", "_finish_step"):
             patched.enter_context(mock.patch.object(Trainer, name, _without_waiting(name)))
         got = train(config, runs=runs).checkpoint("last")

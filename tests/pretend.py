@@ -180,7 +180,7 @@ class _Module(_DummyBackendModule):
     """`torch.pretend`, as `torch.cuda`. Random numbers come from the CPU's generator, so the device
     has no state of its own."""
 
-    class device(contextlib.nullcontext):  # noqa: N801
+    class device(contextlib.nullcontext):
         pass
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
