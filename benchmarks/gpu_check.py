@@ -21,7 +21,6 @@ import importlib.util
 import itertools
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -36,8 +35,8 @@ NEEDED = (
     *("matplotlib", "sklearn", "scipy"),
 )
 # The seconds that a section may take.
-SECTIONS = {"rules": 190, "trainings": 100, "step": 60, "overhead": 70, "processes": 100}
-TOTAL_S = 470
+SECTIONS = {"rules": 200, "trainings": 110, "step": 60, "overhead": 80, "processes": 100}
+TOTAL_S = 465
 
 
 def main() -> int:
@@ -132,17 +131,13 @@ def _out(options: argparse.Namespace) -> Path | None:
 
 def _start(options: argparse.Namespace, name: str, rows: Path, limit: float) -> str:
     """Run a section in a process of its own; returns why it did not end well."""
+    from gpu.command import run
+
     print(f"{name} ...", flush=True)
     command = [sys.executable, __file__, "--device", options.device, "--section", name]
     command += ["--rows", str(rows), "--limit", str(max(0.0, limit - 15))]
-    try:
-        done = subprocess.run(
-            command, timeout=max(1.0, limit), capture_output=True, text=True, start_new_session=True
-        )
-    except subprocess.TimeoutExpired:
-        return f"stopped after {limit:.0f} s"
-    last = done.stderr.strip().splitlines()[-1:] or [""]
-    return f"exit code {done.returncode}: {last[0][:300]}" if done.returncode else ""
+    ended = run(command, max(1.0, limit))
+    return ended.said if ended.code else ""
 
 
 def _section(options: argparse.Namespace, name: str, path: Path, deadline: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,6 +33,60 @@ class Ended(NamedTuple):
         return f"exit code {self.code}: {lines[-1][:200]}"
 
 
+def run(
+    command: Sequence[str], limit_s: float, interrupt_when: Callable[[], bool] | None = None
+) -> Ended:
+    """Run a command, and end it and all its processes after `limit_s` seconds.
+
+    Args:
+        command: the program and its arguments.
+        limit_s: seconds after which it is stopped.
+        interrupt_when: send SIGINT as soon as this is true.
+    """
+    with tempfile.TemporaryFile("w+") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        ends = time.monotonic() + limit_s
+        try:
+            while process.poll() is None and time.monotonic() < ends:
+                if interrupt_when is not None and interrupt_when():
+                    process.send_signal(signal.SIGINT)
+                    interrupt_when = None
+                time.sleep(0.01)
+        finally:
+            stopped = process.poll() is None
+            if stopped:
+                _end(process)
+            code = process.wait()
+        file.seek(0)
+        text = file.read()
+    return Ended(code, f"{text}\nstopped after {limit_s:.0f} s" if stopped else text)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it started; some are in sessions of their own."""
+    children = _children()
+    found, waiting = [process.pid], [process.pid]
+    while waiting:
+        new = children.get(waiting.pop(), [])
+        found += new
+        waiting += new
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _children() -> dict[int, list[int]]:
+    """The processes that each process has started, as Linux lists them."""
+    found: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            found.setdefault(parent, []).append(int(path.parent.name))
+    return found
+
+
 def layerwise(
     arguments: Sequence[str],
     *,
@@ -50,28 +105,7 @@ def layerwise(
     if here:
         return _here(arguments, interrupt_when)
     start = ["-m", "layerwise"] if module else ["-c", DETERMINISTIC]
-    with tempfile.TemporaryFile("w+") as file:
-        process = subprocess.Popen(
-            [sys.executable, *start, *arguments],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        ends = time.monotonic() + LONGEST_S
-        try:
-            while process.poll() is None and time.monotonic() < ends:
-                if interrupt_when is not None and interrupt_when():
-                    process.send_signal(signal.SIGINT)
-                    interrupt_when = None
-                time.sleep(0.01)
-        finally:
-            stopped = process.poll() is None
-            if stopped:
-                os.killpg(process.pid, signal.SIGKILL)
-            code = process.wait()
-        file.seek(0)
-        text = file.read()
-    return Ended(code, f"{text}\nstopped after {LONGEST_S:.0f} s" if stopped else text)
+    return run([sys.executable, *start, *arguments], LONGEST_S, interrupt_when)
 
 
 def _here(arguments: Sequence[str], interrupt_when: Callable[[], bool] | None) -> Ended:

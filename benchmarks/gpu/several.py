@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import safetensors.torch
@@ -12,7 +13,9 @@ from gpu.command import layerwise
 from gpu.rows import Rows
 from gpu.training import different, distance
 
-TRAIN = "train --data digits --batch_size 64 --epochs 2 --pictures 0 --timeout 60"
+TRAIN = (
+    "train --data digits --batch_size 128 --epochs 1 --optimizer.lr 0.01 --pictures 0 --timeout 60"
+)
 MLP = "--model mlp --model.layers 3 --model.width 64 --blocks all"
 CNN = "--model basic_cnn --blocks all"
 NORM = "--model resnet20 --model.width 0.5 --blocks 3"
@@ -27,12 +30,11 @@ def check(rows: Rows) -> None:
     alone = torch.cuda.device_count() < 2 if rows.cuda else True
     several = str(rows.device) if alone or not rows.cuda else "cuda"
     on = f"two GPUs, device {several}" if not alone else f"one device, {several}"
-    serial: dict[str, Path] = {}
     # The network, the rule, the options of the several processes, and whether they need CUDA.
     ways = {
         "stages, DGL": (CNN, "DGL", "--stages 2", False),
         "stages that send back, DNI": (MLP, "DNI", "--stages 2", False),
-        "replicas, Backprop": (CNN, "Backprop", "--replicas 2", False),
+        "replicas, Backprop": (MLP, "Backprop", "--replicas 2", False),
         "replicas, SyncBatchNorm, DGL": (
             NORM,
             "DGL",
@@ -40,30 +42,33 @@ def check(rows: Rows) -> None:
             True,
         ),
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(4 if rows.cuda else 1) as pool:
+        waiting = []
         for number, (name, (network, rule, options, needs_cuda)) in enumerate(ways.items()):
             if needs_cuda and not rows.cuda:
                 rows.skip(name)
                 continue
-            if rows.late():
-                rows.add(name, False, "no time was left")
-                continue
             config = f"{TRAIN} {network} --rule {rule} --runs {folder}".split()
-            key = f"{network} {rule}"
-            if key not in serial:
-                serial[key] = Path(folder) / f"serial{number}"
-                where = ["--device", str(rows.device), "--name", serial[key].name]
-                done = layerwise([*config, *where], module=True)
-                if done.code:
-                    rows.add(f"{name}: in one process", False, done.said)
-                    continue
-            there = Path(folder) / f"several{number}"
-            where = [*options.split(), "--device", several, "--name", there.name]
-            done = layerwise([*config, *where], module=True)
-            if done.code:
-                rows.add(name, False, f"{on}: {done.said}")
-                continue
-            _compare(rows, name, serial[key], there, on)
+            way = f"{options} --device {several}".split()
+            waiting.append(pool.submit(_way, rows, name, config, way, Path(folder), number, on))
+        for each in waiting:
+            each.result()
+
+
+def _way(
+    rows: Rows, name: str, config: list[str], way: list[str], folder: Path, number: int, on: str
+) -> None:
+    """Train in one process and in several, and compare the weights."""
+    one, several = folder / f"one{number}", folder / f"several{number}"
+    for run, options in ((one, ["--device", str(rows.device)]), (several, way)):
+        if rows.late():
+            rows.add(name, False, "no time was left")
+            return
+        done = layerwise([*config, *options, "--name", run.name], module=True)
+        if done.code:
+            rows.add(name, False, f"{on}, {run.name}: {done.said}")
+            return
+    _compare(rows, name, one, several, on)
 
 
 def _compare(rows: Rows, name: str, one: Path, several: Path, on: str) -> None:

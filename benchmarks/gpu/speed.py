@@ -54,10 +54,10 @@ def _time_ms(step: Callable[[], object], device: torch.device, each: int) -> flo
 def step(rows: Rows) -> None:
     """`layerwise bench step`: the allocator's peak beside the library's own meter."""
     torch.manual_seed(0)
-    batch = 8 if rows.quick else 128
-    shape = (3, 16, 16) if rows.quick else (3, 32, 32)
+    batch = 128 if rows.cuda else 8
+    shape = (3, 32, 32) if rows.cuda else (3, 16, 16)
     networks: dict[str, nn.Module] = {"ResNet-20": models.resnet20(shape, 10)}
-    if not rows.quick:
+    if rows.cuda:
         networks["ResNet-110"] = models.resnet110(shape, 10)
         networks["ViT 6x384"] = models.vit(shape, 10, patch=4, layers=6, width=384, heads=6)
     make = functools.partial(rules.DGL, head=heads.Linear())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import safetensors.torch
@@ -11,7 +12,7 @@ import torch
 from gpu.command import layerwise, rows_of
 from gpu.rows import Rows
 
-DIGITS = "--data digits --batch_size 64 --save_every 7 --pictures 0"
+DIGITS = "--data digits --pictures 0"
 # The options, and whether they need CUDA.
 TRAININGS = {
     "DGL": ("--model resnet20 --model.width 0.5 --rule DGL --augment.crop 1 --ema 0.9", False),
@@ -24,24 +25,34 @@ TRAININGS = {
     "SPSA": ("--model mlp --model.layers 2 --blocks all --rule SPSA --optimizer.lr 0.001", False),
 }
 QUICK = {"DGL": ("--model mlp --model.layers 2 --model.width 16 --blocks all --rule DGL", False)}
-EPOCHS = 12
+EPOCHS, SIZES = 12, "--batch_size 64 --save_every 7"
+FEW_EPOCHS, FEW_SIZES = 4, "--batch_size 512 --save_every 2"
 
 
 def check(rows: Rows) -> None:
-    for name, (options, needs_cuda) in (QUICK if rows.quick else TRAININGS).items():
-        if needs_cuda and not rows.cuda:
-            rows.skip(name)
-        elif rows.late():
-            rows.add(name, False, "no time was left")
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                _training(rows, name, options, Path(folder))
+    """A row for each part of each training. On a GPU the trainings run at the same time, because
+    most of their time passes while programs start."""
+    trainings = QUICK if rows.quick else TRAININGS
+    with ThreadPoolExecutor(len(trainings) if rows.cuda else 1) as pool:
+        for each in [pool.submit(_one, rows, name, *about) for name, about in trainings.items()]:
+            each.result()
+
+
+def _one(rows: Rows, name: str, options: str, needs_cuda: bool) -> None:
+    if needs_cuda and not rows.cuda:
+        rows.skip(name)
+    elif rows.late():
+        rows.add(name, False, "no time was left")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            _training(rows, name, options, Path(folder))
 
 
 def _training(rows: Rows, name: str, options: str, folder: Path) -> None:
     """Train without and with an interruption, compare the weights, evaluate."""
     quick, runs = rows.quick, ["--runs", str(folder)]
-    config = f"{DIGITS} {options} --epochs {EPOCHS} --device {rows.device}".split()
+    epochs, sizes = (FEW_EPOCHS, FEW_SIZES) if quick else (EPOCHS, SIZES)
+    config = f"{DIGITS} {sizes} {options} --epochs {epochs} --device {rows.device}".split()
     whole = layerwise(["train", *config, *runs, "--name", "whole"], here=quick)
     if whole.code:
         rows.add(f"{name}: train", False, whole.said)
@@ -51,10 +62,10 @@ def _training(rows: Rows, name: str, options: str, folder: Path) -> None:
     part = layerwise(
         ["train", *config, *runs, "--name", "parts"],
         here=quick,
-        interrupt_when=lambda: rows_of(run) >= 2,
+        interrupt_when=lambda: rows_of(run) >= 1,
     )
     done = rows_of(run)
-    if part.code != 130 or done >= EPOCHS:
+    if part.code != 130 or done >= epochs:
         rows.add(f"{name}: interrupt", False, f"{done} epochs, {part.said}")
         return
     rest = layerwise(["train", "--resume", str(run)], here=quick)
@@ -65,7 +76,7 @@ def _training(rows: Rows, name: str, options: str, folder: Path) -> None:
     rows.add(
         f"{name}: resume",
         not differs,
-        f"after {done} of {EPOCHS} epochs: {differs or 'the same bits'}",
+        f"after {done} of {epochs} epochs: {differs or 'the same bits'}",
     )
     command = ["evaluate", str(run), "--device", str(rows.device)]
     found = layerwise(command, here=quick)
