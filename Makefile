@@ -6,7 +6,7 @@ CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz check format wheel tables
+.PHONY: help setup demo test test-slow gpu-check fuzz check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: setup     ## the tests, offline, in a few minutes
 
 test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+gpu-check: setup ## check the library on a CUDA device; writes benchmarks/results/gpu-check-*.json
+	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
 
 fuzz: setup     ## random input of every kind for two minutes: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)

@@ -23,7 +23,7 @@ from layerwise.blocks.cutting.recording import Call
 from layerwise.blocks.passes import ForwardPasses
 from layerwise.blocks.stretch import Place, Stretch
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, Take, call, leading, moved, scores
+from layerwise.inputs import Inputs, Take, call, converted, leading, moved, scores
 
 
 class Stretches(Blocks):
@@ -78,6 +78,8 @@ class Stretches(Blocks):
         self.boundaries = tuple(boundaries)
         self.names = tuple(names)
         self.example = example
+        weight = next(model.parameters(), None)
+        self._example_follows = weight is not None and weight.dtype == leading(example).dtype
         self.take = take
         self.keep_shapes(leading(example), shapes)
         # Without the tensors and hooks of the run, which must not be kept.
@@ -154,11 +156,13 @@ class Stretches(Blocks):
         return f"{name}.{key}" if name and key else name or key
 
     def example_here(self) -> Inputs:
-        """The example on the network's device."""
+        """The example on the network's device; in the type of its weights, too, if they had the
+        same type when the network was cut."""
         weight = next(self.model.parameters(), None)
         if weight is None or weight.device.type == "meta":
             return self.example
-        return moved(self.example, weight.device)
+        example = moved(self.example, weight.device)
+        return converted(example, weight.dtype) if self._example_follows else example
 
     def modules_to_intercept(self, first: int) -> tuple[nn.Module, ...]:
         """The modules whose calls a forward that begins with block `first` intercepts."""

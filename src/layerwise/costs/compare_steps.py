@@ -104,7 +104,7 @@ def compare_steps(
     def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr, momentum, fused=True)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         contenders = [
             contender("backprop", Backprop, blocks, "end"),
             contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),

@@ -152,15 +152,26 @@ def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int |
 
 
 def local_device(device: str) -> str:
-    """The accelerator of this process, if each of several on this machine has one of its own;
-    otherwise `device` as it is."""
+    """The accelerator of this process. Several processes have one each, in the order of their
+    numbers on this machine, or share the one that is named (`cuda:0`).
+
+    Raises:
+        InputError: this machine has more processes than accelerators.
+    """
     kind, _, index = device.partition(":")
-    if world_size() == 1 or kind == "cpu" or not torch.accelerator.is_available():
+    if world_size() == 1 or kind == "cpu" or index or not torch.accelerator.is_available():
         return device
     if kind == "auto":
         current = torch.accelerator.current_accelerator()
         kind = "cpu" if current is None else current.type
-    return f"{kind}:{os.environ.get('LOCAL_RANK', index or '0')}"
+    number = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    count = torch.accelerator.device_count()
+    if number >= count:
+        raise InputError(
+            f"--device {device}: this machine has {count} of them for more processes; start fewer, "
+            f"or let them share one: --device {kind}:0"
+        )
+    return f"{kind}:{number}"
 
 
 @contextlib.contextmanager
@@ -249,7 +260,7 @@ def _meet(device: torch.device, timeout_s: float, hosted: bool) -> None:
         # A store may outlive its processes; restarted ones must not read what those before wrote.
         store = dist.PrefixStore(f"start-{restarts()}", store)
         dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
+            "gloo",  # only gradients go by NCCL, in groups of their own (`backend_of_gradients`)
             store=store,
             rank=number,
             world_size=count,
