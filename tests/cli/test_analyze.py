@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -67,11 +68,12 @@ def test_one_run(trained, cli):
     evaluation = json.loads((run / "evaluation-train-last.json").read_text())
     accuracy = evaluation["exits"][1]["accuracy"]
     assert epochs[1]["right"].double().mean().item() == pytest.approx(accuracy)
-    labels = build(Run(run).config).splits.train.labels
-    scores = read_scores(folder / "difficulty.safetensors", labels)
+    splits = build(Run(run).config).splits
+    scores = read_scores(folder / "difficulty.safetensors", splits)
     assert len(Curriculum(scores)) == count
+    other = replace(splits.train, labels=splits.train.labels.flip(0))
     with pytest.raises(ValueError, match="the scores are of other images"):
-        read_scores(folder / "difficulty.safetensors", labels.flip(0))
+        read_scores(folder / "difficulty.safetensors", replace(splits, train=other))
 
     again = cli(f"analyze {run} --questions probe {QUICK}")
     assert again.code == 0

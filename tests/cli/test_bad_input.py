@@ -40,7 +40,7 @@ TRAIN = [
     (f"{MLP} --rule Backprop --rule.head MLP", "--rule.head: no such option"),
     (f"{MLP} --model.channels 3", "--model.channels: no such option"),
     (f"{MLP} --views 0", "--views 0: give at least 1"),
-    (f"{MLP} --views 2 --augment.crop 1", "DGL: got 2 views of every sample, and nothing here"),
+    (f"{MLP} --views 2 --augment.crop 1", "DGL: got 2 views of every sample, but no objective"),
     (f"{MLP} --rule Backprop --views 2", "Backprop: got 2 views of every sample"),
     (f"{MLP} --epochs abc", "--epochs abc: give a whole number"),
     (f"{MLP} --epochs 1.5", "--epochs 1.5: give a whole number"),

@@ -100,7 +100,7 @@ def test_what_a_text_has_to_say(cli, no_pictures, undrawn) -> None:
         ("--data.size 8", "images have a size; leave it out"),
         ("--data.context 3000", "no window of 3000"),
         ("--data digits --data.context null", "it takes windows of tokens"),
-        ("--rule Greedy --rule.objectives Reconstruct", "which is no image"),
+        ("--rule Greedy --rule.objectives Reconstruct", "which is not an image"),
     ],
 )
 def test_what_belongs_to_images(options: str, says: str, cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 
 import networks
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as nn_module
 from torch.nn.modules.dropout import _DropoutNd
 
-from layerwise import Blocks, Rule, rules
+from layerwise import Blocks, InputError, Rule, objectives, rules
 from layerwise.rules.families.denoising import DenoisingRule
 from layerwise.rules.families.feedback import FeedbackRule
 
@@ -36,6 +37,15 @@ def test_every_rule_is_here() -> None:
     for name, ways in networks.RULES.items():
         for make in ways.values():
             assert type(make(networks.mlp().blocks)) is getattr(rules, name)
+
+
+@pytest.mark.parametrize("name", rules.__all__)
+def test_a_plain_module_is_refused(name: str) -> None:
+    rule = getattr(rules, name)
+    given = [objectives.Classify()] if "objectives" in inspect.signature(rule).parameters else []
+    with pytest.raises(InputError, match=f"{name}.blocks.: got Linear; a rule takes Blocks") as e:
+        rule(nn.Linear(2, 2), *given)
+    assert "\n" not in str(e.value)
 
 
 @pytest.fixture(params=NETWORKS)
@@ -312,7 +322,7 @@ def test_state_dict_carries_the_rule(make: Make) -> None:
 def test_gradients_are_refused_where_they_are_off(make: Make) -> None:
     case = networks.mlp()
     rule = make(case.blocks)
-    with torch.no_grad(), pytest.raises(ValueError, match=r"called where gradients are off") as e:
+    with torch.no_grad(), pytest.raises(ValueError, match=r"called while gradients are off") as e:
         rule.backward(case.x, case.y)
     assert "\n" not in str(e.value)
 

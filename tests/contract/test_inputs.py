@@ -10,7 +10,7 @@ import torch
 from networks import ALL_RULES, CLASSES, assert_same, grads
 from torch import Tensor, nn
 
-from layerwise import InputError, cut
+from layerwise import InputError, cut, rules
 
 # They change the image.
 IMAGES_ONLY = ("forward_forward", "forward_forward_hard", "pepita", "pepita_recomputed")
@@ -62,3 +62,23 @@ def test_a_second_input_is_what_the_network_would_make_itself(name: str) -> None
 
 def test_the_rules_that_change_the_image_are_there() -> None:
     assert set(IMAGES_ONLY) <= set(networks.ALL_RULES)
+
+
+class Text(nn.Module):
+    """Tokens and a mask of those that count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Embedding(7, 6), nn.Linear(6, 6)
+        self.last = nn.Linear(6, CLASSES)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.last(torch.tanh(self.second(self.first(input_ids))).mean(1))
+
+
+def test_heads_of_later_stages_read_the_mask() -> None:
+    """A stage that has only later blocks is given the inputs, where its heads read a mask."""
+    ids = torch.randint(7, (4, 5))
+    for inputs, wanted in (({"input_ids": ids, "attention_mask": ids > 2}, True), (ids, False)):
+        rule = rules.DGL(cut(Text(), at=["second", "last"], example=inputs))
+        assert rule.reads_input([1]) == wanted

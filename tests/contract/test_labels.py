@@ -255,7 +255,7 @@ def test_one_block_is_backpropagation_of_the_criterion(name: str, single: bool) 
         pytest.skip("no nn.Linear gives (B,)")
     blocks = Blocks([case.model], example=case.x)
     if name == "ForwardForward":
-        with pytest.raises(InputError, match="needs one label a sample, of two classes"):
+        with pytest.raises(InputError, match="needs one label per sample, of two or more"):
             WITH_CRITERION[name](blocks, criterion=bce)
         return
     WITH_CRITERION[name](blocks, criterion=bce).backward(case.x, case.y)

@@ -92,6 +92,8 @@ def test_other_modes_become_colour(tmp_path, read):
     frames = [Image.new("P", (4, 4), i) for i in range(3)]
     frames[0].save(tmp_path / "set" / "a" / "moving.gif", save_all=True, append_images=frames[1:])
     frames[0].convert("L").save(tmp_path / "set" / "a" / "grey.tif")
+    (tmp_path / "set" / "b").mkdir()
+    made[0].save(tmp_path / "set" / "b" / "0.png")
     assert read(tmp_path / "set", validation=0).shape == (3, 4, 4)
 
 
@@ -176,3 +178,96 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, class_folders, read, mo
     monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
     with pytest.raises(InputError, match=r"bee cannot be read \(Permission denied\)"):
         read(place)
+
+
+NAMES = {
+    "train": ["Train", "TRAIN", "training", "Training", "train_set", "trn"],
+    "validation": ["Val", "VALID", "dev", "Development", "validation-set"],
+    "test": ["Test", "testing", "TESTING", "test_set", "tst"],
+}
+
+
+@pytest.mark.parametrize(("role", "name"), [(r, n) for r, names in NAMES.items() for n in names])
+def test_usual_names_of_parts(tmp_path, class_folders, read, role, name):
+    counts = {"train": 5, "validation": 3, "test": 2}
+    for part, count in counts.items():
+        class_folders(tmp_path / "set" / (name if part == role else part), count=count)
+    splits = read(tmp_path / "set")
+    assert splits.classes == ("ant", "bee")
+    assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [10, 6, 4]
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        # Two folders for one part.
+        (["train", "Train", "test"], "are names of a train part; rename or remove one"),
+        (["train", "val", "dev", "test"], "are names of a validation part; rename or remove one"),
+        # A folder of images that is no part.
+        (["train", "test", "extra"], "holds extra next to train, which is the name of a part"),
+        (["bus", "car", "train"], "put them into a folder named train"),
+        # No training part.
+        (["test", "val"], "no train; name one of them train"),
+        (["Test", "ants", "bees"], "no train; name one of them train"),
+        # Names that only resemble those of parts.
+        (["train_images", "test_images"], "look like parts and not like classes; name them"),
+        (["seg_train", "seg_test", "seg_pred"], "look like parts and not like classes"),
+        (["train-64x64", "val-64x64"], "look like parts and not like classes"),
+        # One level more above the parts or above the classes.
+        (["set/train", "set/test"], "a single class folder, set, so every prediction is right;"),
+        (["set"], "holds a single class folder, set, so every prediction is right; give "),
+        (["first", "second"], "both hold the folders ant, bee, so these look like the classes"),
+        (["ants/train", "ants/test", "bees/train", "bees/test"], "both hold the folders"),
+        (["train/first", "train/second"], "both hold the folders ant, bee"),
+        (["ants/Train", "ants/Test", "bees/train", "bees/test"], "both hold the folders"),
+    ],
+)
+def test_a_layout_that_can_be_read_in_two_ways_is_refused(
+    tmp_path, class_folders, read, parts, said
+):
+    for part in parts:
+        class_folders(tmp_path / "set" / part)
+    with pytest.raises(InputError) as error:
+        read(tmp_path / "set")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parts", [("",), ("train", "test")])
+def test_a_single_class_is_refused(tmp_path, class_folders, read, parts):
+    for part in parts:
+        class_folders(tmp_path / "set" / part, ("ant",))
+    with pytest.raises(
+        InputError, match=r"single class folder, ant, .*; give at least two classes"
+    ):
+        read(tmp_path / "set")
+
+
+def test_an_image_next_to_class_folders_is_refused(tmp_path, class_folders, read):
+    place = class_folders(tmp_path / "set" / "train")
+    (place / "bee" / "3.png").rename(place / "3.png")
+    with pytest.raises(InputError, match=r"train/3\.png lies next to class folders and has no cla"):
+        read(tmp_path / "set")
+
+
+def test_layouts_that_are_clear_are_read(tmp_path, class_folders, read):
+    """Folders without images next to the parts; one subfolder in every class, as in Tiny ImageNet;
+    classes whose subfolders differ; a class with the name of a part, within a part."""
+    for part, count in (("train", 5), ("test", 2)):
+        for name in ("ant", "bee", "train"):
+            class_folders(tmp_path / "set" / part / name, ("images",), count=count)
+    (tmp_path / "set" / "annotations").mkdir()
+    (tmp_path / "set" / "annotations" / "all.json").write_text("{}")
+    class_folders(tmp_path / "set" / "train" / "ant", ("red", "black"), count=1)
+    class_folders(tmp_path / "set" / "train" / "bee", ("tame", "wild"), count=1)
+    splits = read(tmp_path / "set", validation=0)
+    assert splits.classes == ("ant", "bee", "train")
+    assert (len(splits.train), len(splits.test)) == (19, 6)
+
+
+def test_an_empty_class_in_one_part_is_named(tmp_path, class_folders, read):
+    class_folders(tmp_path / "set" / "train")
+    class_folders(tmp_path / "set" / "test", ("ant",))
+    (tmp_path / "set" / "test" / "bee").mkdir()
+    with pytest.raises(InputError, match="bee holds no images"):
+        read(tmp_path / "set")

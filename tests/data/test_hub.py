@@ -1,6 +1,7 @@
 """Hugging Face sets from local directories: columns by type, rows named in errors."""
 
 import io
+import os
 import sys
 import time
 from pathlib import Path
@@ -110,10 +111,10 @@ def test_of_two_class_labels_the_finer_counts(write, read):
         "fine": datasets.ClassLabel(names=["a", "b", "c"]),
         "seen": datasets.Image(),
     }
-    columns = {"fine": [2, 1, 0, 2, 1, 0]}
+    columns = {"fine": [2, 1, 0, 1, 2, 1]}  # of coarse 0 1 0 1 0 1
     splits = read(write({"train": 6, "test": 3}, features, columns), validation=0)
     assert splits.classes == ("a", "b", "c")
-    assert splits.train.labels.tolist() == [2, 1, 0, 2, 1, 0]
+    assert splits.train.labels.tolist() == [2, 1, 0, 1, 2, 1]
 
 
 def test_the_second_time_datasets_is_not_needed(write, read, monkeypatch):
@@ -256,3 +257,132 @@ def test_cifar10(tmp_path, read, monkeypatch):
     # CIFAR-10's published training mean and deviation
     assert np.allclose(mean, (0.4914, 0.4822, 0.4465), atol=0.01)
     assert np.allclose(std, (0.2470, 0.2435, 0.2616), atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["dev", "Valid", "VALIDATION"])
+def test_usual_names_of_splits(write, read, tmp_path, name):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    names = {"train": "Training", "validation": name, "test": "Test"}
+    renamed = datasets.DatasetDict({names[split]: table for split, table in whole.items()})
+    renamed.save_to_disk(str(tmp_path / "saved"))
+    splits = read(tmp_path / "saved")
+    assert [len(p) for p in (splits.train, splits.validation, splits.test)] == [10, 3, 4]
+
+
+def test_two_splits_for_one_part_are_refused(write, read, tmp_path):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    whole["dev"] = whole["validation"]
+    whole.save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match="both 'validation' and 'dev' are names of a validation"):
+        read(tmp_path / "saved")
+
+
+def test_a_split_that_is_left_out_is_named_every_time(write, read, tmp_path, caplog):
+    whole = datasets.load_dataset(str(write({"train": 10, "validation": 3, "test": 4})))
+    whole["extra"] = whole.pop("validation")
+    whole.save_to_disk(str(tmp_path / "saved"))
+    for _ in ("decoded", "from the cache"):
+        caplog.clear()
+        splits = read(tmp_path / "saved", validation=0)
+        assert (len(splits.train), len(splits.test)) == (10, 4)
+        assert "split 'extra' with 3 rows is left out" in caplog.text
+
+
+def integers(**columns):
+    features = {name: datasets.Value("int64") for name in columns}
+    return features | IMAGE, {name: list(values) for name, values in columns.items()}
+
+
+@pytest.mark.parametrize("name", ["label", "Labels", "target", "y", "class"])
+def test_integers_of_a_usual_name_are_labels(write, read, name):
+    features, columns = integers(id=range(8), **{name: [0, 1] * 4})
+    assert read(write({"train": 8}, features, columns), validation=0).classes == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"id": range(8)}, "no label column among id, seen"),
+        ({"image_id": range(8)}, "no label column among image_id, seen"),
+        ({"age": [20, 30] * 4}, "no label column among age, seen"),
+        ({"target": [0, 1] * 4, "y": [1, 0] * 4}, "no label column among target, y, seen"),
+        ({"label": [3] * 8}, "a single class, 3, so every prediction is right"),
+    ],
+)
+def test_integers_that_may_be_anything_are_refused(write, read, columns, said):
+    with pytest.raises(InputError) as error:
+        read(write({"train": 8}, *integers(**columns)))
+    assert said in str(error.value)
+
+
+def test_class_labels_that_do_not_decide_each_other_are_refused(write, read):
+    features = {
+        "camera": datasets.ClassLabel(names=["a", "b", "c"]),
+        "animal": datasets.ClassLabel(names=["ant", "bee"]),
+    } | IMAGE
+    columns = {"camera": [0, 0, 1, 1, 2, 2]}
+    with pytest.raises(InputError, match="columns camera, animal all hold class labels; keep one"):
+        read(write({"train": 6}, features, columns))
+    named = {"label" if name == "animal" else name: feature for name, feature in features.items()}
+    assert read(write({"train": 6}, named, columns), validation=0).classes == ("ant", "bee")
+
+
+@pytest.fixture
+def with_row(write):
+    """A set whose row 5 holds this instead of an image."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def make(row) -> Path:
+        place = write({"train": 8})
+        (path,) = place.iterdir()
+        table = pq.read_table(path)
+        i = table.schema.get_field_index("seen")
+        rows = table.column("seen").to_pylist()
+        rows[5] = row
+        column = pa.array(rows, table.schema.field("seen").type)
+        pq.write_table(table.set_column(i, table.schema.field("seen"), column), path)
+        return place
+
+    return make
+
+
+def test_a_row_without_bytes_and_path_is_named(with_row, read):
+    place = with_row({"bytes": None, "path": None})
+    with pytest.raises(InputError) as error:
+        read(place)
+    assert "row 5 of split 'train' (column 'seen') cannot be read as an image" in str(error.value)
+    assert "neither bytes nor a path" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "nowhere.png", "pipe"])
+def test_a_row_whose_path_is_no_file_is_named(with_row, read, tmp_path, path):
+    if path == "pipe":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+    place = with_row({"bytes": None, "path": path})
+    with pytest.raises(InputError, match=r"row 5 of split 'train' .* cannot be read as an image"):
+        read(place)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "loop"])
+def test_what_is_no_file_in_a_local_set_is_named(write, read, kind):
+    place = write({"train": 8})
+    if kind == "pipe":
+        os.mkfifo(place / "test-00000-of-00001.parquet")
+    else:
+        (place / "test").symlink_to("nowhere" if kind == "link" else ".")
+    said = {"pipe": "is a pipe", "link": "leads nowhere", "loop": "count twice"}
+    with pytest.raises(InputError, match=said[kind]):
+        read(place)
+
+
+def test_images_of_a_table_are_turned_as_their_exif_data_say(write, read, picture):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    stream = io.BytesIO()
+    Image.fromarray(picture(1)).save(stream, "PNG", exif=exif)
+    splits = read(write({"train": 8}, images={1: stream.getvalue()}), validation=0)
+    every = torch.cat([splits.train.images, splits.test.images]).numpy()
+    assert any(np.array_equal(image, picture(1)[::-1, ::-1]) for image in every)
+    assert not any(np.array_equal(image, picture(1)) for image in every)

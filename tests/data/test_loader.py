@@ -1,5 +1,6 @@
 """Batches: what they hold, that they repeat, that nothing global decides them."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -309,3 +310,38 @@ def test_channels_last_holds_for_views(noise):
 def test_no_views_are_refused(noise):
     with pytest.raises(InputError, match=r"Loader\(views=0\): give 1 or more"):
         Loader(noise(9), 4, train=True, views=0)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (
+            torch.rand(4, 2, 2, 3),
+            torch.arange(4),
+            r"torch.float32 \(4, 2, 2, 3\); give bytes 0..255",
+        ),
+        (torch.rand(4, 2, 2, 3) * 255, torch.arange(4), r"\(255 \* images\).round\(\).to\(torch.u"),
+        (torch.zeros(4, 2, 2).byte(), torch.arange(4), r"torch.uint8 \(4, 2, 2\); give bytes"),
+        (np.zeros((4, 2, 2, 3), np.uint8), torch.arange(4), r"Images\(images\): got ndarray"),
+        (
+            torch.zeros(4, 2, 2, 3).byte(),
+            [0, 1, 2, 3],
+            r"Images\(labels\): got list; give a tensor",
+        ),
+        (torch.zeros(4, 2, 2, 3).byte(), torch.arange(3), r"torch.int64 \(3,\) for 4 images"),
+        (torch.zeros(4, 2, 2, 3).byte(), torch.zeros(4), r"torch.float32 \(4,\) for 4 images"),
+        (torch.zeros(4, 2, 2, 3).byte(), torch.arange(4).int(), r"torch.int32 \(4,\) for 4 images"),
+    ],
+)
+def test_images_of_another_type_are_refused(images, labels, said):
+    """Floats above all: they would be divided by 255, whatever their range."""
+    with pytest.raises(InputError, match=said) as error:
+        Images(images, labels)
+    assert "\n" not in str(error.value)
+
+
+def test_images_may_come_in_any_memory_format():
+    made = torch.randint(256, (8, 3, 6, 6), dtype=torch.uint8)
+    images = Images(made.permute(0, 2, 3, 1), torch.arange(8))
+    loader = Loader(images, 4, train=True, augment=Augment(crop=1, flip=True))
+    assert sum(len(y) for _, y in loader.epoch(0)) == 8

@@ -266,7 +266,7 @@ def test_scores_of_a_convolution_at_every_time() -> None:
 
 def test_a_recipe_that_reads_no_tokens_refuses_them() -> None:
     blocks = audio([nn.Conv1d(6, 5, 3, padding=1)])
-    with pytest.raises(InputError, match=r"AugLocal|_Auxiliary") as error:
+    with pytest.raises(InputError, match=r"AugLocal|LaterLayers") as error:
         rules.AugLocal(blocks)
     assert "rules.DGL" in str(error.value)
 
@@ -280,7 +280,7 @@ def test_a_head_of_other_classes_is_refused() -> None:
         return nn.Linear(in_shape[-1], 4)
 
     rule = rules.DGL(Blocks(parts, example=x), head=wide)
-    with pytest.raises(InputError, match=r"of 4 classes, where the network gives \(7, 3\)"):
+    with pytest.raises(InputError, match=r"for 4 classes, but the network gives \(7, 3\)"):
         rule.backward(x, y)
 
 

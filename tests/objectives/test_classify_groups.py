@@ -253,11 +253,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no levels": (
         lambda _: ClassifyGroups(groups=[]),
-        r"ClassifyGroups\(groups\): got \[\]; give levels, each the group of every class",
+        r"ClassifyGroups\(groups\): got \[\]; give a list of levels, each with the group of",
     ),
     "one level, not a list of them": (
         lambda _: ClassifyGroups(groups=[0, 0, 1, 1]),  # type: ignore[list-item]
-        r"ClassifyGroups\(groups\): got \[0, 0, 1, 1\]; give levels",
+        r"ClassifyGroups\(groups\): got \[0, 0, 1, 1\]; give a list of levels",
     ),
     "levels of different lengths": (
         lambda _: ClassifyGroups(groups=[[0, 0, 1], [0, 1, 2, 3]]),
@@ -265,23 +265,23 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a gap": (
         lambda _: ClassifyGroups(groups=[[0, 0, 2, 2]]),
-        r"level 0 has groups \[0, 2\]; number them from 0, without gaps",
+        r"level 0 has groups \[0, 2\]; number them from 0 without gaps",
     ),
     "as many groups as classes": (
         lambda _: ClassifyGroups(groups=[[0, 1, 2, 3]]),
-        r"level 0 has 4 groups of 4 classes; begin with fewer groups than classes",
+        r"level 0 has 4 groups for 4 classes; begin with two or more groups",
     ),
     "one group": (
         lambda _: ClassifyGroups(groups=[[0, 0, 0, 0]]),
-        r"level 0 has 1 groups of 4 classes; begin with",
+        r"level 0 has 1 groups for 4 classes; begin with",
     ),
     "not nested": (
         lambda _: ClassifyGroups(groups=[[0, 0, 1, 1], [0, 1, 1, 2]]),
-        r"a group of level 1 has classes of two groups of level 0; a level only divides",
+        r"a group of level 1 has classes from two groups of level 0; each level must",
     ),
     "two rules": (
         lambda _: _built(_built(ClassifyGroups(groups=PAIRS))),
-        r"ClassifyGroups: this objective has its auxiliary network already",
+        r"ClassifyGroups: this objective already has its auxiliary network",
     ),
     "a table of one class": (
         lambda _: groups_from_confusion(torch.ones(1, 1), [1]),
@@ -289,7 +289,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "too many groups": (
         lambda _: groups_from_confusion(CONFUSION, [2, 5]),
-        r"groups_from_confusion\(counts=\[2, 5\]\): 5 groups of 4 classes; give numbers from 1",
+        r"groups_from_confusion\(counts=\[2, 5\]\): 4 classes cannot form 5 groups; give",
     ),
 }
 

@@ -156,15 +156,15 @@ def test_bf16_similarities_are_not_rounded() -> None:
 
 
 REFUSED = {
-    "one": (lambda: CMC(split=("red",)), "give two or more views, each once"),
-    "twice": (lambda: CMC(split=("red", "red")), "give two or more views, each once"),
+    "one": (lambda: CMC(split=("red",)), "give two or more different views"),
+    "twice": (lambda: CMC(split=("red", "red")), "give two or more different views"),
     "unknown": (lambda: CMC(split=("luminanc", "red")), "did you mean 'luminance'"),
     "core": (lambda: CMC(core=2), r"CMC\(core=2\): give the number of a view, 0 to 1"),
     "temperature": (lambda: CMC(temperature=0), r"CMC\(temperature=0\): give more than 0"),
     "the class": (lambda: CMC(heads.Projector), r"give a recipe: Projector\(\)"),
     "grey": (
         lambda: CMC().place(Site(0, 2, (6, 8, 8), (6, 8, 8), (1, 8, 8), (3,))),
-        r"the network takes \(1, 8, 8\) .* there is no luminance; give images \(3, H, W\)",
+        r"the network takes \(1, 8, 8\) .* which has no luminance; give images \(3, H, W\)",
     ),
 }
 

@@ -169,8 +169,8 @@ def _site(*input_shape: int) -> Site:
 
 REFUSED = {
     "kind": (lambda: Colorize(kind="guess"), r"Colorize\(kind='guess'\): .*regress"),  # type: ignore
-    "rebalance": (lambda: Colorize(rebalance=True), "no bins to weigh under kind='regress'"),
-    "grey images": (lambda: Colorize().place(_site(1, 8, 8)), r"\(1, 8, 8\) .* no colour image"),
+    "rebalance": (lambda: Colorize(rebalance=True), "kind='regress' has no bins to weight"),
+    "grey images": (lambda: Colorize().place(_site(1, 8, 8)), r"\(1, 8, 8\) .* not a colour image"),
     "std": (lambda: Normalization((0.5,), (0.0,)), "every std above 0"),
     "the class": (lambda: Colorize(heads.Same), r"got the class Same; give a recipe"),  # type: ignore
     "channels": (lambda: Normalization((0, 0), (1, 1)).undo(torch.zeros(1, 3, 2, 2)), "3 channels"),

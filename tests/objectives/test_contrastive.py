@@ -352,7 +352,7 @@ REFUSED = {
     ),
     "tokens": (
         lambda: SupervisedContrastive().place(Site(0, 2, (4, 7), (4, 7), (4,), (4, 3))),
-        r"SupervisedContrastive: the network gives class scores for every token, \(4, 3\)",
+        r"SupervisedContrastive: the network gives \(4, 3\) for each sample",
     ),
     "few rows": (
         lambda: InfoNCE(steps=4).place(Site(1, 3, (5, 8, 8), (5, 8, 8), (3, 8, 8), (3,))),
@@ -360,7 +360,7 @@ REFUSED = {
     ),
     "one view": (
         lambda: rules.Greedy((case := networks.mlp()).blocks, NTXent()).backward(case.x, case.y),
-        r"NTXent: got 1 view of every sample, and it compares 2; give --views 2, in Python data",
+        r"NTXent: got 1 view of every sample, but compares 2; give --views 2, in Python data",
     ),
 }
 

@@ -159,7 +159,7 @@ def _site(*input_shape: int) -> Site:
 REFUSED = {
     "region": (lambda: Inpaint(region="left"), r"Inpaint\(region='left'\): .*center"),  # type: ignore
     "holes": (lambda: Inpaint(region="random", holes=0), r"Inpaint\(holes=0\): give at least 1"),
-    "no image": (lambda: Inpaint().place(_site(7, 5)), r"\(7, 5\) .* no image \(C, H, W\)"),
+    "no image": (lambda: Inpaint().place(_site(7, 5)), r"\(7, 5\) .* not an image \(C, H, W\)"),
     "the class": (lambda: Inpaint(heads.Same), r"got the class Same; give a recipe"),  # type: ignore
 }
 

@@ -106,7 +106,7 @@ def test_batches_without_some_pairs(y: list[int], kind: str, negative_only: bool
 TOKENS = Site(0, 2, (7, 5), (7, 5), (3, 8, 8), (7, 3))
 REFUSED = {
     "kind": (lambda: KernelSeparation("l3"), r"kind='l3'\): .*l1"),  # type: ignore[arg-type]
-    "least": (lambda: KernelSeparation(least=1.0), r"least=1.0\): give the kernel's least value"),
+    "least": (lambda: KernelSeparation(least=1.0), r"least=1.0\): give the kernel's smallest"),
     "nothing to align with": (
         lambda: KernelSeparation(negative_only=True),
         "all ideal values would be 0",

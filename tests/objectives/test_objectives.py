@@ -173,7 +173,7 @@ def test_an_objective_belongs_to_one_rule() -> None:
     given = [Classify(heads.Linear()), MeanSquare()]
     rule = rules.Greedy(case.blocks, given)
     with pytest.raises(
-        InputError, match=r"Classify: this objective has its auxiliary network already"
+        InputError, match=r"Classify: this objective already has its auxiliary network"
     ) as e:
         rules.Greedy(case.blocks, given)
     assert "\n" not in str(e.value)

@@ -224,19 +224,19 @@ REFUSED = {
     ),
     "one shift": (
         lambda: Reconstruct(shift=(5,)),  # type: ignore[arg-type]
-        r"Reconstruct\(shift=\(5,\)\): give the first and the last",
+        r"Reconstruct\(shift=\(5,\)\): give two whole numbers of pixels",
     ),
     "a number for a shift": (
         lambda: Reconstruct(shift=5),  # type: ignore[arg-type]
-        r"Reconstruct\(shift=5\): give the first and the last",
+        r"Reconstruct\(shift=5\): give two whole numbers of pixels",
     ),
     "half pixels": (
         lambda: Reconstruct(shift=(0.5, 1)),  # type: ignore[arg-type]
-        r"Reconstruct\(shift=\(0\.5, 1\)\): give .* whole pixels",
+        r"Reconstruct\(shift=\(0\.5, 1\)\): give two whole numbers",
     ),
     "no image": (
         lambda: Reconstruct().place(_site((7, 5))),
-        r"Reconstruct: the network takes \(7, 5\) .* no image \(C, H, W\)",
+        r"Reconstruct: the network takes \(7, 5\) .* not an image \(C, H, W\)",
     ),
     "a vector for Same": (
         lambda: Reconstruct(Same()).place(_site((3, 8, 8))),
@@ -248,7 +248,7 @@ REFUSED = {
     ),
     "two rules": (
         lambda: _tiny()[0].objectives[0].place(_site((3, 8, 8))),  # type: ignore[operator]
-        r"Reconstruct: this objective has its auxiliary network already",
+        r"Reconstruct: this objective already has its auxiliary network",
     ),
 }
 H = torch.zeros(1)

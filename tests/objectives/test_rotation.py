@@ -157,7 +157,7 @@ REFUSED = {
     **{
         f"turns {turns}": (
             lambda turns=turns: Rotation(turns=turns),
-            r"Rotation\(turns=.*\): give at least two different of 0, 1, 2, 3 .* 0 first",
+            r"Rotation\(turns=.*\): give at least two different numbers .* 0 first",
         )
         for turns in [(), (0,), (1, 2), (1, 0), (0, 0), (0, 1, 1), (0, 4), (0, -1)]
     },
@@ -167,13 +167,13 @@ REFUSED = {
     ),
     "no image": (
         lambda: Rotation().place(_site(7, 5)),
-        r"Rotation: the network takes \(7, 5\) .* no image \(C, H, W\)",
+        r"Rotation: the network takes \(7, 5\) .* not an image \(C, H, W\)",
     ),
     "not square": (
         lambda: Rotation().place(_site(3, 4, 8)),
         r"Rotation\(turns=\(0, 1, 2, 3\)\): the network takes 4x8 .* give turns=\(0, 2\)",
     ),
-    "two rules": (_built_twice, r"Rotation: this objective has its auxiliary network already"),
+    "two rules": (_built_twice, r"Rotation: this objective already has its auxiliary network"),
 }
 
 

@@ -229,7 +229,10 @@ REFUSED = {
         lambda: SimilarityMatching().place(TOKENS),
         r"\(7, 3\) for each sample",
     ),
-    "codes of tokens": (lambda: PredictProjection().place(TOKENS), r"\(7, 3\) .* one label per"),
+    "codes of tokens": (
+        lambda: PredictProjection().place(TOKENS),
+        r"\(7, 3\) .* one label for each whole",
+    ),
 }
 
 

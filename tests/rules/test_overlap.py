@@ -291,7 +291,7 @@ def test_bad_input() -> None:
         rules.Overlap(blocks, _classify(), -1)
     with pytest.raises(ValueError, match=r"independent=1.5\): give a weight in \[0, 1\]"):
         rules.HPFF(blocks, _classify(), 1, 1.5)
-    with pytest.raises(ValueError, match=r"every=3\): .* give 1 to 2, or overlap more"):
+    with pytest.raises(ValueError, match=r"every=3\): .* give 1 to 2, or a larger overlap"):
         rules.Overlap(blocks, _classify(), 1, every=3)
     with pytest.raises(ValueError, match="Overlap needs forward and backward information"):
         check_rule(rules.Overlap(blocks, _classify()), 2)

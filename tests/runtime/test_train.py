@@ -278,13 +278,13 @@ def test_torchrun() -> None:
         ("--stages 2 --rule DirectGlobal", "DirectGlobal needs forward and error information"),
         ("--stages 2 --rule MAN", "MAN needs forward and weights information"),
         ("--stages 2 --rule DeepSupervision", "DeepSupervision needs backward information"),
-        ("--stages 2 --replay 2 --rule LocalCritic", "LocalCritic waits for what the next"),
+        ("--stages 2 --replay 2 --rule LocalCritic", "LocalCritic waits for a gradient from"),
         ("--stages 2 --restarts -1", "--restarts -1: give 0 or more"),
         ("--stages 2 --timeout 0", "--timeout 0"),
         ("--replicas 0", "--replicas 0: give at least 1"),
         ("--replicas 3", "--batch_size 128 --replicas 3: each replica takes an equal part"),
         ("--stages 2 --replay -2", "--replay -2: give 0 or more"),
-        ("--stages 2 --replay 2 --rule DNI", "DNI waits for what the next block finds"),
+        ("--stages 2 --replay 2 --rule DNI", "DNI waits for a gradient from the next block"),
     ],
 )
 def test_bad_input(options: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,6 @@ def test_settings_that_make_no_sense():
 
 def test_lines_that_cannot_be_read(tmp_path: Path):
     run = Run(tmp_path)
-    (tmp_path / "rows.jsonl").write_text('{"step": 1}\n{"st')
+    (tmp_path / "rows.jsonl").write_text('{"st\n{"step": 1}\n')
     with pytest.raises(InputError, match=r"rows.jsonl cannot be read"):
         run.lines("rows.jsonl")

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         "--checkpoint",
         type=str,
         default="last",
-        help="last, or best (the best epoch on the validation split)",
+        help="last, best (the best epoch on the validation split), or a file in the run's folder",
     )
     parser.add_argument(
         "--split", type=str, default="test", help="split to measure on: test, validation or train"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from rich import progress
 from rich.console import Console
 from rich.progress import (
@@ -15,8 +17,17 @@ from rich.progress import (
 from layerwise.costs.blocks import Costs
 from layerwise.trainer import Progress
 
-console = Console(stderr=True, highlight=False, emoji=False)  # progress and errors
-output = Console(highlight=False, emoji=False)  # results
+
+class PlainConsole(Console):
+    """A console that reports a closed pipe to its caller. Rich's own would end the program, with
+    everything that is not saved."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+console = PlainConsole(stderr=True, highlight=False, emoji=False)  # progress and errors
+output = PlainConsole(highlight=False, emoji=False)  # results
 
 
 class ProgressBar(Progress):
@@ -50,7 +61,8 @@ class ProgressBar(Progress):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        with contextlib.suppress(OSError):  # the pipe or the terminal may be gone
+            self._progress.stop()
 
     def costs(self, costs: Costs) -> None:
         if self.shown:

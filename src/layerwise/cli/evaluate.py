@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
         "--checkpoint",
         type=str,
         default="last",
-        help="last, or best (the best epoch on the validation split)",
+        help="last, best (the best epoch on the validation split), or a file in the run's folder",
     )
     parser.add_argument("--split", type=str, default="test", help="test, validation or train")
     parser.add_argument(
@@ -39,12 +39,12 @@ def main(arguments: list[str]) -> None:
         split=found["split"],
         device=found["device"],
     )
-    path = evaluation.write()
     result, names = evaluation.result, evaluation.names
     output.print(_table(result, names))
     if sum(exit is not None and "flops" in exit for exit in result["exits"]) > 1:
         output.print(_costs(result, names))
-    output.print(f"{path}", soft_wrap=True)
+    # After the table, which a run on a disk that cannot be written shows, too.
+    output.print(f"{evaluation.write()}", soft_wrap=True)
     if found["losses"]:
         output.print(f"{evaluation.write_losses()}", soft_wrap=True)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import layerwise
-from layerwise.cli.console import console
 from layerwise.errors import (
     FailedProcess,
     InputError,
@@ -17,7 +19,6 @@ from layerwise.errors import (
     NonFiniteLoss,
     choices,
 )
-from layerwise.runtime import processes
 
 # Command -> module of its `main`; imported when it runs, as some of them take seconds to import.
 COMMANDS = {
@@ -65,12 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
-        importlib.import_module(f"layerwise.cli.{COMMANDS[command]}").main(rest)
+        with _interrupts_end_at_once():
+            module = importlib.import_module(f"layerwise.cli.{COMMANDS[command]}")
+        module.main(rest)
+        sys.stdout.flush()
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:
         _fail(f"layerwise {command}: {error}", 1)
-        if processes.started_together():
+        if _started_together():
             os._exit(1)  # threads that wait for the lost process would block the exit
         return 1
     except FailedProcess as error:
@@ -78,15 +82,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         return _fail(f"layerwise {command}: {error}", 1)
     except Interrupted as error:
-        return _fail(str(error), 130) if processes.leads() else 130
+        return _fail(str(error), 130) if _leads() else 130
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of the output has ended, as in `layerwise list | head`
-        sys.stderr.close()
+        _discard(sys.stdout)
+        _discard(sys.stderr)
         return 0
     return 0
 
 
+@contextlib.contextmanager
+def _interrupts_end_at_once() -> Iterator[None]:
+    """Within, Ctrl-C ends the program with one line. For the seconds in which libraries are
+    imported: they would turn an exception into tracebacks of their own."""
+
+    def leave(number: int, frame: object) -> None:
+        if "RANK" not in os.environ:  # of several processes, the one that starts them says it
+            os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    try:
+        before = signal.getsignal(signal.SIGINT)
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, leave)
+    except ValueError:  # only the main thread may handle signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _started_together() -> bool:
+    from layerwise.runtime import processes  # imports PyTorch
+
+    return processes.started_together()
+
+
+def _leads() -> bool:
+    from layerwise.runtime import processes
+
+    return processes.leads()
+
+
 def _fail(message: str, code: int) -> int:
-    console.print(" ".join(message.split()), soft_wrap=True, markup=False)
+    from layerwise.cli.console import console
+
+    try:
+        console.print(" ".join(message.split()), soft_wrap=True, markup=False)
+    except OSError:  # nobody reads it any more
+        _discard(sys.stderr)
     return code
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what is left of a stream whose reader has ended to nowhere, so that the end of the
+    program does not fail on it."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

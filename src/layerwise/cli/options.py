@@ -15,7 +15,7 @@ from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
 from layerwise.trainer import Settings
 
 SECTIONS = {
-    "Run folder": ("config", "recipe", "resume", "name", "runs", "loggers"),
+    "Run folder": ("config", "recipe", "resume", "checkpoint", "name", "runs", "loggers"),
     "Data": ("data",),
     "Augmentation": ("augment",),
     "Curriculum": ("curriculum",),
@@ -85,7 +85,14 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     parser.add_argument(
         "--resume",
         type=str | None,
-        help="run folder to continue; only with --device, --runtime, --stages and --replicas",
+        help="run folder to continue; only with --checkpoint, --device, --runtime, --stages and "
+        "--replicas",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=str | None,
+        default=None,
+        help="with --resume: last, best or a file in the run's folder; null: last",
     )
     parser.add_argument(
         "--name",
@@ -124,7 +131,7 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
 def experiment_config(found: dict[str, Any]) -> dict[str, Any]:
     """The options that describe the experiment: the run's config."""
     # Without the place of the run, so that its config can be given as --config again.
-    without = ("config", "recipe", "resume", "runs", "name")
+    without = ("config", "recipe", "resume", "checkpoint", "runs", "name")
     return {k: v for k, v in found.items() if k not in without}
 
 

@@ -135,13 +135,32 @@ class Costs:
 
     @classmethod
     def from_json(cls, text: str) -> Costs:
-        """The costs from text that `json` gave."""
-        found = json.loads(text)
-        if isinstance(found, list):  # the format from before steps were measured
-            found = {"blocks": found}
-        blocks = [BlockCost(**block) for block in found.pop("blocks")]
-        blocks = tuple(dataclasses.replace(b, shape=tuple(b.shape)) for b in blocks)
-        return cls(blocks, **found)
+        """The costs from text that `json` gave.
+
+        Raises:
+            ValueError: the text is something else.
+        """
+        try:
+            found = json.loads(text)
+            if isinstance(found, list):  # the format from before steps were measured
+                found = {"blocks": found}
+            found = dict(found)
+            blocks = [BlockCost(**block) for block in found.pop("blocks")]
+            blocks = tuple(dataclasses.replace(b, shape=tuple(b.shape)) for b in blocks)
+            costs = cls(blocks, **found)
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"not the costs of blocks: {error}") from error
+        for part in (costs, *blocks):
+            for name, value in vars(part).items():
+                counts = value if name == "shape" else (value,)
+                optional = part is costs and value is None
+                if name in ("name", "blocks"):
+                    right = isinstance(value, str if name == "name" else tuple)
+                else:
+                    right = optional or all(type(one) is int and one >= 0 for one in counts)
+                if not right:
+                    raise ValueError(f"not the costs of blocks: {name} is {str(value)[:40]}")
+        return costs
 
     def table(self) -> Table:
         """The costs as a table for the terminal."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from layerwise.data.fingerprint import Fingerprint
+from layerwise.data.splits import Splits
 from layerwise.errors import InputError
 
 
@@ -56,7 +58,7 @@ class Curriculum:
             raise InputError(f"Curriculum(increase={increase}): give a factor of 1 or more")
         if every < 1:
             raise InputError(f"Curriculum(every={every}): give 1 batch or more")
-        if scores.dim() != 1 or not scores.isfinite().all():
+        if scores.dim() != 1 or scores.is_complex() or not scores.isfinite().all():
             raise InputError(
                 f"Curriculum(scores): got {tuple(scores.shape)}; give one finite number per sample"
             )
@@ -90,27 +92,46 @@ class Curriculum:
         return admitted[torch.arange(first, first + size) % len(admitted)]
 
 
-def read_scores(path: str | Path, labels: Tensor | None = None) -> Tensor:
+def read_scores(path: str | Path, splits: Splits | None = None) -> Tensor:
     """Read the scores, (N,), from a file that `layerwise evaluate --losses true` wrote.
 
     Args:
         path: of the file.
-        labels: of the samples that the scores will order, (N,); checked against the file's labels.
+        splits: the data whose training samples the scores will order; checked against what the
+            file says about its samples.
 
     Raises:
-        InputError: the file does not exist or holds something else; its samples have other labels.
+        InputError: the file does not exist or holds something else; its samples are others.
     """
     try:
-        found = load_file(path)
-        scores, scored = found["losses"], found.get("labels")
-    except (OSError, KeyError, SafetensorError) as error:
+        if not Path(path).is_file():  # opening a pipe would wait for ever
+            raise OSError("it is not a file")
+        with safe_open(path, "pt") as file:
+            names, about = set(file.keys()), (file.metadata() or {}).get("samples")
+            scores = file.get_tensor("losses")
+            labels = file.get_tensor("labels") if "labels" in names else None
+        samples = json.loads(about) if about else {}
+        of_data = Fingerprint.from_dict(samples) if about else None
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise InputError(
             f"--curriculum.scores {path}: cannot be read; give the file that `layerwise evaluate "
             "RUN --split train --losses true` wrote"
         ) from error
-    if scored is not None and labels is not None and not torch.equal(scored, labels.cpu()):
+    if (split := samples.get("split", "train")) != "train":
+        raise InputError(
+            f"--curriculum.scores {path}: the scores are of the {split} split; give those that "
+            "`layerwise evaluate RUN --split train --losses true` wrote"
+        )
+    if splits is None:
+        return scores
+    if labels is not None and not torch.equal(labels, getattr(splits.train, "labels", labels)):
         raise InputError(
             f"--curriculum.scores {path}: the scores are of other images, or in another order; "
             "give those of a run with the same data and --seed, which chooses the validation images"
+        )
+    if of_data and (difference := of_data.changed_training(Fingerprint.of(splits))) is not None:
+        raise InputError(
+            f"--curriculum.scores {path}: the scores are of other data than {splits.name}: "
+            f"{difference}; give those of a run with the same data and --seed"
         )
     return scores

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from layerwise.errors import InputError, reason
 
 GREY = ("1", "L")
 CHUNK = 64  # images that a thread decodes at a time
+# Others are refused: Pillow would run Ghostscript on an EPS file, whatever it is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "DIB", "ICO", "TGA")
+LARGEST_PIXELS = 1 << 28  # of an image that is scaled as a whole before its centre is cut out
+# Where Pillow keeps what may hold an orientation; of a TIFF, in its tags.
+OF_EXIF = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
 THREADED_PIXELS = 96 * 96  # images from this size on are decoded by several threads
 
 
@@ -36,8 +42,16 @@ class _ColourFound(Exception):
     """A coloured image was found in a set that looked grey."""
 
 
+def identify(file: IO[bytes]) -> Image.Image:
+    """Open an encoded image of one of the `FORMATS`; its header is read.
+
+    Pillow finds the format by the content, whatever a file is called.
+    """
+    return Image.open(file, formats=FORMATS)
+
+
 def pixels(source: Encoded, i: int) -> Image.Image:
-    """Image i, decoded, in mode L or RGB.
+    """Image i, decoded, upright, in mode L or RGB.
 
     Raises:
         InputError: the image cannot be read, or has more than 8 bits per channel.
@@ -45,7 +59,7 @@ def pixels(source: Encoded, i: int) -> Image.Image:
     try:
         image = source.open(i)
         image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders let through many kinds of errors
         raise InputError(
             f"data: {source.where(i)} cannot be read as an image ({reason(error)}); replace or "
             "remove it"
@@ -55,10 +69,23 @@ def pixels(source: Encoded, i: int) -> Image.Image:
             f"data: {source.where(i)} has pixels of mode {image.mode}, more than 8 bits per "
             "channel; convert it to 8 bits"
         )
+    turn_upright(image)
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns if it is converted to RGB directly
     mode = "L" if image.mode in GREY else "RGB"
     return image if image.mode == mode else image.convert(mode)
+
+
+def turn_upright(image: Image.Image) -> None:
+    """Turn or mirror a decoded image, in place, as the orientation in its EXIF data says.
+
+    An image whose EXIF data cannot be read stays as it is: viewers show it like this.
+    """
+    # Most images have none. Asking Pillow takes as long as decoding a few hundred pixels.
+    if OF_EXIF.isdisjoint(image.info) and image.format != "TIFF":
+        return
+    with contextlib.suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def colour(image: Image.Image) -> Image.Image:
@@ -76,6 +103,12 @@ def fit(image: Image.Image, size: int, margin: float = 1.0) -> Image.Image:
     short = round(size * margin)
     scale = short / min(width, height)
     wide, tall = max(round(width * scale), size), max(round(height * scale), size)
+    if wide * tall > LARGEST_PIXELS:
+        # One pixel high and 65,000 wide, it would grow to gigabytes before its centre is cut out.
+        side = size / scale
+        left, top = (width - side) / 2, (height - side) / 2
+        centre = (left, top, left + side, top + side)
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=centre)
     if (wide, tall) != (width, height):
         image = image.resize((wide, tall), Image.Resampling.BILINEAR)
     if (wide, tall) == (size, size):

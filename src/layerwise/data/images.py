@@ -14,10 +14,12 @@ from layerwise.data.pixels import pad, send
 from layerwise.data.samples import Job, Reader, Reading, Samples
 from layerwise.data.stratify import stratify
 from layerwise.data.transform import HasStatistics, ImageTransform, Statistics, stacked
+from layerwise.errors import InputError
 
 # A padded copy of the set saves padding every batch. If it would take more bytes than this, every
 # batch is padded instead.
 PADDED_BYTES = 1 << 30
+RESIZED_BYTES = 8 << 30  # images in memory that are scaled to more than this are refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,16 +27,40 @@ class Images(Samples):
     """Images as bytes in one contiguous tensor, from which batches are cut without Python loops.
 
     Args:
-        images: uint8 0..255, (N, H, W, C), contiguous. Channels come last so that one pixel is one
-            memory access and a crop is a single `index_select` over pixels.
+        images: uint8 0..255, (N, H, W, C); made contiguous. Channels come last so that one pixel
+            is one memory access and a crop is a single `index_select` over pixels.
         labels: int64, (N,).
         reference: the training split, whose mean and standard deviation normalise this set; None
             if it is this set itself.
+
+    Raises:
+        InputError: images or labels of another type or shape. Floats are refused whatever their
+            range: nothing says whether 1.0 is white or almost black.
     """
 
     images: Tensor
     labels: Tensor
     reference: HasStatistics | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise InputError(
+                    f"Images({name}): got {type(value).__name__}; give a tensor, such as "
+                    "torch.as_tensor(...)"
+                )
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise InputError(
+                f"Images(images): got {self.images.dtype} {tuple(self.images.shape)}; give bytes "
+                "0..255, torch.uint8 (N, H, W, C); floats 0..1 become bytes by "
+                "(255 * images).round().to(torch.uint8)"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise InputError(
+                f"Images(labels): got {self.labels.dtype} {tuple(self.labels.shape)} for "
+                f"{len(self.images)} images; give one torch.int64 for each"
+            )
+        object.__setattr__(self, "images", self.images.contiguous())  # the class is frozen
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,6 +114,11 @@ class Images(Samples):
             return self
         short = min(height, width)
         tall, wide = round(height * size / short), round(width * size / short)
+        if (nbytes := len(self) * size * size * self.shape[0]) > RESIZED_BYTES:
+            raise InputError(
+                f"load(size={size}): {len(self)} images of {size}x{size} take "
+                f"{nbytes / 2**30:,.0f} GiB; give a smaller size"
+            )
         top, left = (tall - size) // 2, (wide - size) // 2
         parts = []
         for part in self.images.split(1024):  # limits the size of the float copy

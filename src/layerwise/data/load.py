@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from layerwise.data.sources.digits import digits
+from layerwise.data.sources.files import path_of
 from layerwise.data.sources.folder import folder
 from layerwise.data.sources.hierarchical import hierarchical
 from layerwise.data.sources.hub import hub
@@ -26,6 +29,10 @@ NAMES = (
     "markov",
     "text:PATH",
 )
+
+LARGEST_SIDE = 8192  # pixels of an image; a batch of larger ones fits into no memory
+
+log = logging.getLogger(__name__)
 
 
 def load(
@@ -80,17 +87,19 @@ def load(
         raise InputError(
             f"load(random_labels={random_labels}): give a share of the training images, 0 to 1"
         )
-    if size is not None and size < 1:
+    if size is not None and not 1 <= size <= LARGEST_SIDE:
         raise InputError(
-            f"load(size={size}): give 1 pixel or more, or None for the images' own size"
+            f"load(size={size}): give 1 to {LARGEST_SIDE} pixels, or None for the images' own size"
         )
     if seed < 0:
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _parts(name, Path(root).expanduser(), size, context, download)
+    parts = _parts(name, path_of(root, "--data.root"), size, context, download)
     if size is not None:
         parts = _resized(parts, size)
+    for sentence in parts.left_out:
+        log.warning("data %s: %s", name, sentence)
     splits = complete(parts, name=name, validation=validation, seed=seed)
     return relabel(splits, random_labels, seed) if random_labels else splits
 
@@ -120,8 +129,8 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     if kind == "hf" and rest:
         return hub(rest, root=root, size=size, download=download)
     if kind == "folder" and rest:
-        return folder(Path(rest).expanduser(), name=name, root=root, size=size)
-    path = Path(name).expanduser()
+        return folder(path_of(rest, "--data folder"), name=name, root=root, size=size)
+    path = path_of(name, "--data")
     if path.is_dir() or name.startswith((".", "/", "~")):
         return folder(path, name=name, root=root, size=size)
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
@@ -133,7 +142,7 @@ def _text(name: str, context: int) -> Parts | None:
     if name == "markov":
         return markov(context)
     if kind == "text" and rest:
-        tokens, vocabulary = characters(read(Path(rest).expanduser(), name))
+        tokens, vocabulary = characters(read(path_of(rest, "--data text"), name))
         return Parts(Text(tokens, context), None, None, vocabulary)
     return None
 
@@ -142,4 +151,9 @@ def _resized(parts: Parts, size: int) -> Parts:
     """Scale sets that come decoded; folders and tables were scaled while they were decoded."""
     held, test = parts.validation, parts.test
     train = parts.train.resized(size)
-    return Parts(train, held and held.resized(size), test and test.resized(size), parts.classes)
+    return replace(
+        parts,
+        train=train,
+        validation=held and held.resized(size),
+        test=test and test.resized(size),
+    )

@@ -35,6 +35,7 @@ class Splits:
         relabelled: the training images with a random label, (N,) bool; None if random labels were
             not asked for.
         entropy_rate: of a text, in nats per token; None if it is not known.
+        files: a checksum over the names and sizes of the set's files; None if it has none.
     """
 
     train: Part
@@ -44,6 +45,7 @@ class Splits:
     name: str
     relabelled: Tensor | None = None
     entropy_rate: float | None = None
+    files: str | None = None
 
     @property
     def num_classes(self) -> int:
@@ -57,13 +59,20 @@ class Splits:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts that a source has; a set may come without validation and test parts."""
+    """The parts that a source has; a set may come without validation and test parts.
+
+    Attributes:
+        files: a checksum over the names and sizes of the set's files; None if it has none.
+        left_out: a sentence for each part of the source that belongs to none of the three.
+    """
 
     train: Part
     validation: Part | None
     test: Part | None
     classes: tuple[str, ...]
     entropy_rate: float | None = None
+    files: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits:
@@ -91,7 +100,15 @@ def complete(parts: Parts, *, name: str, validation: float, seed: int) -> Splits
             )
     if not isinstance(train, Text):
         held, test = held and held.normalized_by(train), test.normalized_by(train)
-    return Splits(train, held, test, parts.classes, name, entropy_rate=parts.entropy_rate)
+    return Splits(
+        train,
+        held,
+        test,
+        parts.classes,
+        name,
+        entropy_rate=parts.entropy_rate,
+        files=parts.files,
+    )
 
 
 def _named(parts: Parts) -> dict[str, Part]:

@@ -149,7 +149,7 @@ def _curriculum(config: Mapping[str, Any], splits: Splits) -> Curriculum | None:
     path = options.pop("scores", None)
     if path is None:
         return None
-    return Curriculum(read_scores(path, getattr(splits.train, "labels", None)), **options)
+    return Curriculum(read_scores(path, splits), **options)
 
 
 def _check_curriculum(config: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from lightning_fabric import Fabric
 from layerwise.analysis.exits import evaluate, sample_losses
 from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.recorded_data import about_scores, check_data
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -49,18 +51,22 @@ class Evaluation:
 
         Args:
             run: a run folder.
-            checkpoint: last, or best (the best epoch on the validation split).
+            checkpoint: last, best (the best epoch on the validation split), or a file in the run's
+                folder.
             split: test, validation or train.
             device: as `Settings.device`.
 
         Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
+            InputError: no such checkpoint, split or device; files that cannot be read; data that
+                changed since the run began.
         """
         state = run.checkpoint(checkpoint)
         with run.readable():
             experiment = build(run.config)
+        check_data(run, experiment.splits)
         fabric = fabric_for(device, experiment.settings.precision)
-        load_evaluated(experiment.rule, state)
+        with run.loading(checkpoint):
+            load_evaluated(experiment.rule, state)
         loader = experiment.loaders(fabric.device, evaluation=True).get(split)
         if loader is None:
             raise InputError(
@@ -69,8 +75,8 @@ class Evaluation:
             )
         classes = experiment.splits.num_classes
         exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric)
-        if (run.path / "cost.json").exists():
-            costs = Costs.from_json((run.path / "cost.json").read_text())
+        costs = _costs(run, len(exits))
+        if costs is not None:
             for i, exit in enumerate(exits):
                 if exit is not None:
                     exit["parameters"], exit["flops"] = costs.up_to(i)
@@ -99,18 +105,39 @@ class Evaluation:
         return self.run.path / name
 
     def write_losses(self) -> Path:
-        """Measure the loss on every sample, and write the losses into the run folder; the file's
-        path."""
+        """Measure the loss on every sample, and write the losses into the run folder.
+
+        A file of other losses is never overwritten, because the curriculum of another run may read
+        it: the new file has a number.
+
+        Returns:
+            The path of the file with these losses.
+        """
         losses = {"losses": sample_losses(self.experiment.rule, self.loader, self.fabric)}
         if not self.loader.tokens:
             losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
-        name = f"losses-{self._suffix}.safetensors"
-        self.run.write(name, safetensors.torch.save(losses))
-        return self.run.path / name
+        about = about_scores(self.experiment.splits, self.result["split"])
+        content = safetensors.torch.save(losses, about)
+        name = f"losses-{self._suffix}"
+        path = self.run.path / f"{name}.safetensors"
+        number = 1
+        while path.exists() and path.read_bytes() != content:
+            number += 1
+            path = self.run.path / f"{name}-{number}.safetensors"
+        if not path.exists():
+            self.run.write(path.name, content)
+        return path
 
     @property
     def _suffix(self) -> str:
-        return f"{self.result['split']}-{self.result['checkpoint']}"
+        return f"{self.result['split']}-{self._checkpoint}"
+
+    @property
+    def _checkpoint(self) -> str:
+        """The name of the checkpoint in a file's name: a path without its slashes."""
+        path = self.run.checkpoint_path(self.result["checkpoint"]).relative_to(self.run.path)
+        parts = [part for part in path.with_suffix("").parts if part != "checkpoints"]
+        return "-".join(parts)
 
     def _json(self) -> str:
         """The result with each row of the confusion matrix on one line."""
@@ -119,3 +146,27 @@ class Evaluation:
             return text
         rows = ",\n    ".join(map(json.dumps, self.confusion))
         return text[:-2] + f',\n  "confusion": [\n    {rows}\n  ]\n}}'
+
+
+def _costs(run: Run, blocks: int) -> Costs | None:
+    """The costs in a run's cost.json; None if it has none.
+
+    Raises:
+        InputError: the file cannot be read, or is that of another network.
+    """
+    path = run.path / "cost.json"
+    if not os.path.lexists(path):
+        return None
+    remedy = f"layerwise train --resume {run.path} writes it again"
+    try:
+        costs = Costs.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"run {run.path}: cost.json cannot be read: {reason(error)}; {remedy}"
+        ) from error
+    if len(costs.blocks) != blocks:
+        raise InputError(
+            f"run {run.path}: cost.json describes {len(costs.blocks)} blocks, and the network has "
+            f"{blocks}; {remedy}"
+        )
+    return costs

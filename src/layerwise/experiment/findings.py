@@ -15,6 +15,7 @@ from safetensors.torch import save
 from layerwise.analysis import Difficulty, cka, difficulty
 from layerwise.data import Text
 from layerwise.errors import InputError
+from layerwise.experiment.recorded_data import about_scores
 from layerwise.experiment.subject import QUESTIONS, Subject
 from layerwise.report.analysis_figures import (
     draw_alignment,
@@ -213,7 +214,8 @@ class Findings:
             tensors = {"losses": outcomes[0].mean(0), "labels": train.labels, **vars(found)}
             alone = len(self.difficulty) == 1
             name = "difficulty" if alone else f"difficulty-{subject.label.replace('/', '-')}"
-            files[f"{name}.safetensors"] = save(tensors)
+            about = about_scores(subject.experiment.splits, "train")
+            files[f"{name}.safetensors"] = save(tensors, about)
         return files
 
 

@@ -6,18 +6,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from layerwise.analysis import feedback_angles, gradient_alignment
 from layerwise.analysis.exits import sample_outcomes
 from layerwise.data import Augment, Loader, Text
+from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, tuples
 from layerwise.experiment.prepared import Prepared
 from layerwise.report.pictures import Pictures
 from layerwise.rules.base import Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
+from layerwise.runs.checksum import save_checked
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.trainer import Observer
 
@@ -75,6 +76,37 @@ class AlignmentRecorder(Observer):
         self.run.add_line(ALIGNMENT, row)
 
 
+def alignment_of(run: Run, blocks: int) -> list[dict[str, Any]]:
+    """The rows that `AlignmentRecorder` wrote; empty if the run has none.
+
+    Args:
+        run: the run.
+        blocks: number of its blocks.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    found = run.lines(ALIGNMENT)
+    for row in found:
+        feedback = row.get("feedback", {})
+        lists = [row.get("angle"), row.get("ratio")]
+        if (
+            type(row.get("step")) is not int
+            or not all(isinstance(one, list) and len(one) == blocks for one in lists)
+            or not isinstance(feedback, dict)
+            or not all(_is_number(v) for v in [*row["angle"], *row["ratio"], *feedback.values()])
+        ):
+            raise InputError(
+                f"run {run.path}: {ALIGNMENT} holds rows of another kind; it needs step, and angle "
+                f"and ratio of {blocks} blocks: put the file back, or remove it"
+            )
+    return found
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 class OutcomesRecorder(Observer):
     """Writes the loss on every training image, and whether it was right, after each epoch.
 
@@ -92,7 +124,7 @@ class OutcomesRecorder(Observer):
     def before_checkpoint(self, epoch: int, rule: Rule) -> None:
         # Before: an epoch whose checkpoint exists is not trained again after a crash.
         losses, right = sample_outcomes(rule, self.loader, self.fabric)
-        content = safetensors.torch.save({"losses": losses, "right": right})
+        content = save_checked({"losses": losses, "right": right})
         self.run.write(f"{OUTCOMES}/epoch-{epoch:03d}.safetensors", content)
 
 

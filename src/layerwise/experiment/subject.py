@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from layerwise.analysis import (
@@ -27,9 +26,12 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.experiment.observers import alignment_of
+from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
-from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
+from layerwise.runs.checksum import load_checked
+from layerwise.runs.run import OUTCOMES, Run
 from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
 BATCH = 128
@@ -73,13 +75,16 @@ class Subject:
         """A run with the network of one of its checkpoints.
 
         Raises:
-            InputError: no such checkpoint, split or device; files that cannot be read.
+            InputError: no such checkpoint, split or device; files that cannot be read; data that
+                changed since the run began.
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
             experiment = build(run.config)
+        check_data(run, experiment.splits)
         fabric = fabric_for(options["device"], experiment.settings.precision)
-        load_evaluated(experiment.rule, state)
+        with run.loading(options["checkpoint"]):
+            load_evaluated(experiment.rule, state)
         experiment.rule.to(fabric.device).eval()
         if getattr(experiment.splits, options["split"]) is None:
             raise InputError(
@@ -236,19 +241,32 @@ class Subject:
     @cached_property
     def aligned(self) -> list[dict[str, Any]]:
         """Rows of alignment.jsonl; empty if the run has none."""
-        return self.run.lines(ALIGNMENT)
+        return alignment_of(self.run, len(self.names))
 
     @cached_property
     def outcomes(self) -> tuple[Tensor, Tensor] | None:
         """Losses and whether each was right, both (epochs, N); None if the run has
         none."""
-        paths = sorted((self.run.path / OUTCOMES).glob("epoch-*.safetensors"))
+        paths = self.run.outcomes()
         if not paths:
             return None
-        try:
-            files = [load_file(path) for path in paths]
-            return tuple(torch.stack([f[k] for f in files]) for k in ("losses", "right"))  # type: ignore[return-value]
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        lacking = sorted({*range(1, max(paths) + 1)} - paths.keys()) if max(paths) < 1e6 else [1]
+        train, where = self.experiment.splits.train, f"run {self.run.path}: {OUTCOMES}"
+        if lacking:
             raise InputError(
-                f"run {self.run.path}: {OUTCOMES} cannot be read: {reason(error)}"
-            ) from error
+                f"{where} lacks the file of epoch {lacking[0]}, without which nobody can tell what "
+                "was forgotten; put it back"
+            )
+        try:
+            files = [load_checked(path) for path in paths.values()]
+            losses, right = (torch.stack([f[k] for f in files]) for k in ("losses", "right"))
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+            raise InputError(f"{where} cannot be read: {reason(error)}") from error
+        of_set = right.shape == losses.shape == (len(files), len(train))
+        if not of_set or right.dtype != torch.bool or not losses.is_floating_point():
+            raise InputError(
+                f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not "
+                f"one for each of {len(train)} training images after every epoch; restore the "
+                "run's own files"
+            )
+        return losses, right

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from layerwise.costs.blocks import Costs
-from layerwise.errors import FailedProcess, Interrupted, LostStage
+from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, fitted, parameters
-from layerwise.experiment.observers import observers_of
+from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.prepared import Prepared
+from layerwise.experiment.recorded_data import check_data, record_data
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.rules.base import Rule
 from layerwise.runs.loggers import loggers
 from layerwise.runs.provenance import provenance
-from layerwise.runs.run import ALIGNMENT, Run
+from layerwise.runs.run import ALIGNMENT, Run, check_name
 from layerwise.runtime import processes
-from layerwise.trainer import Progress, Settings, Trainer
+from layerwise.trainer import Progress, Settings, Trainer, load_evaluated
+
+LONGEST_STEM = 60  # characters, each of up to four bytes
 
 
 def train(
@@ -57,11 +61,14 @@ def train(
     root = Path(runs)
     if processes.restarts() and name and (root / name / "config.yaml").is_file():
         return resume(root / name, progress=progress)
+    if not processes.started_together():  # where several start, one of them makes the folder
+        check_name(root, name)
     prepared = Prepared.of(config)
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
+        record_data(run, prepared.experiment.splits, prepared.config)
         return run
 
     return _train(create, prepared, progress or Progress())
@@ -70,19 +77,23 @@ def train(
 def resume(
     path: str | os.PathLike[str],
     *,
+    checkpoint: str = "last",
     device: str | None = None,
     runtime: str | None = None,
     stages: int | None = None,
     replicas: int | None = None,
     progress: Progress | None = None,
 ) -> Run:
-    """Continue a run from its last checkpoint with its own config: `layerwise train --resume`.
+    """Continue a run from a checkpoint with its own config: `layerwise train --resume`.
 
     The run ends with the same bits as if it had not been interrupted. A run that is
     complete is trained no further.
 
     Args:
         path: the run folder.
+        checkpoint: the checkpoint to continue from: last, best, or a file in the run's folder. If
+            it is not the last one, the run goes back to it, and keeps all that it has written in a
+            folder set-aside-N.
         device: another device than the run began on.
         runtime: another runtime; `serial` takes all blocks into this process.
         stages: another number of stages.
@@ -90,32 +101,43 @@ def resume(
         progress: a display; by default none.
 
     Raises:
-        InputError: no run there, files that cannot be read, or another process trains it.
+        InputError: no run there, files that cannot be read, data that changed since the run began,
+            or another process trains it.
         NonFiniteLoss, Interrupted, FailedProcess, LostStage: as `train`.
     """
     run = Run.open(path)
+    options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
+    hints = parameters(Settings)
+    given = {
+        key: fitted(value, hints[key][0], f"--{key}")
+        for key, value in options.items()
+        if value is not None
+    }
     with run.readable():
-        config = dict(run.config)
-        options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
-        hints = parameters(Settings)
-        given = {
-            key: fitted(value, hints[key][0], f"--{key}")
-            for key, value in options.items()
-            if value is not None
-        }
-        config |= given
+        config = dict(run.config) | given
         if runtime == "serial":
             config |= {"stages": None, "replicas": 1}
         elif given.keys() & {"stages", "replicas"} and runtime is None:
             config["runtime"] = "auto"
         prepared = Prepared.of(config)
-    return _train(lambda: Run.open(path), prepared, progress or Progress())
+    check_data(run, prepared.experiment.splits, curriculum=True)
+
+    def go_back() -> Run:
+        if checkpoint != "last" and not processes.restarts():
+            with run.loading(checkpoint):
+                load_evaluated(prepared.experiment.rule, run.checkpoint(checkpoint))
+            with run.locked():
+                run.go_back_to(checkpoint)
+        return run
+
+    return _train(go_back, prepared, progress or Progress())
 
 
 def _stem(config: Mapping[str, Any]) -> str:
     """The name of a run that was given none, without its number."""
     parts = (Path(config["data"]["name"]).name, config["model"]["name"], config["rule"]["name"])
-    return "-".join(part.replace("/", "-").replace(":", "-").strip(".-") for part in parts).lower()
+    stem = "-".join(re.sub(r"[/:\\]", "-", part).strip(".-") for part in parts).lower()
+    return "".join(c if c.isprintable() else "-" for c in stem)[:LONGEST_STEM]
 
 
 def _train(folder: Callable[[], Run], prepared: Prepared, progress: Progress) -> Run:
@@ -151,14 +173,17 @@ def _launch(path: Path, prepared: Prepared) -> None:
 def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
     config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
     state = run.load("last")
+    if state is None:
+        run.check_start()
     if (run.path / "cost.json").exists():  # it was trained before
-        where = f"at step {state['step']}" if state else "at the start: no checkpoint was written"
+        where = "at the start: no checkpoint was written"
+        if state is not None:
+            where = f"at step {state.get('step')}"
         about = provenance()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
-    if run.writes:
-        costs = Costs.of(experiment.rule, experiment.settings.views)
+    costs = Costs.of(experiment.rule, experiment.settings.views) if run.writes else None
+    if costs is not None:
         run.write("cost.json", costs.json().encode())
-        progress.costs(costs)
     receiving = config["loggers"] if run.writes else []
     with progress, loggers(receiving, run, config) as receivers:
         trainer = Trainer(
@@ -175,24 +200,36 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
             progress=progress,
         )
         if state is not None:
-            trainer.state.load_state_dict(state)
+            with run.loading("last"):
+                trainer.state.load_state_dict(state)
         run.keep_metrics(trainer.position.epoch)
         run.keep_lines(ALIGNMENT, trainer.position.step)
-        progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
+        if costs is not None:
+            trainer.progress.costs(costs)
+        trainer.progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
         if notice := prepared.unfinished_curriculum():
             run.log(notice)
-            progress.say(notice)
+            trainer.progress.say(notice)
         try:
             trainer.fit()
         finally:
-            if run.writes and run.metrics():
-                draw_run(run)
-                _draw_alignment(run, experiment.rule)
-    progress.say(f"done: {run.path}")
+            _draw(run, experiment.rule, trainer.progress)
+    run.check_there()
+    trainer.progress.say(f"done: {run.path}")
+
+
+def _draw(run: Run, rule: Rule, progress: Progress) -> None:
+    """Draw the curves of a run. Whatever is wrong with its files, the training itself counts."""
+    try:
+        if run.writes and run.metrics():
+            draw_run(run)
+            _draw_alignment(run, rule)
+    except InputError as error:
+        progress.say(f"no curves: {error}")
 
 
 def _draw_alignment(run: Run, rule: Rule) -> None:
-    rows = {run.path.name: run.lines(ALIGNMENT)}
+    rows = {run.path.name: alignment_of(run, len(rule.blocks))}
     if picture := draw_alignment(rows, rule.blocks.names):
         run.write("curves/alignment.png", picture)
     if picture := draw_feedback_training(rows):

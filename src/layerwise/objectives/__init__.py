@@ -1,4 +1,4 @@
-"""Local objectives: what one block is asked to do. One objective per file."""
+"""Local objectives: the loss that one block minimises. One objective per file."""
 
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.classify import Classify, cross_entropy

@@ -1,4 +1,4 @@
-"""What an objective reads of a block."""
+"""The outputs of a block that an objective reads."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ class Activity:
 
     Attributes:
         output: the block's output, (B, ...), for the first augmented view of the batch.
-        before_pooling: the same before the pooling that ends the block, where an objective asks for
-            it (`Objective.reads_unpooled`) and the block ends with one; otherwise None.
+        before_pooling: this output before the pooling that ends the block, (B, ...), if an
+            objective asks for it (`Objective.reads_unpooled`) and the block ends with a pooling;
+            otherwise None.
         views: the block's output, (B, ...), for each further view of the input that an objective
             asks for (`Objective.views`).
-        augmented: where an objective compares augmented views (`Objective.needs_views`), the
-            block's output for each of the V augmented views of the batch, (V, B, ...); the first
-            is `output`. Otherwise None.
+        augmented: the block's output for each of the V augmented views of the batch, (V, B, ...),
+            if an objective compares them (`Objective.needs_views`); the first is `output`.
+            Otherwise None.
     """
 
     output: Tensor
@@ -34,5 +35,6 @@ class Activity:
 
     @property
     def unpooled(self) -> Tensor:
-        """The output before the pooling that ends the block; the output itself where none does."""
+        """The output before the pooling that ends the block, (B, ...); `output` if no pooling
+        does."""
         return self.output if self.before_pooling is None else self.before_pooling

@@ -1,4 +1,4 @@
-"""What every block may see of a training step."""
+"""One training step: its batch, its pass through the network and its results."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ def identity(loss: Tensor) -> Tensor:
 
 
 def nothing(block: int) -> None:
-    """Do nothing when a block is done."""
+    """Ignore that a block is done."""
 
 
 @dataclass(eq=False)
 class Batch:
-    """The inputs and the labels of one training step, which all blocks share.
+    """The inputs and labels of one training step, which all blocks share, and the step's results.
 
     Attributes:
-        inputs: what the network is called with: a tensor, a tuple of arguments or a dict of named
-            ones. Of augmented views the first; `augmented` has them all. None in a process that
-            has only later blocks and does without.
-        labels: class numbers, (B,), (B, T) or of maps (B, H, W), as int64; or the probabilities of
-            the classes; or what a criterion of the user's reads.
+        inputs: what the network is called with: a tensor (B, ...), a tuple of arguments or a dict
+            of named ones. If there are several augmented views, the first of them. None in a
+            process that holds only later blocks and does not need them.
+        augmented: as `inputs`, with all V augmented views, (V B, ...), view after view.
+        labels: class numbers, (B,), (B, T) or (B, H, W), int64; or probabilities of the classes, in
+            the shape of the class scores; or whatever the user's own criterion reads.
         scale: applied to each loss before it is differentiated (`GradScaler.scale`, or a division
             by the number of accumulated batches). Reported losses are not scaled.
         on_block: called with a block's number when the gradients of the block and of its auxiliary
             networks are complete.
-        passes: the batch's pass through the blocks, while the step lasts.
+        passes: the pass of the batch through the blocks; None outside a step.
         losses: the loss of each block that is done and has one, (), detached.
         scores: the class scores of each block that is done and predicts, detached.
     """
@@ -62,7 +63,7 @@ class Batch:
 
     @property
     def rows(self) -> int:
-        """B, the number of samples."""
+        """The number of samples B."""
         return len(self.labels)
 
     @property
@@ -71,27 +72,36 @@ class Batch:
         return leading(self.inputs)
 
     def run(self, k: int, h: Any, stream: int = 0, keep: bool = False) -> Tensor:
-        """Run block k in the network's own forward; gives its output, (B, ...).
+        """Run block k as a part of the network's own forward.
 
         Args:
             k: number of the block.
-            h: its input, (B, ...); of the first block the network's inputs.
-            stream: number of the forward, where several run side by side.
-            keep: whether `h` is read again later, or is a leaf whose gradient is wanted; a block
+            h: its input, (B, ...); for the first block the network's inputs.
+            stream: number of the forward, if several run at the same time.
+            keep: whether `h` is read again later, or is a leaf whose gradient is needed. A block
                 whose first layer works in place then gets a copy.
+
+        Returns:
+            The block's output, (B, ...).
         """
         assert self.passes is not None, "a step has begun"
         return self.passes.run(k, kept(self.passes.blocks[k], h) if keep else h, stream)
 
     def again(self, k: int, h: Any, stream: int = 0, keep: bool = False) -> Tensor:
-        """Run block k by itself, as `run` does; the network's forward continues as if it had not
-        run."""
+        """Run block k once more, on any input. The network's forward, which `run` advances, is not
+        affected. Arguments and result are those of `run`."""
         assert self.passes is not None, "a step has begun"
         return self.passes.again(k, kept(self.passes.blocks[k], h) if keep else h, stream)
 
     def done(self, k: int, loss: Tensor | None = None, scores: Tensor | None = None) -> None:
-        """The gradients of block k are complete: keep its loss, (), and its class scores, and tell
-        whoever waits (`on_block`)."""
+        """Report that the gradients of block k are complete; this calls `on_block`, which may step
+        and clear them.
+
+        Args:
+            k: number of the block.
+            loss: its loss, (), or None; recorded detached.
+            scores: its class scores, (B, C), or None; recorded detached.
+        """
         if loss is not None:
             self.losses[k] = loss.detach()
         if scores is not None:
@@ -99,6 +109,6 @@ class Batch:
         self.on_block(k)
 
     def scaled_one(self, like: Tensor) -> Tensor:
-        """The loss scale as a number, (): what `scale` makes of 1, in the type and on the device of
-        `like`. A rule divides by it where it needs a gradient that is not scaled."""
+        """The loss scale as a number, (), in the type and on the device of `like`. A rule that
+        needs a gradient without the scale divides by it."""
         return self.scale(torch.ones((), device=like.device, dtype=like.dtype))

@@ -1,4 +1,4 @@
-"""Predict the labels: the objective of decoupled greedy learning."""
+"""Predict the labels: the local objective of decoupled greedy learning."""
 
 from __future__ import annotations
 
@@ -24,23 +24,24 @@ Criterion = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy of class scores, (), in nats: the mean over the labels that count.
 
-    The labels are class numbers of any integer type, one for each sample, token or pixel; or the
-    classes' probabilities (soft labels, one-hot ones), of the scores' shape. Which axis of the
-    scores holds the classes follows from the shapes, as `labels.class_axis` says: the last of
-    (B, C) and of tokens (B, T, C), the second of maps (B, C, H, W). A label of -100 does not count;
-    where none counts the loss is 0, and so is its gradient.
+    Labels are class numbers of any integer type, one for each sample, token or pixel; or
+    probabilities of the classes (soft or one-hot labels), in the shape of the scores. The shapes
+    tell which axis of the scores holds the classes (`labels.class_axis`): the last of (B, C) and of
+    tokens (B, T, C), the second of maps (B, C, H, W). A label of -100 does not count; if none
+    counts, the loss and its gradient are 0.
 
-    A rule also refuses values that are neither classes nor probabilities, such as multi-hot labels:
-    in the first step with labels of a kind, so that later ones do not wait for the device.
+    A rule also refuses values that are neither classes nor probabilities, such as multi-hot labels.
+    It checks them only in the first step with labels of each kind, so that later steps do not wait
+    for the device.
 
     Args:
         logits: class scores, (B, C), (B, T, C), (B, C, H, W), ...
         y: the labels.
-        label_smoothing: the share of every label that goes to all classes alike.
+        label_smoothing: the share of every label that is divided equally among all classes.
 
     Raises:
-        InputError: labels of another shape; real numbers that have not the scores' shape; a single
-            output, of which the loss would always be 0. `criterion=` of a rule is for those.
+        InputError: labels of another shape; real numbers in another shape than the scores; a single
+            output, for which the loss would always be 0. Use `criterion=` of a rule for these.
     """
     axis = class_axis(logits, y)
     soft = y.shape == logits.shape
@@ -54,7 +55,7 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
 
 
 def is_cross_entropy(criterion: object) -> bool:
-    """Whether a criterion is the default one, with label smoothing or without."""
+    """Whether a criterion is the default one, with or without label smoothing."""
     if isinstance(criterion, functools.partial):
         return criterion.func is cross_entropy and not criterion.args
     return criterion is cross_entropy
@@ -63,20 +64,24 @@ def is_cross_entropy(criterion: object) -> bool:
 class Classify(Predicting):
     """Predict the labels from a block's output through an auxiliary network.
 
+    Decoupled greedy learning: Belilovsky et al. 2019 (arXiv:1812.11446) and 2020
+    (arXiv:1901.08164). The loss is the mean cross-entropy in nats per label, unless another
+    criterion is given.
+
     Args:
-        head: the auxiliary network's recipe; without one the block's output is the class scores,
-            as the last block's is.
-        criterion: of class scores and labels, a scalar.
-        chunk_above: where every token has a label, the head ends in an `nn.Linear` of more classes
-            than this, and the criterion is cross-entropy: compute the loss and its gradient over
-            chunks of tokens (`F.linear_cross_entropy`, PyTorch 2.14), so that the scores of all
-            tokens never exist at once. Such a block's scores are not in the step's report, and its
-            accuracy in training is not known; `predict` gives them. The numbers differ from the
-            usual computation's by rounding. Null for never.
+        head: recipe of the auxiliary network. Without one the block's output is taken as the class
+            scores, which is right for the last block.
+        criterion: a function of class scores and labels that returns a scalar.
+        chunk_above: above this number of classes, compute the loss and its gradient over chunks of
+            tokens (`F.linear_cross_entropy`, PyTorch 2.14), so that the scores of all tokens never
+            exist at once. This applies if every token has a label, the head ends in an `nn.Linear`
+            and the criterion is cross-entropy. The step's report then has no scores of the block,
+            so its training accuracy is not known; `predict` still gives them. The result differs
+            from the usual computation by rounding. None for never.
 
     Raises:
-        InputError: in a step under the default criterion, labels that it cannot use, and a head
-            that gives scores of other classes than the network.
+        InputError: in a step under the default criterion, labels that it cannot use; a head whose
+            scores are not for the network's classes.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Classify(Predicting):
         self.recipe = head
         self.criterion = criterion
         self.chunk_above = chunk_above
-        self._classes_seen = False  # whether the head's are the network's; found once
+        self._classes_seen = False  # the head's classes were compared with the network's
 
     def build(self, site: Site) -> None:
         if self.recipe is not None:
@@ -112,7 +117,7 @@ class Classify(Predicting):
         return False
 
     def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
-        """Class scores, (B, C), (B, T, C), or of maps (B, C, H, W)."""
+        """Class scores, (B, C), (B, T, C) or, for maps, (B, C, H, W)."""
         return applied(self.head, h, inputs)
 
     def forward(
@@ -133,7 +138,7 @@ class Classify(Predicting):
         return self.criterion(logits, labels)
 
     def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
-        """The head's last layer, where the loss is computed in chunks."""
+        """The head's last layer if the loss is computed in chunks; otherwise None."""
         if h.dim() != 3 or self.chunk_above is None or type(self.head) is not nn.Sequential:
             return None
         last = self.head[-1]
@@ -151,30 +156,30 @@ class Classify(Predicting):
         classes = logits.shape[class_axis(logits, y)]
         if shape and classes not in (shape[0], shape[-1]):
             raise InputError(
-                f"Classify: the head gives class scores {tuple(logits.shape)}, of {classes} "
-                f"classes, where the network gives {shape} for each sample; give a head whose "
-                "scores are of the network's classes"
+                f"Classify: the head gives class scores {tuple(logits.shape)} for {classes} "
+                f"classes, but the network gives {shape} for each sample; give a head whose "
+                "scores are for the network's classes"
             )
 
 
 def chunked_cross_entropy(
     h: Tensor, linear: nn.Linear, y: Tensor, label_smoothing: float = 0.0
 ) -> Tensor:
-    """`cross_entropy(linear(h), y)`, computed without the scores of all tokens at once.
+    """`cross_entropy(linear(h), y)`, (), computed without the scores of all tokens at once.
 
-    PyTorch's `F.linear_cross_entropy` finds the gradient with the loss, chunk by chunk, so it can
-    be differentiated once, and in reverse mode alone. It keeps the gradients of h and of the
-    weights; in 16 bits it keeps h and the weights, and finds the gradients on the way back. Under
-    autocast h and the weights are in its type, sums in single precision.
+    PyTorch's `F.linear_cross_entropy` computes the gradient together with the loss, chunk by chunk,
+    so it can be differentiated only once and only in reverse mode. It keeps the gradients of h and
+    of the weights; in 16 bits it keeps h and the weights and computes the gradients in the backward
+    pass. Under autocast h and the weights have autocast's type, and sums are in single precision.
 
-    With label smoothing s the loss of a token is -log p_y + s (z_y - mean_c z_c), whose second term
-    needs no other scores than z_y = h . (W_y - mean_c W_c).
+    With label smoothing s the loss of a token is -log p_y + s (z_y - mean_c z_c). The second term
+    needs no scores of all classes: z_y - mean_c z_c = h . (W_y - mean_c W_c) + b_y - mean_c b_c.
 
     Args:
         h: features, (B, T, D).
-        linear: from features to class scores.
+        linear: the layer from features to class scores.
         y: class numbers, (B, T), int64.
-        label_smoothing: as of `cross_entropy`.
+        label_smoothing: as in `cross_entropy`.
     """
     weight, bias, device = linear.weight, linear.bias, h.device.type
     if torch.is_autocast_enabled(device):
@@ -184,7 +189,7 @@ def chunked_cross_entropy(
     with torch.autocast(device, enabled=False):
         h_ND, y_N = h.flatten(0, 1), y.flatten()
         wide = torch.promote_types(h.dtype, torch.float32)
-        # A sum in 16 bits would be rounded, or too large; a mean over no labels is not a number.
+        # A sum in 16 bits would be rounded or overflow; a mean over no labels is not a number.
         loss = F.linear_cross_entropy(
             h_ND,
             weight,
@@ -203,8 +208,8 @@ def chunked_cross_entropy(
 
 
 def with_scores(objective: nn.Module) -> None:
-    """Have an objective compute all class scores at once: its loss is to be differentiated more
-    than once, or in forward mode."""
+    """Make an objective compute all class scores at once, so that its loss can be differentiated
+    more than once and in forward mode."""
     for part in objective.modules():
         if isinstance(part, Classify):
             part.chunk_above = None

@@ -1,4 +1,4 @@
-"""Predict groups of classes: easier tasks for earlier blocks."""
+"""Predict groups of classes, which gives earlier blocks easier tasks."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.objectives.objective import Predicting, Site
 
-Levels = Sequence[Sequence[int]]  # coarsest first; each the group of class 0, 1, ...
+Levels = Sequence[Sequence[int]]  # coarsest first; a level has the group of class 0, 1, ...
 
 
 class ClassifyGroups(Predicting):
-    """Predict which group of classes the label belongs to, in finer groups with every block.
+    """Predict the group of classes that the label belongs to; groups become finer with every block.
 
-    Block i predicts the groups of level i; after the last level every class is its own group, and
-    this is `Classify`. Levels are given, or found from a confusion matrix: then block i has
-    min(2^(i+1), classes) groups, and classes that are often taken for one another share one.
+    Block i predicts the groups of level i. After the last level every class is its own group, and
+    the objective is `Classify`. The levels are either given or found from a confusion matrix. In
+    the second case block i has min(2^(i+1), classes) groups, and classes that are often mistaken
+    for one another share a group.
 
     Args:
-        head: the auxiliary network's recipe; it gives one score for each group.
-        groups: levels, each the group of every class: [[0, 0, 1, 1], [0, 1, 2, 2]] tells classes
-            0 and 1 from 2 and 3 at block 0, and leaves only 2 and 3 together at block 1.
-        confusion: instead, a JSON file that has under "confusion" how often each class (a row) was
-            taken for each (a column), C x C; `layerwise evaluate RUN --split validation` writes it.
-        criterion: of group scores and groups, a scalar.
+        head: recipe of the auxiliary network, which gives one score for each group.
+        groups: a list of levels; a level lists the group of every class. For example,
+            [[0, 0, 1, 1], [0, 1, 2, 2]] separates classes 0 and 1 from 2 and 3 at block 0, and
+            leaves only 2 and 3 together at block 1.
+        confusion: instead of `groups`, the name of a JSON file with a C x C table under
+            "confusion": how often each class (row) was taken for each class (column).
+            `layerwise evaluate RUN --split validation` writes it.
+        criterion: a function of group scores and groups that returns a scalar.
 
     Raises:
         InputError: not exactly one of `groups` and `confusion`; a file that cannot be used; levels
-            that do not group the same classes, ever more finely; when it is built, other classes
-            than the network has.
+            of different classes, or a level that does not divide the groups before it; when it is
+            built, another number of classes than the network's.
     """
 
-    groups: Tensor  # (C,), the group of every class
+    groups: Tensor  # (C,), the group of every class at this block
 
     def __init__(
         self,
@@ -92,11 +95,11 @@ class ClassifyGroups(Predicting):
         return False
 
     def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
-        """Class scores, (B, C) or (B, T, C), where every class is its own group; None before."""
+        """Class scores, (B, C) or (B, T, C), if every class is its own group; otherwise None."""
         return applied(self.head, h, inputs) if self._every_class else None
 
     def _groups_of(self, y: Tensor) -> Tensor:
-        """The groups of labels; of classes' probabilities the groups'."""
+        """The groups of labels; for probabilities of classes, the probabilities of the groups."""
         if y.is_floating_point():
             axis = 1 if y.dim() > 3 else -1
             groups = F.one_hot(self.groups, self.count).to(y.dtype)
@@ -113,24 +116,24 @@ class ClassifyGroups(Predicting):
 
 
 def groups_from_confusion(confusion: Tensor, counts: Sequence[int]) -> list[list[int]]:
-    """Groups of classes that are taken for one another.
+    """Groups of classes that are mistaken for one another.
 
     Agglomerative clustering with average linkage: the two groups whose classes are confused most
-    are joined, again and again. How much two classes are confused is the mean of the shares of
-    each that was taken for the other. All levels are cuts of one tree, so each group lies within
-    one group of any coarser level.
+    are joined, repeatedly. The confusion of two classes is the mean of two shares: the share of
+    each class that was taken for the other. All levels are cuts of one tree, so each group lies
+    within one group of any coarser level.
 
     Args:
-        confusion: how often each class (a row) was taken for each (a column), (C, C).
-        counts: how many groups each level has, of 1 to C.
+        confusion: how often each class (row) was taken for each class (column), (C, C).
+        counts: the number of groups of each level, 1 to C.
 
     Returns:
-        For each of `counts` the group of every class, C numbers; groups are numbered in the order
-        of their first class.
+        For each of `counts` a list of C numbers, the group of every class. Groups are numbered in
+        the order of their first class.
 
     Raises:
-        InputError: not a square matrix of two classes or more; a count below zero or not finite;
-            a level of no groups, or of more than there are classes.
+        InputError: not a square matrix of two classes or more; an entry that is negative or not
+            finite; a level without groups, or with more groups than classes.
     """
     from scipy.cluster import hierarchy  # slow to import, and only needed here
     from scipy.spatial.distance import squareform
@@ -140,15 +143,15 @@ def groups_from_confusion(confusion: Tensor, counts: Sequence[int]) -> list[list
     classes = len(confusion)
     if wrong := [count for count in counts if not 1 <= count <= classes]:
         raise InputError(
-            f"groups_from_confusion(counts={list(counts)}): {wrong[0]} groups of {classes} "
-            f"classes; give numbers from 1 to {classes}"
+            f"groups_from_confusion(counts={list(counts)}): {classes} classes cannot form "
+            f"{wrong[0]} groups; give numbers from 1 to {classes}"
         )
     samples = confusion.sum(1, keepdim=True)
     shares = confusion / samples.where(samples > 0, 1)  # a class may have none
     distance = 1 - (shares + shares.T) / 2
     distance.fill_diagonal_(0)
     tree = hierarchy.linkage(squareform(distance.numpy()), "average")
-    # cut_tree gives exactly as many groups as asked for, also among equal distances; fcluster not.
+    # Unlike fcluster, cut_tree gives the number of groups asked for, also among equal distances.
     levels = [hierarchy.cut_tree(tree, [count])[:, 0].tolist() for count in counts]
     return [_numbered(level) for level in levels]
 
@@ -181,13 +184,13 @@ def _read_confusion(path: str) -> Tensor:
 def _refuse_unless_counts(confusion: Tensor, call: str) -> None:
     if confusion.dim() != 2 or len(confusion) != confusion.shape[1] or len(confusion) < 2:
         raise InputError(
-            f"{call}: got shape {tuple(confusion.shape)}; give counts (C, C) of two classes or "
-            "more, a row for each true class"
+            f"{call}: got shape {tuple(confusion.shape)}; give counts (C, C) for two classes or "
+            "more, with a row for each true class"
         )
     if not confusion.isfinite().all() or confusion.lt(0).any():
         raise InputError(
             f"{call}: got counts that are negative or not finite; give how often each class was "
-            "taken for each"
+            "taken for each class"
         )
 
 
@@ -196,8 +199,8 @@ def _checked(groups: Levels) -> list[list[int]]:
     call = "ClassifyGroups(groups)"
     if not groups or any(not isinstance(level, Sequence) for level in groups):
         raise InputError(
-            f"{call}: got {list(groups)}; give levels, each the group of every class: "
-            "[[0, 0, 1, 1], [0, 1, 2, 2]]"
+            f"{call}: got {list(groups)}; give a list of levels, each with the group of every "
+            "class: [[0, 0, 1, 1], [0, 1, 2, 2]]"
         )
     classes = len(groups[0])
     if wrong := [k for k, level in enumerate(groups) if len(level) != classes]:
@@ -209,18 +212,18 @@ def _checked(groups: Levels) -> list[list[int]]:
         count = len(set(level))
         if {*level} != {*range(count)}:
             raise InputError(
-                f"{call}: level {k} has groups {sorted(set(level), key=str)}; number them from 0, "
+                f"{call}: level {k} has groups {sorted(set(level), key=str)}; number them from 0 "
                 "without gaps"
             )
         if k == 0 and not 2 <= count < classes:
             raise InputError(
-                f"{call}: level 0 has {count} groups of {classes} classes; begin with fewer groups "
-                "than classes, and two or more"
+                f"{call}: level 0 has {count} groups for {classes} classes; begin with two or more "
+                "groups, and fewer groups than classes"
             )
-        # In nested levels the finer group tells the coarser one.
+        # In nested levels every finer group lies in one coarser group.
         if k and len({*zip(groups[k - 1], level, strict=True)}) != count:
             raise InputError(
-                f"{call}: a group of level {k} has classes of two groups of level {k - 1}; a level "
-                "only divides the groups before it"
+                f"{call}: a group of level {k} has classes from two groups of level {k - 1}; each "
+                "level must divide the groups of the level before it"
             )
     return [_numbered(level) for level in groups]

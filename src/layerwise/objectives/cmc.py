@@ -1,4 +1,4 @@
-"""Tell which parts of an image, such as its lightness and its colours, belong together."""
+"""Match the parts of one image, such as its lightness and its colours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.contrast import check_temperature, matched
 from layerwise.objectives.objective import Objective, Site
 
-# Red, green and blue to Y, Db and Dr (SECAM). Each row of Db and Dr adds up to nought.
+# From red, green and blue to Y, Db and Dr (SECAM). The rows of Db and Dr add up to zero.
 YDBDR = ((0.299, 0.587, 0.114), (-0.45, -0.883, 1.333), (-1.333, 1.116, 0.217))
-# Each view, a row for each channel that it has, in parts of red, green and blue.
+# For each view, one row per channel of the view: the factors of red, green and blue.
 PARTS = {
     "luminance": (YDBDR[0],) * 3,
     "chrominance": (YDBDR[1], YDBDR[2], (0.0, 0.0, 0.0)),
@@ -30,10 +30,10 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the colours of images (B, 3, H, W), in three channels: `luminance` three times;
-    `chrominance` as Db, Dr and nought; `red`, `green` or `blue` three times.
+    """A view of images (B, 3, H, W) that keeps one part of their colours, in three channels:
+    `luminance` three times; `chrominance` as Db, Dr and zero; `red`, `green` or `blue` three times.
 
-    Two of the same part are equal, so blocks that ask for it share it.
+    Two objects with the same name are equal, so blocks that ask for the same view share its pass.
     """
 
     name: str
@@ -44,29 +44,36 @@ class Part:
 
 
 class CMC(Objective):
-    """Contrastive multiview coding: a view of an image finds the other views of the same image.
+    """From one view of an image, such as its lightness, find the other views of the same image
+    (contrastive multiview coding); no labels are read.
 
-    Tian et al. 2019 (arXiv:1906.05849), section 3. A view is to find its partner among those of
-    the batch, by the exponential of the cosine of their projections over the temperature; for two
-    views the sum of both directions (eq. 3 to 6); for more the sum over all pairs (the full graph,
-    eq. 8), or over those with one view (the core view, eq. 7). Nats. No labels are read.
+    Tian et al. 2019 (arXiv:1906.05849), section 3. For two views U and V with projections u and v
+    of length 1, tau the temperature and b, c samples of the batch, the loss is, eq. 3 to 6,
 
-    Deviations: the blocks are shared by all views, each of which is brought into the input's three
-    channels (the paper has an encoder for each view), and only projectors are each view's own;
-    negatives are the batch's (the paper's come from a memory bank); each block has this task of its
-    own. Lightness and colours are Y and DbDr, which the paper compares with L and ab: linear, they
-    need not know how images were normalised, as long as all channels were alike.
+        L(U, V) = mean_b -log (exp(u_b v_b / tau) / sum_c exp(u_b v_c / tau))
+                + mean_b -log (exp(v_b u_b / tau) / sum_c exp(v_b u_c / tau))
+
+    in nats. With more views it is the sum over all pairs of views (the full graph, eq. 8), or over
+    the pairs that contain one chosen view (the core view, eq. 7).
+
+    Deviations: all views pass through the same blocks, in the input's three channels, and only the
+    projectors differ between views (the paper has an encoder for each view); negatives come from
+    the batch (the paper's come from a memory bank); each block has this task of its own (the paper
+    trains one network end to end). Lightness and colours are Y and DbDr (the paper compares these
+    with L and ab): they are linear in the image, so they do not depend on how images were
+    normalised, if all channels were normalised alike.
 
     Args:
-        projector: the recipe of each view's auxiliary network.
-        temperature: by which similarities are divided.
-        split: the views, of "luminance", "chrominance", "red", "green", "blue"; in Python also
-            functions of a batch of images.
-        core: number of the view that is paired with every other; null pairs all with all.
+        projector: recipe of each view's auxiliary network.
+        temperature: number by which similarities are divided.
+        split: the views, two or more of "luminance", "chrominance", "red", "green", "blue"; in
+            Python also functions of a batch of images.
+        core: number of the view that is paired with every other view; None pairs all views with
+            each other.
 
     Raises:
-        InputError: fewer than two views, the same one twice, no such view; a temperature that is
-            not above 0; when it is built, the network's input has no three channels.
+        InputError: fewer than two views, the same view twice, an unknown view; a temperature that
+            is not above 0; when it is built, a network whose input does not have three channels.
     """
 
     def __init__(
@@ -83,7 +90,7 @@ class CMC(Objective):
             if isinstance(name, str) and name not in PARTS:
                 raise InputError(f"CMC(split={split}): no view {name!r}; {choices(name, PARTS)}")
         if len({*split}) < max(2, len(split)):
-            raise InputError(f"CMC(split={split}): give two or more views, each once")
+            raise InputError(f"CMC(split={split}): give two or more different views")
         if core is not None and not 0 <= core < len(split):
             raise InputError(f"CMC(core={core}): give the number of a view, 0 to {len(split) - 1}")
         self._views: tuple[View, ...] = tuple(Part(v) if isinstance(v, str) else v for v in split)
@@ -97,8 +104,8 @@ class CMC(Objective):
             named = [view.name for view in self._views if isinstance(view, Part)]
             if named:
                 raise InputError(
-                    f"CMC(split=...): the network takes {site.input_shape} for each sample, of "
-                    f"which there is no {named[0]}; give images (3, H, W), or functions as views"
+                    f"CMC(split=...): the network takes {site.input_shape} for each sample, which "
+                    f"has no {named[0]}; give images (3, H, W), or functions as views"
                 )
         self.projectors = nn.ModuleList(self.recipe(site.shape) for _ in self._views)
 

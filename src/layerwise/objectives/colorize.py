@@ -21,16 +21,17 @@ from layerwise.objectives.objective import Objective, Site
 
 BIN = 10  # side of a bin in the plane of a and b
 NEIGHBOURS = 5  # bins that share a colour
-SIGMA = 5  # of the Gaussian by which they share it
-UNIFORM = 0.5  # lambda: the uniform distribution's part in that of the colours
-TEMPERATURE = 0.38  # of the annealed mean
+SIGMA = 5  # standard deviation of the Gaussian by which they share it
+UNIFORM = 0.5  # lambda: weight of the uniform distribution, mixed with that of the colours
+TEMPERATURE = 0.38  # of the annealed mean, the paper's eq. 5
 
 
 @dataclass(frozen=True)
 class Grey:
-    """The view of colour images (B, 3, H, W) without their colours, normalised as they are.
+    """A view of colour images (B, 3, H, W): grey versions with the same normalisation.
 
-    Two of the same normalization are equal, so blocks that ask for it share it.
+    Two objects with the same normalization are equal, so blocks that ask for the same view share
+    its pass.
     """
 
     normalization: Normalization
@@ -40,32 +41,36 @@ class Grey:
 
 
 class Colorize(Objective):
-    """Predict the chrominance of an image whose lightness the block sees: no labels are read.
+    """Predict the colours of an image from its grey version; no labels are read.
 
-    Zhang et al. 2016 (arXiv:1603.08511). The network's input is replaced by its grey version, a
-    view of its own; the head gives, at the block's resolution, CIE Lab's a and b:
+    Zhang et al. 2016 (arXiv:1603.08511). The block sees the grey version of the network's input, as
+    a view of its own. At the block's resolution, the head predicts a and b of the image in CIE Lab:
 
-        regress    mean over pixels of ||ab / 110 - head||^2 / 2: their eq. 1, in units of 110,
-                   about the largest |a| or |b|
-        classify   cross entropy, nats, mean over pixels, with the distribution over bins of side
-                   10 in which the nearest 5 bins share a pixel's colour by a Gaussian of sigma 5:
-                   their eq. 2. With `rebalance` each pixel counts by w of its nearest bin, eq. 3
-                   and 4: w ~ 1 / (p / 2 + 1 / (2 Q)), mean 1 over the pixels' bins
+        regress    eq. 1: mean over pixels of ||ab / 110 - head||^2 / 2; 110 is about the
+                   largest |a| or |b|
+        classify   eq. 2: mean over pixels of the cross-entropy, nats, between the head's
+                   scores of Q bins of side 10 in the plane of a and b, and the pixel's colour
+                   shared among the nearest 5 bins by a Gaussian of sigma 5
 
-    Deviations: p is how often the batch's own pixels share each bin, theirs ImageNet's, smoothed;
-    bins are those that some colour of sRGB is nearest to, theirs 313 lie by their own rule; the
-    paper trains one network end to end on L alone, here each block sees three equal channels.
+    With `rebalance` each pixel has the weight w of its nearest bin (eq. 3 and 4), where p is the
+    share of pixels in the bin: w is proportional to 1 / (p / 2 + 1 / (2 Q)), and its mean over the
+    pixels is 1.
+
+    Deviations: the shares p come from the pixels of the batch (the paper's come from ImageNet,
+    smoothed); the 260 bins are those that are nearest to some colour of sRGB (the authors choose
+    313 by another rule); each block sees the grey image in three equal channels (the paper trains
+    one network end to end on L alone).
 
     Args:
-        head: the auxiliary network's recipe: a decoder, `Same` for the block's own resolution.
+        head: recipe of the auxiliary network, a decoder; `Same` keeps the block's resolution.
         kind: "regress" or "classify".
-        rebalance: weigh rare colours more; with "classify".
-        normalization: how the images were normalised. From the command line it is that of the
+        rebalance: give rare colours more weight; only with "classify".
+        normalization: how the images were normalised. On the command line it is taken from the
             data.
 
     Raises:
-        InputError: another kind, or rebalance with "regress"; when it is built, the network's
-            input is no colour image (3, H, W).
+        InputError: another kind; rebalance with "regress"; when it is built, a network whose input
+            is not a colour image (3, H, W).
     """
 
     bins: Tensor  # (Q, 2), centres in a and b
@@ -84,7 +89,7 @@ class Colorize(Objective):
             raise InputError(f"Colorize(kind={kind!r}): {choices(str(kind), known)}")
         if rebalance and kind == "regress":
             raise InputError(
-                "Colorize(rebalance=True): there are no bins to weigh under kind='regress'; give "
+                "Colorize(rebalance=True): kind='regress' has no bins to weight; give "
                 "kind='classify' too"
             )
         self.head: nn.Module = nn.Identity()
@@ -96,7 +101,7 @@ class Colorize(Objective):
     def build(self, site: Site) -> None:
         if len(site.input_shape) != 3 or site.input_shape[0] != 3:
             raise InputError(
-                f"Colorize: the network takes {site.input_shape} for each sample, which is no "
+                f"Colorize: the network takes {site.input_shape} for each sample, which is not a "
                 "colour image (3, H, W); leave this objective out"
             )
         channels = 2
@@ -123,7 +128,7 @@ class Colorize(Objective):
         return loss_N.mean()
 
     def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images, and their lightness with the colours predicted, (B, 3, H, W)."""
+        """The images, and their lightness with the predicted colours, both (B, 3, H, W)."""
         output, _ = self._output(activity, batch)
         if self.kind == "regress":
             ab = output * 110
@@ -136,7 +141,7 @@ class Colorize(Objective):
         return target, self.normalization(to_rgb(torch.cat([lightness, ab], 1)))
 
     def _output(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What the head gives, and the image in Lab at its resolution, in float32 or more."""
+        """The head's output, and the image in Lab at the same resolution, in float32 or more."""
         output = self.head(activity.views[self.views[0]])
         dtype = torch.promote_types(output.dtype, torch.float32)
         lab = to_lab(self.normalization.undo(batch.x.to(dtype)))
@@ -157,12 +162,12 @@ def _found() -> tuple[tuple[float, float], ...]:
 
 
 def gamut() -> Tensor:
-    """The centres, (Q, 2) in a and b, of the bins that some colour of sRGB is nearest to."""
+    """The centres in a and b, (Q, 2), of the bins that are nearest to some colour of sRGB."""
     return torch.tensor(_found())
 
 
 def shares(ab_N2: Tensor, bins_Q2: Tensor) -> tuple[Tensor, Tensor]:
-    """Which bins share each colour, the nearest first, and how much, both (N, 5)."""
+    """The five bins that share each colour, the nearest first, and their shares, both (N, 5)."""
     bins_Q2 = bins_Q2.to(ab_N2.dtype)
     square_NQ = torch.cdist(ab_N2, bins_Q2, compute_mode="donot_use_mm_for_euclid_dist").square()
     square_N5, near_N5 = square_NQ.topk(NEIGHBOURS, largest=False)
@@ -170,7 +175,7 @@ def shares(ab_N2: Tensor, bins_Q2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rarity(near_N5: Tensor, share_N5: Tensor, bins: int) -> Tensor:
-    """The weight of each colour, (N,), mean 1: the rarer its nearest bin, the more."""
+    """The weight of each colour, (N,), with mean 1: larger if its nearest bin is rarer."""
     p_Q = share_N5.new_zeros(bins).index_add(0, near_N5.flatten(), share_N5.flatten())
     p_Q = p_Q / len(near_N5)
     w_Q = 1 / ((1 - UNIFORM) * p_Q + UNIFORM / bins)

@@ -1,4 +1,4 @@
-"""Which of many points belong together: what contrastive objectives share."""
+"""Base class and losses of contrastive objectives."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from layerwise.objectives.objective import Objective, Site
 
 
 class Contrastive(Objective):
-    """Base: the projected outputs of all augmented views of a batch, in groups.
+    """Base class of objectives that contrast the projected outputs of all augmented views of a
+    batch, in groups (`contrast`).
 
     Args:
-        projector: the auxiliary network's recipe.
-        temperature: by which similarities are divided.
+        projector: recipe of the auxiliary network.
+        temperature: number by which similarities are divided.
 
     Raises:
         InputError: a temperature that is not above 0.
@@ -35,8 +36,8 @@ class Contrastive(Objective):
 
     @abstractmethod
     def group(self, batch: Batch, views: int) -> Tensor:
-        """Which samples are to be near each other have the same number, (views B,), view after
-        view."""
+        """The group of each view of each sample, (views B,), view after view. The loss brings
+        members of one group together."""
 
     def build(self, site: Site) -> None:
         self.projector = self.recipe(site.shape)
@@ -56,19 +57,19 @@ class Contrastive(Objective):
 
 
 def contrast(z: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """Points of one group are to be near each other, and far from all others.
+    """The loss, (), that brings points of one group together and separates them from all others.
 
-    Khosla et al. 2020 (arXiv:2004.11362), eq. 2. With I all points, A(i) those but i, P(i) those of
-    i's group but i, tau the temperature:
+    Khosla et al. 2020 (arXiv:2004.11362), eq. 2. With A(i) all points except i, P(i) the points of
+    i's group except i, and tau the temperature:
 
-        mean over i of  -1/|P(i)| sum_{p in P(i)} log (exp(z_i z_p / tau) / sum_{a in A(i)}
-        exp(z_i z_a / tau))
+        mean_i  -1/|P(i)| sum_{p in P(i)} log (exp(z_i z_p / tau) / s_i)
+        s_i   = sum_{a in A(i)} exp(z_i z_a / tau)
 
-    nats; the mean is over the points that have others in their group, 0 where there are none.
+    in nats. The mean is over the points that have others in their group; it is 0 if there are none.
 
     Args:
         z: points of length 1, (N, D).
-        group: of each point, (N,).
+        group: the group of each point, (N,).
         temperature: tau.
     """
     similar = _similarity(z, z, temperature)
@@ -81,11 +82,12 @@ def contrast(z: Tensor, group: Tensor, temperature: float) -> Tensor:
 
 
 def matched(z: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """Each point is to find its partner among all partners: the mean of -log softmax, nats.
+    """The loss, (), of finding each point's partner among all partners: the mean of -log softmax
+    of the similarities, in nats.
 
     Args:
         z, other: points of length 1, (N, D); row n of one belongs to row n of the other.
-        temperature: of the similarities.
+        temperature: number by which similarities are divided.
     """
     similar = _similarity(z, other, temperature)
     return (similar.logsumexp(1) - similar.diagonal()).mean()
@@ -101,6 +103,6 @@ def check_temperature(asked_by: str, temperature: float) -> None:
     """Refuse a temperature that is not above 0."""
     if not temperature > 0:
         raise InputError(
-            f"{asked_by}(temperature={temperature}): give more than 0, such as 0.1; the lower, the "
-            "more the nearest points count"
+            f"{asked_by}(temperature={temperature}): give more than 0, such as 0.1; a lower "
+            "temperature gives the nearest points more weight"
         )

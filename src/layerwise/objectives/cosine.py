@@ -1,19 +1,19 @@
-"""How alike the samples of a batch are, two by two."""
+"""Cosine similarity of all pairs of samples in a batch."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-EPSILON = 1e-8  # beside a length: a vector of zeros is like none
+EPSILON = 1e-8  # added to lengths: the cosine with a vector of zeros is 0
 
 
 def cosine(h: Tensor, centred: bool = False) -> Tensor:
-    """Cosines of all pairs of samples, (B, ...) -> (B, B), in float32 or more.
+    """Cosines of all pairs of samples, (B, B), in float32 or more.
 
     Args:
-        h: one vector a sample; further dimensions are flattened.
-        centred: subtract from each vector the mean of its components first, which gives their
+        h: one vector per sample, (B, ...); further dimensions are flattened.
+        centred: first subtract from each vector the mean of its components, which gives their
             correlation ("adjusted cosine similarity").
     """
     h = h.to(torch.promote_types(h.dtype, torch.float32)).flatten(1)

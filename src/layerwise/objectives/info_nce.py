@@ -1,4 +1,4 @@
-"""Predict the patches below from a patch: contrastive predictive coding, block by block."""
+"""Predict the patches below a patch: contrastive predictive coding, block by block."""
 
 from __future__ import annotations
 
@@ -14,32 +14,34 @@ from layerwise.objectives.objective import Objective, Site
 
 
 class InfoNCE(Objective):
-    """Tell the patch k rows below from other patches, for several k: no labels are read.
+    """Distinguish the patch k rows below from other patches, for several k; no labels are read.
 
-    Greedy InfoMax (Löwe et al. 2019, arXiv:1905.11786), eq. 4 and 5, the loss of contrastive
-    predictive coding (van den Oord et al. 2018, arXiv:1807.03748) on every block by itself. z_rc is
-    the block's output at row r and column c of a grid, X that patch and the negatives:
+    Löwe et al. 2019 (Greedy InfoMax, arXiv:1905.11786), eq. 4 and 5: the loss of contrastive
+    predictive coding (van den Oord et al. 2018, arXiv:1807.03748) on every block separately. With
+    z_rc the block's output at row r and column c of a grid, and X the set of the right patch and
+    the negatives:
 
         f_k(z_{r+k,c}, z_rc) = exp(z_{r+k,c} W_k z_rc)
         mean over k, images, r and c of -log (f_k(z_{r+k,c}, z_rc) / sum_{z in X} f_k(z, z_rc))
 
-    nats. A patch is a position of the feature maps, averaged down to the grid. Positions of a
-    convolutional network see each other's pixels; in the paper each patch is encoded by itself,
-    which a network over patches does: `models.basic_cnn(patch=16)`. Deviations: the mean over k,
-    not the sum; the context is the patch alone, as in Greedy InfoMax, without contrastive
-    predictive coding's autoregressive network.
+    in nats. A patch is a position of the feature maps, which are averaged down to the grid. In a
+    convolutional network the receptive fields of positions overlap. In the paper each patch is
+    encoded separately, as in a network over patches: `models.basic_cnn(patch=16)`.
+
+    Deviations: the loss is the mean over k, not the sum; the context is the patch alone, as in
+    Greedy InfoMax, without the autoregressive network of contrastive predictive coding.
 
     Args:
-        grid: rows and columns of patches; feature maps are averaged down to as many. Null takes
-            every position.
+        grid: number of rows and of columns of patches, to which feature maps are averaged down.
+            None takes every position.
         steps: the largest k.
-        skip: leave out k = 1 to this: 1 where neighbouring patches overlap.
-        negatives: how many other patches of the batch each prediction is told from, drawn uniformly
-            with repetition; null for all there are.
+        skip: the number of smallest k that are left out: 1 if neighbouring patches overlap.
+        negatives: number of other patches of the batch from which each prediction is distinguished,
+            drawn uniformly with repetition; None for all patches of the batch.
 
     Raises:
-        InputError: when it is built, the block gives no feature maps (C, H, W), or a grid of too
-            few rows for `steps`.
+        InputError: sizes below one, or `skip` not below `steps`; when it is built, a block without
+            feature maps (C, H, W), or a grid with too few rows for `steps`.
     """
 
     def __init__(
@@ -63,8 +65,8 @@ class InfoNCE(Objective):
         if rows <= self.steps:
             raise InputError(
                 f"InfoNCE(grid={self.grid}, steps={self.steps}): block {site.index} gives {height} "
-                f"rows, a grid of {rows}, and no patch has one {self.steps} rows below; give at "
-                f"most {rows - 1} steps, or images, or a grid, with more rows"
+                f"rows, a grid of {rows}, so no patch has another {self.steps} rows below; give at "
+                f"most {rows - 1} steps, or a grid or images with more rows"
             )
         if (rows, columns) != (height, width):
             layers.append(nn.AdaptiveAvgPool2d((rows, columns)))
@@ -89,8 +91,13 @@ class InfoNCE(Objective):
         return torch.stack(losses).mean()
 
     def _told_apart(self, predicted: Tensor, patches: Tensor, right: Tensor) -> Tensor:
-        """Mean nats of telling patch `right` from others by f_k; predicted (P, D), patches (N, D),
-        right (P,)."""
+        """The mean loss, in nats, of distinguishing the right patches from others by f_k.
+
+        Args:
+            predicted: W_k z, (P, D).
+            patches: all patches of the batch, (N, D).
+            right: for each prediction the number of its patch, (P,).
+        """
         dtype = torch.promote_types(predicted.dtype, torch.float32)
         predicted, patches = predicted.to(dtype), patches.to(dtype)
         # Autocast would round the logarithm of f_k to 8 bits.

@@ -1,4 +1,4 @@
-"""Tell what was cut out of an image."""
+"""Fill in holes that were cut out of an image."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MIX = (0x1B873593, 0x2545F491, 0x27D4EB2F)  # odd numbers below 2^30
 
 @dataclass(frozen=True)
 class Holes:
-    """The view of images (B, C, H, W) with holes of value 0, the mean of normalised images.
+    """A view of images (B, C, H, W) with holes of value 0, the mean of normalised images.
 
-    Without a number there is one, the middle half of height and width. Else there are so many of a
-    quarter of height and width each, at places that depend on the image's own pixels and on nothing
-    else: every process, every block and a resumed run cut the same holes, whatever else they draw.
-    Other pixels, such as the same image's in another crop, have other holes.
+    With `number` 0 there is one hole, the middle half of height and width. Otherwise there are
+    `number` holes, each of a quarter of height and width. Their places depend only on the pixels of
+    the image: every process, every block and a resumed run cut the same holes, whatever random
+    numbers they draw. Another crop of the same image has other holes.
 
-    Two of the same number are equal, so blocks that ask for it share it.
+    Two objects with the same number are equal, so blocks that ask for the same view share its pass.
     """
 
-    number: int = 0  # none is the central square
+    number: int = 0  # 0: one hole in the middle
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.masked_fill(self.mask(x), 0)
 
     def mask(self, x: Tensor) -> Tensor:
-        """True in the holes, (B, 1, H, W)."""
+        """A mask that is True in the holes, (B, 1, H, W)."""
         height, width = x.shape[-2:]
         if not self.number:
             tall, wide = max(1, height // 2), max(1, width // 2)
@@ -57,8 +57,8 @@ class Holes:
 
 
 def _drawn(x: Tensor, count: int) -> Tensor:
-    """Whole numbers from 0 to 2^24 - 1 that look random, (B, count), a function of each image's
-    bits. All of it is arithmetic of integers, whose sums are exact in any order."""
+    """Pseudo-random integers from 0 to 2^24 - 1, (B, count), computed from each image's bits by
+    integer arithmetic, whose sums are exact in any order."""
     bits = x.detach().float().contiguous().view(torch.int32).flatten(1).long()
     place = torch.arange(bits.shape[1], device=x.device)
     seed_B = (_mixed(bits + place * MIX[0])).sum(1)
@@ -67,7 +67,7 @@ def _drawn(x: Tensor, count: int) -> Tensor:
 
 
 def _mixed(n: Tensor) -> Tensor:
-    """A hash of 32 bits, each."""
+    """A 32-bit hash of each integer."""
     for factor in MIX:
         n = n & 0xFFFFFFFF
         n = (n ^ (n >> 16)) * factor
@@ -76,26 +76,29 @@ def _mixed(n: Tensor) -> Tensor:
 
 
 class Inpaint(Objective):
-    """Predict what was cut out of the image, from what is left of it: no labels are read.
+    """Predict the pixels in holes that were cut out of the image; no labels are read.
 
-    Pathak et al. 2016 (arXiv:1604.07379), eq. 1: with M = 1 in the holes and 0 elsewhere, the block
-    sees (1 - M) x, a view of its own, and minimises the mean of (M (x - decoder))^2 over the
-    pixels in holes and channels. Holes are the central square of a quarter of the area, or some
-    squares of a sixteenth at random places that may overlap (`Holes`).
+    Pathak et al. 2016 (arXiv:1604.07379), eq. 1. With M = 1 in the holes and 0 elsewhere, the block
+    sees (1 - M) x, as a view of its own, and minimises
 
-    Deviations: the mean, not the sum over the holes, so that the weight does not depend on their
-    size; the reconstruction loss alone, without the adversarial one and without the overlap of the
-    central region that counts ten times.
+        mean of (x - decoder)^2 over the pixels with M = 1 and all channels
+
+    The hole is the central quarter of the area; or there are several holes, each a sixteenth of the
+    area, at random places that may overlap (`Holes`).
+
+    Deviations: the loss is the mean over the holes, not the sum, so that its weight does not depend
+    on their size; it is the reconstruction loss without the adversarial loss, and without the
+    border where the prediction overlaps the visible image and counts ten times.
 
     Args:
-        decoder: the auxiliary network's recipe. Where it gives fewer pixels than the image, image
-            and holes are averaged to as many.
+        decoder: recipe of the auxiliary network. If its output has fewer pixels than the image,
+            image and holes are averaged to the same resolution.
         region: "center" or "random".
-        holes: how many, with "random".
+        holes: number of holes, with "random".
 
     Raises:
-        InputError: another region, no hole; when it is built, the network's input is no image
-            (C, H, W).
+        InputError: another region; fewer than one hole; when it is built, a network whose input is
+            not an image (C, H, W).
     """
 
     def __init__(
@@ -118,8 +121,8 @@ class Inpaint(Objective):
     def build(self, site: Site) -> None:
         if len(site.input_shape) != 3:
             raise InputError(
-                f"Inpaint: the network takes {site.input_shape} for each sample, which is no image "
-                "(C, H, W) to cut from; leave this objective out"
+                f"Inpaint: the network takes {site.input_shape} for each sample, which is not an "
+                "image (C, H, W) to cut holes in; leave this objective out"
             )
         self.decoder = self.recipe(site.shape, site.input_shape)
 
@@ -133,12 +136,12 @@ class Inpaint(Objective):
         return error / (mask.sum() * target.shape[1])
 
     def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The images, and them with what was predicted in the holes, (B, C, H, W)."""
+        """The images, and the images with predicted pixels in the holes, both (B, C, H, W)."""
         target, mask, output = self._decoded(activity, batch)
         return target, torch.lerp(target, output, mask)
 
     def _decoded(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Image, holes and what the decoder gives, in float32 or more."""
+        """The images, the mask of holes and the decoder's output, in float32 or more."""
         output = self.decoder(activity.views[self.holes])
         dtype = torch.promote_types(output.dtype, torch.float32)
         target, output = batch.x.to(dtype), output.to(dtype)

@@ -1,4 +1,4 @@
-"""Bring samples of one class together and those of different classes apart."""
+"""Bring samples of one class together, and separate samples of different classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.cosine import cosine
 from layerwise.objectives.objective import Objective, Site
 
-# Of kernel values, ideal values, and which pairs count (1 or 0), all (B, B): a scalar to minimise.
+# From kernel values, ideal values, and whether a pair counts (1 or 0), all (B, B), to a loss, ().
 Proxy = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -36,19 +36,19 @@ def l2(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
 
 
 def contrastive(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
-    """-log(sum of exp K over pairs of one class / sum of exp K over all pairs)."""
+    """-log(sum of exp K over pairs of one class / sum of exp K over all pairs that count)."""
     weight = k.exp() * counted
     together = (weight * (ideal == 1)).sum()
     return _log(weight.sum()) - _log(together)
 
 
 def _contrastive_negative(k: Tensor, ideal: Tensor, counted: Tensor) -> Tensor:
-    """log mean exp K."""
+    """log(mean exp K)."""
     return _log(_mean(k.exp(), counted))
 
 
 def _log(value: Tensor) -> Tensor:
-    """0 where there is no such pair in the batch."""
+    """The logarithm; 0 if the batch has no such pair."""
     return value.where(value > 0, 1).log()
 
 
@@ -65,37 +65,41 @@ PROXIES: dict[str, Proxy] = {
 
 
 class KernelSeparation(Objective):
-    """Make the kernel of two samples of one class large and of two classes small: no head.
+    """Make outputs similar for samples of one class and dissimilar for samples of two classes,
+    without a head.
 
     The proxy hidden objectives of Duan, Yu & Principe 2020 (arXiv:2005.05541) and Duan & Principe
-    2021 (arXiv:2101.03419). The kernel is the one that a layer's nonlinearity induces, the inner
-    product of its outputs brought to length one: k(a, b) = <h_a, h_b> / (|h_a| |h_b|), which lies
-    between `least` and 1. Ideal is K* = 1 for pairs of one class, `least` for pairs of two. A
-    sample's pair with itself does not count, nor do pairs of one whose label does not. Over all
-    others, to be minimised,
+    2021 (arXiv:2101.03419). The similarity is the kernel that a layer's nonlinearity induces, the
+    inner product of outputs scaled to length 1:
+
+        k(a, b) = <h_a, h_b> / (|h_a| |h_b|)
+
+    It lies between `least` and 1. Its ideal value K* is 1 for a pair of one class and `least` for a
+    pair of two classes. The loss is over all pairs of different samples whose labels count:
 
         alignment     -<K, K*> / (||K|| ||K*||)
         l1            mean |K - K*|
         l2            mean (K - K*)^2
-        contrastive   -log(sum over pairs of one class of exp K / sum over all of exp K)
+        contrastive   -log(sum of exp K over pairs of one class / sum of exp K over all pairs)
 
-    With `negative_only` pairs of different classes alone count: labels only tell what differs.
-    Contrastive is then log mean exp K.
+    With `negative_only`, only pairs of different classes count, so labels need only say which
+    samples differ. The contrastive loss is then log(mean exp K).
 
-    Readings: alignment is over pairs of different samples, their "upper triangle" form, which
-    their scripts use; l1 is, for kernels within the bounds, their difference of sums, and l2 their
-    negative mean squared error without the pairs of a sample with itself. Deviations: their module
-    ends before its nonlinearity, which the next begins with; here the block's output is taken as it
-    is. Blocks train together, not one after another.
+    Readings: alignment is over pairs of different samples, the "upper triangle" form that the
+    authors' scripts use; for kernels within the bounds, l1 is their difference of sums; l2 is their
+    negative mean squared error without the pairs of a sample with itself.
+
+    Deviations: the block's output is taken as it is (the authors' module ends before its
+    nonlinearity, with which the next one begins); blocks train together, not one after another.
 
     Args:
-        kind: the proxy.
-        least: the kernel's least value: 0 after a ReLU, -1 where outputs have both signs.
-        negative_only: see above; not with alignment, where `least` is 0.
+        kind: the loss: "alignment", "l1", "l2" or "contrastive".
+        least: smallest possible value of the kernel: 0 after a ReLU, -1 if outputs have both signs.
+        negative_only: count only pairs of different classes; not with alignment and `least` 0.
 
     Raises:
-        InputError: another kind or least value; when it is built, a network that gives no class
-            scores for a whole sample; in a step, labels that are no class numbers.
+        InputError: another kind, or another least value; when it is built, a network that does not
+            give class scores for whole samples; in a step, labels that are not class numbers.
     """
 
     def __init__(
@@ -109,13 +113,13 @@ class KernelSeparation(Objective):
             raise InputError(f"KernelSeparation(kind={kind!r}): {choices(str(kind), PROXIES)}")
         if not -1 <= least < 1:
             raise InputError(
-                f"KernelSeparation(least={least}): give the kernel's least value, 0 after a ReLU, "
-                "else -1"
+                f"KernelSeparation(least={least}): give the kernel's smallest possible value: 0 "
+                "after a ReLU, otherwise -1"
             )
         if negative_only and kind == "alignment" and least == 0:
             raise InputError(
                 "KernelSeparation(kind='alignment', negative_only=True): all ideal values would be "
-                "0, which nothing is aligned with; give another kind, or least=-1"
+                "0, and nothing can align with them; give another kind, or least=-1"
             )
         self.kind = kind
         self.least = least
@@ -124,8 +128,8 @@ class KernelSeparation(Objective):
     def build(self, site: Site) -> None:
         if len(site.output_shape) != 1:
             raise InputError(
-                f"KernelSeparation: the network gives {site.output_shape} for each sample; it "
-                "compares whole samples by one label each, (classes,)"
+                f"KernelSeparation: the network gives {site.output_shape} for each sample; this "
+                "objective needs one label for each whole sample: (classes,)"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Tell which views are of the same image."""
+"""Find the views that show the same image."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from layerwise.objectives.contrast import Contrastive
 
 
 class NTXent(Contrastive):
-    """The normalised temperature-scaled cross entropy of SimCLR: no labels are read.
+    """Find the other augmented view of an image among all views of the batch (SimCLR); no labels
+    are read.
 
-    Chen et al. 2020 (arXiv:2002.05709), eq. 1: every view is to find the other view of its image
-    among all views of the batch; the mean over views, nats. With more than two views the mean over
-    the other views of the image: eq. 2 of Khosla et al. 2020 (arXiv:2004.11362) with a class for
-    each image. Deviation: the paper trains one network end to end, here each block has this task of
-    its own.
+    Chen et al. 2020 (arXiv:2002.05709), eq. 1, the normalised temperature-scaled cross-entropy. For
+    a view with projection z_i of length 1, and p the other view of its image, the loss is
+
+        -log (exp(z_i z_p / tau) / sum_{a != i} exp(z_i z_a / tau))
+
+    in nats; the mean is over all views. With more than two views it is also the mean over the other
+    views of the image, which is eq. 2 of Khosla et al. 2020 (arXiv:2004.11362) with a class for
+    each image.
+
+    Deviation: each block has this task of its own (the paper trains one network end to end).
 
     Args:
-        projector: the auxiliary network's recipe.
-        temperature: by which similarities are divided.
+        projector: recipe of the auxiliary network.
+        temperature: tau.
 
     Raises:
         InputError: a temperature that is not above 0; in a step, fewer than two augmented views.

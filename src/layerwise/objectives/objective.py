@@ -1,4 +1,4 @@
-"""What one block is asked to do."""
+"""The contract of a local objective, and weighted sums of objectives."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from layerwise.inputs import Inputs
 from layerwise.objectives.activity import Activity, View
 from layerwise.objectives.batch import Batch
 
-# A factor in a sum: one for all blocks, or the first block's and the last's, linear in between.
+# A factor in a sum: one for all blocks, or a pair that changes linearly over them (`between`).
 Weight = float | tuple[float, float]
 
 
 def between(i: int, blocks: int, first: float, last: float) -> float:
-    """What block `i` of `blocks` gets of a number that goes linearly over those that have a block
-    after them: first + (last - first) i / (blocks - 2); `first` where there is one such block. The
-    last block gets `last`."""
+    """The value at block `i` of `blocks` of a number that changes linearly from the first block to
+    the last but one: first + (last - first) i / (blocks - 2). With two blocks, the first one gets
+    `first`. The last block always gets `last`."""
     if i == blocks - 1:
         return last
     if blocks == 2:
@@ -31,17 +31,19 @@ def between(i: int, blocks: int, first: float, last: float) -> float:
 
 @dataclass(frozen=True)
 class Site:
-    """Where an objective sits, without batch dimensions: found by a dry run, never typed.
+    """The block for which an objective is built, and the shapes around it. All shapes are without
+    the batch dimension; a dry run of the network found them.
 
     Attributes:
-        index: which block, from 0.
-        blocks: how many blocks there are.
-        shape: the block's output, such as (C, H, W) or (T, D).
-        unpooled_shape: the same before the pooling that ends the block; `shape` where none does.
-        input_shape: the network's input.
-        output_shape: the network's output: (classes,); (T, classes) for one label per token;
-            (classes, H, W) for one per pixel.
-        channels_first: whether a `shape` of two axes is (D, T), of one-dimensional convolutions.
+        index: number of the block, from 0.
+        blocks: number of blocks.
+        shape: shape of the block's output, such as (C, H, W) or (T, D).
+        unpooled_shape: its shape before the pooling that ends the block; `shape` if none does.
+        input_shape: shape of the network's input.
+        output_shape: shape of the network's output: (classes,); (T, classes) for one label per
+            token; (classes, H, W) for one label per pixel.
+        channels_first: whether a `shape` of two axes is (D, T), as one-dimensional convolutions
+            give it.
         output_channels_first: whether an `output_shape` of two axes is (classes, T).
     """
 
@@ -56,15 +58,19 @@ class Site:
 
 
 class Objective(nn.Module, ABC):
-    """A local objective: `objective(activity, batch)` is a scalar for one block to minimise.
+    """A local objective: `objective(activity, batch)` is the loss that one block minimises.
 
-    It owns its auxiliary network, which `build` makes once its site is known. Objectives add and
-    scale: `0.01 * Classify(head) + 0.99 * other`. A pair of factors changes linearly over the
-    blocks, from the first to the last that has a block after it: `(5, 0.5) * Reconstruct()`. An
-    objective never differentiates, never steps, and does not know the rule.
+    A subclass writes `forward`, and `build` if it has an auxiliary network. The properties below
+    say what it reads; override those whose default does not fit. An objective that computes class
+    scores on the way to its loss extends `Predicting` instead. An objective never differentiates,
+    never steps, and does not know the rule.
+
+    Objectives can be added and scaled: `0.01 * Classify(head) + 0.99 * other`. A pair of factors
+    changes linearly over the blocks, from the first to the last but one: `(5, 0.5) * Reconstruct()`
+    (`between`).
 
     Attributes:
-        site: the place it was made for; None until a rule has it.
+        site: the place for which it was built; None until a rule has it.
     """
 
     site: Site | None = None
@@ -74,81 +80,89 @@ class Objective(nn.Module, ABC):
         """The loss, (), mean over the batch.
 
         Args:
-            activity: what the block computed; `activity.output` is its output, (B, ...).
-            batch: the step's inputs and labels.
+            activity: the block's output, `activity.output`, (B, ...), and its other forms.
+            batch: the step's inputs, `batch.x`, and labels, `batch.labels`.
         """
 
     def loss_and_scores(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The loss, (), and the class scores that were computed on the way to it, (B, C), detached,
-        or None."""
+        """The loss, (), and the class scores computed on the way to it, (B, C), detached, or None.
+        The arguments are those of `forward`."""
         return self(activity, batch), None
 
     def place(self, site: Site) -> None:
-        """Called once, by the rule: where this objective stands.
+        """Called once, by the rule: remember the site, and build the auxiliary network for it.
 
         Raises:
-            InputError: it stands somewhere already, with an auxiliary network made for that.
+            InputError: the objective was built before, for another rule.
         """
         if self.site is not None and self.needs_site:
             raise InputError(
-                f"{type(self).__name__}: this objective has its auxiliary network already; an "
-                "objective belongs to one rule: make a new one, with the same recipe"
+                f"{type(self).__name__}: this objective already has its auxiliary network; an "
+                "objective belongs to one rule: make a new one with the same recipe"
             )
         self.site = site
         self.build(site)
 
     def build(self, site: Site) -> None:
-        """Make the auxiliary network for this place."""
+        """Make the auxiliary network for this site. Does nothing by default.
+
+        Raises:
+            InputError: the shapes do not fit the objective.
+        """
 
     def number(self, index: int, blocks: int) -> None:
-        """Called by the rule before anything else is asked: this is block `index` of `blocks`."""
+        """Called by the rule before any other method or property: the objective is that of block
+        `index` of `blocks`. Does nothing by default."""
 
     @property
     def needs_site(self) -> bool:
-        """Whether it cannot do without `build`; by default where it has one of its own."""
+        """Whether the objective cannot be used before `build`; by default whether it defines
+        `build`."""
         return type(self).build is not Objective.build
 
     @property
     def views(self) -> tuple[View, ...]:
-        """Further views of the input that are to pass through the blocks up to this one; the
-        block's output for each is then in `activity.views`."""
+        """Further views of the input that pass through the blocks up to this one, in addition to
+        the input itself. The block's output for each is in `activity.views`. Blocks whose
+        objectives ask for equal views share their passes. None by default."""
         return ()
 
     @property
     def needs_views(self) -> int:
-        """The number of augmented views of every sample that it compares at least, in
-        `activity.augmented`; 0 where it does not read them. There may be more
+        """The smallest number of augmented views of every sample that the objective can compare, in
+        `activity.augmented`; 0, the default, if it does not compare any. A batch may have more
         (`data.Loader(views=...)`)."""
         return 0
 
     @property
     def reads_unpooled(self) -> bool:
-        """Whether it reads `activity.unpooled`."""
+        """Whether the objective reads `activity.unpooled`; False by default."""
         return False
 
     @property
     def reads_input(self) -> bool:
-        """Whether it may read `batch.x`; a process that holds only later blocks goes without the
-        images where no objective does."""
+        """Whether the objective reads `batch.x`; True by default. A process that holds only later
+        blocks does not get the inputs if no objective reads them."""
         return True
 
     def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor | None:
-        """Class scores from the block's output, or None where the objective gives none.
+        """Class scores from the block's output, (B, C), (B, T, C) or (B, C, H, W); None if the
+        objective gives none.
 
         Args:
             h: the block's output, (B, ...).
-            inputs: what the network was given, of which heads read a padding mask; without it no
-                token is taken for padding.
+            inputs: the network's inputs, from which some heads read a padding mask; without them no
+                token counts as padding.
         """
         return None
 
     def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """The target and the prediction, both as images (B, C, H, W) on the scale of the network's
-        input; None where it makes no images."""
+        input; None if the objective predicts no images."""
         return None
 
     def parts(self) -> list[tuple[float, Objective]]:
-        """What the loss is the weighted sum of."""
+        """The weights and objectives whose weighted sum is the loss."""
         return [(1.0, self)]
 
     def __add__(self, other: Objective) -> Objective:
@@ -168,13 +182,20 @@ class Objective(nn.Module, ABC):
 
 
 class Predicting(Objective):
-    """An objective that computes class scores on the way to its loss."""
+    """An objective that computes class scores on the way to its loss. The step's report then has
+    the scores without a second pass of the head."""
 
     @abstractmethod
     def forward(
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
     ) -> Tensor:
-        """The loss, (), mean over the batch; the class scores, detached, are put into `scores`."""
+        """The loss, (), mean over the batch.
+
+        Args:
+            activity, batch: as in `Objective.forward`.
+            scores: a list to which the class scores, detached, are appended; None if nobody reads
+                them.
+        """
 
     def loss_and_scores(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor | None]:
         scores: list[Tensor] = []
@@ -186,12 +207,12 @@ class Sum(Predicting):
     """A weighted sum of objectives; a term of weight zero is not computed.
 
     Args:
-        terms: pairs of weight and objective; a weight is a number, or a pair of them that goes
-            linearly over the blocks (`between`).
+        terms: pairs of weight and objective; a weight is a number, or a pair of numbers that
+            changes linearly over the blocks (`between`).
 
     Raises:
-        InputError: a weight that is neither; in a step, a pair where no rule has said which block
-            this is.
+        InputError: a weight that is neither; in a step, a pair of numbers if the sum was given to
+            no rule, so that its block is not known.
     """
 
     def __init__(self, terms: Sequence[tuple[Weight, Objective]]):
@@ -260,8 +281,8 @@ class Sum(Predicting):
         for weight, (given, term) in zip(self._here or self.weights, _terms(self), strict=True):
             if isinstance(weight, tuple):
                 raise InputError(
-                    f"Sum: the weight {given} goes over the blocks, and no rule has said which "
-                    "block this is; give the sum to a rule, or call number(index, blocks)"
+                    f"Sum: the weight {given} depends on the block, which is not known; give the "
+                    "sum to a rule, or call number(index, blocks)"
                 )
             if weight:
                 here.append((weight, term))
@@ -282,19 +303,19 @@ def _checked(weight: Weight) -> Weight:
         return float(weight)
     if len(weight) != 2 or not all(math.isfinite(w) for w in weight):
         raise InputError(
-            f"Sum(weight={tuple(weight)}): give one number, or the first block's and the last's: "
-            "(5, 0.5)"
+            f"Sum(weight={tuple(weight)}): give one number, or two, for the first and the last "
+            "block: (5, 0.5)"
         )
     return float(weight[0]), float(weight[1])
 
 
 def _product(a: Weight, b: Weight) -> Weight:
-    """Of two factors, one of which may go over the blocks."""
+    """The product of two factors, one of which may depend on the block."""
     a, b = _checked(a), _checked(b)
     if isinstance(a, tuple) and isinstance(b, tuple):
         raise InputError(
-            f"Sum(weight={a}): multiplies a weight that goes over the blocks already, {b}, which "
-            "is no longer linear; give one pair"
+            f"Sum(weight={a}): multiplies a weight that depends on the block already, {b}, and "
+            "the product is not linear; give one pair"
         )
     if isinstance(a, tuple):
         return a[0] * b, a[1] * b  # type: ignore[operator]

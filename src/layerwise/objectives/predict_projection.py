@@ -18,35 +18,36 @@ from layerwise.objectives.objective import Predicting, Site
 
 
 class PredictProjection(Predicting):
-    """Predict a fixed random binary code of the label by a linear layer whose error goes back
-    through other, fixed random weights.
+    """Predict a fixed random binary code of the label, without weight transport.
 
-    Nøkland & Eidnes 2019 (arXiv:1901.06656), their "pred-bpf": the code of class c is
-    [R e_c > 0] for a random matrix R; z = W h + b are its logits, the loss is the binary cross
-    entropy, nats, mean over samples and bits; and feedback alignment (Lillicrap et al. 2016) sends
-    the error to the block: dL/dh = B^T dL/dz, not W^T dL/dz. Feature maps are first averaged down
-    to at most `features` numbers. With `feedback_alignment=False` it is backpropagation through
-    the same layer.
+    Nøkland & Eidnes 2019 (arXiv:1901.06656), "pred-bpf" in the paper. The code of class c has the
+    bits [R e_c > 0], with a random matrix R. A linear layer predicts it, and feedback alignment
+    (Lillicrap et al. 2016) sends the error to the block through a fixed random matrix B:
 
-    The code of a soft label is the mean of the classes' codes, weighed so; a label that does not
-    count is left out. The class scores are log-likelihoods of the classes' codes, up to a constant:
-    z . code_c.
+        z = W h + b,    L = binary cross-entropy(z, code),    dL/dh = B^T dL/dz
 
-    Deviation: W starts as PyTorch's linear layer, theirs as zero.
+    L is in nats, the mean over samples and bits. Feature maps are first averaged down to at most
+    `features` numbers. With `feedback_alignment=False` the error goes back through W.
+
+    The code of a soft label is the mean of the classes' codes, weighted by their probabilities. A
+    label that does not count is left out. The class scores, z . code_c, are the log-likelihoods of
+    the classes' codes up to a constant.
+
+    Deviation: W starts as PyTorch's linear layers do (the authors' starts at zero).
 
     Args:
-        projection: bits of the code.
-        features: the most numbers that the linear layer reads of feature maps, as in
+        projection: number of bits of the code.
+        features: largest number of values of feature maps that the linear layer reads, as in
             `heads.Linear`.
         feedback_alignment: whether the error goes back through fixed random weights.
 
     Raises:
-        InputError: sizes below one; when it is built, a network that gives no class scores for a
-            whole sample.
+        InputError: sizes below one; when it is built, a network that does not give class scores for
+            whole samples.
     """
 
     codes: Tensor  # (classes, projection), 0 or 1
-    feedback: Tensor  # (projection, numbers read)
+    feedback: Tensor  # B, (projection, numbers read); absent without feedback alignment
 
     def __init__(
         self, projection: int = 128, features: int = 4096, feedback_alignment: bool = True
@@ -62,8 +63,8 @@ class PredictProjection(Predicting):
     def build(self, site: Site) -> None:
         if len(site.output_shape) != 1:
             raise InputError(
-                f"PredictProjection: the network gives {site.output_shape} for each sample; it "
-                "predicts one label per sample, (classes,)"
+                f"PredictProjection: the network gives {site.output_shape} for each sample; this "
+                "objective needs one label for each whole sample: (classes,)"
             )
         shape, layers = site.shape, []
         if len(shape) == 3:

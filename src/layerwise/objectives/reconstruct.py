@@ -1,4 +1,4 @@
-"""Give back the network's input, as it is or shifted."""
+"""Reconstruct the network's input, as it is or shifted."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.normalization import SYMMETRIC, Normalization
 from layerwise.objectives.objective import Objective, Site, between
 
-# Means over all elements; for "bce" the target lies in 0..1 and the decoder gives logits.
+# Means over all elements. For "bce" the target lies in 0..1 and the decoder's output are logits.
 DISTANCES = {"l1": F.l1_loss, "l2": F.mse_loss, "bce": F.binary_cross_entropy_with_logits}
 
 
 class Reconstruct(Objective):
     """Predict the network's input, an image, from a block's output through a decoder.
 
-    The target is the batch as the network sees it: augmented and normalised. With a shift it is
-    rolled by some pixels along height and width, around the edges (`torch.roll`): more with every
-    block, so that later blocks have the harder task. Block i of K, all but the last, gets
+    The target is the image as the network sees it: augmented and normalised. With a shift the
+    target is rolled along height and width, around the edges (`torch.roll`). The shift grows with
+    every block, so that later blocks have harder tasks. Block i of K, except the last, has
 
         first + (last - first) i / (K - 2)
 
-    pixels, rounded to the nearest and a half up; `first` where there is one such block. The last
-    block, where it has this objective, gets `last`. Where the decoder's output is smaller than the
-    image, the target is averaged to its resolution.
+    pixels, rounded to the nearest integer, halves upwards. If there is only one such block it has
+    `first`. The last block, if it has this objective, has `last`. If the decoder's output is
+    smaller than the image, the target is averaged to its resolution.
 
     Args:
-        decoder: the auxiliary network's recipe.
-        distance: of target and prediction, mean over all elements: "l1" absolute, "l2" squared,
-            "bce" the binary cross entropy, nats, of the image on the scale 0..1 and the sigmoid of
-            what the decoder gives (InfoPro: Wang et al. 2021, arXiv:2101.10832).
-        shift: (first, last), pixels; negative ones roll towards the top left.
-        before_pooling: read the block's output before the pooling that ends it, where one does: at
-            a higher resolution.
-        normalization: how the images were normalised; "bce" undoes it. From the command line it is
-            that of the data.
+        decoder: recipe of the auxiliary network.
+        distance: between target and prediction, mean over all elements: "l1" absolute, "l2"
+            squared, "bce" the binary cross-entropy, in nats, between the image in 0..1 and the
+            sigmoid of the decoder's output (InfoPro: Wang et al. 2021, arXiv:2101.10832).
+        shift: (first, last), in pixels; negative numbers roll towards the top left.
+        before_pooling: read the block's output before the pooling that ends it, if one does, which
+            has a higher resolution.
+        normalization: how the images were normalised; "bce" undoes it. On the command line it is
+            taken from the data.
 
     Raises:
-        InputError: when it is built, the network's input is no image (C, H, W); in a step, the
-            input is not floating point.
+        InputError: another distance; a shift that is not two whole numbers; when it is built, a
+            network whose input is not an image (C, H, W); in a step, an input that is not floating
+            point.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Reconstruct(Objective):
             raise InputError(f"Reconstruct(distance={distance!r}): {choices(distance, DISTANCES)}")
         if shift is not None and not _two_pixels(shift):
             raise InputError(
-                f"Reconstruct(shift={shift}): give the first and the last block's whole pixels, "
-                "such as (5, 16)"
+                f"Reconstruct(shift={shift}): give two whole numbers of pixels, for the first and "
+                "the last block, such as (5, 16)"
             )
         self.decoder: nn.Module = nn.Identity()
         self.recipe = decoder
@@ -79,8 +80,8 @@ class Reconstruct(Objective):
     def build(self, site: Site) -> None:
         if len(site.input_shape) != 3:
             raise InputError(
-                f"Reconstruct: the network takes {site.input_shape} for each sample, which is no "
-                "image (C, H, W) to give back; leave this objective out"
+                f"Reconstruct: the network takes {site.input_shape} for each sample, which is not "
+                "an image (C, H, W) to reconstruct; leave this objective out"
             )
         if self.shift is not None:
             self.pixels = shift_at(site.index, site.blocks, *self.shift)
@@ -96,19 +97,19 @@ class Reconstruct(Objective):
         return DISTANCES[self.distance](output, target)
 
     def illustrate(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Target and prediction, (B, C, H, W) in float32 or more, also under autocast."""
+        """Target and prediction, both (B, C, H, W), in float32 or more, also under autocast."""
         target, output = self._decoded(activity, batch)
         if self.distance == "bce":
             return self.normalization(target), self.normalization(output.sigmoid())
         return target, output
 
     def _decoded(self, activity: Activity, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Target and decoder's output, as the distance takes them."""
+        """Target and decoder's output, both (B, C, H, W), in the form that the distance takes."""
         target = batch.x
         if not target.is_floating_point():
             raise InputError(
-                f"Reconstruct: the network's input is {target.dtype}, which no decoder gives; give "
-                "floating point images, such as images.float() / 255"
+                f"Reconstruct: the network's input is {target.dtype}, which no decoder can give; "
+                "give floating point images, such as images.float() / 255"
             )
         output = self.decoder(activity.unpooled if self.before_pooling else activity.output)
         dtype = torch.promote_types(output.dtype, torch.float32)
@@ -132,5 +133,5 @@ def _two_pixels(shift: object) -> bool:
 
 
 def shift_at(i: int, blocks: int, first: int, last: int) -> int:
-    """By how many pixels block `i` of `blocks` has its target rolled."""
+    """The number of pixels by which the target of block `i` of `blocks` is rolled."""
     return math.floor(between(i, blocks, first, last) + 0.5)

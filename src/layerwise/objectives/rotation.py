@@ -1,4 +1,4 @@
-"""Tell by how much the input was rotated."""
+"""Predict how far the input was rotated."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from layerwise.objectives.objective import Objective, Site
 
 @dataclass(frozen=True)
 class Turned:
-    """The view of images (B, C, H, W) turned counter-clockwise by quarter turns.
+    """A view of images (B, C, H, W): rotated counter-clockwise by a number of quarter turns.
 
-    Two of the same turn are equal, so blocks that ask for it share it.
+    Two objects with the same number are equal, so blocks that ask for the same view share its pass.
     """
 
     quarters: int
@@ -30,19 +30,20 @@ class Turned:
 
 
 class Rotation(Objective):
-    """Predict by how many quarter turns the network's input was rotated: no labels are read.
+    """Predict by how many quarter turns the network's input was rotated; no labels are read.
 
-    Gidaris et al. 2018 (arXiv:1803.07728), eq. 2 and 3: every image is seen in all rotations, and
-    the loss is the mean cross entropy over images and rotations, nats. Deviation: the paper trains
-    one network end to end, here each block has this task of its own.
+    Gidaris et al. 2018 (arXiv:1803.07728), eq. 2 and 3: the block sees every image in all
+    rotations, and the loss is the cross-entropy, in nats, the mean over images and rotations.
+
+    Deviation: each block has this task of its own (the paper trains one network end to end).
 
     Args:
-        head: the auxiliary network's recipe; it gives one score for each of `turns`.
-        turns: counter-clockwise quarter turns to tell apart, of 0 to 3, and 0 first.
+        head: recipe of the auxiliary network, which gives one score for each of `turns`.
+        turns: the rotations, in counter-clockwise quarter turns: two or more of 0 to 3, 0 first.
 
     Raises:
-        InputError: other turns; when it is built, the network's input is no image (C, H, W), or
-            not square with turns that exchange height and width.
+        InputError: other turns; when it is built, a network whose input is not an image (C, H, W),
+            or is not square although a turn exchanges height and width.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class Rotation(Objective):
         refuse_class(head, "Rotation(head=...)")
         if len(turns) < 2 or turns[0] != 0 or sorted({0, 1, 2, 3} & {*turns}) != sorted(turns):
             raise InputError(
-                f"Rotation(turns={turns}): give at least two different of 0, 1, 2, 3 quarter "
-                "turns, and 0 first: the image as it is"
+                f"Rotation(turns={turns}): give at least two different numbers of quarter turns, "
+                "0 to 3, and 0 first: the image as it is"
             )
         self.head: nn.Module = nn.Identity()
         self.recipe = head
@@ -64,7 +65,7 @@ class Rotation(Objective):
     def build(self, site: Site) -> None:
         if len(site.input_shape) != 3:
             raise InputError(
-                f"Rotation: the network takes {site.input_shape} for each sample, which is no "
+                f"Rotation: the network takes {site.input_shape} for each sample, which is not an "
                 "image (C, H, W) to rotate; leave this objective out"
             )
         _, height, width = site.input_shape
@@ -85,7 +86,7 @@ class Rotation(Objective):
 
     def forward(self, activity: Activity, batch: Batch) -> Tensor:
         h = activity.output
-        # One pass of the head: BatchNorm in it must not see each rotation by itself.
+        # One pass of the head: its BatchNorm must see all rotations together.
         logits = self.head(torch.cat([h, *(activity.views[view] for view in self.views)]))
         turn = torch.arange(len(self.turns), device=h.device).repeat_interleave(len(h))
         return F.cross_entropy(logits, turn)

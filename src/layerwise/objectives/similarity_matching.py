@@ -1,4 +1,4 @@
-"""Make samples as alike as their labels are."""
+"""Make the features of samples as similar as their labels."""
 
 from __future__ import annotations
 
@@ -16,43 +16,52 @@ from layerwise.objectives.objective import Objective, Site
 
 
 class SimilarityMatching(Objective):
-    """Make the similarity of every two samples' features that of their labels.
+    """Make the features of every two samples as similar as their labels.
 
-    Nøkland & Eidnes 2019 (arXiv:1901.06656), eq. 1: || S(NeuralNet(H)) - S(Y) ||_F^2 over a batch
-    H with one-hot labels Y. S are the cosines of all pairs of vectors, each centred by the mean of
-    its own components. NeuralNet is a trained 3x3 convolution that keeps the resolution and the
-    channels, on vectors and tokens a linear layer, both without bias. Of feature maps and tokens S
-    reads each channel's standard deviation over the positions, of fewer than four channels or one
-    row of positions all values. As `0.01 * Classify(Linear(features=2048)) + 0.99 *
-    SimilarityMatching()` it is their "predsim", alone their "sim".
+    Nøkland & Eidnes 2019 (arXiv:1901.06656), eq. 1, for the outputs H of a batch with one-hot
+    labels Y:
 
-    Without weight transport it is their "sim-bpf": `SimilarityMatching(convolve=False,
-    features=4096, projection=128)`. There NeuralNet is average pooling, so that nothing of the
-    loss has weights to be transported, and the labels are projected by a fixed random matrix.
+        || S(NeuralNet(H)) - S(Y) ||_F^2
 
-    Soft labels stand in Y as they are; pairs of a sample whose label does not count are left out.
+    S holds the cosines of all pairs of vectors, each centred by the mean of its own components.
+    NeuralNet is a trained 3x3 convolution that keeps resolution and channels, or a
+    linear layer on vectors and tokens; both have no bias. For feature maps and tokens, S reads each
+    channel's standard deviation over the positions; if there are fewer than four channels or only
+    one row of positions, it reads all values. Alone the objective is "sim" in the paper, and
+    `0.01 * Classify(Linear(features=2048)) + 0.99 * SimilarityMatching()` is "predsim".
 
-    Reading: the mean over the B^2 pairs, not their sum, as in the authors' code, by which the 0.99
-    was found. Deviation: where a block ends with a pooling and dropout, the features are taken
-    before both, as theirs are; dropout without a pooling has acted on them, unlike theirs.
+    The version without weight transport, "sim-bpf", is
+    `SimilarityMatching(convolve=False, features=4096, projection=128)`. There NeuralNet is average
+    pooling, so the loss has no weights that would have to be transported, and the labels are
+    projected by a fixed random matrix.
+
+    Soft labels are rows of Y as they are. Pairs with a sample whose label does not count are left
+    out.
+
+    Reading: the loss is the mean over the B^2 pairs, not their sum, as in the authors' code, with
+    which the weight 0.99 was found.
+
+    Deviation: in a block that ends with a pooling and dropout, the features are taken before both,
+    as in the authors' code; in a block that ends with dropout alone, they are taken after it, but
+    in the authors' code before it.
 
     Args:
-        convolve: whether NeuralNet is a trained convolution or linear layer; else it is the
-            pooling to `features` alone.
-        features: average feature maps before NeuralNet down until at most so many numbers are
-            left, as `heads.Linear` does; null keeps them. With `convolve` it is a deviation that
-            saves most of the loss's time.
-        projection: compare with the labels' projection to so many random numbers; null compares
-            with the labels.
+        convolve: whether NeuralNet is a trained convolution or linear layer; otherwise it is only
+            the pooling to `features`.
+        features: average feature maps before NeuralNet down to at most this number of values, as
+            `heads.Linear` does; None keeps them. With `convolve` this is a deviation that saves
+            most of the loss's time.
+        projection: compare with the labels' random projection to this number of values; None
+            compares with the labels themselves.
         before_pooling: read the block's output before the pooling that ends it. False is a
-            deviation; where a block pools 2x2, the convolution has a quarter of the work.
+            deviation; if a block pools 2x2, the convolution then has a quarter of the work.
 
     Raises:
-        InputError: sizes below one; when it is built, a network that gives no class scores for a
-            whole sample.
+        InputError: sizes below one; when it is built, a network that does not give class scores for
+            whole samples.
     """
 
-    codes: Tensor  # (classes, classes) or (classes, projection), what a label stands for
+    codes: Tensor  # (classes, classes) or (classes, projection): the vector of each class
 
     def __init__(
         self,
@@ -72,8 +81,8 @@ class SimilarityMatching(Objective):
     def build(self, site: Site) -> None:
         if len(site.output_shape) != 1:
             raise InputError(
-                f"SimilarityMatching: the network gives {site.output_shape} for each sample; it "
-                "compares whole samples by one label each, (classes,)"
+                f"SimilarityMatching: the network gives {site.output_shape} for each sample; this "
+                "objective needs one label for each whole sample: (classes,)"
             )
         (classes,) = site.output_shape
         codes = torch.eye(classes)
@@ -118,8 +127,9 @@ class SimilarityMatching(Objective):
 
 
 def spread(h: Tensor) -> Tensor:
-    """Each channel's standard deviation over the positions, (B, C): of feature maps (B, C, H, W)
-    and of tokens (B, T, C). Of vectors, of fewer than four channels and of a single row, h."""
+    """Each channel's standard deviation over the positions of feature maps (B, C, H, W) or tokens
+    (B, T, C): (B, C). Vectors, fewer than four channels and a single row are returned as they
+    are."""
     if h.dim() == 3:
         h = h.transpose(1, 2).unsqueeze(-1)  # (B, C, T, 1)
     if h.dim() != 4 or h.shape[1] < 4 or h.shape[2] < 2:

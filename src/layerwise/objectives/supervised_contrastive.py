@@ -14,21 +14,29 @@ from layerwise.objectives.objective import Site
 
 
 class SupervisedContrastive(Contrastive):
-    """Samples of one class near each other, and far from those of others.
+    """Bring samples of one class together, and separate them from samples of other classes.
 
-    Khosla et al. 2020 (arXiv:2004.11362), eq. 2 (L_out), on the projected outputs of all views of
-    the batch; as a local objective in Wang et al. 2021 (InfoPro, arXiv:2101.10832). It works with
-    one view or more. A sample whose label does not count is of no other's class, as in NT-Xent.
-    Deviations: the mean over samples that have another of their class, not the
-    sum over all; as their code does, without its factor temperature / base temperature.
+    Khosla et al. 2020 (arXiv:2004.11362), eq. 2 (L_out), in nats, on the projected outputs z of all
+    views of the batch, with length 1; used as a local objective by Wang et al. 2021 (InfoPro,
+    arXiv:2101.10832). With A(i) all views except i, P(i) those of i's class except i, and tau the
+    temperature:
+
+        mean_i  -1/|P(i)| sum_{p in P(i)} log (exp(z_i z_p / tau) / s_i)
+        s_i   = sum_{a in A(i)} exp(z_i z_a / tau)
+
+    One view of every sample is enough. A sample whose label does not count forms a class with only
+    its own views, as in `NTXent`.
+
+    Deviations: the loss is the mean over the views that have another of their class, not the sum
+    over all, as in the authors' code, but without its factor temperature / base temperature.
 
     Args:
-        projector: the auxiliary network's recipe.
-        temperature: by which similarities are divided.
+        projector: recipe of the auxiliary network.
+        temperature: tau.
 
     Raises:
         InputError: a temperature that is not above 0; when it is built, a network with a label for
-            every token; in a step, labels that are no class numbers.
+            every token; in a step, labels that are not class numbers.
     """
 
     def __init__(
@@ -41,9 +49,8 @@ class SupervisedContrastive(Contrastive):
     def build(self, site: Site) -> None:
         if len(site.output_shape) != 1:
             raise InputError(
-                "SupervisedContrastive: the network gives class scores for every token, "
-                f"{site.output_shape}, and this brings whole samples of one class together; give "
-                "a network with one label for each sample"
+                f"SupervisedContrastive: the network gives {site.output_shape} for each sample; "
+                "this objective needs one label for each whole sample: (classes,)"
             )
         super().build(site)
 
@@ -53,5 +60,5 @@ class SupervisedContrastive(Contrastive):
 
     def group(self, batch: Batch, views: int) -> Tensor:
         y = class_numbers(batch.labels, "SupervisedContrastive")
-        alone = -1 - torch.arange(len(y), device=y.device)  # of no class: with its own views
+        alone = -1 - torch.arange(len(y), device=y.device)  # a class of its own views
         return torch.where(y == IGNORED, alone, y).repeat(views)

@@ -12,7 +12,7 @@ import yaml
 from rich.table import Table
 
 from layerwise.costs.blocks import Costs
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 from layerwise.report.curves import draw_blocks, draw_runs
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
@@ -80,8 +80,11 @@ class Summary:
             raise InputError(f"run {run.path}: no epoch is finished yet; train it first")
         try:
             costs = Costs.from_json((run.path / "cost.json").read_text())
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"run {run.path}: cost.json cannot be read: {error}") from error
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"run {run.path}: cost.json cannot be read: {reason(error)}; layerwise train "
+                f"--resume {run.path} writes it again"
+            ) from error
         return cls.of_metrics(run.path.name, config, rows, costs)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""The learning rules. Each is one file; adding one is that file, and one line here.
+"""The learning rules, one per file. A new rule is one new file and one line here.
 
-No rule imports another: what several rules share is in `base`, `families` and `calls`.
+No rule imports another. Code that several rules share is in `base`, `families` and `calls`.
 """
 
 import inspect

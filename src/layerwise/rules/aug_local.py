@@ -1,4 +1,4 @@
-"""Local learning with heads made of the network's own later layers."""
+"""Local learning whose heads consist of the network's own later layers."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ from layerwise.heads.later_layers import LaterLayers, Placed
 from layerwise.objectives import Classify
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import LocalRule
+from layerwise.rules.base.checks import checked
 
 
 class AugLocal(LocalRule):
-    """Decoupled greedy learning whose heads are made of layers that follow in the network.
+    """Decoupled greedy learning in which the heads consist of the network's own later layers.
 
-    Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier (a
-    layer: `layerwise.blocks.parts`); block k, of blocks 0 to K-1, ends with layer l. Its head is
+    Ma et al. 2024 (arXiv:2402.17318). The network has layers 0 to L-1 before its classifier
+    (`layerwise.blocks.parts` defines a layer). Blocks are numbered from 0 to K-1 here, and block k
+    ends with layer l. Its head consists of
 
         layers round(l + i (L-1-l) / d_k) for i = 1 ... d_k, with fresh weights; pooling; linear
         d_k = max(1, round((1-r) depth + r)),    r = decay k / (K-2)
 
-    or all that follow where these are no more than d_k. With one block it is backpropagation.
+    If at most d_k layers follow block k, all of them are in its head. Each block minimises the loss
+    of its head, and no gradient passes between blocks. With one block it is backpropagation.
 
-    A layer that follows another one than in the network is made to fit (`heads.later_layers`).
+    In a head, a layer can follow another layer than in the network. It is then fitted to its new
+    input (`heads.later_layers`).
 
-    Deviations: the authors halve by the stride of the layer itself, and give a residual block a
-    projecting shortcut; at depth 1 they have a BatchNorm before the linear layer; they join the
-    network's last `depth` modules into one, here the cut decides.
+    Deviations: the authors halve feature maps by the stride of the layer itself, and give a
+    residual block a projecting shortcut. At depth 1 they have a BatchNorm before the linear layer.
+    They join the network's last `depth` modules into one; here the cut decides.
 
     Args:
-        blocks: the network, made with an example.
-        depth: layers in the first block's head.
-        decay: by how much of the way to 1 the depth falls from the first head to the last.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        depth: the number of layers in the first block's head, at least 1.
+        decay: how far the depth falls from the first head to the last, as a fraction of the way
+            from `depth` to 1; in [0, 1]. With 0 all heads have the same depth.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a depth below 1, a decay outside [0, 1].
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a depth below
+            1; a decay outside [0, 1].
     """
 
     def __init__(
@@ -52,20 +60,21 @@ class AugLocal(LocalRule):
                 f"AugLocal(depth={depth}, decay={decay}): give a depth of at least 1 and a decay "
                 "in [0, 1]; with decay 0 all heads are as deep as the first"
             )
-        known = isinstance(blocks, Blocks) and blocks.shapes is not None
-        given = _later(blocks, depth, decay) if known else [[]] * max(0, len(list(blocks)) - 1)
+        blocks = checked("AugLocal", blocks)
+        known = blocks.shapes is not None
+        given = _later(blocks, depth, decay) if known else [[]] * (len(blocks) - 1)
         heads = [LaterLayers(blocks, chosen) for chosen in given]
         super().__init__(blocks, [Classify(head, criterion) for head in heads], criterion)
 
 
 def depths(blocks: int, depth: int, decay: float) -> list[int]:
-    """How many layers the head of each block but the last has."""
+    """The number of layers in the head of every block except the last."""
     ratios = [decay * k / max(1, blocks - 2) for k in range(blocks - 1)]
     return [max(1, round(depth * (1 - r) + r)) for r in ratios]
 
 
 def choose(l: int, count: int, depth: int) -> list[int]:
-    """Which of `count` layers follow layer `l` in its head."""
+    """The layers, out of `count`, in the head of a block that ends with layer `l`."""
     left = count - 1 - l
     if depth >= left:
         return list(range(l + 1, count))
@@ -73,10 +82,10 @@ def choose(l: int, count: int, depth: int) -> list[int]:
 
 
 def _later(blocks: Blocks, depth: int, decay: float) -> list[list[Placed]]:
-    """The layers of the head of each block but the last."""
+    """The layers in the head of every block except the last."""
     of_blocks = [layers(block) for block in blocks]
     ends = list(itertools.accumulate(map(len, of_blocks)))
-    # A head never has a layer of the first block, whose input need not be floating point.
+    # No head contains a layer of the first block, whose input may be integers.
     network = [Placed(layer, ()) for layer in of_blocks[0]]
     for k in range(1, len(blocks)):
         network += map(Placed, of_blocks[k], shapes_of_layers(blocks, k))

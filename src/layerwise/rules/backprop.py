@@ -1,4 +1,4 @@
-"""Backpropagation, the reference of every comparison; with or without activation checkpointing."""
+"""End-to-end backpropagation, with or without activation checkpointing."""
 
 from __future__ import annotations
 
@@ -21,16 +21,21 @@ from layerwise.rules.calls.again import buffers_as, buffers_of
 class Backprop(Rule):
     """End-to-end backpropagation of the network's own loss.
 
+    This is the reference that other rules are compared with. Without `checkpoint`, a step gives the
+    same gradients as `loss.backward()`, bit for bit.
+
     Args:
-        blocks: the network.
-        checkpoint: keep only the blocks' inputs and run each block again on the way back
-            (Chen et al. 2016, arXiv:1604.06174), which trades a second forward for memory. Random
-            states are kept and buffers (running statistics) move once, so the gradient is the
-            same.
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks.
+        checkpoint: whether to keep only the input of each block and to run the block again during
+            the backward pass (Chen et al. 2016, arXiv:1604.06174). This saves memory and costs a
+            second forward pass. The gradient is the same, because the second run repeats the random
+            numbers of the first and does not move buffers (running statistics) again.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: a block changes its input in place, under `checkpoint`.
+        InputError: `blocks` is not a `Blocks`; in `backward` with `checkpoint`, a block changes its
+            input in place.
     """
 
     needs = Needs.BACKWARD
@@ -59,7 +64,7 @@ class Backprop(Rule):
 
 
 def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch) -> Tensor:
-    """Block k's output, of which nothing is kept but the input."""
+    """Block k's output; only the block's input is kept for the backward pass."""
     before = buffers_of(blocks[k])
     tensor = leading(h)
     version = tensor._version

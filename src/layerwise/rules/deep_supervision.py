@@ -14,26 +14,33 @@ from layerwise.rules.base import Needs, Rule, differentiate
 
 
 class DeepSupervision(Rule):
-    """Deeply supervised network: the heads of a local rule, and nothing detached.
+    """Deep supervision: backpropagation through the whole network, with an additional loss at every
+    block.
 
-    Lee et al. 2015 (arXiv:1409.5185), eq. 3. With L_k the loss of block k's head, end to end:
+    Lee et al. 2015 (arXiv:1409.5185), eq. 3. L_k is the loss of block k's head, and L_K is the
+    network's own loss. All weights learn from the gradient of
 
         loss = L_K + weight sum over k < K of L_k
 
-    What decoupled greedy learning with the same heads is to be held against. With weight 0 the
-    heads are left out and it is backpropagation, bit for bit; with one block too.
+    No gradient is stopped between blocks. The rule is therefore the right baseline for decoupled
+    greedy learning with the same heads. With weight 0 the heads do not run and it is
+    backpropagation, bit for bit; with one block it is backpropagation, too.
 
-    Deviations: one weight for all blocks, constant in training (the paper's falls to 0); the
-    losses are cross entropies (the paper's are squared hinge losses, cut off at a threshold).
+    Deviations: all heads have the same weight, which stays constant during training (the paper's
+    falls to 0). The losses are cross entropies (the paper's are squared hinge losses, cut off at a
+    threshold).
 
     Args:
-        blocks: the network, made with an example.
-        weight: of each loss but the network's own.
-        head: the auxiliary network of every block but the last.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        weight: the weight of each head's loss relative to the network's own loss; 0 or more.
+        head: the recipe of the auxiliary network of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a negative weight.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a negative
+            weight.
     """
 
     needs = Needs.BACKWARD
@@ -57,10 +64,10 @@ class DeepSupervision(Rule):
         found: dict[int, tuple[Tensor, Tensor | None]] = {}  # L_k and the class scores
         h = batch.inputs
         for k in range(last + 1):
-            h = batch.run(k, h, keep=k > 0)  # the head before still needs its input
+            h = batch.run(k, h, keep=k > 0)  # head k-1 still needs h_{k-1}
             if k == last or self.weight > 0:
                 found[k] = self.loss(k, Activity(h), batch)
-        total, _ = found[last]
+        total, _ = found[last]  # L_K + weight sum over k < K of L_k
         for k in range(last if self.weight > 0 else 0):
             total = total + self.weight * found[k][0]
         differentiate(total, batch.scale)

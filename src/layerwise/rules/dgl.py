@@ -1,4 +1,4 @@
-"""Decoupled greedy learning."""
+"""Decoupled greedy learning: every block predicts the labels through a head of its own."""
 
 from __future__ import annotations
 
@@ -13,19 +13,30 @@ from layerwise.rules.base import LocalRule
 class DGL(LocalRule):
     """Decoupled greedy learning: every block predicts the labels through a head of its own.
 
-    Belilovsky et al. 2020 (arXiv:1901.08164), algorithm 1: block k minimises the loss of its
-    auxiliary network on sg[h_{k-1}]; the last block's head is the network's own classifier. With
-    one block it is backpropagation.
+    Belilovsky et al. 2020 (arXiv:1901.08164), algorithm 1. Block k maps h_{k-1} to h_k and
+    minimises the loss L of its head, an auxiliary network; sg[] stops the gradient:
+
+        h_k    = f_k(sg[h_{k-1}])
+        grad_k = d L(head_k(h_k), y) / d (f_k, head_k)
+
+    The head of the last block is the network's own classifier. With one block it is
+    backpropagation.
+
+    Deviation: the default head works on any output; the paper's is `MLPSR`, which needs feature
+    maps.
 
     Args:
-        blocks: the network, made with an example.
-        num_classes: how many class scores a head gives; by default what the network gives.
-        head: the auxiliary network. Deviation: the paper's is `MLPSR`, which needs feature maps;
-            the default works on any output.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        num_classes: the number of classes that you expect. It is only compared with the network's,
+            because every head gives as many class scores as the network.
+        head: the recipe of the auxiliary network of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: `num_classes` is not what the network gives.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; `num_classes`
+            differs from the network's number of classes.
     """
 
     def __init__(
@@ -37,7 +48,7 @@ class DGL(LocalRule):
     ):
         super().__init__(blocks, Classify(head, criterion), criterion)
         *_, scores = blocks.shapes or [()]
-        # The classes are the last axis of tokens, and the first of maps.
+        # Class scores are on the last axis for tokens, and on the first for maps.
         if num_classes is not None and scores and num_classes not in (scores[0], scores[-1]):
             raise InputError(
                 f"DGL(num_classes={num_classes}): the network gives {scores} for each "

@@ -1,4 +1,4 @@
-"""Difference target propagation: inverses that reconstruct."""
+"""Difference target propagation, with inverses that learn to reconstruct."""
 
 from __future__ import annotations
 
@@ -9,41 +9,48 @@ from layerwise.rules.families.targets import TargetRule
 
 
 class DifferenceTargetPropagation(TargetRule):
-    """Difference target propagation: every block learns to give a target, which comes back from the
-    block after it through a learned inverse.
+    """Difference target propagation: every block moves its output towards a target, which comes
+    from the next block through a learned inverse.
 
-    Lee et al. 2015 (arXiv:1412.7525), algorithm 1. Block k maps h_{k-1} to h_k, g_k maps back, and
-    L_b is the loss of sample b:
+    Lee et al. 2015 (arXiv:1412.7525), algorithm 1. Block k maps h_{k-1} to h_k = f_k(h_{k-1}), its
+    inverse g_k maps back, t_k is the target of h_k, and L_b is the loss of sample b; sg[] stops the
+    gradient:
 
         t_{K-1} = h_{K-1} - beta dL_b/dh_{K-1}                      through the last block
         t_{k-1} = h_{k-1} + g_k(t_k) - g_k(h_k)                     k = K-1 ... 2
         grad_k  = mean_b d |f_k(sg[h_{k-1}]) - sg[t_k]|^2 / (2 beta) / d f_k
         g_k     : mean (g_k(f_k(h_{k-1} + e)) - (h_{k-1} + e))^2,   e ~ N(0, noise^2)
 
-    The last block learns as in backpropagation. The reported loss of a block is its inverse's.
+    The inverse g_k minimises the last line. The last block learns as in backpropagation. A block
+    with an inverse reports the loss of its inverse.
 
-    With exact inverses a target is what the blocks behind map to t_{K-1}; for linear blocks the
-    change asked of h_k is then the Gauss-Newton step (Meulemans et al. 2020, arXiv:2006.14331).
-    Where dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0, and with one or two blocks, it
-    is backpropagation; `LDRL` teaches inverses to be so.
+    If the inverses are exact, the later blocks map each target to t_{K-1}. For linear blocks, the
+    requested change of h_k is then the Gauss-Newton step (Meulemans et al. 2020, arXiv:2006.14331).
+    With one or two blocks it is backpropagation. It is also backpropagation if beta -> 0 and each
+    dg_k/dh_k is the transpose of df_k/dh_{k-1}; `LDRL` trains inverses towards that.
 
-    Deviations: the forward loss is divided by 2 beta, so that gradients keep backpropagation's size
-    whatever beta is; inverses are linear by default, and beta then changes nothing (the authors'
-    are one layer with tanh); their error is a mean over elements; one optimizer steps blocks and
-    inverses at once (the authors' inverses have their own, an epoch of it before each of the
-    blocks'). Blocks may have any number of layers, and within one the gradient is the true one.
+    Deviations: the forward loss is divided by 2 beta, so that gradients have the size of
+    backpropagation's for every beta. Inverses are linear by default, and beta then changes nothing
+    (the authors' have one layer with tanh). Their error is a mean over elements. One optimizer
+    steps blocks and inverses together (the authors have one for the inverses, which runs for an
+    epoch before each epoch of the blocks). A block may have any number of layers, and within a
+    block the gradient is the true one.
 
     Args:
-        blocks: the network, made with an example.
-        inverse: the inverse of every block but the first and the last.
-        beta: step from an activation to the first target, of a sample's own gradient; linear
-            inverses give the same whatever it is.
-        noise: standard deviation of what is added to a block's input for its inverse to learn.
-        samples: how many draws of noise an inverse learns from in a step.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks, made with an example input, from which the inverses take their
+            shapes.
+        inverse: the recipe of the inverse of every block except the first and the last.
+        beta: the step size from h_{K-1} to its target, along the gradient of each sample's own
+            loss; positive. With linear inverses it changes nothing.
+        noise: the standard deviation of the noise e that is added to a block's input when its
+            inverse learns; positive.
+        samples: the number of draws of noise that an inverse learns from in each step; at least 1.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: as `TargetRule`.
+        InputError: `blocks` is not a `Blocks`; `inverse` is a class instead of a recipe; as
+            `TargetRule`.
     """
 
     from_scores = False

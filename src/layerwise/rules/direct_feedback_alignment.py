@@ -1,4 +1,4 @@
-"""Direct feedback alignment: the output's error goes to every block through a random matrix."""
+"""Direct feedback alignment: random matrices send the output's error to every block."""
 
 from __future__ import annotations
 
@@ -22,56 +22,63 @@ from layerwise.rules.families.projection import Projections, layer_inputs, layer
 
 
 class DirectFeedbackAlignment(Rule):
-    """Direct feedback alignment: the gradient of every block's output is the network's output error
-    through a fixed random matrix of the block's own.
+    """Direct feedback alignment: the gradient of every block's output is the network's output
+    error, multiplied by a fixed random matrix.
 
     Nøkland 2016 (arXiv:1609.01596), eq. 7; for transformers Launay et al. 2020 (arXiv:2006.12878).
-    With the class scores z:
+    With the class scores z, the loss L, and B_k the random matrix of block k; sg[] stops the
+    gradient:
 
         e      = dL/dz
         grad_k = (e B_k) dh_k / d f_k,    h_k = f_k(sg[h_{k-1}]),    k < K
 
-    The last block learns as in backpropagation. No gradient passes between blocks, and that of a
-    block's input is never computed; within a block it is the true one, so the paper's rule is that
-    of blocks of one layer. With B_k the true dz/dh_k, and with one block, it is backpropagation.
+    The last block learns as in backpropagation. No gradient passes between blocks, and the gradient
+    of a block's input is never computed. Within a block the gradient is the true one, so the
+    paper's rule is the case of blocks of one layer. With one block it is backpropagation. It is
+    also backpropagation if every B_k is the true dz/dh_k.
 
-    With `at` only these blocks' outputs get the error. Blocks between two of them learn together,
-    by backpropagation, as if they were one; with none it is backpropagation.
+    With `at`, the error goes only to the outputs of the given blocks. Blocks between two of them
+    learn together by backpropagation, as if they were one block. With `at=()` it is
+    backpropagation.
 
-    With `layers` the error also goes into the blocks (Launay et al.'s "micro", where blocks of a
-    transformer's layers without it are "macro"): every linear and convolutional layer, of those
-    that read anything but a block's input, sends its input e B in the place of a gradient through
-    its weight. On one block of a chain of layers that is the paper's rule, with no cut at all.
+    With `layers`, the error also goes to layers inside the blocks (Launay et al. call this "micro",
+    and a transformer with each layer a block "macro"). Every linear or convolutional layer that
+    does not read a block's input sends e B to its input instead of a gradient through its weight.
+    On a chain of layers in one block this is the paper's rule without any cut.
 
-    With `normalize` the error goes to the output as layer normalisation leaves it, without its
-    parameters, and from there to the output by its true gradient:
+    With `normalize`, the error goes to the output of a layer normalisation N without parameters,
+    and from there to the block's output by the true gradient of N:
 
         grad_k = (e B_k) dN(h_k) / d f_k,    N(h) = (h - mean) / std
 
-    over the features of vectors and tokens, over all units of feature maps. It is not of the
-    papers. Where blocks add to a residual stream, e B_k alone pushes every token the same way,
-    whatever its size: the stream grows, tokens become alike, and the network's last normalisation,
-    which would take both from a true gradient, is not on the error's way.
+    Mean and standard deviation are over the features of vectors and tokens, and over all units of
+    feature maps. This option is not in the papers. It helps if blocks add to a residual stream.
+    There, e B_k alone pushes every token in the same direction, whatever the token's size: the
+    stream grows and tokens become alike. The network's last normalisation removes both from a true
+    gradient, but the projected error does not pass through it.
 
-    Every block's graph is kept until the error is there, as in backpropagation.
+    Every block's graph is kept until the error is known, as in backpropagation.
 
-    Deviations: class scores for every token go back token by token; an output (B, T, D) of a
-    network that gives one label has the same projection for all T; feature maps have one of their
-    own for every unit, as in the paper. Launay et al. put the error behind a layer's activation,
-    here it comes to what the next layer reads, which is the same but for what lies between.
+    Deviations: if the network gives class scores for every token, the error goes back token by
+    token. If it gives one label and a block's output is (B, T, D), all T tokens get the same
+    projection. Launay et al. send the error to a layer's activation; here it goes to the input of
+    the next layer, which differs only by what lies between the two.
 
     Args:
-        blocks: the network, made with an example.
-        scale: B_k ~ U(-scale / sqrt(d_k), scale / sqrt(d_k)) with d_k units in the block's output.
-        shared: keep one matrix for all (Launay et al.), whose first d_k columns are B_k.
-        at: names or numbers of the blocks whose output gets the error; null for all.
-        layers: send it to the layers within blocks, too.
-        criterion: of class scores and labels, a scalar.
-        normalize: send it through a normalisation of the block's output.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: B_k ~ U(-scale / sqrt(d_k), scale / sqrt(d_k)) for d_k units in
+            the output of block k.
+        shared: whether all blocks use one matrix (Launay et al.), whose first d_k columns are B_k.
+        at: the blocks whose outputs get the error, by name or by number from 0; null for all.
+        layers: whether the error also goes to the layers inside the blocks.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
+        normalize: whether the error passes through a normalisation of the block's output.
 
     Raises:
-        InputError: as `Projections`; no such block; with `layers`, one that reads inputs of several
-            sizes.
+        InputError: `blocks` is not a `Blocks`; as `Projections`; `at` contains something that is
+            not the name or number of a block; with `layers`, a layer reads inputs of several sizes,
+            or rows that do not belong to one sample each.
     """
 
     needs = Needs.FORWARD | Needs.ERROR
@@ -89,7 +96,7 @@ class DirectFeedbackAlignment(Rule):
         super().__init__(blocks, criterion=criterion)
         last = len(blocks) - 1
         numbers = range(last) if at is None else _numbers(blocks, at)
-        self.ends = sorted({*numbers, last})  # of what learns together, the last blocks
+        self.ends = sorted({*numbers, last})  # the last block of each group that learns together
         self.layers, self.normalize = layers, normalize
         call = "DirectFeedbackAlignment"
         inputs = layer_inputs(blocks, self.ends, f"{call}(layers=True)") if layers else {}
@@ -98,7 +105,7 @@ class DirectFeedbackAlignment(Rule):
     def step(self, batch: Batch) -> Tensor:
         error = Error()
         with self._sending(error):
-            outputs = self._forward(batch)  # h_k of the blocks that the error goes to
+            outputs = self._forward(batch)  # h_k (or N(h_k)) of the blocks that get the error
             last = len(self.blocks) - 1
             scores = outputs[last].detach()
             loss, error.e = self.output_error(scores, batch, batch.scale)
@@ -113,8 +120,10 @@ class DirectFeedbackAlignment(Rule):
         return scores
 
     def _forward(self, batch: Batch) -> dict[int, Tensor]:
-        """The output of each of `ends`, with the graph since the one before; what is to take the
-        error is normalised, where that is asked for."""
+        """Run all blocks; give the outputs of the blocks `ends`, normalised with `normalize`.
+
+        The graph of each output begins after the previous one.
+        """
         last, outputs = len(self.blocks) - 1, {}
         h = detached(batch.inputs)
         for k in range(last + 1):
@@ -131,7 +140,7 @@ class DirectFeedbackAlignment(Rule):
 
     @contextlib.contextmanager
     def _sending(self, error: Error) -> Iterator[None]:
-        """Within, layers send the projected error to their input."""
+        """A context in which layers send the projected error to their input."""
         if not self.layers:
             yield
             return
@@ -150,19 +159,21 @@ class DirectFeedbackAlignment(Rule):
 
 
 class Error:
-    """The error of a step: the gradient of the scaled loss at the output, known once the forward
-    pass has ended."""
+    """The error of a step: the gradient of the scaled loss at the network's output.
+
+    It is known only after the forward pass.
+    """
 
     e: Tensor
 
 
 def _normalized(h: Tensor) -> Tensor:
-    """Mean 0 and mean square 1 over features, (B, D) and (B, T, D), or all units, (B, C, H, W)."""
+    """N(h), over the features of (B, D) and (B, T, D), or over all units of (B, C, H, W)."""
     return F.layer_norm(h, h.shape[-1:] if h.dim() <= 3 else h.shape[1:])
 
 
 def _numbers(blocks: Blocks, at: Sequence[str | int]) -> list[int]:
-    """The numbers of blocks given by name or number."""
+    """The numbers of blocks that are given by name or number."""
     known = {name: k for k, name in enumerate(blocks.names)}
     known = {str(k): k for k in range(len(blocks))} | known
     for one in at:

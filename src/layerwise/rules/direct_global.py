@@ -1,4 +1,4 @@
-"""Decoupled greedy learning in which every head also hears of the network's own error."""
+"""Decoupled greedy learning in which every head also gets the gradient at the network's output."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ from layerwise.rules.base import Needs, Rule, differentiate
 
 
 class DirectGlobal(Rule):
-    """Direct global gradient: at every head's class scores, part of the last head's gradient.
+    """Direct global gradient: decoupled greedy learning in which the gradient at every head's class
+    scores is mixed with the gradient at the network's output.
 
-    With z_k the scores of block k's head on f_k(sg[h_{k-1}]), w the weight, L the loss:
+    With z_k the class scores of block k's head on f_k(sg[h_{k-1}]), w the weight, and L the loss;
+    sg[] stops the gradient:
 
         d_k    = (1 - w) dL(z_k)/dz_k + w dL(z_K)/dz_K
         grad_k = d_k dz_k / d (f_k, head_k)
 
-    Mixing at the scores and mixing the two gradients that each half alone would give the block are
-    the same, since what lies before the scores is linear in d_k. With w = 0 it is DGL, bit for bit;
-    with one block it is backpropagation. All blocks run before the first can learn, so every
-    activation is kept, as in backpropagation; no signal passes from block to block.
+    Everything before the scores is linear in d_k, so mixing at the scores equals mixing the two
+    gradients of the block's weights. With w = 0 it is `DGL`, bit for bit; with one block it is
+    backpropagation. No signal passes from block to block. All blocks run before the first one can
+    learn, so every activation is kept, as in backpropagation.
 
     Args:
-        blocks: the network, made with an example.
-        last_gradient_weight: w, in [0, 1].
-        head: the auxiliary network of every block but the last.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        last_gradient_weight: the weight w of the gradient at the network's output, in [0, 1].
+        head: the recipe of the auxiliary network of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a weight outside [0, 1].
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a weight
+            outside [0, 1].
     """
 
     needs = Needs.FORWARD | Needs.ERROR
@@ -60,7 +65,7 @@ class DirectGlobal(Rule):
         losses: list[Tensor] = []
         h = batch.inputs
         for k in range(last + 1):
-            h = batch.run(k, detached(h), keep=k > 0)  # the head before still needs its input
+            h = batch.run(k, detached(h), keep=k > 0)  # head k-1 still needs h_{k-1}
             z = self.scores(k, h, batch)
             leaf = z.detach().requires_grad_()
             loss = self.criterion(leaf, batch.labels)
@@ -73,6 +78,7 @@ class DirectGlobal(Rule):
         del h
         for k in reversed(range(last + 1)):
             z, d = graphs.pop()
+            # d_k = (1 - w) dL(z_k)/dz_k + w dL(z_K)/dz_K
             differentiate(z, gradient=d if k == last else (1 - w) * d + w * d_last)
             scores = z.detach()
             del z  # and block k's graph

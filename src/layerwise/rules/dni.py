@@ -1,4 +1,4 @@
-"""Decoupled neural interfaces: synthetic gradients."""
+"""Decoupled neural interfaces: every block learns from a synthetic gradient."""
 
 from __future__ import annotations
 
@@ -21,36 +21,44 @@ from layerwise.rules.base import Done, LocalRule, Needs, differentiate
 
 
 class DNI(LocalRule):
-    """Decoupled neural interfaces: every block learns from a predicted gradient of its output.
+    """Decoupled neural interfaces: every block learns from a predicted (synthetic) gradient of its
+    output.
 
-    Jaderberg et al. 2017 (arXiv:1608.05343), section 2. L_b is the loss of sample b, c its label:
+    Jaderberg et al. 2017 (arXiv:1608.05343), section 2. Block k has a synthesizer M_k. L_b is the
+    loss of sample b, c is its label, and sg[] stops the gradient:
 
         d^_k = M_k(h_k [, c])                         predicts dL_b / dh_k
         grad_k = mean over b of d^_k dh_k / d f_k     block k, without waiting
         d_k = d^_{k+1} dh_{k+1} / dh_k                the target, through block k+1 alone
         loss_k = mean (d^_k - sg[d_k])^2              M_k; of the last block, d_K = dL_b / dh_K
 
-    The reported loss of a block but the last is that of its synthesizer. A perfect synthesizer, and
-    one block, make it backpropagation.
+    Every block except the last reports the loss of its synthesizer. If the synthesizers are
+    perfect, it is backpropagation; with one block it is backpropagation, too.
 
-    Deviations: synthesizers predict the gradient of a sample's own loss, not of the batch's mean,
-    so that what they learn does not depend on the batch size; their error is a mean over elements.
+    Deviations: synthesizers predict the gradient of a sample's own loss instead of the batch
+    mean's, so that what they learn does not depend on the batch size. Their error is a mean over
+    elements.
 
     Args:
-        blocks: the network, made with an example.
-        synthesizer: of every boundary.
-        context: give synthesizers the labels (cDNI).
-        synthetic_inputs: predict each block's input from the network's, which removes the forward
-            lock (section 2.3): block k learns on h^_{k-1} = I_{k-1}(x), and I_{k-1} to give what
-            block k-1 gave. `forward` is the network itself.
-        update_probability: of each block, in each step, to be updated (section 3.3). A block that
-            is left out only passes its output on; the synthesizer before it is left out with it.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks, made with an example input, from which the synthesizers take
+            their shapes.
+        synthesizer: the recipe of the synthesizer of every block except the last.
+        context: whether synthesizers also read the labels (cDNI).
+        synthetic_inputs: whether each block's input is predicted from the network's input, which
+            removes the forward lock (section 2.3). Block k then learns on h^_{k-1} = I_{k-1}(x),
+            and I_{k-1} learns to predict the output of block k-1. `forward` is still the network
+            itself.
+        update_probability: the probability that a block is updated in a step, in (0, 1] (section
+            3.3). A block that is not updated only passes its output on, and the synthesizer before
+            it is not updated either.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: shapes between the blocks are not known; a probability outside (0, 1]; with
-            `context`, a network that does not give scores of two classes or more for a sample or
-            a token.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a probability
+            outside (0, 1]; with `context`, a network that does not give scores of at least two
+            classes for each sample or token; in `backward` with `context`, labels that are neither
+            class numbers nor one number for each class.
     """
 
     needs = Needs.FORWARD | Needs.NEXT
@@ -82,7 +90,7 @@ class DNI(LocalRule):
         self.moved(0, self.inputs)
 
     def auxiliary(self, k: int) -> list[nn.Module]:
-        # Block k trains what predicts its own input.
+        # Block k also trains the network that predicts its input.
         predictor = self.inputs[k - 1 : k] if k else []
         return [*super().auxiliary(k), *self.synthesizers[k : k + 1], *predictor]
 
@@ -104,7 +112,7 @@ class DNI(LocalRule):
             loss, scores = self.loss(k, Activity(h), batch)
             differentiate(loss, batch.scale)
             return Done(h.detach(), loss.detach(), scores, back=_taken(before))
-        # Its graph waits for the next block, where that is sure to be updated.
+        # Its graph is kept for `learn` if the next block is sure to be updated.
         with torch.set_grad_enabled(self.update_probability == 1):
             synthetic = self._synthesize(k, h, batch)  # d^_k
         differentiate(h, batch.scale, synthetic.detach() / len(h))  # mean_b d^_k dh_k / d f_k
@@ -112,11 +120,11 @@ class DNI(LocalRule):
         return Done(h.detach(), back=_taken(before), kept=kept)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> Tensor:
-        """The synthesizer of block k learns the gradient that block k+1 found of its input."""
+        """Synthesizer k learns d_k, the gradient that block k+1 found for its input."""
         h = done.out
         synthetic = self._synthesize(k, h, batch) if done.kept is None else done.kept
         d = back.to(torch.promote_types(h.dtype, torch.float32))
-        d = d * (len(h) / batch.scaled_one(d))  # of each sample's own loss
+        d = d * (len(h) / batch.scaled_one(d))  # d_k, of each sample's own loss
         loss = F.mse_loss(synthetic.to(d.dtype), d)
         differentiate(loss, batch.scale)
         return loss
@@ -125,8 +133,11 @@ class DNI(LocalRule):
         return self.synthesizers[k](h.detach(), batch.labels if self.context else None)
 
     def _input(self, k: int, h: Any, batch: Batch, learns: bool = False) -> Any:
-        """The input of block k; where the block learns, what predicts it learns, and the input of
-        any block but the first is a leaf that takes the gradient its synthesizer is to learn."""
+        """The input of block k.
+
+        If the block learns, the network that predicts its input learns here, too. The input of
+        every block except the first is then a leaf, whose gradient the synthesizer before learns.
+        """
         if k == 0:
             return h
         if self.inputs:
@@ -138,18 +149,17 @@ class DNI(LocalRule):
 
 
 def _taken(leaf: Any) -> Tensor | None:
-    """The gradient of a block's input; None of the network's."""
+    """The gradient of a block's input; None for the network's inputs."""
     return leaf.grad if isinstance(leaf, Tensor) else None
 
 
 def _classes(blocks: Blocks) -> int:
-    """How many classes there are, of which a synthesizer is given the labels."""
+    """The number of classes whose labels a synthesizer reads."""
     _, (*_, scores) = blocks.known_shapes("DNI", "no synthesizer can be made")
     maps = len(scores) > 2 or channels_first(list(blocks), scores)
     if not scores or maps or scores[-1] < 2:
         raise InputError(
             f"DNI(context=True): the network gives scores of {scores} for a sample; synthesizers "
-            "are given the labels where scores are (classes,) or (tokens, classes): leave context "
-            "out"
+            "can read labels only if scores are (classes,) or (tokens, classes); leave context out"
         )
     return scores[-1]

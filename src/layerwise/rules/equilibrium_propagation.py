@@ -1,4 +1,4 @@
-"""Equilibrium propagation: the gradient is how the energy's minimum answers to a nudge."""
+"""Equilibrium propagation: the gradient is how the minimum of an energy responds to a nudge."""
 
 from __future__ import annotations
 
@@ -16,39 +16,46 @@ from layerwise.rules.families.energy import Energy, check_inference
 
 
 class EquilibriumPropagation(Rule):
-    """Equilibrium propagation on the energy whose minimum is the feed-forward pass.
+    """Equilibrium propagation: weights learn from how the activities that minimise an energy
+    respond to a small push towards a lower loss.
 
-    Scellier & Bengio 2017 (arXiv:1602.05179), theorem 1. With L_b the loss of sample b, h_0 = x,
-    and h^beta the activities after `steps` of gradient descent from the feed-forward pass:
+    Scellier & Bengio 2017 (arXiv:1602.05179), theorem 1. The energy is the squared prediction error
+    of the blocks, whose minimum is the feed-forward pass. With L_b the loss of sample b, h_0 = x,
+    theta_k the weights of block k, and h^beta the activities after `steps` of gradient descent from
+    the feed-forward pass:
 
         F_beta = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + beta L_b(f_K(h_{K-1})) )
         h_k   <- h_k - step_size dF_beta / dh_k
         grad_k = mean_b 1 / beta (dF_beta/d theta_k at h^beta - dF_0/d theta_k at h^0)
 
-    The free phase is the feed-forward pass itself, where F_0 and its derivatives are 0, so only the
-    nudged one is run. `centred` (Laborieux et al. 2021, arXiv:2006.03824) takes half the difference
-    of beta and -beta, whose error falls with beta^2 and not beta. As beta goes to 0, and with steps
-    enough for the activities to settle, the gradient is backpropagation's (Millidge et al. 2022,
-    arXiv:2206.02629); with beta = 1 it is that of `PredictiveCoding`. With one block it is
-    backpropagation, bit for bit.
+    The free phase (beta = 0) is the feed-forward pass itself, where F_0 and its derivatives are 0,
+    so only the nudged phase runs. With `centred` (Laborieux et al. 2021, arXiv:2006.03824) the
+    gradient is half the difference of the phases with beta and -beta, so its error falls with
+    beta^2 instead of beta. If beta -> 0 and there are enough steps for the activities to settle,
+    the gradient is backpropagation's (Millidge et al. 2022, arXiv:2206.02629). With beta = 1, and
+    without `centred`, it is that of `PredictiveCoding`. With one block it is backpropagation, bit
+    for bit.
 
-    Deviations: the paper's energy is Hopfield's, with symmetric weights, and its free phase a
-    relaxation that gives the prediction; here any network predicts as it always does. Energies are
-    those of samples, not of the batch's mean, so that beta does not depend on the batch size.
+    Deviations: the paper's energy is Hopfield's, with symmetric weights, and the network predicts
+    by relaxing in a free phase; here any network predicts by its feed-forward pass. The energy
+    contains each sample's own loss instead of the batch mean, so that beta does not depend on the
+    batch size.
 
     Args:
-        blocks: the network.
-        beta: strength of the nudge; in single precision not much below 0.01, for what it moves is
-            told from the feed-forward pass by subtraction.
-        steps: of the nudged phase; the error moves back one block in a step.
-        step_size: of the nudged phase; stable below about 2 / (1 + s)^2, with s the largest
-            singular value of a block's derivative.
-        centred: nudge both ways, which takes two phases.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks.
+        beta: the strength of the nudge, positive. In single precision it should not be much below
+            0.01, because the rule subtracts nearly equal activities.
+        steps: the number of steps in a nudged phase, at least K - 1 for K blocks, because the error
+            moves back by one block in a step.
+        step_size: the step size of a nudged phase, positive. It is stable below about 2 / (1 +
+            s)^2, with s the largest singular value of a block's derivative.
+        centred: whether to nudge with beta and with -beta, which takes two nudged phases.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: fewer steps than the error needs to the first block; a step_size or beta that is
-            not positive.
+        InputError: `blocks` is not a `Blocks`; fewer steps than the error needs to reach the first
+            block; a step_size or beta that is not positive.
     """
 
     needs = Needs.BACKWARD
@@ -66,14 +73,14 @@ class EquilibriumPropagation(Rule):
         check_inference("EquilibriumPropagation", blocks, steps, step_size)
         if not beta > 0:
             raise InputError(
-                f"EquilibriumPropagation(beta={beta}): give more than 0, such as 0.1; `centred` "
-                "nudges both ways"
+                f"EquilibriumPropagation(beta={beta}): give more than 0, such as 0.1; "
+                "centred=True nudges both ways"
             )
         self.beta, self.steps, self.step_size, self.centred = beta, steps, step_size, centred
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        # A block runs many times, with other buffers.
+        # Blocks run many times, with other buffers, so they run uncompiled.
         with as_written(self.blocks), full_precision(batch.inputs, self.blocks) as x:
             energy = Energy(batch, self.blocks, lambda h: self.loss(last, Activity(h), batch), x)
             nudges = (self.beta, -self.beta) if self.centred else (self.beta,)

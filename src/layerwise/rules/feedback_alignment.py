@@ -1,4 +1,4 @@
-"""Feedback alignment: the way back goes through fixed random matrices."""
+"""Feedback alignment: gradients go back through fixed random matrices."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from layerwise.rules.families.feedback import FeedbackRule, Matrices, glorot
 
 
 class FeedbackAlignment(FeedbackRule):
-    """Feedback alignment: every layer sends the gradient back through a fixed random matrix B in
-    the place of its weight W.
+    """Feedback alignment: every layer sends the gradient back through a fixed random matrix B
+    instead of its weight W.
 
-    Lillicrap et al. 2016 (arXiv:1411.0247):
+    Lillicrap et al. 2016 (arXiv:1411.0247). For a layer y = W x:
 
         dx = B^T dy,    dW = dy x^T
 
-    With B = W it is backpropagation. The matrices are buffers (`feedback`), and never change. A
-    layer that reads the network's input sends nothing back, and has none.
+    With B = W it is backpropagation. The matrices are buffers (`feedback`) and never change. A
+    layer that reads the network's input sends nothing back, so it has no matrix.
 
-    Deviation: the paper has B uniform on an interval tuned for each network; here it is Glorot's,
-    so that gradients keep their size from layer to layer as the weights of such a network would
-    have it, times `scale`.
+    Deviation: the paper draws B from a uniform distribution whose interval is tuned for each
+    network. Here the interval is `scale` times that of Glorot's initialisation, so that gradients
+    keep their size from layer to layer, as they would with freshly initialised weights.
 
     Args:
-        blocks: the network, made with an example.
-        scale: B ~ U(-a, a) with a = scale sqrt(6 / (fan_in + fan_out)).
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: B ~ U(-a, a) with a = scale sqrt(6 / (fan_in + fan_out)).
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: a scale that is not positive; as `FeedbackRule`.
+        InputError: `blocks` is not a `Blocks`; a scale that is not positive; as `FeedbackRule`.
     """
 
     def __init__(self, blocks: Blocks, scale: float = 1.0, criterion: Criterion = cross_entropy):

@@ -1,4 +1,4 @@
-"""Forward-Forward: every block tells inputs with their label from inputs with a wrong one."""
+"""Forward-Forward: every block tells inputs with their own label from those with a wrong one."""
 
 from __future__ import annotations
 
@@ -21,50 +21,59 @@ from layerwise.rules.families.label_embedding import LabelPixels, LabelWaves
 
 
 class ForwardForward(LocalRule):
-    """Forward-Forward: every block but the last makes its goodness, the mean square of its
-    activities, large where the input has its label embedded and small where it has a wrong one.
+    """Forward-Forward: every block except the last learns to give high goodness (mean square
+    activity) to inputs with their own label embedded, and low goodness to inputs with a wrong
+    label.
 
-    Hinton 2022 (arXiv:2212.13345), supervised. With x(c) the input that has label c embedded, and
-    N(h) = h / rms(h) a sample's activities at a mean square of 1:
+    Hinton 2022 (arXiv:2212.13345), supervised. With x(c) the input in which label c is embedded,
+    N(h) = h / rms(h) a sample's activities scaled to a mean square of 1, and theta the threshold;
+    sg[] stops the gradient:
 
         h_k(c) = f_k(sg[N(h_{k-1}(c))]),    h_0(c) = x(c),    k < K
         g_k(c) = mean_j h_kj(c)^2 - theta
         grad_k = d mean_b (softplus(-g_k(y)) + softplus(g_k(c))) / 2 / d f_k
 
-    with a wrong label c for every sample, drawn anew in every step. N takes the length away, so
-    that a block cannot read off what the one before it found. Like the embedding it is a part of
-    the rule and not of the model: predictions are `rule(x)`, not `model(x)`, in one of Hinton's two
-    ways.
+    The wrong label c of each sample is drawn anew in every step. N removes the length of the
+    activities, so that a block cannot read off the goodness of the block before it. Like the
+    embedding, N is a part of the rule and not of the model, so predictions are `rule(x)` instead of
+    `model(x)`. Hinton describes two ways to predict:
 
-    - The last block, the network's own classifier, learns by cross-entropy from N(h_{K-1}) of the
-      inputs with a neutral label, every class by 1/C. That is `forward`, and `report.logits`.
-    - `by_goodness`: the score of c is g_k(c) summed over the blocks so far but the first, for all C
-      labels in one pass of C times the batch. That is `exits`, and `forward` after all hidden
-      blocks; steps and `report.logits` stay the classifier's.
+    - By the classifier (default): the last block, which is the network's own classifier, learns by
+      cross-entropy from N(h_{K-1}) of inputs with a neutral label, in which every class has weight
+      1/C. Its scores are `forward` and `report.logits`.
+    - With `by_goodness`: the score of class c is the sum of g_k(c) over the hidden blocks so far,
+      except the first if there are more. All C labels take one pass on a batch C times as large.
+      These scores are `exits`, and after all hidden blocks `forward`; training steps and
+      `report.logits` remain those of the classifier.
 
-    A block waits for nothing but its input, and its graph is gone before the next block runs. With
+    A block waits for nothing but its input, and its graph is freed before the next block runs. With
     one block nothing is embedded and it is backpropagation.
 
-    Deviations: the classifier reads the last hidden block, not all but the first; no peer
-    normalization. BatchNorm sees the positive and negative inputs together, the neutral ones apart.
+    Deviations: the classifier reads the last hidden block instead of all hidden blocks except the
+    first. There is no peer normalization. BatchNorm sees the positive and the negative inputs
+    together, and the neutral ones separately.
 
     Args:
-        blocks: the network, made with an example.
-        threshold: theta, the mean square that is neither positive nor negative.
-        mean: false for g = sum_j h_kj^2 - threshold d_k with d_k units, as Hinton's; odds then grow
-            with a block's width.
-        hard: draw wrong labels with the classifier's probability, and not all alike. A step then
-            begins with a pass of the whole network, so blocks cannot train in several processes.
-        by_goodness: predict by goodness.
-        waves: embed a label as a wave on the whole image, where convolutions see it, and not in its
-            first C pixels.
-        strength: of an embedded label, on the scale of the inputs.
-        criterion: of class scores and labels, a scalar; the last block's.
+        blocks: the network's blocks, made with an example input.
+        threshold: theta, the mean square activity between positive and negative inputs; positive.
+        mean: whether goodness is the mean square of the activities. False gives Hinton's sum, g =
+            sum_j h_kj^2 - threshold d_k for d_k units; the odds then grow with a block's width.
+        hard: whether wrong labels are drawn by the classifier's probabilities instead of uniformly.
+            A step then begins with a pass through the whole network, so blocks cannot train in
+            several processes.
+        by_goodness: whether predictions are made by goodness instead of by the classifier.
+        waves: whether a label is embedded as a wave on the whole image, where convolutions see it,
+            instead of in the first C pixels.
+        strength: the size of an embedded label, on the scale of the inputs; positive.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: shapes between the blocks are not known; a label for every token, or one class;
-            inputs without room for the labels; in a step, tokens, and labels that are no class
-            numbers, such as soft ones; a threshold or a strength that is not positive.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a network with
+            a label for every token, or with fewer than two classes; inputs that are too small for
+            the labels; with `waves`, inputs that are not images; a threshold or strength that is
+            not positive; in `backward`, inputs that are not one tensor of real numbers, such as
+            tokens; in `backward`, labels that are not class numbers, such as soft ones.
     """
 
     stochastic = True
@@ -95,8 +104,11 @@ class ForwardForward(LocalRule):
             self.needs = Needs.FORWARD | Needs.ERROR
 
     def local_step(self, k: int, h: Any, batch: Batch, neutral: Tensor | None = None) -> Done:
-        """N(h) of the positive and, below them, the negative inputs travels from block to block,
-        (2 B, ...), and carries that of the neutral inputs; the last block takes the latter."""
+        """The step of block k.
+
+        h is N(h_{k-1}) of the positive inputs, followed by that of the negative inputs, (2 B, ...).
+        N(h_{k-1}) of the neutral inputs is carried along; the last block gets only the latter.
+        """
         if k == len(self.blocks) - 1:
             return self._classify(h, batch)
         if k == 0:
@@ -123,7 +135,7 @@ class ForwardForward(LocalRule):
             for k in range(last):
                 neutral = normalized(batch.run(k, neutral, stream=1))
         classified = self._classify(neutral, batch)
-        # The largest of z and Gumbel noise is a draw from softmax(z).
+        # The largest entry of z plus Gumbel noise is a draw from softmax(z).
         right = self._right(batch)
         noise = -torch.empty_like(right).exponential_().log()
         wrong = (classified.out + noise).masked_fill(right > 0, -torch.inf).argmax(1)
@@ -143,8 +155,11 @@ class ForwardForward(LocalRule):
         return Done(h.detach(), loss.detach(), scores)
 
     def _separate(self, k: int, h: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The step of block k on N(h_{k-1}) of positive and negative inputs; gives N(h_k), and the
-        loss."""
+        """The step of block k on N(h_{k-1}) of positive and negative inputs, (2 B, ...).
+
+        Returns:
+            N(h_k), detached, and the loss, ().
+        """
         h = batch.run(k, h.detach())
         loss, _ = self.loss(k, Activity(h), batch)
         differentiate(loss, batch.scale)
@@ -152,7 +167,7 @@ class ForwardForward(LocalRule):
             return normalized(h), loss.detach()
 
     def _right(self, batch: Batch) -> Tensor:
-        """The labels as the embedding takes them, (B, C)."""
+        """The labels in the form that the embedding takes, (B, C)."""
         labels = class_numbers(batch.labels, "ForwardForward")
         return self.embedding.of(labels, self.embedding.checked(batch.inputs))
 
@@ -162,7 +177,7 @@ class ForwardForward(LocalRule):
         return normalized(self.embedding(x, self.embedding.neutral(x).unsqueeze(0)))
 
     def _pairs(self, x: Inputs, right: Tensor, wrong: Tensor) -> Tensor:
-        """N of the inputs with their label and, below, with a wrong one, (2 B, ...)."""
+        """N of the inputs with their own label, followed by those with a wrong one, (2 B, ...)."""
         x = self.embedding.checked(x)
         return normalized(self.embedding(x, torch.stack([right, self.embedding.of(wrong, x)])))
 
@@ -173,7 +188,7 @@ class ForwardForward(LocalRule):
         return scores
 
     def activities(self, inputs: Inputs) -> list[Tensor]:
-        """h_k of the inputs with a neutral label, also with `by_goodness`."""
+        """h_k for inputs with a neutral label, also with `by_goodness`."""
         if len(self.blocks) == 1:
             return super().activities(inputs)
         x = self.embedding.checked(inputs)
@@ -185,8 +200,11 @@ class ForwardForward(LocalRule):
         return found
 
     def exit(self, k: int, h: Any, passes: Passes, so_far: Tensor | None = None) -> Done:
-        """N(h) travels from block to block; by goodness that of the inputs with every label,
-        (C B, ...), and it carries the goodness so far, (C B,)."""
+        """Block k at inference, on N(h_{k-1}) of the inputs with a neutral label.
+
+        With `by_goodness`, h is that of the inputs with each of the C labels, (C B, ...), and the
+        goodness so far, (C B,), is carried along.
+        """
         last = len(self.blocks) - 1
         if last == 0:
             return super().exit(k, h, passes)
@@ -201,7 +219,7 @@ class ForwardForward(LocalRule):
         if k < last:
             h = passes.run(k, h)
             g = goodness(h, self.threshold, self.mean)
-            counts = k > 0 or last == 1  # the first block's, where there is no other
+            counts = k > 0 or last == 1  # the first block counts only if it is the one hidden block
             g = g if counts else torch.zeros_like(g)
             so_far = g if so_far is None else so_far + g
             h = normalized(h)
@@ -211,11 +229,11 @@ class ForwardForward(LocalRule):
 
 
 def _checked(blocks: Blocks) -> tuple[tuple[int, ...], int]:
-    """The shape of an input, and how many classes there are."""
+    """The shape of an input, and the number of classes."""
     shape, (*_, scores) = blocks.known_shapes("ForwardForward", "no label can be embedded")
     if len(scores) != 1 or scores[0] < 2:
         raise InputError(
-            f"ForwardForward: the network gives scores of {scores} for a sample; it needs one "
-            "label a sample, of two classes or more: take rules.DGL"
+            f"ForwardForward: the network gives scores of {scores} for a sample; the rule "
+            "needs one label per sample, of two or more classes: take rules.DGL"
         )
     return shape, scores[0]

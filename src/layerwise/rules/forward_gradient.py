@@ -11,33 +11,38 @@ from layerwise.rules.families.perturbation import Directions, Loss, Perturbation
 
 
 class ForwardGradient(PerturbationRule):
-    """The forward gradient: the loss's derivative along a random direction, times the direction.
+    """Forward gradient: the derivative of the loss along a random direction, times that direction.
 
-    Baydin et al. 2022 (arXiv:2202.08587); with v ~ N(0, 1) in every weight, and the derivative
-    found in forward mode, in the pass that computes the loss:
+    Baydin et al. 2022 (arXiv:2202.08587). With v ~ N(0, 1) for every weight, and the derivative
+    computed by forward-mode differentiation in the same pass as the loss:
 
         grad = (dL/dtheta . v) v,    E[grad] = dL/dtheta
 
-    There is no backward pass and nothing is kept for one: a block's activations are gone when the
-    next has run. With `directions` the mean over as many, each a pass of its own; over the axes,
-    scaled by the root of their number, it is backpropagation.
+    There is no backward pass, and nothing is kept for one: the activations of a block are freed
+    once the next block has run. With `directions`, the gradient is the mean over several
+    directions, each with a pass of its own. If the N directions were the N axes of weight space,
+    each scaled by sqrt(N), it would be backpropagation.
 
-    `rank` draws directions in what the layers' inputs span (`PerturbationRule`), at the price of a
-    pass before: Singhal et al. 2023 (arXiv:2312.04709) find gradients there. One draws the space
-    itself from random combinations of the inputs, which weighs the directions that carry most.
+    With `rank`, directions are drawn from the space that the layers' inputs span (see
+    `PerturbationRule`), which takes one more pass first. Singhal et al. 2023 (arXiv:2312.04709)
+    look for gradients in this space. Here the `rank` dimensions are spanned by random combinations
+    of the inputs, which favours the directions in which the inputs are large.
 
-    Deviations: `rank` and `rademacher` are not Baydin's.
+    Deviations: `rank` and `rademacher` are not in Baydin et al.
 
     Args:
-        blocks: the network; of one block or many.
-        directions: how many are averaged, each for a pass in forward mode.
-        rademacher: draw +1 and -1, and not from the normal distribution.
-        rank: dimensions of its inputs' space in which a layer's weight is moved; 0 for all.
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks.
+        directions: the number of directions whose estimates are averaged, at least 1. Each one
+            costs a pass in forward mode.
+        rademacher: whether v is drawn from +1 and -1 instead of from the normal distribution.
+        rank: the number of dimensions of a layer's input space in which its weight is moved; 0 for
+            all.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: no direction; a negative rank; in `backward`, an operation that has no
-            forward-mode derivative in PyTorch, such as `nn.LSTM` on the CPU.
+        InputError: `blocks` is not a `Blocks`; no direction; a negative rank; in `backward`, an
+            operation that has no forward-mode derivative in PyTorch, such as `nn.LSTM` on the CPU.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class ForwardGradient(PerturbationRule):
 
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
         if self.rank:
-            loss()  # finds what the inputs span
+            loss()  # finds the space that the inputs span
         found = []
         for n in range(self.directions):
             with forward_mode("ForwardGradient"):

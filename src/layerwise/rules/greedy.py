@@ -1,4 +1,4 @@
-"""Every block minimises an objective of its own; nothing comes back from later blocks."""
+"""Greedy learning: every block minimises an objective of its own."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from layerwise.rules.base import LocalRule
 
 
 class Greedy(LocalRule):
-    """Simultaneous greedy training of all blocks with any local objectives.
+    """Simultaneous greedy training: every block minimises a local objective of its own.
 
-    Belilovsky et al. 2020 (arXiv:1901.08164), algorithm 1, with the auxiliary loss left open.
+    Belilovsky et al. 2020 (arXiv:1901.08164), algorithm 1, with any auxiliary loss. Block k maps
+    h_{k-1} to h_k; sg[] stops the gradient:
+
+        h_k    = f_k(sg[h_{k-1}])
+        grad_k = d objective_k(h_k) / d (f_k, head_k)
+
     With one block it is backpropagation.
 
     Args:
-        blocks: the network, made with an example where an objective has a head.
-        objectives: one objective, of which every block but the last gets its own copy; or one per
-            block; or one per block but the last. Where the last is left out it predicts the labels
-            from the network's own output.
-        criterion: the last block's loss where its objective is left out.
+        blocks: the network's blocks; made with an example input if an objective has a head, because
+            heads take their shapes from it.
+        objectives: one objective, of which every block except the last gets its own copy; or a list
+            with one objective per block; or a list with one per block except the last. If the last
+            block's objective is left out, the last block predicts the labels from the network's own
+            output.
+        criterion: the loss function of the last block if `objectives` leaves it out: takes class
+            scores and labels, returns a scalar.
+
+    Raises:
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example and an
+            objective has a head; `objectives` has the wrong length, contains something other than
+            objectives, or leaves the last block with None.
     """
 
     def __init__(

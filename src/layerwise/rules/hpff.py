@@ -1,4 +1,4 @@
-"""Overlapping units, and a loss of its own for every block."""
+"""Overlapping units, and an independent loss for every block."""
 
 from __future__ import annotations
 
@@ -17,34 +17,40 @@ from layerwise.rules.families.windows import Losses, WindowRule, check_units, en
 
 
 class HPFF(WindowRule):
-    """Hierarchical locally supervised learning: the losses of `Overlap`, and for every block but
-    the last an independent loss that reaches nothing but the block.
+    """Hierarchical locally supervised learning: the losses of `Overlap`, and for every block except
+    the last an independent loss that reaches only this block.
 
-    Su et al. 2024 (HPFF, arXiv:2407.05638), the hierarchical part, which MLAAN has, too. With m the
-    overlap, w the weight, L_k the loss of the unit that ends at block k and I_k the independent
-    loss of block k, by a head of its own:
+    Su et al. 2024 (HPFF, arXiv:2407.05638), the hierarchical part, which MLAAN has, too. The units
+    are those of `Overlap`. With m the overlap, w the weight, L_k the loss of the unit that ends at
+    block k, and I_k the independent loss of block k, from a head of its own:
 
         grad_j = w d I_j / d f_j + (1-w) sum over the ends k in j ... j+m of d L_k / d f_j
         grad_K = d L_K / d f_K
 
-    With w = 0 it is `Overlap`, with w = 1 it is `Greedy`.
+    With w = 0 it is `Overlap`; with w = 1 it is `Greedy`. With one block it is backpropagation.
 
-    Deviations from the authors' code: one forward pass for both losses, where theirs runs each
-    block twice (and moves BatchNorm's statistics twice); the first block has an independent loss,
-    too; features are not averaged over patches.
+    Deviations from the authors' code: both losses share one forward pass (theirs runs each block
+    twice, and so moves BatchNorm's statistics twice). The first block has an independent loss, too.
+    Features are not averaged over patches.
 
     Args:
-        blocks: the network, made with an example where an objective has a head.
-        objectives: as of `Overlap`. A block that ends a unit has two copies, one for each loss;
-            that of any other block is its independent loss.
-        overlap: m, the number of blocks that a loss reaches before its own; 0 or more.
-        independent: w, in [0, 1]. The authors' is 0.001, with m = 1: a window of two blocks.
-        criterion: the last block's loss where its objective is left out.
-        every: s, a unit ends with every s-th block; 1 to m + 1.
+        blocks: the network's blocks; made with an example input if an objective has a head, because
+            heads take their shapes from it.
+        objectives: the objectives of the blocks, given as for `Overlap`. A block that ends a unit
+            has two copies of its objective, one for each loss. For any other block the objective is
+            its independent loss.
+        overlap: m, the number of earlier blocks that a loss also reaches; 0 or more.
+        independent: w, the weight of the independent losses, in [0, 1]. The authors use 0.001 with
+            m = 1, a window of two blocks.
+        criterion: the loss function of the last block if `objectives` leaves it out: takes class
+            scores and labels, returns a scalar.
+        every: s, the distance between the ends of units in blocks, from 1 to m + 1.
 
     Raises:
-        InputError: a negative overlap; a weight outside [0, 1]; units between which there is a
-            gap.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example and an
+            objective has a head; `objectives` has the wrong length, contains something other than
+            objectives, or leaves the last block with None; a negative overlap; a weight outside [0,
+            1]; an `every` that leaves a gap between units.
     """
 
     def __init__(
@@ -59,7 +65,7 @@ class HPFF(WindowRule):
         check_units("HPFF", overlap, every)
         if not 0 <= independent <= 1:
             raise InputError(f"HPFF(independent={independent}): give a weight in [0, 1]")
-        if independent == 1:  # units would weigh nothing: every block is a unit of its own
+        if independent == 1:  # units have no weight: every block is a unit of its own
             overlap, every, independent = 0, 1, 0.0
         found = one_per_block("HPFF", blocks, objectives, criterion)
         others = [copy.deepcopy(objective) for objective in found]
@@ -67,7 +73,7 @@ class HPFF(WindowRule):
         used = [o if independent or k in of_units else None for k, o in enumerate(found)]
         super().__init__(blocks, used, overlap, every)
         self.independent = independent
-        self.independents = OfBlocks[Objective]()  # of the blocks that end a unit
+        self.independents = OfBlocks[Objective]()  # I_k of the blocks that end a unit
         for k, objective in enumerate(others[:-1]):
             if objective is not None and independent and k in self.ends:
                 objective.number(k, len(blocks))

@@ -1,4 +1,4 @@
-"""Kolen-Pollack learning: the way back goes through matrices that learn what the weights learn."""
+"""Kolen-Pollack learning: gradients go back through matrices that learn what the weights learn."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from layerwise.rules.families.feedback import FeedbackRule, Matrices, glorot
 
 
 class KolenPollack(FeedbackRule):
-    """Kolen-Pollack learning: feedback alignment whose matrices B get the weights' own gradients,
-    so that with weight decay they become the weights.
+    """Kolen-Pollack learning: feedback alignment in which each matrix B gets the same gradients as
+    its weight, so that weight decay makes the two equal.
 
-    Kolen & Pollack 1994; Akrout et al. 2019 (arXiv:1904.05391). B starts at random:
+    Kolen & Pollack 1994; Akrout et al. 2019 (arXiv:1904.05391). For a layer y = W x, with B random
+    at the start:
 
         dx = B^T dy,    dW = dy x^T,    dB = dW
 
-    B is a parameter (`feedback`) and is stepped as W is. With SGD of learning rate lr and weight
-    decay d, and with AdamW, after t steps
+    B is a parameter (`feedback`) and the optimizer steps it like W. With SGD or AdamW, learning
+    rate lr and weight decay d, after t steps
 
         B - W = (1 - lr d)^t (B_0 - W_0)
 
-    whatever the gradients were, for what an optimizer does with equal gradients is equal: momentum
-    (d then works through it, too), Adam's moments, clipping. Without weight decay B - W stays. Adam
-    with an L2 penalty (no AdamW) mixes d into its moments: B comes to W at another rate.
+    whatever the gradients were, because an optimizer treats equal gradients equally: in momentum
+    (through which d then acts, too), in Adam's moments, and in clipping. Without weight decay, B -
+    W stays as it is. Adam with an L2 penalty (unlike AdamW) mixes d into its moments, so B
+    approaches W at another rate.
 
-    With B = W it is backpropagation.
+    With B = W it is backpropagation. A layer that reads the network's input sends nothing back, so
+    it has no B. If a weight is frozen, its B is frozen, too.
 
-    B of a layer that reads the network's input would send nothing back, and is left out. A frozen
-    weight's B is frozen, too.
-
-    Deviation: B starts as Glorot's uniform times `scale`, as in `FeedbackAlignment`.
+    Deviation: B starts with Glorot's uniform distribution times `scale`, as in `FeedbackAlignment`.
 
     Args:
-        blocks: the network, made with an example.
-        scale: at the start, B ~ U(-a, a) with a = scale sqrt(6 / (fan_in + fan_out)).
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: at the start, B ~ U(-a, a) with a = scale sqrt(6 / (fan_in +
+            fan_out)).
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: a scale that is not positive; as `FeedbackRule`.
+        InputError: `blocks` is not a `Blocks`; a scale that is not positive; as `FeedbackRule`.
     """
 
     def __init__(self, blocks: Blocks, scale: float = 1.0, criterion: Criterion = cross_entropy):

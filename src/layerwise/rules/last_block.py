@@ -1,4 +1,4 @@
-"""Only the last block learns: the lower bound of every local rule."""
+"""Training of the last block alone, the lower bound for every local rule."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from layerwise.rules.base import LocalRule
 
 
 class LastBlock(LocalRule):
-    """The last block learns to predict the labels; those before it stay as they were initialised.
+    """Only the last block learns to predict the labels; all earlier blocks keep their initial
+    weights.
 
-    What a local rule must beat to have learned features at all (its earlier blocks would else be
-    no better than random ones). BatchNorm statistics of the fixed blocks move, as in any forward
-    pass in train mode. With one block it is backpropagation.
+    This is the lower bound for every local rule: a rule that does not beat it has learned no
+    features that are better than random ones. BatchNorm statistics of the fixed blocks move, as in
+    any forward pass in train mode. With one block it is backpropagation.
 
     Args:
-        blocks: the network.
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
+
+    Raises:
+        InputError: `blocks` is not a `Blocks`.
     """
 
     def __init__(self, blocks: Blocks, criterion: Criterion = cross_entropy):

@@ -17,26 +17,32 @@ from layerwise.rules.base import Done, LocalRule, Needs, differentiate, refuse_w
 
 
 class LocalCritic(LocalRule):
-    """Local critic training: every block minimises the loss that its critic gives, and every critic
-    learns to give the loss that the next one gives.
+    """Local critic training: every block minimises the loss that its critic predicts, and every
+    critic learns to predict the loss of the next one.
 
-    Lee & Lee 2019 (arXiv:1805.01128), the cascaded approach. A critic is a head; with L_k(b) the
-    loss of sample b by critic k's class scores, and by the network's own for the last block:
+    Lee & Lee 2019 (arXiv:1805.01128), the cascaded approach. A critic is a head. L_k(b) is the loss
+    of sample b from the class scores of critic k, and L_K(b) that from the network's own class
+    scores; sg[] stops the gradient:
 
         grad_k   = d mean_b L_k(b) / d f_k                      block k, without waiting
         critic_k : d mean_b |L_k(b) - sg[L_{k+1}(b)]| / d critic_k
 
-    Blocks do not train their critics on the labels, nor critics their blocks. With one block it is
-    backpropagation. Blocks up to k with critic k are a network of their own (`rule.exits`).
-    The reported loss of a block is mean_b L_k(b).
+    A block's loss does not train its critic, and a critic's loss does not train its block. With one
+    block it is backpropagation. The blocks up to k and critic k together are a network of their own
+    (`rule.exits`). The reported loss of block k is mean_b L_k(b).
 
-    Deviation: one optimizer for blocks and critics (the authors' critics have Adam, 1e-4).
+    Deviation: one optimizer steps blocks and critics (the authors' critics have Adam with learning
+    rate 1e-4).
 
     Args:
-        blocks: the network, made with an example.
-        head: the critic of every block but the last.
-        criterion: of class scores and labels, a scalar, mean over the batch; every block's. It is
-            asked for single samples too, by `torch.vmap`.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        head: the recipe of the critic of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns the mean
+            over the batch, a scalar. It must also work on single samples under `torch.vmap`.
+
+    Raises:
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example.
     """
 
     needs = Needs.FORWARD | Needs.NEXT
@@ -70,11 +76,12 @@ class LocalCritic(LocalRule):
         return Done(h.detach(), loss.detach(), scores.detach(), back=back, kept=losses)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> None:
-        """Critic k learns to give the losses that block k+1 found."""
+        """Critic k learns to predict the losses L_{k+1}(b) that block k+1 found."""
         losses = done.kept
         if losses is None:
             losses = self._each(self.scores(k, done.out, batch), batch.labels)
         critic = [p for p in self.objectives[k].parameters() if p.requires_grad]
+        # d mean_b |L_k(b) - sg[L_{k+1}(b)]| / d critic_k
         differentiate((losses - back).abs().mean(), batch.scale, inputs=critic)
 
     def _each(self, scores: Tensor, y: Tensor) -> Tensor:

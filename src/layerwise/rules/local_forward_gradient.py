@@ -1,4 +1,4 @@
-"""Local forward gradients: every block's own loss, derived along a random direction."""
+"""Local forward gradients: a derivative of every block's own loss along a random direction."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ from layerwise.rules.families.perturbation import (
 
 
 class Measured(NamedTuple):
-    """What an objective gives in forward mode.
+    """The results of an objective in forward mode.
 
     Attributes:
         loss: (), detached.
-        derivative: of each sample's loss along the direction, (B,), or of the batch's, ().
+        derivative: the derivative of each sample's loss along its direction, (B,), or that of the
+            batch's loss along all directions, ().
         scores: the class scores, detached, or None.
-        learning: each thing that the objective computes with weights of its own, and the gradient
-            that these learn from.
+        learning: the tensors that the objective's own weights learn from (class scores or a loss),
+            each with its gradient.
     """
 
     loss: Tensor
@@ -52,44 +53,57 @@ class Measured(NamedTuple):
 
 
 class LocalForwardGradient(LocalRule):
-    """Local forward gradients: a block's output learns from its loss along a random direction.
+    """Local forward gradients: the derivative of a block's own loss along a random direction
+    estimates the gradient of the block's output.
 
-    Ren et al. 2023 (arXiv:2210.03310), LG-FG-A (activity perturbation). No loss is passed back
-    through what computes it: every sample b has a direction u_b, and
-
+    Ren et al. 2023 (arXiv:2210.03310), LG-FG-A (activity perturbation). The loss is not
+    differentiated backward to the block's output. Instead, every sample b gets a random direction
+    u_b of its activity h_b, with h_k = f_k(sg[h_{k-1}]), where sg[] stops the gradient:
 
         delta_b = (dL/dh_b . u_b) u_b,    grad_k = sum over b of delta_b dh_b / d f_k
 
-    with h_k = f_k(sg[h_{k-1}]), and the derivative in the brackets found in forward mode with the
-    loss itself. In a block of one layer, which are the paper's, dh/df_k is an outer product with
-    the layer's input. Its mean is the gradient of `Greedy`; with `directions` it is that of as
-    many, and over the axes, scaled by the root of their number, it is `Greedy`.
+    The derivative in brackets is computed by forward-mode differentiation, in the same pass as the
+    loss. In a block of one layer, as in the paper, dh/df_k is an outer product with the layer's
+    input. The mean of the estimate is the gradient of `Greedy`. With `directions`, several
+    estimates are averaged. If the N directions were the N axes, each scaled by sqrt(N), it would
+    equal `Greedy`.
 
-    With `weights` (LG-FG-W) the weights of the block and its objective move, as in
-    `ForwardGradient`, and nothing is passed back anywhere: grad_k = (dL_k . v) v.
+    With `weights` (LG-FG-W), the weights of the block and of its objective move along a random
+    direction v, as in `ForwardGradient`, and nothing is differentiated backward: grad_k = (dL_k .
+    v) v.
 
-    The gradient of class scores is known without either: where nothing is between a block and them,
-    as in the last, it is taken as it is, so that one block is backpropagation.
+    The gradient of a loss with respect to class scores is known without a perturbation. If a block
+    gives the class scores itself, as the last one does, that gradient is used. So with one block,
+    and without `weights`, it is backpropagation.
 
-    Deviations: a block of several layers learns from its output's delta by backpropagation within
-    it, where the paper guesses at every layer; an auxiliary network learns from its scores'
-    gradient in the same way, which for one layer is the paper's. `Classify` has scores for every
-    sample; of any other objective only the batch's loss is known, so its derivative is that of all
-    directions at once: the mean is as true, the variance B times as large. BatchNorm in a head
-    mixes samples: the derivative is then that of the sample's own scores along all directions, and
-    the mean leaves out what a sample does to the others' scores.
+    Deviations: a block of several layers learns from the delta of its output by backpropagation
+    within the block (the paper perturbs every layer). An auxiliary network learns in the same way
+    from the gradient of its class scores, which for one layer is the paper's rule. `Classify` has
+    class scores for every sample. Any other objective has only one loss for the batch, so its
+    derivative is that along the directions of all samples at once: the estimate is still unbiased,
+    but its variance is B times as large. BatchNorm in a head mixes samples: the derivative is then
+    that of a sample's own scores along all directions, and the estimate leaves out how a sample
+    changes the scores of others.
 
     Args:
-        blocks: the network, made with an example where an objective has a head.
-        objectives: as for `Greedy`.
-        directions: how many are averaged.
-        weights: move the weights, not the activity.
-        rademacher: draw +1 and -1, and not from the normal distribution.
-        criterion: the last block's loss where its objective is left out.
+        blocks: the network's blocks; made with an example input if an objective has a head, because
+            heads take their shapes from it.
+        objectives: the objectives of the blocks, given as for `Greedy`, or None for a block that is
+            not trained.
+        directions: the number of directions whose estimates are averaged, at least 1. Each one
+            costs a pass in forward mode.
+        weights: whether to move the weights instead of the activity.
+        rademacher: whether directions are drawn from +1 and -1 instead of from the normal
+            distribution.
+        criterion: the loss function of the last block if `objectives` leaves it out: takes class
+            scores and labels, returns a scalar.
 
     Raises:
-        InputError: no direction; in `backward`, an operation between a block's output and its loss
-            (with `weights`, in the block) that has no forward-mode derivative in PyTorch.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example and an
+            objective has a head; `objectives` has the wrong length, contains something other than
+            objectives, or leaves the last block with None; no direction; in `backward`, an
+            operation without a forward-mode derivative in PyTorch, between a block's output and its
+            loss (with `weights`, also in the block).
     """
 
     stochastic = True
@@ -131,7 +145,7 @@ class LocalForwardGradient(LocalRule):
                 u = draw(still, generator(a.device, seed, k, n), self.rademacher)
                 h, activity = self.reading.activity(k, dual(still, u), batch)
                 measured = self._measured(k, activity, batch)
-                # A further view of a sample moves with the sample.
+                # Further views of a sample share its derivative.
                 d = measured.derivative.to(a.dtype).expand(batch.rows).repeat(len(a) // batch.rows)
                 delta += d.view(-1, *[1] * (a.dim() - 1)) * u / self.directions
                 found = found or [(primal(h), measured)]
@@ -160,8 +174,10 @@ class LocalForwardGradient(LocalRule):
         return found[0]
 
     def _measured(self, k: int, activity: Activity, batch: Batch) -> Measured:
-        """The objective of block k at a dual activity, term by term. The gradient e of class scores
-        z is known, so a sample's derivative is e_b . dz_b."""
+        """The objective of block k at a dual activity, term by term.
+
+        The gradient e of class scores z is known, so the derivative of sample b is e_b . dz_b.
+        """
         h = activity.output
         version = h._version
         loss, derivative, scores, learning = h.new_zeros(()), h.new_zeros(()), None, []
@@ -191,8 +207,10 @@ class LocalForwardGradient(LocalRule):
 
 
 class _Local(nn.Module):
-    """Block k of a rule and its objective: of the block's input the block's output, the loss and
-    the class scores."""
+    """Block k of a rule and its objective as one module.
+
+    It maps the block's input to the block's output, the loss and the class scores.
+    """
 
     def __init__(self, rule: LocalForwardGradient, k: int):
         super().__init__()

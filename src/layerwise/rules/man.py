@@ -1,4 +1,4 @@
-"""Heads that read through a moving average of the next block's first layer."""
+"""Momentum auxiliary networks: heads with a moving average of the next block's first layer."""
 
 from __future__ import annotations
 
@@ -18,39 +18,47 @@ from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Done, LocalRule, Needs
+from layerwise.rules.base.checks import checked
 
 
 class MAN(LocalRule):
-    """Momentum auxiliary network: every head reads its block through the next block's first layer,
-    averaged over the steps, and through a copy of it that learns.
+    """Momentum auxiliary network: every head reads its block's output through two copies of the
+    next block's first layer, one a moving average of its weights and one that learns.
 
-    Su et al. 2024 (arXiv:2407.05623); with `scaled` MAN++ (Su et al. 2025, arXiv:2507.16279).
-    With theta the weights of the next block's first layer (`layerwise.blocks.parts`):
+    Su et al. 2024 (arXiv:2407.05623); with `scaled`, MAN++ (Su et al. 2025, arXiv:2507.16279). With
+    theta the weights of the next block's first layer (`layerwise.blocks.parts` defines a layer),
+    and h_k = f_k(sg[h_{k-1}]), where sg[] stops the gradient:
 
         y      = average(h_k) + bias(h_k);       scaled: (2 - s) average(h_k) + s bias(h_k)
         grad_k = d CE(head(y), labels) / d (f_k, head, bias [, s])
         average <- momentum average + (1 - momentum) theta
 
-    The gradient passes through the average, which takes none itself. It takes in the weights that
-    the next block had on a batch once both blocks have stepped on it, at the start of block k's
-    next turn: each of the weights once, so accumulated batches move it once, and what the next
-    block learns reaches block k a step later. With the averaged weights 0 it is `DGL` with the
-    head (bias, head); with one block it is backpropagation. A block before the classifier alone
-    has the head alone.
+    The gradient passes through the average but does not train it. The average is updated at the
+    start of block k's turn, if the next block has changed since the turn before: it then takes in
+    the weights that the next block had in that earlier turn. So every set of weights enters once,
+    accumulated batches move the average once, and what the next block learns reaches block k one
+    step later.
 
-    Deviations: the average starts as the next block's first layer itself (the authors': from other
-    random weights, which it forgets in some hundred steps). Its BatchNorms' running statistics are
-    its own.
+    If all averaged weights are 0, it is `DGL` with the head (bias, head). With one block it is
+    backpropagation. If the last block is the classifier alone, the block before it has `head`
+    without these copies.
+
+    Deviation: the average starts as a copy of the next block's first layer (the authors' starts
+    from other random weights, which it forgets within some hundreds of steps). BatchNorm layers in
+    the average keep running statistics of their own.
 
     Args:
-        blocks: the network, made with an example.
-        head: what reads y. The authors' is `MLPSR`.
-        momentum: share of the average that is kept in a step.
-        scaled: learn s, from 1, as MAN++ does.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes.
+        head: the recipe of the network that reads y. The authors' is `MLPSR`.
+        momentum: the share of the average that is kept in a step, in [0, 1].
+        scaled: whether to learn the factor s, which starts at 1, as in MAN++.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: a momentum outside [0, 1].
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; `head` is a
+            class instead of a recipe; a momentum outside [0, 1].
     """
 
     needs = Needs.FORWARD | Needs.WEIGHTS
@@ -66,8 +74,8 @@ class MAN(LocalRule):
         refuse_class(head, "MAN(head=...)")
         if not 0 <= momentum <= 1:
             raise InputError(f"MAN(momentum={momentum}): give a share in [0, 1], such as 0.995")
-        following = [layers(block) for block in list(blocks)[1:]]
-        # Not registered: they are the next blocks' own.
+        following = [layers(block) for block in list(checked("MAN", blocks))[1:]]
+        # Not registered, because they belong to the next blocks.
         firsts = [of_block[0] for of_block in following]
         recipes: list[Head] = [_Recipe(blocks, first, head, scaled) for first in firsts]
         if following and len(following[-1]) == 1:  # the classifier
@@ -84,7 +92,7 @@ class MAN(LocalRule):
 
 
 class _Recipe(Head):
-    """The recipe of a head that reads through copies of `layer`."""
+    """The recipe of a head that reads through two copies of `layer`."""
 
     def __init__(self, blocks: Blocks, layer: Layers, head: Head, scaled: bool):
         self.blocks, self.layer, self.head, self.scaled = blocks, layer, head, scaled
@@ -101,13 +109,15 @@ class _Recipe(Head):
 
 
 class _Momentum(nn.Module):
+    """The head: `head` on average(h) + bias(h), with the copies of `layer`."""
+
     reads_inputs = True
 
     def __init__(self, layer: Layers, head: nn.Module, scaled: bool):
         super().__init__()
         self.bias = fresh(layer)
         self.average = _of_buffers(layer)
-        self.seen = _of_buffers(layer)  # the weights as they were in the turn before
+        self.seen = _of_buffers(layer)  # the next block's weights in the turn before
         self.scale = nn.Parameter(torch.ones(())) if scaled else None
         self.head = head
 
@@ -119,7 +129,7 @@ class _Momentum(nn.Module):
 
     @torch.no_grad()
     def follow(self, layer: Layers, momentum: float) -> None:
-        """Take in the weights of the turn before, where they have moved since."""
+        """Take in the weights of the turn before, if they have changed since."""
         holders = zip(layer.holders, self.seen.holders, self.average.holders, strict=True)
         found = [
             (p, seen.get_buffer(key), average.get_buffer(key))
@@ -129,7 +139,7 @@ class _Momentum(nn.Module):
         ]
         if not found:
             return
-        # On the device: nothing waits for the answer.
+        # Computed on the device, so that the host does not wait.
         moved = torch.stack([torch.ne(p, before).any() for p, before, _ in found]).any()
         for p, before, mean in found:
             mean.lerp_(before, moved.to(p.dtype) * (1 - momentum))
@@ -137,7 +147,7 @@ class _Momentum(nn.Module):
 
 
 def _of_buffers(layer: Layers) -> Layers:
-    """A copy whose weights are buffers: part of the state, and never trained."""
+    """A copy whose weights are buffers, which are part of the state but never trained."""
     made = copied(layer)
     assert isinstance(made, Layers)
     for module in [*made.holders, *made.modules()]:

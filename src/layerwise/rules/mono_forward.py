@@ -1,4 +1,4 @@
-"""Mono-Forward: every layer scores the classes by a projection of its own activations."""
+"""Mono-Forward: every layer predicts the labels from a projection of its own activations."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ from layerwise.rules.base import LocalRule
 
 
 class MonoForward(LocalRule):
-    """Mono-Forward: a linear projection of a layer's activations gives its goodness for each class.
+    """Mono-Forward: every layer predicts the labels by its goodness for each class, which is a
+    linear projection of its own activations.
 
-    Gong, Li & Abdulla 2025 (arXiv:2501.09238), with a_k the activations of layer k, M_k its
+    Gong, Li & Abdulla 2025 (arXiv:2501.09238). With a_k the activations of layer k and M_k its
     projection matrix:
 
         G_k = a_k M_k^T,    grad_k = d CE(softmax(G_k), y) / d (f_k, M_k),   a_{k-1} detached
 
-    That is decoupled greedy learning with a linear head without bias on every position, and this
-    rule is `DGL` with that head, bit for bit; with one block it is backpropagation. The last block
-    is the last layer with the network's own classifier, which is its M_K: cut so that the two are
-    together, and make the classifier without bias to have the paper's.
+    This is decoupled greedy learning with a linear head without bias that reads every position:
+    `DGL` with that head, bit for bit. With one block it is backpropagation. The last block is the
+    last layer together with the network's own classifier, which takes the role of M_K. Cut the
+    network so that the two are in one block; to have the paper's rule, give the classifier no bias.
 
-    The paper predicts by the last layer's goodness, which is `forward`, or by the sum over layers:
-    that of `exits(x)`, which `layerwise evaluate` measures as well.
+    The paper predicts either by the goodness of the last layer, which is `forward`, or by the sum
+    over layers. The sum is that of `exits(x)`, which `layerwise evaluate` also measures.
 
     Args:
-        blocks: the network, one layer each, made with an example.
-        head: the projection.
-        criterion: of class scores and labels, a scalar; every block's.
+        blocks: the network's blocks, one layer each, made with an example input, from which the
+            projections take their shapes.
+        head: the recipe of the projection.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
+
+    Raises:
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""NoProp: every block learns by itself to denoise the label, given the input."""
+"""NoProp: every block learns on its own to denoise the label, given the input."""
 
 from __future__ import annotations
 
@@ -12,37 +12,44 @@ from layerwise.rules.families.denoising import DenoisingRule, distance, noised
 
 
 class NoProp(DenoisingRule):
-    """NoProp-DT: denoiser t learns to tell the label's clean vector u_y from a noisy one and the
-    image, whatever the other blocks do.
+    """NoProp (NoProp-DT): every denoiser learns on its own to predict the label's vector from a
+    noisy version of it and the image.
 
-    Li, Teh & Pascanu 2025 (arXiv:2503.24322), eq. 8. With T denoisers u_t, noise eps ~ N(0, I), and
-    SNR(t) = alpha^_t / (1 - alpha^_t) of the network's schedule (`models.noprop_cnn`):
+    Li, Teh & Pascanu 2025 (arXiv:2503.24322), eq. 8. With T denoisers u_t, u_y the vector of label
+    y, noise eps ~ N(0, I), CE the cross entropy, and SNR(t) = alpha^_t / (1 - alpha^_t) from the
+    network's schedule (`models.noprop_cnn`):
 
         z_t    = sqrt(alpha^_t) u_y + sqrt(1 - alpha^_t) eps             drawn anew for every block
         loss_t = eta / 2 (SNR(t) - SNR(t - 1)) mean_b |u_t(z_{t-1}, x) - u_y|^2
         loss   = CE(readout(z_T), y)                                     the classifier's
 
-    which are the terms of eq. 8 with its expectation over t written out; its divergence of z_0 from
-    pure noise is 0, as alpha^_0 is. `forward` is inference: from z_0, through all denoisers. The
-    step's report has the class scores of inference; it runs on beside the training, on the same
-    features of the image. The last block's reported loss is that of inference, others' is loss_t.
+    These are the terms of eq. 8 with its expectation over t written out. The divergence of z_0 from
+    pure noise in eq. 8 is 0, because alpha^_0 is 0.
 
-    A denoiser's gradient depends on its own weights, the images and the labels alone, and not on
-    how the chain is cut into blocks: with one block it is still NoProp, not backpropagation.
+    `forward` is inference: from z_0 through all denoisers. The report of a step contains the class
+    scores of inference, which runs alongside training on the same features of the image. The last
+    block reports the loss of inference, and every other block reports the sum of its loss_t.
 
-    Deviations: all denoisers take one step together, where algorithm 1 visits one after the other
-    and trains readout and vectors with each; learned vectors are the rule's, and what a denoiser
-    answers with are vectors of its own.
+    The gradient of a denoiser depends only on its own weights, the images and the labels. It does
+    not depend on how the chain is cut into blocks. With one block it is therefore still NoProp, not
+    backpropagation.
+
+    Deviations: all denoisers take one step together (algorithm 1 visits them one after the other,
+    and trains the readout and the labels' vectors with each). With `learned`, the rule owns the
+    labels' vectors, and the denoisers compose their predictions from vectors of their own.
 
     Args:
-        blocks: `models.noprop_cnn`, cut between its modules.
-        eta: weight of the denoisers' losses; under Adam it matters for learned vectors alone.
-        learned: whether the labels' vectors u_y are learned, from every block's loss; else they are
-            the unit vectors, or where their number is not that of classes random orthogonal ones.
-        criterion: of class scores and labels, a scalar; the readout's.
+        blocks: the blocks of `models.noprop_cnn`, cut between its modules.
+        eta: the weight of the denoisers' losses, positive. With Adam it matters only if `learned`.
+        learned: whether the labels' vectors u_y are learned, from the losses of all blocks.
+            Otherwise they are the unit vectors, or random orthogonal vectors if their size is not
+            the number of classes.
+        criterion: the loss function of the readout: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: the network is no chain of denoisers; an eta that is not positive.
+        InputError: `blocks` is not a `Blocks`; the network is not a chain of such denoisers with a
+            linear classifier; an eta that is not positive.
     """
 
     def __init__(
@@ -66,6 +73,6 @@ class NoProp(DenoisingRule):
 
 
 def snr(levels: tuple[float, float]) -> float:
-    """The signal-to-noise ratio of signal u + noise eps."""
+    """SNR: the signal-to-noise ratio of signal u + noise eps."""
     signal, noise = levels
     return (signal / noise) ** 2

@@ -1,4 +1,4 @@
-"""Local units that overlap: a loss reaches a window of blocks."""
+"""Greedy learning in overlapping units: a loss reaches a window of blocks."""
 
 from __future__ import annotations
 
@@ -13,36 +13,47 @@ from layerwise.rules.families.windows import Losses, WindowRule, check_units, en
 
 
 class Overlap(WindowRule):
-    """Greedy learning in units of `overlap + 1` blocks, which share `overlap` with the next.
+    """Greedy learning in units of `overlap + 1` blocks, each of which shares `overlap` blocks with
+    the next unit.
 
-    With m the overlap, unit k ends at block k and its loss reaches the m blocks before it:
+    With m the overlap, unit k ends at block k and its loss also reaches the m blocks before block
+    k:
 
         L_k    = objective_k(h_k),   k = m, m+s, m+2s ... and K-1,   h_k = f_k(h_{k-1})
         grad_j = sum over these k in j ... j+m of d L_k / d f_j
 
-    A block that units share gets the sum of their gradients, which is the gradient of the sum of
-    all losses; each unit has a head of its own. Xiong, Ren & Urtasun 2020 (LoCo, arXiv:2008.01342),
-    with any loss instead of the contrastive one: a unit there is two stages of a ResNet and ends
-    with every stage, m = 2s-1 with s blocks a stage, so the blocks before the end of the first unit
-    have no loss of their own. Laskin et al. 2020 (arXiv:2012.03837) call it overlapping local
-    updates, and with s = m+1, where nothing overlaps, chunked ones. With m = 0 it is `Greedy`, with
-    m >= K-1 backpropagation.
+    Blocks are numbered from 0 to K-1 here. A block in several units gets the sum of their
+    gradients, which is the gradient of the sum of all losses. Each unit has a head of its own.
+
+    Xiong, Ren & Urtasun 2020 (LoCo, arXiv:2008.01342), with any loss instead of the contrastive
+    one. A unit of LoCo is two stages of a ResNet, and a unit ends with every stage from the second
+    on: m = 2s-1 for s blocks per stage. The blocks before the end of the first unit have no loss of
+    their own. Laskin et al. 2020 (arXiv:2012.03837) call the rule overlapping local updates, and
+    with s = m+1, where nothing overlaps, chunked local updates. With m = 0 it is `Greedy`; with m
+    >= K-1, so also with one block, it is backpropagation.
 
     The graphs of at most m + 1 blocks and of their heads are alive at a time. Each block runs
     forward once, and backward once for its weights and about m/s times for its input. Compiled
-    blocks run as they are written, unless m = 0.
+    blocks run uncompiled unless m = 0.
 
     Args:
-        blocks: the network, made with an example where an objective has a head.
-        objectives: one, of which every block but the last gets its own copy; or one per block; or
-            one per block but the last. Where the last is left out it predicts the labels from the
-            network's own output. Those of blocks that end no unit are not used.
-        overlap: m, the number of blocks that a loss reaches before its own; 0 or more.
-        criterion: the last block's loss where its objective is left out.
-        every: s, a unit ends with every s-th block; 1 to m + 1, so that no block is left out.
+        blocks: the network's blocks; made with an example input if an objective has a head, because
+            heads take their shapes from it.
+        objectives: one objective, of which every block except the last gets its own copy; or a list
+            with one objective or None per block; or a list with one per block except the last. If
+            the last block's objective is left out, the last block predicts the labels from the
+            network's own output. Objectives of blocks that end no unit are not used.
+        overlap: m, the number of earlier blocks that a loss also reaches; 0 or more.
+        criterion: the loss function of the last block if `objectives` leaves it out: takes class
+            scores and labels, returns a scalar.
+        every: s, the distance between the ends of units in blocks, from 1 to m + 1, so that every
+            block is in a unit.
 
     Raises:
-        InputError: a negative overlap; units between which there is a gap.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example and an
+            objective has a head; `objectives` has the wrong length, contains something other than
+            objectives, or leaves the last block with None; a negative overlap; an `every` that
+            leaves a gap between units.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""PEPITA: every block learns from what a second pass changes, whose input the error modulates."""
+"""PEPITA: every block learns from how a second pass, with the error in its input, differs."""
 
 from __future__ import annotations
 
@@ -22,39 +22,43 @@ from layerwise.rules.calls.straight_through import StraightThrough
 
 
 class PEPITA(Rule):
-    """PEPITA (present the error to perturb the input to modulate activity): the network runs again
-    on an input to which its error is added through a fixed random matrix F, and every block learns
-    from the difference.
+    """PEPITA (present the error to perturb the input to modulate activity): the network runs a
+    second time with its error added to the input through a fixed random matrix F, and every block
+    learns from the change of its output.
 
-    Dellaferrera & Kreiman 2022 (arXiv:2201.11665), algorithm 1. With class scores z, per sample:
+    Dellaferrera & Kreiman 2022 (arXiv:2201.11665), algorithm 1. With the class scores z and the
+    loss L, per sample; sg[] stops the gradient:
 
         h_k  = f_k(h_{k-1}),       h_0  = x           e = dL/dz
         h'_k = f_k(sg[h'_{k-1}]),  h'_0 = x + e F
         grad_k = mean_b (h_k - h'_k) dh'_k / d f_k    k < K
         grad_K = mean_b e dh'_K / d f_K
 
-    For a linear layer that is the paper's (h_k - h'_k) h'_{k-1}^T. Nothing passes back between
-    blocks, and the first pass keeps no graph; in the second a block's graph is gone before the next
-    block runs. Both passes have the same dropout masks, as the paper's; running statistics are of
-    the first. Both are in the precision of the weights under autocast, too. Hidden blocks have no
-    loss. With one block nothing is modulated and it is backpropagation.
+    For a linear layer this is the paper's (h_k - h'_k) h'_{k-1}^T. No signal passes back between
+    blocks. The first pass keeps no graph, and in the second pass a block's graph is freed before
+    the next block runs. Both passes have the same dropout masks, as in the paper; running
+    statistics move only in the first. Under autocast both passes run in the precision of the
+    weights, too. Hidden blocks have no loss. With one block the input is not changed and it is
+    backpropagation.
 
-    Deviations: a convolution's gradient is the sum over positions (the authors': the mean), and
-    biases learn.
+    Deviations: the gradient of a convolution is the sum over positions (the authors take the mean),
+    and biases learn.
 
     Args:
-        blocks: the network, made with an example.
-        scale: F ~ U(-scale sqrt(6 / d), scale sqrt(6 / d)) for d input values.
-        derivative: take a nonlinearity's derivative, and so the true gradient within a block. The
-            paper's rule, for blocks of one layer, has none: false lets gradients pass pointwise
-            nonlinearities unchanged.
-        recompute: keep no output of the first pass and run each block a third time for it, in less
-            memory: MEMPEPITA (Pau & Aymone 2023).
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: F ~ U(-scale sqrt(6 / d), scale sqrt(6 / d)) for d input values.
+        derivative: whether gradients pass through the derivatives of nonlinearities, which gives
+            the true gradient within a block. The paper's rule, for blocks of one layer, has no such
+            derivatives: with false, gradients pass pointwise nonlinearities unchanged.
+        recompute: whether to keep no output of the first pass and to run each block a third time
+            instead, which saves memory: MEMPEPITA (Pau & Aymone 2023).
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: shapes between the blocks are not known; a label for every token; a scale that
-            is not positive; in a step, inputs that are whole numbers.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a network with
+            a label for every token; a scale that is not positive; in `backward`, inputs that are
+            not one tensor of real numbers.
     """
 
     needs = Needs.FORWARD | Needs.ERROR
@@ -82,7 +86,9 @@ class PEPITA(Rule):
         last = len(self.blocks) - 1
         first = _FirstPass(self.blocks, batch, self.recompute)
         scores = first.run(x)
-        loss, e = self.output_error(scores, batch)  # e of a sample, by 1/B
+        loss, e = self.output_error(
+            scores, batch
+        )  # this e is that of the batch mean, 1/B of a sample's
         modulated = x if last == 0 else self._modulated(x, batch.rows * e)  # h'_0 = x + e F
         h = x
         with contextlib.nullcontext() if self.derivative else as_written(self.blocks):
@@ -99,7 +105,7 @@ class PEPITA(Rule):
         return scores
 
     def _derivatives(self) -> contextlib.AbstractContextManager[object]:
-        """Within, nonlinearities have their derivative, or pass gradients unchanged."""
+        """A context in which gradients pass nonlinearities unchanged, unless `derivative`."""
         return contextlib.nullcontext() if self.derivative else StraightThrough()
 
     @torch.no_grad()
@@ -115,15 +121,16 @@ class PEPITA(Rule):
 
 
 class _FirstPass:
-    """The pass without an error, of which each block's output is kept or computed again.
+    """The first pass, without the error; each block's output is kept or computed again.
 
     Args:
         blocks: the network.
-        batch: the step's.
-        recompute: keep no outputs, and run each block again for its own.
+        batch: the batch of the step.
+        recompute: whether to keep no outputs and to run each block again instead.
 
     Attributes:
-        again: for every block, how it runs again with the random numbers and buffers of this pass.
+        again: for every block, a way to run it again with the random numbers and buffers of this
+            pass.
     """
 
     def __init__(self, blocks: Blocks, batch: Batch, recompute: bool):
@@ -136,15 +143,15 @@ class _FirstPass:
         h = x
         for k, block in enumerate(self.blocks):
             self.again.append(Again(block, leading(h)))
-            # With gradients on, although the graph goes at once: without them attention in eval
-            # mode is another kernel, which rounds otherwise than in the second pass.
+            # With gradients on, although the graph is freed at once: with gradients off, attention
+            # in eval mode is another kernel, which rounds differently from the second pass.
             h = self.batch.run(k, h, keep=True).detach()
             if not self.recompute:
                 self._outputs[k] = h
         return h
 
     def output(self, k: int, h: Any) -> Tensor:
-        """h_k of this pass, once; `h` is h_{k-1}."""
+        """h_k of this pass, from h = h_{k-1}; it can be asked for once."""
         if not self.recompute:
             return self._outputs.pop(k)
         with self.again[k].run():
@@ -157,8 +164,8 @@ def _feedback(rule: Rule, scale: float) -> Tensor:
     shape, (*_, scores) = blocks.known_shapes("PEPITA", "no feedback matrix can be made")
     if len(scores) > 1:
         raise InputError(
-            f"PEPITA: the network gives scores of {scores} for a sample; it needs one "
-            "label a sample: take rules.DirectFeedbackAlignment"
+            f"PEPITA: the network gives scores of {scores} for a sample; the rule "
+            "needs one label per sample: take rules.DirectFeedbackAlignment"
         )
     units = math.prod(shape)
     like = next((p for p in blocks.parameters() if p.is_floating_point()), torch.zeros(()))

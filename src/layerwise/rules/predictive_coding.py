@@ -1,5 +1,4 @@
-"""Predictive coding: activities settle between what is below and what is above, then weights learn
-to predict them."""
+"""Predictive coding: activities settle under the loss, then weights learn to predict them."""
 
 from __future__ import annotations
 
@@ -17,45 +16,51 @@ from layerwise.rules.families.energy import Energy, back, check_inference, of_sa
 
 
 class PredictiveCoding(Rule):
-    """Predictive coding: every block learns to predict activities that have settled under the loss.
+    """Predictive coding: activities first settle between the predictions of the blocks and the
+    loss, and then every block learns to predict them.
 
-    Whittington & Bogacz 2017; as Rosenbaum 2022 (arXiv:2106.13082) states it. With L_b the loss of
-    sample b, activities h_k that start at the feed-forward pass, and `steps` of inference:
+    Whittington & Bogacz 2017, as stated by Rosenbaum 2022 (arXiv:2106.13082). With L_b the loss of
+    sample b, theta_k the weights of block k, and activities h_k that start at the feed-forward pass
+    and take `steps` of inference:
 
         F      = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + L_b(f_K(h_{K-1})) ),  h_0 = x
         e_k    = f_k(h_{k-1}) - h_k,    e_K = dL_b / df_K
         h_k   <- h_k - step_size dF/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)
         grad_k = mean_b e_k df_k(h_{k-1}) / d theta_k
 
-    Under `fixed_prediction` (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182) predictions and
-    their derivatives stay those of the feed-forward pass, so that
+    With `fixed_prediction` (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182), the predictions
+    and their derivatives remain those of the feed-forward pass, so that
 
         e_k   <- e_k + step_size (e_{k+1} df_{k+1}/dh_k - e_k)
 
-    and with step_size 1 and at least K - 1 steps the gradient is backpropagation's. Else it tends
-    to backpropagation's as errors become small; with step_size 1, block k's after K - k steps is
-    backpropagation's, which is zero-divergence inference learning (Song et al. 2020). With one
-    block it is backpropagation, bit for bit.
+    With step_size 1 and at least K - 1 steps, the gradient is then backpropagation's. Without
+    `fixed_prediction`, the gradient approaches backpropagation's as errors become small. With
+    step_size 1, the gradient of block k after K - k steps is backpropagation's, which is
+    zero-divergence inference learning (Song et al. 2020). With one block it is backpropagation, bit
+    for bit.
 
-    Blocks may be anything; gradients within one are autograd's, so the paper's rule is that of
-    blocks of one layer. The reported loss is that of the feed-forward pass.
+    Blocks may be any networks. Gradients within a block are autograd's, so the paper's rule is the
+    case of blocks of one layer. The reported loss is that of the feed-forward pass.
 
-    Deviation: errors are those of a sample's own loss, not of the batch's mean, so that they do not
-    depend on the batch size.
+    Deviation: errors are those of a sample's own loss instead of the batch mean's, so that they do
+    not depend on the batch size.
 
     Args:
-        blocks: the network.
-        steps: of inference; the error moves back one block in a step.
-        step_size: of inference, eta in the paper; stable below about 2 / (1 + s)^2, with s the
-            largest singular value of a block's derivative, and with fixed predictions up to 1.
-        fixed_prediction: keep the predictions of the feed-forward pass, which keeps every block's
-            graph as backpropagation does. Else one block's graph is there at a time, and blocks run
-            again in every step.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        blocks: the network's blocks.
+        steps: the number of steps of inference, at least K - 1 for K blocks, because the error
+            moves back by one block in a step.
+        step_size: the step size of inference, eta in the paper; positive. It is stable below about
+            2 / (1 + s)^2, with s the largest singular value of a block's derivative, and with
+            `fixed_prediction` up to 1.
+        fixed_prediction: whether to keep the predictions of the feed-forward pass, and with them
+            every block's graph, as backpropagation does. Otherwise one block's graph exists at a
+            time, and blocks run again in every step of inference.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            the mean over the batch, a scalar.
 
     Raises:
-        InputError: fewer steps than the error needs to the first block; a step_size that is not
-            positive.
+        InputError: `blocks` is not a `Blocks`; fewer steps than the error needs to reach the first
+            block; a step_size that is not positive.
     """
 
     needs = Needs.BACKWARD
@@ -109,14 +114,14 @@ class PredictiveCoding(Rule):
         return output
 
     def _settle(self, inputs: list[Tensor], outputs: list[Tensor], batch: Batch) -> list[Tensor]:
-        """e_k of every block but the last."""
+        """e_k of every block except the last, after `steps` of inference."""
         last = len(outputs) - 1
         pull = of_samples(outputs[last], inputs[last], batch, retain=True)  # e_K df_K/dh_{K-1}
         e = [pull.new_zeros(h.shape) for h in outputs[:last]]
         for t in range(self.steps):
-            for k in range(max(0, last - 1 - t), last):  # those that the error reaches
+            for k in range(max(0, last - 1 - t), last):  # the blocks that the error has reached
                 above = (
                     pull if k == last - 1 else back(outputs[k + 1], inputs[k + 1], e[k + 1], True)
                 )
-                e[k] = e[k] + self.step_size * (above - e[k])
+                e[k] = e[k] + self.step_size * (above - e[k])  # above = e_{k+1} df_{k+1}/dh_k
         return e

@@ -1,4 +1,4 @@
-"""Successive gradient reconciliation."""
+"""Successive gradient reconciliation: greedy learning with gradients that agree between blocks."""
 
 from __future__ import annotations
 
@@ -19,32 +19,37 @@ from layerwise.rules.calls.attention import twice_differentiable
 
 
 class SGR(LocalRule):
-    """Successive gradient reconciliation: a block's loss should ask of its input what the block
-    before it asked of its output.
+    """Successive gradient reconciliation: greedy learning with a penalty on the difference between
+    the gradients of two neighbouring blocks' losses at the activation between the blocks.
 
-    Yang et al. 2024 (arXiv:2406.05222). With L_k the loss of block k's head, over the batch:
+    Yang et al. 2024 (arXiv:2406.05222). With L_k the loss of block k's head, as a mean over the
+    batch; sg[] stops the gradient:
 
         d_k    = dL_k / dh_{k-1}                            through block k and its head
         g_k    = dL_k / dh_k                                through its head alone
         loss_k = L_k + weight mean_b |d_k - sg[g_{k-1}]|^2
 
-    g_{k-1} travels with the activation h_{k-1}, so nothing comes back from later blocks. The
-    derivative of d_k is a second backward pass through block k and its head. With weight 0 it is
-    `DGL`, bit for bit; with one block it is backpropagation. The reported loss is L_k.
+    g_{k-1} travels forward with the activation h_{k-1}, so nothing comes back from later blocks.
+    The gradient of the penalty takes a second backward pass through block k and its head. With
+    weight 0 it is `DGL`, bit for bit; with one block it is backpropagation. The reported loss is
+    L_k.
 
-    Deviation: d_k and g_k are gradients of a sample's own loss, not of the batch's mean, so that
-    the weight does not depend on the batch size: it is the batch-mean formula's divided by the
-    batch size.
+    Deviation: the gradients d_k and g_k are those of a sample's own loss instead of the batch
+    mean's, so that `weight` does not depend on the batch size. It equals the weight of the
+    batch-mean formula divided by the batch size.
 
     Args:
-        blocks: the network, made with an example; every operation of its blocks but the first, and
-            of the heads, has second derivatives.
-        weight: of the distance between the gradients.
-        head: the auxiliary network.
-        criterion: of class scores and labels, a scalar, mean over the batch; every block's.
+        blocks: the network's blocks, made with an example input, from which the heads take their
+            shapes. All operations of the heads and of every block except the first need second
+            derivatives.
+        weight: the weight of the penalty, 0 or more.
+        head: the recipe of the auxiliary network of every block except the last.
+        criterion: the loss function of every block: takes class scores and labels, returns the mean
+            over the batch, a scalar.
 
     Raises:
-        InputError: a negative weight.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a negative
+            weight.
     """
 
     def __init__(
@@ -76,7 +81,7 @@ class SGR(LocalRule):
         return Done(h.detach(), L.detach(), scores, carry)
 
     def _first_step(self, h: Any, batch: Batch) -> Done:
-        """The first block has no gradient to agree with; g_1 comes with the gradient of L_1."""
+        """The step of the first block, which has no penalty; it gives g_1."""
         h, activity = self._run(0, h, batch)
         h.retain_grad()
         L, scores = self.loss(0, activity, batch)
@@ -88,17 +93,17 @@ class SGR(LocalRule):
         h, activity = self.run(k, h, batch, keep=k > 0)
         if h.requires_grad:
             return h, activity
-        h = h.detach().requires_grad_()  # nothing of the block learns, its head may
+        h = h.detach().requires_grad_()  # the block is frozen, but its head may learn
         return h, Activity(h)
 
     def _gradients(self, loss: Tensor, at: tuple[Tensor, ...], batch: Batch) -> list[Tensor]:
-        """The gradients of each sample's own loss, with their graph."""
+        """The gradients of each sample's own loss at the tensors `at`, with their graph."""
         with torch.autocast(loss.device.type, enabled=False):
             found = torch.autograd.grad(batch.scale(loss), at, create_graph=True)
             return [_of_samples(gradient, batch) for gradient in found]
 
 
 def _of_samples(gradient: Tensor, batch: Batch) -> Tensor:
-    """A gradient of the scaled mean over the batch, as that of each sample's own loss."""
+    """The gradient of each sample's own loss, from that of the scaled mean over the batch."""
     gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
     return gradient * (len(gradient) / batch.scaled_one(gradient))

@@ -1,4 +1,4 @@
-"""Every block predicts through the network's own classifier."""
+"""Greedy learning in which every block predicts through the network's own classifier."""
 
 from __future__ import annotations
 
@@ -21,29 +21,34 @@ from layerwise.rules.base.checks import checked
 class SharedReadout(Rule):
     """Greedy learning in which all blocks share one readout: the network's last linear layer.
 
-    With (W, b) the readout, n a normalisation of the features and sg[] a stopped gradient:
+    With (W, b) the weights of the readout, n a normalisation of the features, CE the cross entropy,
+    and K the last block; sg[] stops the gradient:
 
         z_k = W n(h_k) + b,   h_k = f_k(sg[h_{k-1}]),   k < K;     z_K the network's own output
         grad_k = d CE(z_k, y) / d f_k,   grad_(W, b) = sum over k of d CE(z_k, y) / d (W, b)
 
-    After SOLO (arXiv:2609.35440), which trains language models so: the readout is the unembedding,
-    and blocks need no heads. n is a layer normalisation without parameters, over features. A block
-    whose features are not as many as the readout's has a linear map of its own in front; where a
-    whole sample has one label, features are averaged over tokens or positions. With one block it is
-    backpropagation.
+    After SOLO (arXiv:2609.35440), which trains language models in this way: the readout is the
+    unembedding, and blocks need no heads. n is a layer normalisation over the features, without
+    parameters. If a block has another number of features than the readout, a linear map of its own
+    comes before the readout. If a sample has one label, features are averaged over tokens or
+    positions. With one block it is backpropagation.
 
-    No signal passes from block to block, but every block needs the readout's weights as they are
-    and adds to their gradient, so blocks do not train in several processes.
+    No signal passes from block to block. But every block needs the current weights of the readout
+    and adds to their gradient, so blocks cannot train in several processes.
 
     Args:
-        blocks: the network, made with an example; its last `nn.Linear` gives the class scores.
+        blocks: the network's blocks, made with an example input. The last `nn.Linear` in the last
+            block gives the class scores.
         normalize: whether features are normalised before the readout.
-        shared_gradient: whether the readout learns from every block's loss; else from the last's
-            alone, and those before it use it as it is.
-        criterion: of class scores and labels, a scalar; every block's.
+        shared_gradient: whether the readout learns from the losses of all blocks. Otherwise it
+            learns only from the last block's loss, and the other blocks use its weights as
+            constants.
+        criterion: the loss function of every block: takes class scores and labels, returns a
+            scalar.
 
     Raises:
-        InputError: shapes are not known; the last block has no linear layer that gives the scores.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; the last block
+            has no linear layer that gives the class scores.
     """
 
     needs = Needs.FORWARD | Needs.READOUT
@@ -58,7 +63,10 @@ class SharedReadout(Rule):
         readout = _classifier(checked("SharedReadout", blocks))
         reads = [_Read(readout, normalize, criterion) for _ in range(len(blocks) - 1)]
         super().__init__(blocks, reads, criterion)
-        self._readout, self._reads = (readout,), reads  # not registered: they are elsewhere
+        self._readout, self._reads = (
+            (readout,),
+            reads,
+        )  # not registered, because they are parts of others
         self.shared_gradient, self.criterion = shared_gradient, criterion
 
     def step(self, batch: Batch) -> Tensor:
@@ -87,7 +95,7 @@ class SharedReadout(Rule):
 
 
 class _Read(Objective):
-    """Predict the labels through another block's linear layer."""
+    """Predict the labels through the readout, which belongs to another block."""
 
     def __init__(self, readout: nn.Linear, normalize: bool, criterion: Criterion):
         super().__init__()
@@ -104,7 +112,7 @@ class _Read(Objective):
         self.channels_first = site.channels_first
 
     def scores(self, h: Tensor, weights: Mapping[Tensor, Tensor], inputs: Inputs = None) -> Tensor:
-        """Class scores by the readout, whose weights may be replaced."""
+        """The class scores; `weights` replace the readout's, which are otherwise constants."""
         v = applied(self.features, h.transpose(1, 2) if self.channels_first else h, inputs)
         if self.normalize:
             v = F.layer_norm(v, v.shape[-1:])
@@ -122,7 +130,7 @@ class _Read(Objective):
 
 def _classifier(blocks: Blocks) -> nn.Linear:
     linear = [m for m in blocks[len(blocks) - 1].modules() if isinstance(m, nn.Linear)]
-    # A single number for each sample, (B,), is no linear layer's output.
+    # One number for each sample, (B,), is not the output of a linear layer.
     classes = (*blocks.shapes[-1][-1:], 0)[0] if blocks.shapes is not None else None
     if not linear or classes not in (None, linear[-1].out_features):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Sign symmetry: the way back goes through the weights' signs."""
+"""Sign-concordant feedback: gradients go back through the signs of the weights."""
 
 from __future__ import annotations
 
@@ -16,35 +16,41 @@ from layerwise.rules.families.feedback import FeedbackRule, Matrices, deviation,
 
 class SignSymmetry(FeedbackRule):
     """Sign-concordant feedback: every layer sends the gradient back through the signs of its weight
-    W, with magnitudes of one size (uSF), or random ones.
+    W, with constant or random magnitudes.
 
     Liao et al. 2016 (arXiv:1510.05067), Xiao et al. 2018 (arXiv:1811.03567), Moskovitz et al. 2018
-    (arXiv:1812.06488):
+    (arXiv:1812.06488). For a layer y = W x, with dx = B^T dy and dW = dy x^T, three choices of B; o
+    is the product element by element:
 
-        uSF     B = s sign(W)           with dx = B^T dy,    dW = dy x^T
+        uSF     B = s sign(W)           one magnitude s
         frSF    B = |M| o sign(W)       M drawn once
         brSF    B = |M| o sign(W)       M drawn anew for each batch
 
-    B is made on the way back, layer by layer; frSF keeps M (buffers `feedback`). Where B = W
-    it is backpropagation: under uSF where all of a layer's weights have the size s, under frSF
-    where |M| = |W|.
+    B is computed during the backward pass, layer by layer. frSF keeps M (buffers `feedback`). With
+    B = W it is backpropagation: with uSF if all weights of a layer have the size s, with frSF if
+    |M| = |W|.
 
-    brSF draws from PyTorch's random numbers at the start of each `backward`: the same batch gives
-    another gradient, accumulated batches have each its own M.
+    brSF draws M from PyTorch's random numbers at the start of each `backward`. The same batch then
+    gives a different gradient the next time, and each of several accumulated batches has its own M.
 
-    Deviation: |M| is uniform with root mean square s, so that the three differ in nothing else.
+    Deviation: |M| is uniform with root mean square s, so that the three variants have magnitudes of
+    the same root mean square.
 
     Args:
-        blocks: the network, made with an example.
-        scale: s = scale sqrt(2 / (fan_in + fan_out)), the standard deviation of Glorot's
-            initialisation, as in Xiao et al., so that gradients keep their size.
-        random_magnitude: magnitudes |M| ~ U(0, a) with a = sqrt(3) s: frSF.
-        redraw: draw M anew for each batch: brSF.
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks, made with an example input.
+        scale: a positive factor: s = scale sqrt(2 / (fan_in + fan_out)). With scale 1, s is the
+            standard deviation of Glorot's initialisation, as in Xiao et al., so that gradients keep
+            their size.
+        random_magnitude: whether magnitudes are random, |M| ~ U(0, a) with a = sqrt(3) s. Alone it
+            gives frSF.
+        redraw: whether M is drawn anew for each batch, which gives brSF. It needs
+            `random_magnitude`.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: a scale that is not positive; `redraw` of magnitudes that are not random; as
-            `FeedbackRule`.
+        InputError: `blocks` is not a `Blocks`; a scale that is not positive; `redraw` without
+            `random_magnitude`; as `FeedbackRule`.
     """
 
     def __init__(
@@ -60,8 +66,8 @@ class SignSymmetry(FeedbackRule):
             raise InputError(f"SignSymmetry(scale={scale}): give a positive number")
         if redraw and not random_magnitude:
             raise InputError(
-                "SignSymmetry(redraw=True): magnitudes of one size are not drawn; give "
-                "random_magnitude=True, too"
+                "SignSymmetry(redraw=True): constant magnitudes are not drawn; give "
+                "random_magnitude=True as well"
             )
         self.scale, self.random_magnitude = scale, random_magnitude
         self.redraw = self.stochastic = redraw
@@ -73,7 +79,7 @@ class SignSymmetry(FeedbackRule):
         return {weight: size * weight.sign() for weight, size in self.magnitudes().items()}
 
     def magnitudes(self) -> Matrices:
-        """This step's |M|, of the weight's shape, or s, ()."""
+        """The magnitudes of this step: |M| in the weight's shape, or s, ()."""
         if self.random_magnitude and not self.redraw:
             return self._kept_matrices()
         make = self._draw if self.redraw else self._size

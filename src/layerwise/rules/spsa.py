@@ -1,4 +1,4 @@
-"""Simultaneous perturbation: the loss at moved weights, and nothing but forward passes."""
+"""Simultaneous perturbation: losses at moved weights, and nothing but forward passes."""
 
 from __future__ import annotations
 
@@ -14,40 +14,48 @@ from layerwise.rules.families.perturbation import Directions, Loss, Perturbation
 
 
 class SPSA(PerturbationRule):
-    """Simultaneous perturbation (SPSA, MeZO): the loss at moved weights, times the move.
+    """Simultaneous perturbation (SPSA, MeZO): the gradient is estimated from losses at randomly
+    moved weights, by forward passes only.
 
-    Spall 1992 (IEEE Transactions on Automatic Control 37, 332-341); with directions drawn again
-    from a seed it is MeZO, Malladi et al. 2023 (arXiv:2305.17333):
+    Spall 1992 (IEEE Transactions on Automatic Control 37, 332-341). With directions that are drawn
+    again from a seed it is MeZO, Malladi et al. 2023 (arXiv:2305.17333). With theta all weights and
+    z a random direction:
 
         grad = (L(theta + eps z) - L(theta - eps z)) / (2 eps) z    two-sided
         grad = (L(theta + eps z) - L(theta)) / eps z                one-sided
 
-    With eps -> 0 it is `ForwardGradient`; on a quadratic loss the two-sided is so for any eps. No
-    derivative is taken, so any network and any criterion will do, differentiable or not. Memory is
-    that of inference and of one block's moved weights: with `on_block` only one block's gradient
-    exists at any time.
+    In the limit eps -> 0 it is `ForwardGradient`; on a quadratic loss, the two-sided form equals it
+    for any eps. No derivative is taken, so the network and the criterion need not be
+    differentiable. The memory is that of inference plus one block's moved weights; with `on_block`,
+    only one block's gradient exists at a time.
 
     "Gradient descent without a gradient" (Flaxman, Kalai & McMahan 2005, arXiv:cs/0408007) is the
-    one-sided without L(theta): of the same mean and a larger variance, and L(theta) is reported
-    anyway. A random direction of a large space is worth little; `rank` draws in the smaller one
-    that the layers' inputs span (`PerturbationRule`), where the gradient is.
+    one-sided form without L(theta). Its mean is the same and its variance is larger, and L(theta)
+    is computed for the report anyway. A random direction in a large space tells little about the
+    gradient. With `rank`, directions are drawn from the smaller space that the layers' inputs span,
+    in which the gradient lies (see `PerturbationRule`).
 
-    Deviations: MeZO adds to the weights in place and takes it back with rounding; here they are not
-    touched, a block runs with moved copies. A pass at theta itself comes first: it gives what is
-    reported and moves BatchNorm's statistics, so that one-sided takes 1 + N passes and two-sided
-    1 + 2N for N directions. `rank` is neither's.
+    Deviations: MeZO moves the weights in place and moves them back, which rounds; here the weights
+    are not touched, and each block runs with moved copies. A pass at theta itself comes first. It
+    gives the reported loss and moves BatchNorm's statistics, so N directions take 1 + 2N passes
+    two-sided and 1 + N one-sided. `rank` is in neither paper.
 
     Args:
-        blocks: the network; the more blocks, the smaller the copy of one.
-        eps: how far each weight moves, in the weights' units.
-        directions: how many are averaged.
-        two_sided: the difference of the losses on both sides; else of one side and the middle.
-        rademacher: draw +1 and -1 (Spall), and not from the normal distribution (Malladi et al.).
-        rank: dimensions of its inputs' space in which a layer's weight is moved; 0 for all.
-        criterion: of class scores and labels, a scalar.
+        blocks: the network's blocks. With more blocks, the moved copy of one block is smaller.
+        eps: the distance by which weights move, in units of the weights; positive.
+        directions: the number of directions whose estimates are averaged, at least 1.
+        two_sided: whether to take the difference of the losses on both sides. Otherwise it is that
+            between one side and the centre.
+        rademacher: whether z is drawn from +1 and -1 (Spall) instead of from the normal
+            distribution (Malladi et al.).
+        rank: the number of dimensions of a layer's input space in which its weight is moved; 0 for
+            all.
+        criterion: the loss function of the network's output: takes class scores and labels, returns
+            a scalar.
 
     Raises:
-        InputError: an eps that is not positive; no direction; a negative rank.
+        InputError: `blocks` is not a `Blocks`; an eps that is not positive; no direction; a
+            negative rank.
     """
 
     def __init__(

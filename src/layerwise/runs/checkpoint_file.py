@@ -1,7 +1,7 @@
 """The format of a checkpoint: nested state in one safetensors file.
 
-Tensors are stored under their path in the state; everything else is JSON in the file's header.
-Nothing in such a file can be executed.
+Tensors are stored under their path in the state; everything else is JSON in the file's header. A
+checksum covers both. Nothing in such a file can be executed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,21 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InputError, reason
+from layerwise.runs.checksum import CHECKSUM, Damaged, checksum, read_tensors
 
-FORMAT = "layerwise-checkpoint-1"
+FAMILY = "layerwise-checkpoint-"
+FORMAT = f"{FAMILY}2"
+WITHOUT_CHECKSUM = f"{FAMILY}1"  # of earlier versions
+USE_ANOTHER = "use another one: --checkpoint NAME"
+ERRORS = (
+    OSError,
+    safetensors.SafetensorError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+)
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
@@ -29,7 +42,8 @@ def pack(state: Mapping[str, Any]) -> bytes:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = _pack(state, "", tensors)
-    about = {"format": FORMAT, "state": json.dumps(skeleton)}
+    text = json.dumps(skeleton)
+    about = {"format": FORMAT, "state": text, CHECKSUM: checksum(tensors, text)}
     return safetensors.torch.save(tensors, metadata=about)
 
 
@@ -37,23 +51,33 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a file that holds what `pack` gave. Tuples come back as lists.
 
     Raises:
-        InputError: the file cannot be read, is cut short, or is not a checkpoint of this library.
+        InputError: the file cannot be read, is cut short, has a wrong checksum, is of another
+            version, or is not a checkpoint of this library.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT:
-                raise InputError(
-                    f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
-                    "give one that `layerwise train` wrote"
-                )
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return _unpack(json.loads(about["state"]), tensors)
+        tensors, about = read_tensors(path)
+        kind = about.get("format", "")
+        if not kind.startswith(FAMILY):
+            raise InputError(
+                f"checkpoint {path}: a safetensors file, but not a checkpoint of layerwise; "
+                "give one that `layerwise train` wrote"
+            )
+        if kind not in (FORMAT, WITHOUT_CHECKSUM):
+            raise InputError(
+                f"checkpoint {path}: its format is {kind}, and this version of layerwise reads "
+                f"{FORMAT} and older ones; use the version that wrote it"
+            )
+        if kind == FORMAT and about[CHECKSUM] != checksum(tensors, about["state"]):
+            raise Damaged("its checksum is wrong: it changed after it was written")
+        state = _unpack(json.loads(about["state"]), tensors)
+        if not isinstance(state, dict):
+            raise Damaged("it holds no mapping")
+        return state
     except InputError:
         raise
-    except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+    except ERRORS as error:
         raise InputError(
-            f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)}); use another one"
+            f"checkpoint {path}: corrupt or not a checkpoint ({reason(error)}); {USE_ANOTHER}"
         ) from error
 
 

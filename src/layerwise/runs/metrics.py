@@ -139,12 +139,36 @@ class Metrics:
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the sums of `state_dict`.
+
+        Raises:
+            ValueError: something is missing, or of another kind or shape.
+        """
+        own = vars(self)
+        for key in own.keys() - {"counted"}:  # earlier versions kept `labels` instead
+            if key not in state:
+                raise ValueError(f"{key!r} is missing in the sums of the epoch")
+        for key, value in state.items():
+            is_like = _alike(value, own[key]) if key in own else key == "labels"
+            if not is_like or (key == "labels" and type(value) is not int):
+                raise ValueError(f"{key!r} in the sums of the epoch is of another kind")
         for key, value in state.items():
             if isinstance(value, Tensor):
                 getattr(self, key).copy_(value)
             else:
                 setattr(self, key, value)
+
+
+def _alike(value: Any, own: Any) -> bool:
+    """Whether a value may take the place of `own`: same type, shape and length."""
+    if isinstance(own, Tensor):
+        same = isinstance(value, Tensor) and value.shape == own.shape
+        return same and value.is_floating_point()
+    if isinstance(own, list):
+        same = isinstance(value, list) and len(value) == len(own)
+        return same and all(type(v) is bool for v in value)
+    return type(value) is type(own)
 
 
 def _predicted(scores: Sequence[tuple[Tensor, int]]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the blocks of a rule live: in one process, in several stages, or in replicas."""
+"""Runtimes: the blocks of a rule in one process, in several stages, or in replicas."""
 
 from layerwise.runtime.data_parallel import DataParallel
 from layerwise.runtime.layer_parallel import LayerParallel, check_rule

@@ -1,4 +1,4 @@
-"""BatchNorm over the parts that replicas have of a batch."""
+"""BatchNorm over the parts of a batch in different replicas."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from layerwise.errors import InputError
 
 
 def share_statistics(module: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Let every BatchNorm in `module` become an `nn.SyncBatchNorm` of the group.
+    """Turn every BatchNorm in `module` into an `nn.SyncBatchNorm` of the group.
 
-    In place, where `nn.SyncBatchNorm.convert_sync_batchnorm` makes new modules: the model that was
-    cut, its blocks and their parts all hold the same ones. Weights, statistics and names stay.
+    This happens in place (`nn.SyncBatchNorm.convert_sync_batchnorm` makes new modules), because the
+    model that was cut, its blocks and their parts all hold the same modules. Weights, statistics
+    and names stay.
     """
     for found in module.modules():
         if isinstance(found, _BatchNorm):
@@ -22,7 +23,11 @@ def share_statistics(module: nn.Module, group: dist.ProcessGroup | None) -> None
 
 
 def check_shared_statistics(device: str, replicas: int) -> None:
-    """Refuse where `nn.SyncBatchNorm` cannot run, or there is nothing to share."""
+    """Refuse to share statistics where `nn.SyncBatchNorm` cannot run or would change nothing.
+
+    Raises:
+        InputError: there is one replica, or the device is the CPU.
+    """
     if replicas == 1:
         raise InputError(
             "--sync_batchnorm true: there is one replica, which sees whole batches; give "

@@ -1,4 +1,4 @@
-"""What processes tell each other beside activations and gradients: small, and on the host."""
+"""Small messages between all processes, on the host: flags, states and metrics."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime.link import device_of, losing
 
-OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that each stage has its own share of
+OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that differ between stages
 
 
 class Control:
-    """Collectives over all ranks, whatever carries activations.
+    """Collectives over all ranks, on a gloo group of their own.
 
     Args:
-        stages: into how many parts the blocks are divided.
+        stages: number of stages into which the blocks are divided.
     """
 
     def __init__(self, stages: int):
@@ -29,11 +29,12 @@ class Control:
         self.leader = dist.get_world_size() - 1  # the rank that keeps the run's files
 
     def any(self, flag: bool) -> bool:
-        """Whether a rank says yes."""
+        """Whether any rank gives True."""
         return anyone(flag, self.group)
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The states of all ranks as one, of replicas the last one's; None but for the leader."""
+        """The states of all ranks as one, in the leader; None in every other rank. Of several
+        replicas the state of the last is taken."""
         leads = dist.get_rank() == self.leader
         states: list[Any] | None = [None] * (self.leader + 1) if leads else None
         with losing("a rank"):
@@ -47,7 +48,8 @@ class Control:
         return together
 
     def add_up(self, tally: Metrics) -> None:
-        """Make `tally` that of all blocks and all parts of the batches, everywhere."""
+        """Add to `tally`, in every rank, what the other ranks have counted for their blocks and
+        their parts of the batches."""
         flags = torch.tensor([tally.has_loss, tally.has_logits])
         sums = torch.stack([tally.loss_sums, tally.right]).double().cpu()
         # Every stage counts the same samples.
@@ -61,13 +63,13 @@ class Control:
         tally.samples, tally.labels = (round(x) for x in together[4:, 0].tolist())
 
     def close(self) -> None:
-        """Wait for all."""
+        """Wait until every rank is here."""
         with losing("a rank"):
             dist.barrier(group=self.group)
 
 
 def anyone(flag: bool, group: dist.ProcessGroup) -> bool:
-    """Whether a rank of the group says yes."""
+    """Whether any rank of the group gives True."""
     said = torch.tensor(float(flag), device=device_of(group))
     with losing("a rank"):
         dist.all_reduce(said, group=group)
@@ -77,10 +79,15 @@ def anyone(flag: bool, group: dist.ProcessGroup) -> bool:
 def new_group(
     ranks: list[int] | None, backend: str | None = None, patient: bool = False
 ) -> dist.ProcessGroup:
-    """A group of these ranks, or of all; every rank makes it. A `patient` one never gives up by
-    itself: its user decides how long a silence may be."""
+    """A process group of these ranks, or of all ranks if None. Every rank must call this.
+
+    Args:
+        ranks: the members.
+        backend: "gloo" or "nccl"; by default that of the default group.
+        patient: never time out; the group's user then decides how long to wait.
+    """
     timeout = datetime.timedelta(days=365) if patient else None
-    # What is no group is so for the ranks outside of it, which do not use it.
+    # Ranks outside the group get a placeholder, which they never use.
     return dist.new_group(ranks, timeout, backend)  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""Every process has all blocks, and a part of every batch."""
+"""Replicas: every process has all blocks and trains them on its part of every batch."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class DataParallel:
     averaged over the replicas while the next block runs. The last rank is the leader.
 
     Args:
-        rule: with all blocks.
-        sync_batchnorm: share BatchNorm's statistics of a batch, on accelerators; otherwise each
-            replica has its own, and the run keeps those of the last.
+        rule: the rule, with all blocks.
+        sync_batchnorm: share BatchNorm's statistics of a batch over the replicas, on accelerators;
+            otherwise each replica has its own, and the run keeps those of the last.
     """
 
     reads_input = True
@@ -69,14 +69,14 @@ class DataParallel:
         self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
     ) -> Sequence[Tensor | None]:
         assert x is not None
-        self._stops = False  # replicas have unlike numbers of batches: they stop after evaluation
+        self._stops = False  # replicas evaluate different numbers of batches: they stop afterwards
         return rule.exits(x)
 
     def stops(self, asked: bool) -> bool:
         return self._stops
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        return dict(state) if self.leader else None  # the replicas are alike
+        return dict(state) if self.leader else None  # all replicas have the same state
 
     def add_up(self, tally: Metrics) -> None:
         self._control.add_up(tally)

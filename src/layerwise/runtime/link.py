@@ -1,4 +1,4 @@
-"""Tensors from one process to the next, in order, with a bounded number under way."""
+"""One-way links: tensors from one process to another, in order and bounded in number."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
-TENSORS, DIMS = 4, 6  # the most of a message, and of a tensor
-EACH = 3 + DIMS  # dtype, whether channels come last in memory, dimensions, sizes
-MORE, LAST, PASSED, CLOSED = range(4)  # marks: more follows; all stop now; a pass is over; the end
+TENSORS, DIMS = 4, 6  # largest number of tensors in a message, and of dimensions in a tensor
+EACH = 3 + DIMS  # dtype, whether channels are last in memory, number of dimensions, sizes
+# Marks of a message: more messages follow; training stops after this one; a training pass has no
+# more batches; the link is closed.
+MORE, LAST, PASSED, CLOSED = range(4)
 
 
 class Sender:
-    """The end of a link that gives: a thread sends while the stage computes.
+    """The sending end of a link: a thread sends while the stage computes.
 
     Args:
-        to: the rank that takes.
-        group: a process group of this link's own.
-        depth: messages under way at most.
+        to: the rank that receives.
+        group: a process group that only this link uses.
+        depth: largest number of messages that wait to be sent.
     """
 
     def __init__(self, to: int, group: dist.ProcessGroup, depth: int = 2):
@@ -45,8 +47,8 @@ class Sender:
         self._thread.start()
 
     def send(self, *tensors: Tensor, mark: int = MORE) -> None:
-        """Send tensors as one message, with a mark. It waits only where `depth` messages are under
-        way: a slow stage holds up those before it, so memory is bounded.
+        """Send tensors as one message, with a mark. Waits only while `depth` messages wait to be
+        sent: a slow stage then holds up the stages before it, so memory is bounded.
 
         Raises:
             LostStage: the other process is gone.
@@ -55,7 +57,8 @@ class Sender:
             pass
 
     def offer(self, *tensors: Tensor, mark: int = MORE, patience_s: float = 0.0) -> bool:
-        """Send, or give up where there is no room in time; whether it was sent.
+        """Send, or give up if there is no room within `patience_s` seconds; return whether the
+        message was sent.
 
         Raises:
             LostStage: the other process is gone.
@@ -68,7 +71,11 @@ class Sender:
         return True
 
     def close(self) -> None:
-        """Say that nothing follows, and wait until the other side has everything."""
+        """Close the link, and wait until the other side has received everything.
+
+        Raises:
+            LostStage: the other process is gone.
+        """
         self.send(mark=CLOSED)
         while self._thread.is_alive():
             self._thread.join(1.0)
@@ -102,14 +109,14 @@ class Sender:
 
 
 class Receiver:
-    """The end of a link that takes: a thread receives while the stage computes.
+    """The receiving end of a link: a thread receives while the stage computes.
 
     Args:
-        source: the rank that gives.
-        group: a process group of this link's own.
-        depth: messages taken in advance at most; 0 for as many as there are.
-        device: where tensors are wanted.
-        timeout_s: how long to wait for a message before its sender counts as hung.
+        source: the rank that sends.
+        group: a process group that only this link uses.
+        depth: largest number of messages received in advance; 0 for no limit.
+        device: the device to which tensors are moved.
+        timeout_s: seconds to wait for a message before its sender counts as hung.
     """
 
     def __init__(
@@ -171,7 +178,11 @@ class Receiver:
 
 @contextlib.contextmanager
 def losing(who: str) -> Iterator[None]:
-    """Tell the loss of another process from an error of this one."""
+    """Within, an error of a collective is raised as the loss of another process.
+
+    Raises:
+        LostStage: as said, with `who` as the process that is lost.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -179,14 +190,14 @@ def losing(who: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """What became of the other process, as a library of messages has it."""
+    """What happened to the other process, according to the error of the communication library."""
     text = str(error).lower()
     gone = any(word in text for word in ("closed", "reset", "refused", "broken pipe"))
     return "it closed the connection" if gone else reason(error)
 
 
 def device_of(group: dist.ProcessGroup) -> torch.device:
-    """Where a group's messages lie: gloo's on the host."""
+    """The device on which a group's messages must lie: the host for gloo, a GPU for NCCL."""
     if dist.get_backend(group) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

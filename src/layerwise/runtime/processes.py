@@ -1,4 +1,4 @@
-"""Processes that train together: finding each other, starting, and ending together."""
+"""Processes that train together: how they start, find each other and end."""
 
 from __future__ import annotations
 
@@ -22,35 +22,44 @@ PATIENCE_S = 300.0
 
 
 def started_together() -> bool:
-    """Whether this process was started as one of several, or of one."""
+    """Whether a launcher such as `torchrun` started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def world_size() -> int:
-    """How many processes were started together; 1 where this one is alone."""
+    """The number of processes that were started together; 1 for a process on its own."""
     return int(os.environ["WORLD_SIZE"]) if started_together() else 1
 
 
 def rank() -> int:
-    """This one's number among them."""
+    """The number of this process among those started together, from 0."""
     return int(os.environ["RANK"]) if started_together() else 0
 
 
 def leads() -> bool:
-    """Whether this one keeps the run's files and speaks for all: the last, or the only one."""
+    """Whether this process keeps the run's files and prints for all: the last, or the only one."""
     return rank() == world_size() - 1
 
 
 def restarts() -> int:
-    """How often they were started again after one had failed."""
+    """How often the processes were started again after one had failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int | None]:
-    """The runtime that `auto` stands for here, and how many stages it has (None: no other process).
+    """The runtime that `auto` stands for here, and its number of stages.
+
+    Args:
+        runtime: "auto", "serial", or the name of another runtime.
+        stages: number of stages asked for; None if it was not given.
+        replicas: number of replicas of each stage.
+
+    Returns:
+        The runtime's name, and the number of stages; None if this process trains alone.
 
     Raises:
-        InputError: they contradict each other, or how many processes were started together.
+        InputError: the arguments contradict each other or the number of processes that were started
+            together.
     """
     together, world = started_together(), world_size()
     for name, value in (("stages", stages), ("replicas", replicas)):
@@ -62,8 +71,8 @@ def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int |
     if runtime == "serial":
         if several:
             raise InputError(
-                f"--stages {stages} --replicas {replicas} contradicts --runtime serial: they are "
-                "processes; leave one out"
+                f"--stages {stages} --replicas {replicas} contradicts --runtime serial: they ask "
+                "for several processes; leave one out"
             )
         if world > 1:
             raise InputError(
@@ -84,7 +93,8 @@ def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int |
 
 
 def local_device(device: str) -> str:
-    """Where each of several processes on this machine has an accelerator of its own, that one."""
+    """The accelerator of this process, if each of several on this machine has one of its own;
+    otherwise `device` as it is."""
     kind, _, index = device.partition(":")
     if world_size() == 1 or kind == "cpu" or not torch.accelerator.is_available():
         return device
@@ -96,27 +106,30 @@ def local_device(device: str) -> str:
 
 @contextlib.contextmanager
 def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
-    """Meet the processes that were started together, where there are any; `torchrun`'s variables
-    say where.
+    """Within, this process is connected to the processes that were started together with it, if
+    there are any, at the address in `torchrun`'s environment variables.
+
+    Args:
+        device: device on which this process trains.
+        timeout_s: seconds that a collective may take; at least `PATIENCE_S` are given.
 
     Yields:
         Whether this process keeps the run's files: the last one, or the only one.
 
     Raises:
-        InputError: they do not meet: a port in use, an address that cannot be reached, one of them
-            missing.
+        InputError: the processes cannot connect: a port is in use, an address cannot be reached, or
+            one of them is missing.
     """
     if not started_together():
         yield True
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Starting up, and what all do together, takes its time however short a silence between two
-    # stages may be.
+    # Starting up and collectives take their time, even if stages give each other little.
     timeout = datetime.timedelta(seconds=max(timeout_s, PATIENCE_S))
     try:
         store, number, count = next(dist.rendezvous("env://", timeout=timeout))
-        # A store may outlive its processes, and would tell those started again of the dead.
+        # A store may outlive its processes; restarted ones must not read what those before wrote.
         store = dist.PrefixStore(f"start-{restarts()}", store)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
@@ -137,10 +150,11 @@ def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
 
 
 def from_leader(make: Callable[[], T]) -> T:
-    """What `make` gives in the process that keeps the run's files, in all.
+    """Call `make` in the process that keeps the run's files, and return its result in every one.
 
     Raises:
-        InputError: as `make` there, everywhere.
+        InputError: in every process, if `make` raises it.
+        LostStage: another process is gone.
     """
     if not dist.is_initialized():
         return make()
@@ -158,16 +172,21 @@ def from_leader(make: Callable[[], T]) -> T:
 
 
 def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
-    """Run `python -m layerwise ARGUMENTS` in as many processes, on this machine.
+    """Run `python -m layerwise ARGUMENTS` in several processes on this machine.
 
-    When one fails, all others are ended; with `restarts` left they are all started again.
+    If one fails, all others are ended; while `restarts` are left, all are started again.
+
+    Args:
+        arguments: of the command line.
+        processes: number of processes.
+        restarts: how often all may be started again.
 
     Returns:
-        The exit code: 0, or that of the process that failed first.
+        The exit code: 0, or the highest one of the processes that failed.
 
     Raises:
         LostStage: a process was killed.
-        Interrupted: this one was asked to stop, and all have.
+        Interrupted: this process was asked to stop, and all others have stopped.
     """
     # Slow to import, and only needed here.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -194,7 +213,7 @@ def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
     except ChildFailedError as error:
         codes = {number: failure.exitcode for number, failure in error.failures.items()}
         killed = [number for number, code in codes.items() if code < 0 and -code != signal.SIGTERM]
-        if killed:  # those that failed for lack of it may have been noticed first
+        if killed:  # others, which failed because it was gone, may have been noticed first
             name = signal.Signals(-codes[killed[0]]).name
             raise LostStage(f"rank {killed[0]} is lost: it was ended by {name}") from error
         return max(codes.values())

@@ -1,4 +1,4 @@
-"""The mean of gradients over processes that hold the same blocks."""
+"""The mean of gradients over the processes that hold the same blocks."""
 
 from __future__ import annotations
 
@@ -23,8 +23,16 @@ class Reducer:
         self._last: Callable[[], None] | None = None
 
     def add(self, parameters: Sequence[nn.Parameter], then: Callable[[], None]) -> None:
-        """Start on a block's gradients, as one message, and be done with those of the block before
-        it; `then` is called when these are done."""
+        """Start to average a block's gradients, as one message, and finish those of the block that
+        was added before it.
+
+        Args:
+            parameters: the block's; those without a gradient are left out.
+            then: called when these gradients are averaged.
+
+        Raises:
+            LostStage: a replica is gone.
+        """
         gradients = [p.grad for p in parameters if p.grad is not None]
         together = torch.cat([g.flatten() for g in gradients]) if gradients else None
         work: dist.Work | None = None
@@ -43,7 +51,7 @@ class Reducer:
         self._last = finish
 
     def finish(self) -> None:
-        """Be done with the last block."""
+        """Wait for the average of the block that was added last."""
         last, self._last = self._last, None
         if last is not None:
             last()

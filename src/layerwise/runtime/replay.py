@@ -1,4 +1,4 @@
-"""What a stage trains on while nothing new has come."""
+"""Batches that a stage trains on again while nothing new has arrived."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ class Replay(Generic[T]):
     """The newest batches, and how often each was used.
 
     Belilovsky et al. 2020 (arXiv:1901.08164), algorithm 2 and section 4.3: a layer that is faster
-    than the one before it uses batches again, the least used first and of these the newest.
+    than the one before it uses batches again. The least used batch is taken first, and among
+    equally used ones the newest.
 
     Args:
-        size: how many batches are kept; the oldest goes first.
+        size: number of batches that are kept; the oldest is dropped first.
     """
 
     def __init__(self, size: int):
@@ -25,11 +26,11 @@ class Replay(Generic[T]):
         return len(self._batches)
 
     def put(self, batch: T) -> None:
-        """Keep a batch that has come."""
+        """Keep a batch that has arrived."""
         self._batches = [*self._batches, (batch, 0)][-self.size :]
 
     def take(self) -> T:
-        """The least used batch, the newest of these; it counts as used once more."""
+        """The newest of the least used batches; it then counts as used once more."""
         least = min(uses for _, uses in self._batches)
         newest = max(k for k, (_, uses) in enumerate(self._batches) if uses == least)
         batch, _ = self._batches[newest]

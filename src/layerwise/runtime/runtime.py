@@ -1,4 +1,4 @@
-"""What a trainer asks of a runtime."""
+"""The contract between a trainer and a runtime."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from layerwise.runs.metrics import Metrics
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a runtime trains on one batch.
+    """Options of one training step.
 
     Attributes:
-        scale: as of `Rule.backward`.
-        on_block: as of `Rule.backward`, for the blocks of this process.
-        before_block: called with a block's number before it runs.
+        scale: as in `Rule.backward`.
+        on_block: as in `Rule.backward`, for the blocks of this process.
+        before_block: called with a block's number before the block runs; some runtimes also call it
+            after the last block, with the number of blocks.
         stops: whether all processes are to stop after this batch.
         completes: whether the gradients are complete after this batch; otherwise more batches add
             to them, and replicas do not average them yet.
@@ -34,21 +35,21 @@ class StepOptions:
 
 
 class Runtime(Protocol):
-    """Where the blocks of a rule live: in this process, or some of them, or for some of the
-    samples. A runtime does not know which rule it runs.
+    """The part of a training that this process does: all blocks, some of the blocks, or all blocks
+    on some of the samples. A runtime does not know which rule it runs.
 
     Every process of a training makes one, with the same rule, and calls the same methods in the
-    same order.
+    same order. Except in a process that trains alone, every method raises `LostStage` if another
+    process is gone.
 
     Attributes:
         rule: the rule, with all blocks.
         blocks: the numbers of the blocks that this process trains.
         leader: whether this process keeps the run's files.
-        reads_input: whether this process needs the inputs, and not the labels alone.
+        reads_input: whether this process needs the inputs as well as the labels.
         replica: the number of this process among those that train the same blocks, each on its own
             part of every batch.
-        counts: whether what a run has counted so far is kept in this process, and not in another
-            replica.
+        counts: whether this process, among its replicas, is the one that keeps the run's counts.
     """
 
     @property
@@ -69,14 +70,17 @@ class Runtime(Protocol):
         """This process's part of `rule.backward(x, y)`.
 
         Args:
-            x: a batch, (B, ...); None where this process does not read it.
-            y: its labels, (B,) or (B, T).
-            options: how.
+            x: a batch of inputs, (B, ...); None if this process does not read them.
+            y: their labels, (B,) or (B, T).
+            options: options of the step.
 
         Returns:
             The report of this process's blocks, with None for the others. Its logits are the
-            network's output where the last block is, and elsewhere the output of the last block
-            that this process has.
+            network's output in a process that has the last block; in others they are the output of
+            the last block that the process has.
+
+        Raises:
+            InputError: as in `Rule.backward`.
         """
         ...
 
@@ -84,16 +88,25 @@ class Runtime(Protocol):
         self, rule: Rule, x: Tensor | None, y: Tensor, stops: bool = False
     ) -> Sequence[Tensor | None]:
         """This process's part of `rule.exits(x)`, with None for the blocks of other processes.
-        `rule` may be an average of the trained one's weights."""
+
+        Args:
+            rule: the trained rule, or one with an average of its weights.
+            x: a batch of inputs, (B, ...); None if this process does not read them.
+            y: their labels, (B,) or (B, T).
+            stops: whether all processes are to stop after this batch.
+        """
         ...
 
     def stops(self, asked: bool) -> bool:
-        """Whether all processes stop after the batch just done; `asked` is what this process was
-        told."""
+        """Whether all processes stop after the batch just done.
+
+        Args:
+            asked: whether this process was asked to stop.
+        """
         ...
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The states of all processes as one; None in every process but the leader."""
+        """The states of all processes as one, in the leader; None in every other process."""
         ...
 
     def add_up(self, tally: Metrics) -> None:
@@ -101,5 +114,5 @@ class Runtime(Protocol):
         ...
 
     def close(self) -> None:
-        """Training is over: wait until the other processes have what they need from this one."""
+        """End the training: wait until the other processes have what they need from this one."""
         ...

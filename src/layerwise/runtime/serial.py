@@ -1,4 +1,4 @@
-"""All blocks in this process."""
+"""One process that trains all blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layerwise.runtime.runtime import StepOptions
 
 
 class Serial:
-    """One process that has every block: the rule's own loop. A `Runtime`.
+    """The rule's own loop, in one process. A `Runtime`.
 
     Args:
         rule: the rule.

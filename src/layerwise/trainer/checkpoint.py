@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from layerwise.errors import InputError
 from layerwise.rules.base import Rule
 
 T = TypeVar("T")
+USE_ANOTHER = "use another one: --checkpoint NAME"
 
 
 def renamed(state: Mapping[str, T]) -> dict[str, T]:
@@ -27,9 +29,10 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
     """Load a network and its heads.
 
     Raises:
-        InputError: the checkpoint belongs to another network or rule.
+        InputError: the checkpoint belongs to another network or rule, or does not hold tensors.
     """
     own = rule.state_dict()
+    tensors_in(state, "rule")
     state = renamed(state) if any(key.startswith("blocks.model.") for key in own) else state
     for key in own.keys() | state.keys():
         here = tuple(own[key].shape) if key in own else "nothing"
@@ -39,17 +42,67 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
                 f"checkpoint: it belongs to another network or rule: {key} is {there} there and "
                 f"{here} here; use the config that it was trained with"
             )
+        if own[key].dtype != state[key].dtype:
+            raise InputError(
+                f"checkpoint: {key} is {state[key].dtype} there and {own[key].dtype} here; "
+                f"{USE_ANOTHER}"
+            )
     rule.load_state_dict(state)
 
 
 def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:
-    """Load the weights that a run evaluates: their moving average if it kept one."""
+    """Load the weights that a run evaluates: their moving average if it kept one.
+
+    Raises:
+        InputError: the checkpoint lacks them, or belongs to another network or rule.
+    """
     ema = state.get("ema")
+    entry(state, "epoch", int, least=0)
     if ema is None:
-        load_rule(rule, state["rule"])
+        load_rule(rule, entry(state, "rule", Mapping))
     else:
+        tensors_in(ema, "ema")
         prefix = "module."
         load_rule(rule, {k[len(prefix) :]: v for k, v in ema.items() if k.startswith(prefix)})
+
+
+def entry(
+    state: Mapping[str, Any], key: str, kind: type | tuple[type, ...], least: float | None = None
+) -> Any:
+    """The value of a key in a checkpoint.
+
+    Args:
+        state: the checkpoint, or a part of it.
+        key: of the value.
+        kind: the type that the value must have.
+        least: the smallest number that it may be.
+
+    Raises:
+        InputError: the key is missing, or its value is of another kind.
+    """
+    if key not in state:
+        raise InputError(f"checkpoint: {key!r} is missing in it; {USE_ANOTHER}")
+    value = state[key]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(
+            f"checkpoint: {key!r} is of the type {type(value).__name__}; {USE_ANOTHER}"
+        )
+    if least is not None and number and not least <= value < math.inf:
+        raise InputError(f"checkpoint: {key!r} is {value}; {USE_ANOTHER}")
+    return value
+
+
+def tensors_in(state: Any, key: str) -> None:
+    """Check that a part of a checkpoint maps names to tensors.
+
+    Raises:
+        InputError: it does not.
+    """
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"checkpoint: {key!r} is not a mapping of tensors; {USE_ANOTHER}")
 
 
 def optimizer_state(
@@ -69,9 +122,12 @@ def load_optimizer_state(
     """Give each optimizer the part of an `optimizer_state` that belongs to its parameters.
 
     Raises:
-        InputError: a checkpoint of an early version, which kept no names of parameters.
+        InputError: a checkpoint of an early version, which kept no names of parameters; the state
+            is that of other parameters, or of another optimizer.
     """
-    if not isinstance(states, Mapping):
+    if not isinstance(states, (Mapping, list)):
+        raise InputError(f"checkpoint: 'optimizers' is not a mapping; {USE_ANOTHER}")
+    if isinstance(states, list):
         raise InputError(
             "checkpoint: it was written by an earlier version, which kept the optimizer's state "
             "without names, so it cannot be continued; `layerwise evaluate` still reads it"
@@ -79,6 +135,7 @@ def load_optimizer_state(
     names = {id(p): name for name, p in rule.named_parameters()}
     if any(name.startswith("blocks.model.") for name in names.values()):
         states = renamed(states)
+    _check_optimizer_state(dict(rule.named_parameters()), states)
     for optimizer in optimizers:
         if optimizer is None:
             continue
@@ -90,6 +147,28 @@ def load_optimizer_state(
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     # Checkpoints hold contiguous tensors; the parameter may be channels-last.
                     state[key] = torch.empty_like(parameter).copy_(value)
+
+
+def _check_optimizer_state(
+    parameters: Mapping[str, nn.Parameter], states: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for name, state in states.items():
+        if name not in parameters:
+            raise InputError(
+                f"checkpoint: its optimizer's state belongs to another network or rule: {name!r} "
+                "is no parameter here; use the config that it was trained with"
+            )
+        if not isinstance(state, Mapping) or state.keys() != next(iter(states.values())).keys():
+            raise InputError(
+                f"checkpoint: the optimizer's state of {name} is not whole; {USE_ANOTHER}"
+            )
+        for key, value in state.items():
+            here = tuple(parameters[name].shape)
+            if isinstance(value, Tensor) and value.ndim and (there := tuple(value.shape)) != here:
+                raise InputError(
+                    f"checkpoint: the optimizer's {key} of {name} is {there} there and {here} "
+                    f"here; {USE_ANOTHER}"
+                )
 
 
 def names_of_blocks(rule: Rule, blocks: Iterable[int]) -> set[str]:

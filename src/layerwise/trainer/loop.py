@@ -24,7 +24,7 @@ from layerwise.trainer.epoch_metrics import Row, last_trained, line_of, measured
 from layerwise.trainer.finite import FiniteCheck
 from layerwise.trainer.observer import Observer
 from layerwise.trainer.optim import Optimizer, Schedule
-from layerwise.trainer.progress import Progress
+from layerwise.trainer.progress import Progress, Watched
 from layerwise.trainer.settings import Settings
 from layerwise.trainer.state import Position, State
 from layerwise.trainer.stepper import Stepper
@@ -71,7 +71,9 @@ class Trainer:
         progress: Progress | None = None,
     ):
         self.settings, self.run, self.fabric = settings, run, fabric
-        self.observers, self.progress = list(observers), progress or Progress()
+        self.observers = list(observers)
+        self.stop = Stop(lambda line: self.progress.say(line))
+        self.progress = Watched(progress or Progress(), on_loss=self.stop.ask)
         self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
         self.eval_loaders = {
             name: loader
@@ -98,7 +100,6 @@ class Trainer:
                 block.compile()
         self.state = State(self.rule, self.runtime, self.stepper, fabric.device)
         self.finite = FiniteCheck(rule, fabric.device, self.runtime.blocks)
-        self.stop = Stop(self.progress.say)
 
     @property
     def position(self) -> Position:
@@ -111,7 +112,7 @@ class Trainer:
         Raises:
             NonFiniteLoss: a loss or a weight became infinite or not a number; the last checkpoint
                 is kept.
-            Interrupted: a signal asked to stop; everything done is saved.
+            Interrupted: a signal asked to stop, or the display is lost; everything done is saved.
         """
         with self.stop.on_signals():
             while self.position.epoch < self.settings.epochs:

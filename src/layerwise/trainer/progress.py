@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from layerwise.costs.blocks import Costs
 
@@ -33,3 +34,39 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Show a message of one line."""
+
+
+class Watched(Progress):
+    """A display that may be lost: a pipe whose reader has ended, or a terminal that is closed.
+
+    Training must not end in the middle of a step because of that. The loss is reported once, and
+    nothing more is shown.
+
+    Args:
+        display: shows what it is told.
+        on_loss: called when the display is lost.
+    """
+
+    def __init__(self, display: Progress, on_loss: Callable[[], None]):
+        self.display, self.on_loss, self.lost = display, on_loss, False
+
+    def costs(self, costs: Costs) -> None:
+        self._show(self.display.costs, costs)
+
+    def start(self, epoch: int, epochs: int, images: int, done: int) -> None:
+        self._show(self.display.start, epoch, epochs, images, done)
+
+    def update(self, done: int, loss: float | None, accuracy: float | None) -> None:
+        self._show(self.display.update, done, loss, accuracy)
+
+    def say(self, line: str) -> None:
+        self._show(self.display.say, line)
+
+    def _show(self, show: Callable[..., None], *arguments: Any) -> None:
+        if self.lost:
+            return
+        try:
+            show(*arguments)
+        except OSError:
+            self.lost = True
+            self.on_loss()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from layerwise.errors import InputError
 from layerwise.rules.base import Rule
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime import Runtime
 from layerwise.trainer.checkpoint import (
+    entry,
     load_optimizer_state,
     load_rule,
     names_of_blocks,
     optimizer_state,
     renamed,
+    tensors_in,
 )
 from layerwise.trainer.stepper import Stepper
 
@@ -93,19 +98,53 @@ class State:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the state of all blocks was taken."""
+        """Continue where the state of all blocks was taken.
+
+        Raises:
+            InputError: a part of the state is missing, of another kind, or does not fit.
+        """
         stepper = self.stepper
+        for name, kind in (
+            ("epoch", int),
+            ("batch", int),
+            ("step", int),
+            ("seconds", (int, float)),
+        ):
+            entry(state, name, kind, least=0)
+        entry(state, "best", (int, float, NoneType))
+        entry(state, "scaler", (Mapping, NoneType))
+        averaged = entry(state, "ema", (Mapping, NoneType)) is not None
+        if averaged != (stepper.ema is not None):
+            raise InputError(
+                f"checkpoint: it has {'' if averaged else 'no '}averaged weights, and the config "
+                f"asks for {'some' if stepper.ema is not None else 'none'}; use the --ema that it "
+                "was trained with"
+            )
+        self._check_position(state)
         self._load_weights(state)
-        load_optimizer_state(self.rule, stepper.optimizers.values(), state["optimizers"])
+        load_optimizer_state(
+            self.rule, stepper.optimizers.values(), entry(state, "optimizers", object)
+        )
         if stepper.scaler is not None:
-            stepper.scaler.load_state_dict(state["scaler"])
-        self.metrics.load_state_dict(state["tally"])
+            stepper.scaler.load_state_dict(entry(state, "scaler", dict))
+        self.metrics.load_state_dict(entry(state, "tally", Mapping))
         self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
         for name in asdict(self.position):
             setattr(self.position, name, state[name])
-        torch.set_rng_state(state["rng"]["cpu"])
+        tensors_in(entry(state, "rng", Mapping), "rng")
+        torch.set_rng_state(entry(state["rng"], "cpu", Tensor))
         if "cuda" in state["rng"] and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
+
+    def _check_position(self, state: Mapping[str, Any]) -> None:
+        """Refuse a checkpoint that was taken with batches of another size, or fewer of them."""
+        steps = self.stepper.steps_per_epoch
+        within = math.ceil(state["batch"] / self.stepper.settings.accumulate)
+        if state["step"] != state["epoch"] * steps + within or within > steps:
+            raise InputError(
+                f"checkpoint: step {state['step']} is not in epoch {state['epoch'] + 1} of "
+                f"{steps} steps each; use the data and the config that it was trained with"
+            )
 
     def _ema_state(self, here: Container[str]) -> dict[str, Tensor]:
         assert self.stepper.ema is not None
@@ -116,4 +155,5 @@ class State:
     def _load_weights(self, state: Mapping[str, Any]) -> None:
         load_rule(self.rule, state["rule"])
         if self.stepper.ema is not None:
+            tensors_in(state["ema"], "ema")
             self.stepper.ema.load_state_dict(renamed(state["ema"]))

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from layerwise.data.images import Images
+from layerwise.data.sources.files import File
 from layerwise.data.splits import Parts
 
-VERSION = 1  # changes with the decoding; part of the key
+VERSION = 2  # changes with the decoding; part of the key. 2: images are turned as EXIF says
 PARTS = ("train", "validation", "test")
 
 log = logging.getLogger(__name__)
@@ -31,13 +32,9 @@ def key(*facts: object) -> str:
     return hashlib.sha256(repr((VERSION, *facts)).encode()).hexdigest()[:24]
 
 
-def state(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def state(files: Iterable[File]) -> list[tuple[str, int, int]]:
     """For each file its path, size in bytes and time of last change in ns, to notice changes."""
-    found = []
-    for file in files:
-        stat = file.stat()
-        found.append((str(file), stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
+    return sorted((str(file.path), file.size, file.changed_ns) for file in files)
 
 
 def read(root: Path, key: str) -> Parts | None:
@@ -51,13 +48,17 @@ def read(root: Path, key: str) -> Parts | None:
                 for part in PARTS
                 if f"{part}.images" in names
             }
-            classes = tuple(json.loads(file.metadata()["classes"]))
+            about = file.metadata()
+            classes = tuple(json.loads(about["classes"]))
+            left_out = tuple(json.loads(about["left_out"]))
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         log.warning("cache %s is not readable and is written anew: %s", path, error)
         return None
-    return Parts(found["train"], found.get("validation"), found.get("test"), classes)
+    return Parts(
+        found["train"], found.get("validation"), found.get("test"), classes, left_out=left_out
+    )
 
 
 def write(root: Path, key: str, parts: Parts) -> None:
@@ -77,7 +78,8 @@ def write(root: Path, key: str, parts: Parts) -> None:
         # Under a temporary name first, so that nobody ever reads half a file.
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         os.close(handle)
-        save_file(tensors, temporary, {"classes": json.dumps(parts.classes)})
+        about = {"classes": json.dumps(parts.classes), "left_out": json.dumps(parts.left_out)}
+        save_file(tensors, temporary, about)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         log.warning("decoded images are not cached in %s: %s", path.parent, error)

@@ -9,10 +9,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layerwise.data.sources import cache
+from layerwise.data.sources.files import Tree, names_and_sizes, path_of
 from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
@@ -21,7 +23,8 @@ from layerwise.errors import InputError
 def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
     """Load an image set of the hub.
 
-    The columns are found by their type: one must hold images, and one class labels or integers.
+    The columns are found by their type: one must hold images, and one class labels, or integers
+    under a usual name of labels. Splits may have the usual names of the parts, such as `dev`.
 
     Args:
         name: a local directory or a name on the hub, followed by `#CONFIG` if the set has several
@@ -35,23 +38,21 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
             label column; the splits have different classes; an image cannot be read.
     """
     place, _, config = name.partition("#")
-    folder = Path(place).expanduser()
+    folder = path_of(place, "--data hf")
     local = folder.is_dir()
     if not local and place.startswith(("/", ".", "~")):
         raise InputError(f"data hf:{name}: there is no directory {folder}; give one, or a hub name")
-    key = None
+    key = about = None
     if local:
         # Known without importing `datasets`: the second run does not need it.
-        files = [
-            file
-            for file in folder.rglob("*")
-            if file.is_file() and not any(p.startswith(".") for p in file.relative_to(folder).parts)
-        ]
+        files = list(Tree(f"hf:{name}").below(folder, lambda _: True))
         if not files:
             raise InputError(f"data hf:{name}: {folder} is empty; it must hold parquet or images")
         key = cache.key("hf", str(folder.resolve()), config, size, cache.state(files))
+        # The text of a data set card is no data.
+        about = names_and_sizes(folder, [f for f in files if f.path.suffix != ".md"])
         if (kept := cache.read(root, key)) is not None:
-            return kept
+            return replace(kept, files=about)
     tables = _open(name, folder.resolve() if local else place, config or None, download)
     if key is None:
         prints = sorted((split, table._fingerprint) for split, table in tables.items())
@@ -60,7 +61,7 @@ def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
             return kept
     parts = parts_of(f"hf:{name}", tables, size)
     cache.write(root, key, parts)
-    return parts
+    return replace(parts, files=about)
 
 
 def _open(name: str, place: Path | str, config: str | None, download: bool) -> Mapping[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from layerwise.data.decode import identify
+from layerwise.data.sources.files import LARGEST_BYTES, read_file
+from layerwise.data.sources.roles import roles
 from layerwise.data.splits import Parts
 from layerwise.data.stream import gather
 from layerwise.errors import InputError
 
-ROLES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+# Names of integer columns that hold labels. Integers of other names may be anything, such as an id.
+OF_LABELS = ("label", "labels", "class", "classes", "target", "targets", "category", "y")
 
 
 class Rows:
@@ -45,15 +50,17 @@ class Rows:
         if row is None:
             raise ValueError("no image")
         if row["bytes"] is not None:
-            return Image.open(io.BytesIO(row["bytes"]))
-        return Image.open(io.BytesIO(Path(row["path"]).read_bytes()))
+            return identify(io.BytesIO(row["bytes"]))
+        if row["path"] is None:
+            raise ValueError("neither bytes nor a path")
+        return identify(io.BytesIO(read_file(Path(row["path"]), LARGEST_BYTES)))
 
     def where(self, i: int) -> str:
         return f"row {i} of split {self.split!r} (column {self.column!r})"
 
 
 def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
-    """The parts of a set; columns are found by their type, not by their name.
+    """The parts of a set; columns are found by their type, and by their name if that is not enough.
 
     Args:
         name: of the data set, for errors.
@@ -61,10 +68,11 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
         size: height and width in pixels; None if the images have one size.
 
     Raises:
-        InputError: there is no split to train on; there is no image column or no label column; the
+        InputError: there is no split to train on, or there are two splits for one part; there is no
+            image column or no label column, or several that could be; there is a single class; the
             splits have different classes or columns; an image cannot be read.
     """
-    found = {role: split for role, names in ROLES.items() for split in tables if split in names}
+    found = roles(f"data {name}: its splits", tables)
     if "train" not in found and len(tables) == 1:
         found = {"train": next(iter(tables))}
     if "train" not in found:
@@ -74,6 +82,17 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
     train = tables[found["train"]]
     image = _image_column(name, train.features)
     label, classes = _label_column(name, train)
+    if len(classes) == 1:
+        raise InputError(
+            f"data {name}: the label column {label!r} has a single class, {classes[0]}, so "
+            "every prediction is right; give a set of at least two classes"
+        )
+    left_out = [
+        f"split {split!r} with {len(table)} rows is left out, because its name is none of those of "
+        "training, validation and test parts"
+        for split, table in tables.items()
+        if split not in found.values()
+    ]
     parts: dict[str, Any] = {}
     for role, split in found.items():
         table = tables[split]
@@ -85,7 +104,9 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
                 )
         labels = _labels(name, table, split, label, classes)
         if labels is None and role != "train":
-            continue  # its labels are not published, as those of ImageNet's test part
+            # Its labels are not published, as those of ImageNet's test part.
+            left_out.append(f"split {split!r} is left out, because none of its rows has a label")
+            continue
         if labels is None or len(labels) == 0:
             raise InputError(f"data {name}: split {split!r} has no labelled rows; fill it")
         names = getattr(table.features[label], "names", None)
@@ -99,7 +120,13 @@ def parts_of(name: str, tables: Mapping[str, Any], size: int | None) -> Parts:
     if "test" not in parts:
         # Published results of such a set are those on its validation part.
         parts["test"] = parts.pop("validation", None)
-    return Parts(parts["train"], parts.get("validation"), parts["test"], classes)
+    return Parts(
+        parts["train"],
+        parts.get("validation"),
+        parts["test"],
+        classes,
+        left_out=tuple(left_out),
+    )
 
 
 def _image_column(name: str, features: Mapping[str, Any]) -> str:
@@ -115,16 +142,26 @@ def _image_column(name: str, features: Mapping[str, Any]) -> str:
 def _label_column(name: str, table: Any) -> tuple[str, tuple[str, ...]]:
     """The label column and its classes.
 
-    It is the column of class labels with the most classes. Without such a column, it is the integer
-    column named `label`, or the only integer column.
+    It is the column of class labels. Of several, it is the one that decides the others, as the 100
+    classes of CIFAR-100 decide its 20, or the one named as labels usually are. Without a column of
+    class labels, it is the integer column named so.
     """
     features = table.features
     named = {c: tuple(f.names) for c, f in features.items() if type(f).__name__ == "ClassLabel"}
     if named:
-        column = max(named, key=lambda c: len(named[c]))  # CIFAR-100 has coarse ones too
+        column = _finest(table, named) or _usual(named)
+        if column is None:
+            raise InputError(
+                f"data {name}: the columns {', '.join(named)} all hold class labels; keep one of "
+                "them, or name it 'label'"
+            )
         return column, named[column]
-    integers = [c for c, f in features.items() if "int" in str(getattr(f, "dtype", ""))]
-    column = "label" if "label" in integers else integers[0] if len(integers) == 1 else None
+    integers = [
+        c
+        for c, f in features.items()
+        if type(f).__name__ == "Value" and re.match("u?int", str(f.dtype))
+    ]
+    column = _usual(integers)
     if column is None:
         raise InputError(
             f"data {name}: no label column among {', '.join(features)}; one column must be a "
@@ -132,6 +169,27 @@ def _label_column(name: str, table: Any) -> tuple[str, tuple[str, ...]]:
         )
     values = sorted({v for v in table[column][:] if v is not None and v != -1})
     return column, tuple(str(v) for v in values)
+
+
+def _finest(table: Any, named: Mapping[str, tuple[str, ...]]) -> str | None:
+    """The column of class labels that decides all others; None if there is none."""
+    if len(named) == 1:
+        return next(iter(named))
+    column = max(named, key=lambda c: len(named[c]))
+    values = {c: list(table[c][:]) for c in named}
+    for other in named:
+        pairs = set(zip(values[column], values[other], strict=True))
+        if len(pairs) > len(set(values[column])):
+            return None
+    return column
+
+
+def _usual(columns: Iterable[str]) -> str | None:
+    """The column named `label`, or the only one named as labels usually are; None without one."""
+    found = [c for c in columns if c.casefold() in OF_LABELS]
+    if "label" in found:
+        return "label"
+    return found[0] if len(found) == 1 else None
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layerwise.data.sources.files import Tree, read_file
 from layerwise.errors import InputError
 
 
 def read(path: Path, name: str) -> str:
-    """The text of a file, or of all .txt files in a folder.
+    """The text of a file, or of all .txt files in a folder, except hidden ones.
 
     Args:
         path: a UTF-8 file, or a folder of such files. They are joined in the order of their paths,
@@ -23,7 +25,11 @@ def read(path: Path, name: str) -> str:
     Raises:
         InputError: there is no such file, or it is not UTF-8.
     """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if path.is_dir():
+        found = Tree(name).below(path, lambda file: file.endswith(".txt"))
+        files = [file.path for file in found]
+    else:
+        files = [path]
     if not files:
         raise InputError(
             f"data {name}: {path} holds no .txt file; give a text file, or a folder of .txt files"
@@ -31,13 +37,16 @@ def read(path: Path, name: str) -> str:
     parts = []
     for file in files:
         try:
-            parts.append(file.read_text(encoding="utf-8-sig"))
+            lines = io.TextIOWrapper(io.BytesIO(read_file(file)), encoding="utf-8-sig")
+            parts.append(lines.read())  # with \n at the end of each line, whatever the file has
         except UnicodeDecodeError as error:
             raise InputError(
                 f"data {name}: {file} is not UTF-8 at byte {error.start}; convert it"
             ) from error
         except OSError as error:
-            raise InputError(f"data {name}: {file} cannot be read: {error.strerror}") from error
+            raise InputError(
+                f"data {name}: {file} cannot be read: {error.strerror or error}"
+            ) from error
     return "\n".join(parts)
 
 

@@ -131,4 +131,9 @@ def imagenet(root: Path, size: int) -> Parts:
     def scaled(part: Part | None) -> Part | None:
         return replace(part, margin=IMAGENET_MARGIN) if isinstance(part, Stream) else part
 
-    return Parts(scaled(parts.train) or parts.train, None, scaled(parts.test), parts.classes)
+    return replace(
+        parts,
+        train=scaled(parts.train) or parts.train,
+        validation=None,
+        test=scaled(parts.test),
+    )

@@ -1,4 +1,4 @@
-"""What every learning rule is made of."""
+"""The contract of learning rules: base classes, and the tools to write a rule with."""
 
 from layerwise.objectives.batch import OnBlock, Scale
 from layerwise.rules.base.differentiate import (

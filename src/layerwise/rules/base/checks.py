@@ -1,4 +1,4 @@
-"""What a rule refuses before it trains on a batch."""
+"""Checks of what a rule is given: its blocks, and its batches."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 
 
 def checked(call: str, blocks: Blocks) -> Blocks:
-    """`blocks`, where they are Blocks.
+    """Return `blocks` if they are Blocks.
+
+    Args:
+        call: name of the rule, for the error.
+        blocks: what the rule was given.
 
     Raises:
-        InputError: they are not.
+        InputError: they are something else.
     """
     if not isinstance(blocks, Blocks):
         raise InputError(
@@ -34,13 +38,13 @@ def checked(call: str, blocks: Blocks) -> Blocks:
 
 
 class BatchCheck:
-    """Checks that a rule can use the batches it is given.
+    """The check that a rule can use the batches it is given.
 
-    The values of labels are read once for each kind of labels, because the host waits for the
-    device to read them.
+    The values of labels are read only in the first batch with labels of each type and number of
+    axes, because the host has to wait for the device to read them.
 
     Args:
-        rule: whose batches are checked; its objectives are made.
+        rule: the rule, whose objectives have been built.
     """
 
     def __init__(self, rule: Rule):
@@ -61,20 +65,20 @@ class BatchCheck:
         self.seen: set[tuple[torch.dtype, int]] = set()
 
     def __call__(self, batch: Batch) -> None:
-        """Refuse a batch that the rule cannot use, and bring its labels to the form that the
-        default criterion reads. Labels of another criterion are not looked at.
+        """Refuse a batch that the rule cannot use, and bring its labels into the form that the
+        default criterion reads. Labels for another criterion are not checked.
 
         Raises:
-            InputError: inputs that are not as many, or a multiple, of the labels; as `views`;
-                labels that the default criterion cannot use.
+            InputError: the number of inputs is not the number of labels or a multiple of it; a
+                number of views that `views` refuses; labels that the default criterion cannot use.
         """
         if batch.augmented is not None:
             rows = len(leading(batch.augmented))
             views, rest = divmod(rows, max(1, batch.rows))
             if rest or not views:
                 raise InputError(
-                    f"{self.call}: got {rows} inputs for {batch.rows} labels; "
-                    "give one label for each input, or for its views, view after view"
+                    f"{self.call}: got {rows} inputs for {batch.rows} labels; give one label for "
+                    "each input, or V augmented views of each input, view after view"
                 )
             self.views(views)
         if self.shapes is None or not self.default_criterion:
@@ -85,19 +89,20 @@ class BatchCheck:
         self.seen.add(kind)
 
     def views(self, views: int) -> None:
-        """Refuse batches of this number of augmented views.
+        """Refuse batches with this number of augmented views if the rule cannot use them.
 
         Raises:
-            InputError: more than one, and nothing compares them; fewer than an objective needs.
+            InputError: several views, but no objective compares views; fewer views than an
+                objective needs.
         """
         if views > 1 and not self.needs_views:
             raise InputError(
-                f"{self.call}: got {views} views of every sample, and nothing here "
-                "compares them; give one (--views 1), or an objective that does: NTXent"
+                f"{self.call}: got {views} views of every sample, but no objective compares views; "
+                "give one view (--views 1), or an objective that compares them: NTXent"
             )
         if views < self.needs_views:
             raise InputError(
                 f"{self.comparing[-1] if self.comparing else self.call}: got {views} view of every "
-                f"sample, and it compares {self.needs_views}; give --views {self.needs_views}, in "
+                f"sample, but compares {self.needs_views}; give --views {self.needs_views}, in "
                 f"Python data.Loader(views={self.needs_views})"
             )

@@ -1,4 +1,4 @@
-"""`loss.backward()` as the rules call it."""
+"""`differentiate`: `loss.backward()` for rules."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor
 from layerwise.errors import InputError
 from layerwise.objectives.batch import Scale, identity
 
-# Within a step of a network of which several blocks use a tensor that depends on parameters alone.
+# True within a step of a network in which several blocks use a tensor that depends on parameters
+# only, such as a weight that is computed once.
 _KEEPS_GRAPHS: contextvars.ContextVar[bool] = contextvars.ContextVar("keeps graphs", default=False)
 
 
 @contextlib.contextmanager
 def kept_graphs() -> Iterator[None]:
-    """Within, differentiating a loss leaves its graph: a part of it is another block's, too. The
-    graph goes with the tensors that have it."""
+    """Within, `differentiate` keeps the graph of a loss, because another block uses a part of it.
+    The graph is freed with the tensors that hold it."""
     token = _KEEPS_GRAPHS.set(True)
     try:
         yield
@@ -35,16 +36,20 @@ def differentiate(
     retain: bool = False,
     also: Iterable[tuple[Tensor, Tensor]] = (),
 ) -> None:
-    """`scale(loss).backward()` as PyTorch asks for it: outside autocast, and only where some
-    parameter wants it.
+    """Do `scale(loss).backward()`: add the gradient of the scaled loss to `.grad` of the leaves.
+
+    As PyTorch recommends, this runs outside autocast. Nothing happens if no leaf needs a gradient.
 
     Args:
-        loss: (), or any tensor whose `gradient` is given.
-        scale: of the loss, or of its gradient.
-        gradient: of what is minimised with respect to `loss`, its shape.
-        inputs: the leaves whose `.grad` is wanted; by default all there are.
-        retain: keep the graph, to be differentiated again.
-        also: further tensors and their gradients, in the same pass; they are not scaled.
+        loss: the loss, (); or, together with `gradient`, any tensor.
+        scale: applied to the loss or to `gradient`; a rule passes `batch.scale`.
+        gradient: the gradient with respect to `loss`, in its shape, from which the pass starts.
+        inputs: the leaves whose `.grad` is filled; by default all leaves that require grad.
+        retain: keep the graph, so that it can be differentiated again.
+        also: further tensors with their gradients, for the same pass; these are not scaled.
+
+    Raises:
+        InputError: gradients are off.
     """
     refuse_without_gradients()
     wanted = None if inputs is None else [tensor for tensor in inputs if tensor.requires_grad]
@@ -55,7 +60,7 @@ def differentiate(
             else:
                 gradient = scale(gradient).to(loss.dtype)
                 if loss.dim() == 4 and loss.is_contiguous(memory_format=torch.channels_last):
-                    # Else every operation on the way back copies into the other format.
+                    # Otherwise every operation of the backward pass copies into this format.
                     gradient = gradient.contiguous(memory_format=torch.channels_last)
             more = list(also)
             torch.autograd.backward(
@@ -68,23 +73,29 @@ def differentiate(
 
 
 def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Outside autocast; where it is off anyway, at no cost."""
+    """A context without autocast, at no cost if it is off anyway."""
     if not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def refuse_without_gradients() -> None:
-    """Refuse a step where gradients are off."""
+    """Refuse a step while gradients are off. `differentiate` does this itself; a rule that does not
+    call it, because it sets `.grad` by other means, calls this.
+
+    Raises:
+        InputError: gradients are off.
+    """
     if not torch.is_grad_enabled():
         raise InputError(
-            "backward(x, y): called where gradients are off; call it outside torch.no_grad() and "
+            "backward(x, y): called while gradients are off; call it outside torch.no_grad() and "
             "torch.inference_mode()"
         )
 
 
 def forget_casts(device: torch.device) -> None:
-    """Autocast keeps the weights it cast until its context ends, and would go on using them after a
-    step inside the context."""
+    """Clear the weights that autocast has cast. It keeps them until its context ends, so it would
+    use old weights after an optimizer step within the context. `differentiate` does this itself; a
+    rule that does not call it calls this at the end of its step."""
     if torch.is_autocast_enabled(device.type):
         torch.clear_autocast_cache()

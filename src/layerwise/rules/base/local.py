@@ -1,4 +1,4 @@
-"""Rules under which a block needs nothing from later blocks before it learns."""
+"""The base class of rules whose blocks need nothing from later blocks in order to learn."""
 
 from __future__ import annotations
 
@@ -15,32 +15,41 @@ from layerwise.rules.base.rule import Done, Needs, Rule
 
 
 class LocalRule(Rule):
-    """A rule under which a block's gradient is there once its input is: blocks may live in
-    different processes.
+    """The base class of rules in which a block's gradient depends only on its input and the labels,
+    so that blocks can train in different processes.
 
-    By default every block k minimises its own objective; sg[] stops the gradient between blocks:
+    By default every block k minimises its own objective. With sg[] a stopped gradient:
 
         h_k = f_k(sg[h_{k-1}]),    grad_k = d objective_k(h_k) / d (f_k, head_k)
 
-    The input of a block does not require grad, so its gradient is never computed. A block that has
-    no objective is not trained. A rule that trains its blocks otherwise writes `local_step`.
+    The input of a block does not require grad, so no gradient with respect to it is computed. A
+    block without an objective is not trained. A rule that trains its blocks in another way writes
+    `local_step`; `step` calls it for one block after the other.
 
     Args:
-        blocks, objectives, criterion: as of `Rule`.
+        blocks, objectives, criterion: as in `Rule`.
+
+    Raises:
+        InputError: as in `Rule`.
     """
 
     needs = Needs.FORWARD
 
     def local_step(self, k: int, h: Any, batch: Batch) -> Done:
-        """Block k's step: its gradients are in `.grad`, and its graph is gone, when this returns.
+        """Make block k's step. When this returns, the block's gradients are in `.grad`, and its
+        graph is freed.
+
+        A rule that carries further tensors from block to block (`Done.carry`) takes them as further
+        arguments after `batch`, with defaults, because the first block is given none.
 
         Args:
             k: number of the block.
-            h: its input, detached, (B, ...); of the first block what `first_input` gives.
-            batch: the step's.
+            h: its input, ((V + views) B, ...), detached (`Reading`); usually (B, ...). For the
+                first block, `first_input(batch)`.
+            batch: the step's batch.
 
-        A rule whose blocks carry further tensors from one to the next (`Done.carry`) takes them as
-        further arguments, which are left out for the first block.
+        Returns:
+            What the block passes on and reports.
         """
         if k not in self.objectives:
             with torch.no_grad():
@@ -51,36 +60,47 @@ class LocalRule(Rule):
         return Done(h.detach(), loss.detach(), scores)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> Tensor | None:
-        """Under `Needs.NEXT`, the step of block k's auxiliary networks from what block k+1 sent
-        back. It may come after later batches, when weights have moved.
+        """Under `Needs.NEXT`, make the step of block k's auxiliary networks with the tensor that
+        block k+1 sent back. This may come after steps on later batches, when weights have changed.
+        Does nothing by default.
 
         Args:
             k: number of the block.
-            done: what its `local_step` gave; without `kept` where weights may have moved since.
-            back: what block k+1 gave as `Done.back`.
-            batch: the step's.
+            done: the result of its `local_step`; without `kept` if weights may have changed since.
+            back: `Done.back` of block k+1.
+            batch: the step's batch.
 
         Returns:
-            The loss of the auxiliary networks, (), where it is the block's reported loss.
+            The loss of the auxiliary networks, (), if it is to be the block's reported loss;
+            otherwise None.
         """
         return None
 
     def learned(self, k: int, done: Done, back: Tensor | None, batch: Batch) -> Tensor | None:
-        """Let block k's auxiliary networks learn, where block k+1 sent something back; gives the
-        block's reported loss."""
+        """Call `learn` if block k+1 sent a tensor back; return block k's reported loss, () or
+        None."""
         loss = None if back is None else self.learn(k, done, back, batch)
         return done.loss if loss is None else loss
 
     def first_input(self, batch: Batch) -> Inputs:
-        """The input of the first block, detached."""
+        """The input of the first block, ((V + views) B, ...), detached."""
         return self.reading.first_input(batch)
 
     def reads_input(self, blocks: Iterable[int]) -> bool:
-        """Whether these blocks read `batch.x` other than as the input of the first block."""
+        """Whether any of these blocks or their objectives reads the network's inputs, apart from
+        the first block, of which they are the input. Heads read padding masks, which only a
+        network that takes several inputs is given."""
         blocks = list(blocks)
-        objectives = map(self.objectives.get, blocks)
-        return any(o.reads_input for o in objectives if o is not None) or any(
-            k > 0 and self.blocks.reads_inputs(k) for k in blocks
+        objectives = [o for k in blocks if (o := self.objectives.get(k)) is not None]
+        example = self.blocks.example
+        masks = example is not None and not isinstance(example, Tensor)
+        return (
+            any(o.reads_input for o in objectives)
+            or (
+                masks
+                and any(getattr(m, "reads_inputs", False) for o in objectives for m in o.modules())
+            )
+            or any(k > 0 and self.blocks.reads_inputs(k) for k in blocks)
         )
 
     def step(self, batch: Batch) -> Tensor:
@@ -93,5 +113,5 @@ class LocalRule(Rule):
             if k == last or not late:
                 batch.done(k, done.loss, done.scores)
             h, carry, before = done.out, done.carry, done if late else None
-            del done  # the block's scores go before the next block runs
+            del done  # the block's scores are freed before the next block runs
         return h

@@ -1,4 +1,4 @@
-"""The objectives of a rule's blocks, and other modules that some blocks have."""
+"""The objectives of a rule's blocks, and a container for modules that only some blocks have."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Classify, Objective
 from layerwise.objectives.classify import Criterion
+from layerwise.rules.base.checks import checked
 
 Of = TypeVar("Of", bound=nn.Module)
 
 
 class OfBlocks(nn.Module, Generic[Of]):
-    """A module for some of the blocks, under the block's number.
+    """Modules that belong to some of the blocks, as a dict from a block's number to its module.
 
-    `of_blocks[k]` is that of block k; `of_blocks.get(k)` is None where there is none.
+    `of_blocks[k]` is the module of block k; `of_blocks.get(k)` is None if it has none.
     """
 
     def __setitem__(self, k: int, module: Of) -> None:
@@ -53,19 +54,24 @@ def one_per_block(
     Args:
         call: name of the rule, for errors.
         blocks: the network.
-        objectives: one objective, of which every block but the last gets its own copy; or one per
-            block, None for a block that has none; or one per block but the last; or None: only the
-            last block has one.
-        criterion: the last block's loss where its objective is left out.
+        objectives: one objective, which is copied for every block except the last; or one for each
+            block, with None for a block without one; or one for each block except the last; or
+            None, so that only the last block has one.
+        criterion: the last block's loss if its objective is left out.
+
+    Returns:
+        One objective or None for each block; the last block always has one.
 
     Raises:
-        InputError: something else than objectives; another number of them; none for the last block.
+        InputError: `blocks` or `objectives` are something else; a wrong number of objectives; None
+            for the last block.
     """
+    count = len(checked(call, blocks))
     given: list[Objective | None]
     if objectives is None:
-        given = [None] * (len(blocks) - 1)
+        given = [None] * (count - 1)
     elif isinstance(objectives, Objective):
-        given = [copy.deepcopy(objectives) for _ in range(len(blocks) - 1)]
+        given = [copy.deepcopy(objectives) for _ in range(count - 1)]
     else:
         given = list(objectives) if isinstance(objectives, Iterable) else [objectives]
     wrong = [type(o).__name__ for o in given if not isinstance(o, Objective | None)]
@@ -88,6 +94,6 @@ def one_per_block(
             "predict; leave it out, and it predicts the labels from the network's output"
         )
     modules = [module for o in given if o is not None for module in o.modules()]
-    if len(set(modules)) < len(modules):  # a head, too, belongs to one block
+    if len(set(modules)) < len(modules):  # every head belongs to one block
         given = [copy.deepcopy(o) for o in given]
     return given

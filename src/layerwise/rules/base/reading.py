@@ -1,4 +1,4 @@
-"""How the blocks run so that their objectives get what they read."""
+"""Running the blocks so that each objective gets the outputs that it reads."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from layerwise.objectives.batch import Batch
 
 
 class Reading:
-    """What the objectives of a network's blocks read, and how the blocks run to give it.
+    """Runs a network's blocks so that each objective gets its `Activity`.
 
     Some objectives read more than the output of their block: the output before the pooling that
     ends the block, the output for further views of the input (`Objective.views`), or the outputs
     for several augmented views of the batch (`Objective.needs_views`). All of these pass through
-    the blocks as one tensor of (V + views) B rows: the V augmented views of the batch, and below
-    them each further view of the first. A view passes up to the last block that reads it.
+    the blocks as one tensor of (V + views) B rows: first the V augmented views of the batch, then
+    each further view of the first augmented one. A view passes up to the last block that reads it.
+    If no objective reads more, there are B rows.
 
     Args:
         call: name of the rule, for errors.
         blocks: the network.
-        objectives: one for each block, or None.
+        objectives: one objective or None for each block.
 
     Attributes:
-        needs_views: the number of augmented views of every sample that the objectives compare at
-            least; 0 where none compares any.
+        needs_views: the smallest number of augmented views of every sample that the objectives can
+            compare; 0 if none compares any.
     """
 
     def __init__(self, call: str, blocks: Blocks, objectives: Sequence[Objective | None]):
         self.call = call
-        # A block whose objective reads what comes before its pooling runs in two parts.
+        # A block whose objective reads its output before the pooling runs in two parts.
         self._parts = {
             k: parts
             for k, objective in enumerate(objectives)
@@ -48,11 +49,11 @@ class Reading:
             and objective.reads_unpooled
             and (parts := before_pooling(blocks[k])) is not None
         }
-        # Of the views, those that pass through most blocks come first.
+        # Views that pass through more blocks come first.
         until = {view: k for k, o in enumerate(objectives) if o is not None for view in o.views}
         views = sorted(until, key=lambda view: -until[view])
         self._views = [tuple(v for v in views if until[v] >= k) for k in range(len(blocks))]
-        # Augmented views, too, pass up to the last block that compares them.
+        # Augmented views pass up to the last block that compares them.
         self._compared = [
             any(o is not None and o.needs_views for o in objectives[k:]) for k in range(len(blocks))
         ]
@@ -69,15 +70,26 @@ class Reading:
             return inputs
         if not isinstance(inputs, Tensor):
             raise InputError(
-                f"{self.call}: an objective asks for further views of the input, and the "
-                f"network takes {describe(inputs)}; views are of one tensor"
+                f"{self.call}: an objective reads further views of the input, but the network "
+                f"takes {describe(inputs)}, and views are made of one tensor; give an objective "
+                "without views"
             )
         first = batch.x.detach()
         return torch.cat([inputs, *(view(first) for view in views)])
 
     def unpooled(self, k: int, h: Any, batch: Batch, keep: bool = False) -> Tensor:
-        """Run block k on h; gives its output, before the pooling that ends the block where its
-        objective reads that. `keep` as of `Batch.run`."""
+        """Run block k on h, without the pooling that ends the block if its objective reads the
+        output before it. Rows that neither this block nor a later one reads are left out.
+
+        Args:
+            k: number of the block.
+            h: its input, ((V + views) B, ...), as `first_input` or `activity` returned it.
+            batch: the step's batch.
+            keep: as in `Batch.run`.
+
+        Returns:
+            The output, ((V + views) B, ...), for `activity`.
+        """
         views, count = self._views[k], batch.rows
         if isinstance(h, Tensor) and h.shape[0] > count:
             augmented = len(h) // count - len(self._views[k - 1] if k else views)
@@ -92,8 +104,17 @@ class Reading:
         return body(kept(body, h) if keep else h)
 
     def activity(self, k: int, unpooled: Tensor, batch: Batch) -> tuple[Tensor, Activity]:
-        """Block k's output with all its rows, ((V + views) B, ...), which the next block takes, and
-        what the block's objective reads of it; from what `unpooled` gave."""
+        """Finish the run of block k.
+
+        Args:
+            k: number of the block.
+            unpooled: the result of `unpooled`.
+            batch: the step's batch.
+
+        Returns:
+            The block's output with all its rows, ((V + views) B, ...), the input of the next block;
+            and what the block's objective reads.
+        """
         views, count = self._views[k], batch.rows
         pooled = k in self._parts
         h = self._parts[k][1](unpooled) if pooled else unpooled
@@ -109,8 +130,14 @@ class Reading:
         )
 
     def unpooled_shape(self, k: int, blocks: Blocks, like: Tensor) -> tuple[int, ...] | None:
-        """Shape of block k's output before its pooling, where its objective reads that and shapes
-        are known; otherwise None. `like` has the type and the device of the block's weights."""
+        """The shape of block k's output before its pooling, without the batch dimension; None if
+        its objective does not read that, or shapes are not known.
+
+        Args:
+            k: number of the block.
+            blocks: the network.
+            like: a tensor of the type and on the device of the block's weights.
+        """
         if k not in self._parts or blocks.shapes is None:
             return None
         body, _ = self._parts[k]

@@ -1,4 +1,4 @@
-"""A learning rule replaces `loss.backward()`: it fills `.grad`."""
+"""The base class of learning rules, which replace `loss.backward()`: a rule fills `.grad`."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Needs(enum.Flag):
-    """What a block must receive before its gradient is there. It decides what can run in
-    parallel."""
+    """The information that a block must receive before its gradient can be computed. It decides
+    which blocks can run in parallel."""
 
-    FORWARD = enum.auto()  # its input, and the labels
-    NEXT = enum.auto()  # for its auxiliary networks, what the next block finds; it may come late
+    FORWARD = enum.auto()  # the block's input and the labels
+    NEXT = enum.auto()  # a tensor from the next block, for auxiliary networks; it may come later
     ERROR = enum.auto()  # the error of the network's output
-    BACKWARD = enum.auto()  # a signal through the blocks after it
+    BACKWARD = enum.auto()  # a signal that passes back through the blocks after it
     WEIGHTS = enum.auto()  # the weights that the next block had in the step before
     READOUT = enum.auto()  # the weights of the network's classifier
 
@@ -46,11 +46,12 @@ class Report:
     """The results of one step, as detached tensors on the device.
 
     Attributes:
-        logits: the network's output, (B, C), (B, T, C) or of maps (B, C, H, W).
-        loss: the last block's loss, (); None where another process has it.
-        local_losses: each block's loss, (); None for a block that has no objective of its own.
-        local_logits: each block's class scores; None for a block that does not predict.
-        labels: the labels that belong to them, as in `Batch`.
+        logits: the network's output, the class scores, (B, C), (B, T, C) or (B, C, H, W).
+        loss: the last block's loss, (); None in a process that does not have the last block.
+        local_losses: each block's loss, (); None for a block without a loss of its own.
+        local_logits: each block's class scores, in the shape of `logits`; None for a block that
+            does not predict the classes.
+        labels: the labels of these scores, as in `Batch`.
     """
 
     logits: Tensor
@@ -61,8 +62,13 @@ class Report:
 
     @classmethod
     def of(cls, batch: Batch, output: Tensor, blocks: int) -> Report:
-        """The report of a step of so many blocks, which gave `output`; the rows of further
-        augmented views are left out."""
+        """The report of a step.
+
+        Args:
+            batch: the step's batch, with its losses and scores.
+            output: the network's output; only the first augmented view is reported.
+            blocks: number of blocks.
+        """
         return cls(
             logits=output.detach()[: batch.rows],
             loss=batch.losses.get(blocks - 1),
@@ -73,16 +79,17 @@ class Report:
 
 
 class Done(NamedTuple):
-    """What one block leaves: of its step, or of inference.
+    """The result of one block's step, or of one block at inference.
 
     Attributes:
-        out: the input of the next block, as a rule the block's output; detached.
+        out: the input of the next block, usually the block's output; detached.
         loss: the block's loss, (), detached, or None.
-        scores: the block's class scores, detached, or None.
-        carry: tensors that travel with `out` to the next block, whose `local_step` or `exit` is
-            given them after its other arguments.
-        back: a tensor that goes back to the block before, for its auxiliary networks, or None.
-        kept: a tensor of this block that its own `learn` is given again, or None.
+        scores: the block's class scores, (B, C), detached, or None.
+        carry: detached tensors that travel with `out` to the next block; its `local_step` or `exit`
+            gets them as further arguments.
+        back: a detached tensor for the auxiliary networks of the block before (`Needs.NEXT`), or
+            None.
+        kept: a tensor, with its graph, for this block's own `learn`, or None.
     """
 
     out: Tensor
@@ -96,33 +103,50 @@ class Done(NamedTuple):
 class Rule(nn.Module, ABC):
     """The base class of all learning rules.
 
-    A rule writes `step`, which fills `.grad`; `backward` is written once, around it. A rule that
-    predicts otherwise than by its blocks one after the other also writes `forward` and `exit`, and
-    one that has further networks to train writes `auxiliary`.
+    A rule sets `needs` and writes `step`, which fills `.grad`; `backward`, which users call, is
+    written once around it. If every block can learn from its input and the labels alone, derive
+    from `LocalRule` instead. This step trains every block on its own objective:
+
+        def step(self, batch):
+            h = self.reading.first_input(batch)
+            for k in range(len(self.blocks)):
+                out, activity = self.run(k, h, batch)
+                loss, scores = self.loss(k, activity, batch)
+                differentiate(loss, batch.scale)
+                batch.done(k, loss, scores)
+                h = out.detach()
+            return h
+
+    A rule that does not predict by running its blocks one after the other also writes `forward` and
+    `exit`. A rule with further networks to train also writes `auxiliary`. A rule with random
+    numbers of its own sets `stochastic`.
 
     `parameters()` and `state_dict()` are those of the network and of the auxiliary networks. A rule
-    never steps or zeroes an optimizer, never rebinds a parameter, and leaves no hook behind.
+    never steps an optimizer or zeroes gradients, never rebinds a parameter, and leaves no hook
+    behind.
 
     Args:
-        blocks: the network; made with an example where an objective has a head.
-        objectives: one, of which every block but the last gets its own copy; or one per block, None
-            for a block that has none; or one per block but the last. By default only the last block
-            has one. Where the last is left out it predicts the labels from the network's output.
-        criterion: the last block's loss where its objective is left out: of class scores and
-            labels, a scalar.
+        blocks: the network; made with an example if an objective has a head.
+        objectives: one objective, which is copied for every block except the last; or one for each
+            block, with None for a block without one; or one for each block except the last. By
+            default only the last block has one. A last block whose objective is left out predicts
+            the labels from the network's output.
+        criterion: the last block's loss if its objective is left out: a function of class scores
+            and labels that returns a scalar, mean over the batch.
 
     Attributes:
-        blocks: the network, as a chain.
-        objectives: `objectives[k]` is the objective of block k; `objectives.get(k)` is None where
-            it has none.
-        needs: what a block's gradient waits for.
+        blocks: the network, as a sequence of blocks.
+        objectives: `objectives[k]` is the objective of block k; `objectives.get(k)` is None if it
+            has none.
+        reading: runs the blocks so that the objectives get what they read.
+        needs: the information that a block must receive before its gradient can be computed.
         stochastic: whether a step draws random numbers of its own, so that the same batch gives
-            another gradient the next time.
-        synchronised: whether gradients are averaged over processes elsewhere, or need not be, so
-            that `backward` may be called in one of several processes.
+            different gradients in two steps.
+        synchronised: whether `backward` may be called in one of several processes, because
+            gradients are averaged elsewhere or need not be.
 
     Raises:
-        InputError: `blocks` are no Blocks; objectives that do not fit them.
+        InputError: `blocks` are not Blocks; objectives that do not fit them.
     """
 
     needs: Needs
@@ -153,25 +177,37 @@ class Rule(nn.Module, ABC):
     def step(self, batch: Batch) -> Tensor:
         """Add the rule's gradient of a batch to `.grad`.
 
-        `batch.run(k, h)` runs block k. `batch.done(k, loss, scores)` is called once for every
-        block, when its gradients and those of its auxiliary networks are complete.
+        Run block k with `self.run(k, h, batch)`, or with `batch.run(k, h)` if no objective reads
+        more than block outputs. Call `batch.done(k, loss, scores)` once for every block, when its
+        gradients and those of its auxiliary networks are complete: `on_block` may then step and
+        clear them.
+
+        Args:
+            batch: the step's batch.
 
         Returns:
-            The network's output, the class scores, (B, C).
+            The network's output, the class scores, (B, C), (B, T, C) or (B, C, H, W).
         """
 
     def forward(self, inputs: Inputs) -> Tensor:
-        """The network's prediction, as at inference."""
+        """The network's prediction: class scores, (B, C), (B, T, C) or (B, C, H, W).
+
+        Args:
+            inputs: what the network is called with.
+        """
         return self.blocks(inputs)
 
     def exit(self, k: int, h: Any, passes: Passes) -> Done:
-        """Block k at inference: the input of block k+1, and the class scores after block k, (B, C),
-        or None.
+        """Run block k at inference. A rule that carries tensors from block to block
+        (`Done.carry`) takes them as further arguments, with defaults.
 
         Args:
             k: number of the block.
-            h: its input, (B, ...); of the first block the network's inputs.
-            passes: the batch's pass through the blocks.
+            h: its input, (B, ...); for the first block the network's inputs.
+            passes: the pass of the batch through the blocks.
+
+        Returns:
+            `out`, the input of block k+1, and `scores`, the class scores after block k or None.
         """
         h = passes.run(k, h)
         if k == len(self.blocks) - 1:
@@ -180,18 +216,27 @@ class Rule(nn.Module, ABC):
         return Done(h, scores=None if objective is None else objective.predict(h, passes.inputs))
 
     def auxiliary(self, k: int) -> list[nn.Module]:
-        """The modules that train with block k and are no part of the network."""
+        """The modules that train with block k and are not part of the network; by default its
+        objective, which holds its head."""
         objective = self.objectives.get(k)
         return [] if objective is None else [objective]
 
     def phases(self, epochs: int) -> Sequence[int]:
-        """The number of epochs of each phase of a training of `epochs`; by default there is one
-        phase. A trainer starts the learning-rate schedule anew in each, and calls `begin`."""
+        """The number of epochs in each phase of a training; by default there is one phase. At the
+        start of each, a trainer calls `begin` and restarts the learning-rate schedule.
+
+        Args:
+            epochs: number of epochs of the training, the sum of the result.
+        """
         return (epochs,)
 
     def begin(self, phase: int) -> None:
-        """Called at the start of a phase, counted from 0, and where training continues in one. Does
-        nothing by default."""
+        """Called at the start of a phase, and when training is resumed within it. Does nothing by
+        default.
+
+        Args:
+            phase: number of the phase, from 0.
+        """
 
     # ------------------------------------------------------------ written once, for all rules
 
@@ -206,24 +251,29 @@ class Rule(nn.Module, ABC):
         """Add the rule's gradient to `.grad`, as `loss.backward()` does.
 
         Args:
-            inputs: what the network is called with: a batch (B, ...), a tuple of arguments, or a
-                dict of named ones. For a rule that compares augmented views one tensor (V B, ...),
+            inputs: what the network is called with: a tensor (B, ...), a tuple of arguments, or a
+                dict of named ones. For a rule that compares augmented views, one tensor (V B, ...),
                 view after view, as `data.Loader(views=V)` gives it.
-            labels: under the default criterion class numbers of any integer type, (B,), (B, T) for
-                one label per token, (B, H, W) for one per pixel, -100 for a label that does not
-                count; or the probabilities of the classes, in the shape of the scores.
-            scale: applied to every loss before it is differentiated: `scaler.scale` for a
+            labels: for the default criterion, class numbers of any integer type, (B,), (B, T) for
+                one label per token or (B, H, W) for one per pixel, with -100 for a label that does
+                not count; or the probabilities of the classes, in the shape of the class scores.
+            scale: applied to every loss before it is differentiated: `scaler.scale` of a
                 `torch.amp.GradScaler`, or `lambda loss: loss / n` to average n accumulated
                 batches.
             on_block: called with a block's number when the gradients of `parameters_of(number)` are
-                complete; it may step them and set them to None. A local rule calls it as soon as a
-                block is done, so that the gradients of the whole network never exist at once;
-                backpropagation calls it when all are complete. The order of blocks is the rule's.
+                complete; it may step these parameters and clear their gradients. A local rule calls
+                it as soon as a block is done, so that the gradients of the whole network never
+                exist at once; backpropagation calls it when all are complete. The rule decides the
+                order of blocks.
+
+        Returns:
+            The losses and class scores of the step, detached, on the device; not scaled.
 
         Raises:
-            InputError: inputs that are not as many, or a multiple, of the labels; views that the
-                rule cannot use, or too few; labels that the default criterion cannot use; a step
-                where gradients are off.
+            InputError: the number of inputs is not the number of labels or a multiple of it; too
+                few augmented views, or views that the rule cannot use; labels that the default
+                criterion cannot use; gradients are off; one of several processes calls this, and
+                nothing averages gradients.
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
@@ -234,8 +284,12 @@ class Rule(nn.Module, ABC):
             return Report.of(batch, self.step(batch), len(self.blocks))
 
     def exits(self, inputs: Inputs) -> tuple[Tensor | None, ...]:
-        """The class scores after every block, None where a block does not predict; the last are
-        `forward(inputs)`."""
+        """The class scores after every block, in the shape of `forward(inputs)`, which are the
+        last; None for a block that does not predict the classes.
+
+        Args:
+            inputs: what the network is called with.
+        """
         done, scores = Done(inputs), []
         with self.blocks.passes(inputs) as passes:
             for k in range(len(self.blocks)):
@@ -244,7 +298,11 @@ class Rule(nn.Module, ABC):
         return tuple(scores)
 
     def activities(self, inputs: Inputs) -> list[Tensor]:
-        """The output of every block at inference, a row for each input."""
+        """The output of every block at inference, (B, ...).
+
+        Args:
+            inputs: what the network is called with.
+        """
         return self.blocks.outputs(inputs)
 
     def parameters_of(self, k: int) -> list[nn.Parameter]:
@@ -254,13 +312,13 @@ class Rule(nn.Module, ABC):
 
     @property
     def needs_views(self) -> int:
-        """The number of augmented views of every sample that the rule compares at least; 0 where it
+        """The smallest number of augmented views of every sample that the rule can compare; 0 if it
         cannot use more than one."""
         return self.reading.needs_views
 
     @property
     def check(self) -> BatchCheck:
-        """Refuses batches that the rule cannot use."""
+        """The check that the rule can use a batch; `backward` calls it."""
         if self._check is None:
             self._check = BatchCheck(self)
         return self._check
@@ -268,25 +326,39 @@ class Rule(nn.Module, ABC):
     # ------------------------------------------------------------ tools for `step`
 
     def run(self, k: int, h: Any, batch: Batch, keep: bool = False) -> tuple[Tensor, Activity]:
-        """Run block k; gives the input of block k+1, and what the objective of block k reads.
+        """Run block k.
 
         Args:
             k: number of the block.
-            h: its input, ((V + views) B, ...) as `reading.first_input` makes it.
-            batch: the step's.
-            keep: as of `Batch.run`.
+            h: its input, ((V + views) B, ...): the output of block k-1 that this method returned,
+                or `reading.first_input(batch)`. Usually (B, ...): see `Reading`.
+            batch: the step's batch.
+            keep: as in `Batch.run`.
+
+        Returns:
+            The output of the block, which is the input of block k+1; and what the objective of
+            block k reads.
         """
         return self.reading.activity(k, self.reading.unpooled(k, h, batch, keep), batch)
 
     def loss(
         self, k: int, activity: Activity, batch: Batch, objective: Objective | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The loss of block k, (), and the class scores computed on the way to it, detached (or
-        None). It is that of the block's own objective, or of another.
+        """The loss of block k.
+
+        Args:
+            k: number of the block.
+            activity: what the objective reads, from `run`.
+            batch: the step's batch.
+            objective: another objective than the block's own.
+
+        Returns:
+            The loss, (), mean over the batch, with its graph; and the class scores computed on the
+            way to it, detached, or None.
 
         Raises:
-            InputError: the objective changes the block's output in place, which the next block
-                takes.
+            InputError: the objective changes the block's output in place, although the next block
+                reads it.
         """
         version = activity.output._version
         objective = self.objectives[k] if objective is None else objective
@@ -295,11 +367,15 @@ class Rule(nn.Module, ABC):
         return found
 
     def scores(self, k: int, h: Tensor, batch: Batch) -> Tensor:
-        """The class scores that the objective of block k predicts from the block's output h, with
-        their graph.
+        """The class scores that the objective of block k predicts, with their graph.
+
+        Args:
+            k: number of the block; its objective predicts the classes.
+            h: the block's output, (B, ...).
+            batch: the step's batch.
 
         Raises:
-            InputError: as of `loss`.
+            InputError: as in `loss`.
         """
         version = h._version
         scores = self.objectives[k].predict(h, batch.inputs)
@@ -311,7 +387,13 @@ class Rule(nn.Module, ABC):
         self, output: Tensor, batch: Batch, scale: Scale = identity
     ) -> tuple[Tensor, Tensor]:
         """The loss of the network's output, (), and the gradient of the scaled loss with respect to
-        the output, in its shape."""
+        the output, in its shape.
+
+        Args:
+            output: the network's output, (B, C), (B, T, C) or (B, C, H, W).
+            batch: the step's batch.
+            scale: applied to the loss before it is differentiated; by default there is none.
+        """
         scores = output.detach().requires_grad_()
         loss, _ = self.loss(len(self.blocks) - 1, Activity(scores), batch)
         differentiate(loss, scale, inputs=(scores,))
@@ -319,7 +401,12 @@ class Rule(nn.Module, ABC):
         return loss, scores.grad
 
     def placed(self, k: int, objective: Objective) -> Objective:
-        """An objective, with its auxiliary network made for block k."""
+        """Build an objective's auxiliary network for block k, in the type and on the device of the
+        block's weights; return the objective.
+
+        Raises:
+            InputError: the objective does not fit the block, or needs shapes that are not known.
+        """
         blocks = self.blocks
         if blocks.shapes is not None or objective.needs_site:
             call = type(self).__name__
@@ -338,13 +425,13 @@ class Rule(nn.Module, ABC):
         return self.moved(k, objective)
 
     def moved(self, k: int, module: Module) -> Module:
-        """A module, moved to where block k works: to the type and the device of its weights."""
+        """Move a module to the type and the device of block k's weights; return it."""
         like = self.weight_at(k)
         return module if like is None else module.to(like.device, like.dtype)
 
     def weight_at(self, k: int) -> nn.Parameter | None:
-        """A parameter that lies where block k works: its own, or that of the nearest block before
-        it that has one, or any."""
+        """A parameter that has the type and the device of block k: one of its own, of the nearest
+        block before it that has one, or of any block; None if no block has one."""
         nearest = [*reversed(list(self.blocks)[: k + 1]), self.blocks]
         weights = (p for block in nearest for p in block.parameters() if p.is_floating_point())
         return next(weights, None)
@@ -353,27 +440,30 @@ class Rule(nn.Module, ABC):
         if h._version != version:
             raise InputError(
                 f"{type(self).__name__}: the objective of block {self.blocks.names[k]!r} changes "
-                "the block's output in place, which the next block takes; make its head's first "
-                "operation inplace=False"
+                "the block's output in place, but the next block reads it; make the first "
+                "operation of its head inplace=False"
             )
 
     def _refuse_alone(self) -> None:
-        """Refuse to let the weights of several processes drift apart."""
+        """Refuse to train in several processes whose gradients nothing averages."""
         world = torch.distributed.get_world_size()
-        sharded = any(hasattr(p, "device_mesh") for p in self.parameters())  # averages by itself
+        sharded = any(
+            hasattr(p, "device_mesh") for p in self.parameters()
+        )  # averages its gradients itself
         if world > 1 and not sharded:
             raise InputError(
                 f"{type(self).__name__}.backward: {world} processes train, and nothing averages "
-                "their gradients: DistributedDataParallel does so in a backward pass that a rule "
-                "does not use; call layerwise.runtime.DataParallel(rule).backward(x, y), which "
-                "does, or set rule.synchronised = True where you average them yourself or each "
-                "process trains for itself"
+                "their gradients, because DistributedDataParallel does so in a backward pass that "
+                "a rule does not use; call layerwise.runtime.DataParallel(rule).backward(x, y), "
+                "which averages them, or set rule.synchronised = True if you average them yourself "
+                "or each process trains separately"
             )
 
 
 @contextlib.contextmanager
 def alone(*rules: Rule) -> Iterator[None]:
-    """Within, `backward` runs in one of several processes: the gradients stay there."""
+    """Within, `backward` of these rules may be called in one of several processes; the gradients
+    are not averaged."""
     before = [rule.synchronised for rule in rules]
     for rule in rules:
         rule.synchronised = True

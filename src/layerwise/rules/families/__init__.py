@@ -1,1 +1,1 @@
-"""What the rules of one family share: their base class, and the maths under it."""
+"""Families of rules: the base class that the rules of a family share, and its maths."""

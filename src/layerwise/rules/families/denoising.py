@@ -1,4 +1,4 @@
-"""Rules under which every block learns by itself to denoise a vector that stands for the label."""
+"""Rules in which every block learns separately to denoise a vector that stands for the label."""
 
 from __future__ import annotations
 
@@ -21,30 +21,34 @@ from layerwise.rules.base.checks import checked
 
 
 class DenoisingRule(LocalRule):
-    """A rule for networks of denoisers with a linear classifier behind (`models.denoisers`).
+    """The base class of rules for networks of denoisers that end in a linear classifier
+    (`models.denoisers`).
 
-    Labels are class numbers; of soft ones u_y is the mean of the classes' vectors, weighed so. A
-    sample whose label does not count asks nothing of a denoiser. Every denoiser minimises its own
-    loss on noisy vectors of the labels, drawn anew, and the
-    classifier's readout the criterion on what the last denoiser is to give:
+    Every denoiser minimises its own loss on newly drawn noisy versions z of the vector u_y of the
+    label y. The classifier minimises the criterion on such vectors with the noise that is left
+    after the last denoiser:
 
         z = signal u_y + noise eps,    eps ~ N(0, I)
 
-    No block needs what the one before gives, but for the class scores of inference in the step's
-    report: they pass through beside the training, on the same features of the image, and without a
+    For soft labels, u_y is the mean of the classes' vectors, weighted by their probabilities.
+    Samples whose label does not count are left out.
+
+    Training a block needs nothing from the block before. Only for the class scores in the step's
+    report, inference runs alongside training, on the same features of the image and without a
     graph. The last block's reported loss is that of inference.
 
     Args:
         blocks: such a network, cut between its modules.
-        kind: of denoiser that the rule trains.
-        remedy: the network to take instead, for errors.
-        learned: whether the labels' vectors are parameters that every block's loss moves; else they
-            are unit vectors, or where there are not as many features as classes random orthogonal
-            ones.
-        criterion: of class scores and labels, a scalar; the readout's.
+        kind: the class of denoisers that the rule trains.
+        remedy: the network to use instead, for errors.
+        learned: whether the labels' vectors are parameters, which the losses of all blocks train;
+            otherwise they are unit vectors or, if the number of features is not that of classes,
+            random orthogonal ones.
+        criterion: the classifier's loss: a function of class scores and labels that returns a
+            scalar.
 
     Raises:
-        InputError: the network is something else.
+        InputError: another kind of network.
     """
 
     stochastic = True
@@ -61,7 +65,10 @@ class DenoisingRule(LocalRule):
         denoisers, readout = _parts(call, checked(call, blocks), kind, remedy)
         before = [None] * (len(blocks) - 1)
         super().__init__(blocks, [*before, Vectors(readout, learned, criterion)])
-        self._denoisers, self._readout = denoisers, (readout,)  # not registered: they are elsewhere
+        self._denoisers, self._readout = (
+            denoisers,
+            (readout,),
+        )  # not registered again: the blocks have them
         chain = [denoiser for mine in denoisers for denoiser in mine]
         self._start, self._end = chain[0].before, chain[-1].after
         if learned:
@@ -81,15 +88,21 @@ class DenoisingRule(LocalRule):
         """A denoiser's loss, (), mean over the batch.
 
         Args:
-            denoiser: which.
-            features: of the image, as the denoiser reads them.
+            denoiser: the denoiser.
+            features: the image's features, as `denoiser.features` gives them.
             u: the labels' vectors, (B, E).
-            labels: of the batch.
+            labels: the labels of the batch, (B,), or probabilities, (B, C).
         """
 
     def local_step(self, k: int, h: Any, batch: Batch, copy: Tensor | None = None) -> Done:
-        """Where the vectors learn, their gradient from the blocks before the last is summed in a
-        copy, which travels from block to block, so that it reaches `.grad` in one piece."""
+        """Make block k's step. If the labels' vectors are learned, their gradient from all blocks
+        except the last is summed in a copy that travels from block to block, so that it reaches
+        `.grad` at once.
+
+        Args:
+            k, h, batch: as in `LocalRule.local_step`.
+            copy: the copy of the labels' vectors, (classes, E), from the block before.
+        """
         last = k == len(self.blocks) - 1
         vectors = self.vectors
         if vectors.requires_grad and not last:
@@ -117,12 +130,15 @@ class DenoisingRule(LocalRule):
 
 
 class Vectors(Classify):
-    """The last block's objective, the criterion, which also has the labels' vectors, (classes, E).
+    """The last block's objective: the criterion, together with the labels' vectors.
 
     Args:
-        readout: the linear layer that takes such vectors.
-        learned: whether they are parameters.
-        criterion: of class scores and labels, a scalar.
+        readout: the linear classifier, which reads such vectors.
+        learned: whether the vectors are parameters; otherwise they are a buffer.
+        criterion: a function of class scores and labels that returns a scalar.
+
+    Attributes:
+        vectors: the labels' vectors, (classes, E).
     """
 
     vectors: Tensor
@@ -140,13 +156,13 @@ class Vectors(Classify):
 
 
 def distance(error: Tensor, labels: Tensor) -> Tensor:
-    """Half the squares of errors, (B, E), summed over E: the mean over the samples whose label
-    counts, ()."""
+    """Half the squared length of errors, (B, E): the mean over the samples whose label counts,
+    ()."""
     return mean_of_counted(error.square().sum(1), labels) / 2
 
 
 def noised(u: Tensor, levels: tuple[float | Tensor, float | Tensor]) -> Tensor:
-    """signal u + noise eps, (B, E)."""
+    """A noisy version of vectors u, (B, E): signal u + noise eps. `levels` are signal and noise."""
     signal, noise = levels
     return signal * u + noise * torch.randn_like(u)
 
@@ -154,7 +170,7 @@ def noised(u: Tensor, levels: tuple[float | Tensor, float | Tensor]) -> Tensor:
 def _parts(
     call: str, blocks: Blocks, kind: type[Denoiser], remedy: str
 ) -> tuple[Sequence[Sequence[Denoiser]], nn.Linear]:
-    """Every block's denoisers, and the linear layer behind the last."""
+    """The denoisers of every block, and the linear classifier after the last."""
     found = [[m for m in block.modules() if isinstance(m, kind)] for block in blocks]
     chain = [denoiser for mine in found for denoiser in mine]
     within = {p for denoiser in chain for p in denoiser.parameters()}
@@ -165,8 +181,8 @@ def _parts(
     whole = chain and chain[0].first and chain[-1].last
     if not whole or not isinstance(readout, nn.Linear) or readout not in blocks[-1].modules():
         raise InputError(
-            f"{call}(blocks): trains a network of denoisers, each given the image and what the one "
-            f"before made of the label, with a linear classifier; take {remedy}, cut between its "
-            "modules"
+            f"{call}(blocks): trains a network of denoisers, each of which reads the image and the "
+            f"output of the denoiser before, with a linear classifier at the end; take {remedy}, "
+            "cut between its modules"
         )
     return found, readout

@@ -1,5 +1,4 @@
-"""The energy of a network's activities, which predictive coding and equilibrium propagation
-minimise."""
+"""The energy of a network's activities, for predictive coding and equilibrium propagation."""
 
 from __future__ import annotations
 
@@ -16,40 +15,44 @@ from layerwise.rules.base import differentiate, refuse_without_gradients
 from layerwise.rules.base.checks import checked
 from layerwise.rules.calls.again import Repeatable
 
-# Of the network's output: the loss, (), and the class scores, or None.
+# From the network's output to the loss, (), and the class scores or None.
 Loss = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-Activities = list[Tensor]  # h_0 = x, h_1, ... h_{K-1}: the input of every block
+Activities = list[Tensor]  # h_0 = x, h_1, ..., h_{K-1}: the input of every block
 
 
 class Energy:
-    """The energy of a batch's activities, with L_b the loss of sample b:
+    """The energy of a batch's activities. With L_b the loss of sample b:
 
         F_beta(h) = sum_b ( 1/2 sum_{k<K} |h_k - f_k(h_{k-1})|^2 + beta L_b(f_K(h_{K-1})) ),
         h_0 = x
 
-    Making one is the feed-forward pass, at which all but the last term are 0. Blocks run again on
-    moved activities as the same functions: dropout's masks stay, and BatchNorm's running statistics
-    move in the feed-forward pass alone. One block's graph is there at a time. Activities are in at
-    least single precision. To be made and asked within `full_precision`.
+    The constructor makes the feed-forward pass, at which all terms except the last are 0. Blocks
+    run again on other activities as the same functions: dropout keeps its masks, and BatchNorm
+    updates its running statistics in the feed-forward pass only. One graph of a block exists at a
+    time. Activities have at least single precision. Make and use the energy within
+    `full_precision`.
 
     Args:
-        batch: the step's.
+        batch: the step's batch.
         blocks: the network.
-        loss: of the network's output, mean over the batch.
+        loss: a function of the network's output: its loss, mean over the batch, and class scores.
         x: what the network is called with.
 
     Attributes:
-        output: the network's output, detached.
-        loss: its loss, detached.
+        output: the network's output, (B, ...), detached.
+        loss: its loss, (), detached.
         scores: the class scores, detached, or None.
+
+    Raises:
+        InputError: gradients are off.
     """
 
     def __init__(self, batch: Batch, blocks: Blocks, loss: Loss, x: Inputs):
         self._batch, self._loss, self._scale = batch, loss, batch.scale
         self._blocks = [Repeatable(batch, blocks, k) for k in range(len(blocks))]
         *before, last = self._blocks
-        self._rest: Activities = [detached(x)]  # at which the network is feed-forward
-        for block in before:  # with gradients on: attention has another kernel where they are off
+        self._rest: Activities = [detached(x)]  # the activities of the feed-forward pass
+        for block in before:  # with gradients on: without them attention uses another kernel
             self._rest.append(block.first(self._rest[-1]).detach())
         self._leaf = detached(self._rest[-1])
         if before:
@@ -62,12 +65,18 @@ class Energy:
         self._pull: Tensor | None = None  # dL_b/dh_{K-1} of the feed-forward pass, (B, ...)
 
     def relax(self, steps: int, step_size: float, beta: float) -> Activities:
-        """The activities after gradient descent on F_beta from the feed-forward pass, all at once:
+        """The activities after gradient descent on F_beta, which starts at the feed-forward pass
+        and updates all activities at the same time:
 
             h_k <- h_k - step_size dF_beta/dh_k = h_k + step_size (e_k - e_{k+1} df_{k+1}/dh_k)
 
-        with e_k = f_k(h_{k-1}) - h_k, and beta dL_b/df_K for the last block. The error moves back
-        one block in a step; blocks that it has not reached do not run.
+        with e_k = f_k(h_{k-1}) - h_k for k < K, and e_K = beta dL_b/df_K. In each step the error
+        moves back by one block; blocks that it has not reached do not run.
+
+        Args:
+            steps: number of steps.
+            step_size: step size of the descent.
+            beta: weight of the loss.
         """
         last = len(self._blocks) - 1
         h = [self._rest[0], *(_wide(tensor.detach()) for tensor in self._rest[1:])]
@@ -78,19 +87,22 @@ class Energy:
                 below, e = self._predict(k, h)
                 h[k + 1] = h[k + 1] + step_size * (e - pull)
                 pull = below
-            # What the block before gives is the feed-forward pass's: its input has not moved.
+            # The block before still has its output of the feed-forward pass: its input is the same.
             h[front] = h[front] + step_size * (self._rest[front] - h[front] - pull)
         return h
 
     def learn(self, found: Sequence[tuple[float, Activities]]) -> None:
-        """Accumulate the mean over `found`, pairs of a beta and activities, of
+        """Add to `.grad` the mean over `found` of
 
             1 / (beta B) dF_beta/d theta_k = mean_b (e_k / beta) df_k(h_{k-1})/d theta_k
 
         in one backward pass for each block.
+
+        Args:
+            found: pairs of a beta and the activities that were found with it.
         """
         last = len(self._blocks) - 1
-        found = found if last else found[:1]  # without activities they are all alike
+        found = found if last else found[:1]  # with one block all pairs are the same
         for k, block in enumerate(self._blocks):
             wanted = [p for p in block.block.parameters() if p.requires_grad]
             terms: list[tuple[Tensor, Tensor]] = []
@@ -110,7 +122,7 @@ class Energy:
             self._batch.done(k, *((self.loss, self.scores) if k == last else ()))
 
     def _run(self, k: int, h: Tensor) -> Tensor:
-        """f_k, in the precision of its input in the feed-forward pass."""
+        """f_k(h), in the precision that the input had in the feed-forward pass."""
         return self._blocks[k](h.to(self._rest[k].dtype) if k else h)
 
     def _loss_at(self, h: Tensor) -> Tensor:
@@ -118,14 +130,14 @@ class Energy:
         return loss
 
     def _predict(self, k: int, h: Activities) -> tuple[Tensor, Tensor]:
-        """e_k df_k/dh_{k-1} and e_k, of block k that has a block after it."""
+        """e_k df_k/dh_{k-1} and e_k of a block k that is not the last."""
         leaf = h[k].detach().requires_grad_()
         out = self._run(k, leaf)
         e = out.detach() - h[k + 1]
         return back(out, leaf, e), e
 
     def _pulled(self) -> Tensor:
-        """Of the feed-forward pass, found once."""
+        """dL_b/dh_{K-1} of the feed-forward pass, computed once."""
         if self._pull is None:
             assert self._first is not None
             first, self._first = self._first, None
@@ -138,34 +150,49 @@ class Energy:
 
 
 def of_samples(loss: Tensor, leaf: Tensor, batch: Batch, retain: bool = False) -> Tensor:
-    """dL_b/dh, (B, ...): the gradient of each sample's own loss, not of the batch's mean, in at
-    least single precision."""
+    """dL_b/dh, (B, ...): the gradient of each sample's own loss, not of the batch's mean.
+
+    Args:
+        loss: the batch's mean loss, ().
+        leaf: h, (B, ...).
+        batch: the step's batch.
+        retain: keep the graph.
+
+    Returns:
+        The gradient, in at least single precision and without the loss scale.
+    """
     differentiate(loss, batch.scale, inputs=(leaf,), retain=retain)
     return _wide(taken(leaf)) * (len(leaf) / batch.scaled_one(loss))
 
 
 def back(out: Tensor, leaf: Tensor, e: Tensor, retain: bool = False) -> Tensor:
-    """e dout/dh: a block's error as its input sees it."""
+    """e dout/dh, in the shape of h: a block's error e, passed back to its input h (`leaf`)."""
     differentiate(out, gradient=e.to(out.dtype), inputs=(leaf,), retain=retain)
     return _wide(taken(leaf))
 
 
 def taken(leaf: Tensor) -> Tensor:
-    """The gradient that has reached a leaf, taken from it; 0 where nothing has."""
+    """The gradient of a leaf, which is removed from its `.grad`; 0 if it has none."""
     found, leaf.grad = leaf.grad, None
     return torch.zeros_like(leaf) if found is None else found
 
 
 def check_inference(call: str, blocks: Blocks, steps: int, step_size: float) -> None:
-    """Refuse steps by which the error does not get to the first block, or goes nowhere.
+    """Refuse an inference in which the error does not reach the first block.
+
+    Args:
+        call: name of the rule, for errors.
+        blocks: the network.
+        steps: number of steps.
+        step_size: step size.
 
     Raises:
-        InputError: so.
+        InputError: fewer steps than the error needs; a step size that is not positive.
     """
     least = len(checked(call, blocks)) - 1
     if steps < least:
         raise InputError(
-            f"{call}(steps={steps}): the error moves back one block in a step, and there are "
+            f"{call}(steps={steps}): the error moves back one block in each step, and there are "
             f"{least + 1} blocks; give at least {least}"
         )
     if not step_size > 0:

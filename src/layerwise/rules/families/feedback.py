@@ -1,4 +1,4 @@
-"""Backward passes through other matrices than the weights."""
+"""Rules whose backward pass goes through other matrices than the weights."""
 
 from __future__ import annotations
 
@@ -24,37 +24,42 @@ from layerwise.rules.calls.layer_calls import layer_calls
 from layerwise.rules.calls.replaced import Back, replaced
 from layerwise.rules.calls.sent_gradients import Through
 
-# Of a weight, the matrix that the gradient goes back through; a part of a weight, as attention's
-# projections take, has that part of the matrix.
+# From a weight to the matrix through which the gradient goes back. A part of a weight, such as
+# those of attention's projections, has the same part of the matrix.
 Matrices = Mapping[Tensor, Tensor]
 
 UNSEEN = (nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
 class FeedbackRule(Rule):
-    """Backpropagation in which the gradient of every linear and convolutional layer's input goes
-    through a matrix B of the weight's shape, and not through the weight W:
+    """The base class of feedback alignment and its relatives: backpropagation in which every linear
+    and convolutional layer sends the gradient back through a matrix B of the weight's shape,
+    instead of the weight W.
 
         y = W x + b,    dx = B^T dy,    dW = dy x^T,    db = dy
 
-    A layer is a call of `F.linear`, of a convolution of `torch.nn.functional`, transposed or not,
-    or of `torch.addmm`, with a parameter or a part of one as its weight: `nn.Linear`, `nn.Conv*d`,
-    the projections of `nn.MultiheadAttention`, and such calls in modules of one's own. Products
-    written otherwise (`x @ self.weight`) keep their true gradient. No module is replaced. Compiled
-    blocks run as they are written.
+    A layer is a call of `F.linear`, of a convolution in `torch.nn.functional`, transposed or not,
+    or of `torch.addmm`, whose weight is a parameter or a part of one. This includes `nn.Linear`,
+    `nn.Conv*d`, the projections of `nn.MultiheadAttention`, and such calls in the user's own
+    modules. Other products (`x @ self.weight`) keep their true gradient. No module is replaced.
+    Compiled blocks run without compilation.
 
-    Which layers there are is found by a pass of zeros; it leaves the network unchanged.
+    The constructor finds the layers with one pass of zeros, which leaves the network unchanged.
+
+    Args:
+        blocks: the network, made with an example.
+        criterion: a function of class scores and labels that returns a scalar.
 
     Attributes:
-        weights: of each block, the names of its layers' weights.
-        sending: of these, the names of those that send a gradient back: all but those of layers
-            that read the network's input.
-        feedback: of each block, the matrices that are kept from step to step, under `key` of their
-            weights' names.
+        weights: for each block, the names of its layers' weights.
+        sending: for each block, the names of those weights whose layers send a gradient back. These
+            are all layers except those that read the network's input.
+        feedback: for each block, the matrices that are kept from step to step, under `key(name)`
+            with the weight's name.
 
     Raises:
         InputError: shapes between the blocks are not known; a recurrent or bilinear layer, whose
-            kernel takes no other matrix; in `backward`, a layer whose weight is computed.
+            kernel cannot use another matrix; in `backward`, a layer whose weight is computed.
     """
 
     needs = Needs.BACKWARD
@@ -71,15 +76,16 @@ class FeedbackRule(Rule):
 
     @abstractmethod
     def matrices(self) -> Matrices:
-        """This step's matrices, under the weights. One that requires grad gets its weight's
-        gradient."""
+        """This step's matrices, by weight. A matrix that requires grad gets the same gradient as
+        its weight."""
 
     def _through(self) -> contextlib.AbstractContextManager[None]:
-        """Within, layers send back through this step's matrices."""
+        """Within, layers send gradients back through this step's matrices."""
         return through(self.matrices(), type(self).__name__)
 
     def _keep(self, make: Callable[[Tensor], Tensor]) -> None:
-        """Keep a matrix of each weight: a parameter or a buffer, as `make` says."""
+        """Register a matrix for each weight in `sending`, as a parameter if `make` returns one,
+        otherwise as a buffer."""
         for block, names in zip(self.blocks, self.sending, strict=True):
             module = nn.Module()
             for name in names:
@@ -91,7 +97,7 @@ class FeedbackRule(Rule):
             self.feedback.append(module)
 
     def _kept_matrices(self) -> dict[Tensor, Tensor]:
-        """The kept matrices under the weights."""
+        """The registered matrices, by weight."""
         return {
             block.get_parameter(name): getattr(module, key(name))
             for block, module, names in zip(self.blocks, self.feedback, self.sending, strict=True)
@@ -100,7 +106,7 @@ class FeedbackRule(Rule):
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        # The way back is within, too: what is checkpointed runs again there.
+        # The backward pass is inside, too, because it runs checkpointed layers again.
         with self._through(), as_written(self.blocks):
             h = self.blocks(detached(batch.inputs))
             loss, scores = self.loss(last, Activity(h), batch)
@@ -112,18 +118,18 @@ class FeedbackRule(Rule):
 
 
 def key(name: str) -> str:
-    """A parameter's name as that of its matrix, which may hold no dot."""
+    """The name of the matrix of the parameter `name`; PyTorch allows no dots in it."""
     return name.replace(".", "/")
 
 
 def glorot(weight: Tensor, scale: float) -> Tensor:
-    """A matrix of the weight's shape, uniform in +-scale sqrt(6 / (fan_in + fan_out)): Glorot's
-    initialisation times `scale`."""
+    """A random matrix of the weight's shape: Glorot's initialisation times `scale`, uniform in
+    +-scale sqrt(6 / (fan_in + fan_out))."""
     return nn.init.xavier_uniform_(torch.empty_like(weight.detach()), scale)
 
 
 def deviation(weight: Tensor) -> float:
-    """The standard deviation of Glorot's initialisation."""
+    """The standard deviation of Glorot's initialisation of a weight."""
     fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight)
     return math.sqrt(2 / (fan_in + fan_out))
 
@@ -133,10 +139,14 @@ def through(matrices: Matrices, asked_by: str, signed: bool = False) -> Iterator
     """Within, layers send gradients back through `matrices`.
 
     Args:
-        matrices: under the weights.
-        asked_by: the call, for errors.
-        signed: `matrices` are magnitudes, each of the weight's shape or (); the weight's signs are
-            put to them on the way back, so that there is one such product at a time.
+        matrices: the matrices, by weight.
+        asked_by: name of the rule, for errors.
+        signed: whether `matrices` are magnitudes, each of the weight's shape or (). They are
+            multiplied by the signs of the weight during the backward pass, so that only one such
+            product exists at a time.
+
+    Raises:
+        InputError: in the forward pass, a layer whose weight is computed.
     """
 
     def matrix_of(name: str, weight: Tensor, x: Tensor) -> Tensor | None:
@@ -181,13 +191,13 @@ def _refuse_unseen(blocks: Blocks, call: str) -> None:
         for module in block.modules():
             if isinstance(module, UNSEEN):
                 raise InputError(
-                    f"{call}: block {name!r} has a {type(module).__name__}, whose kernel takes no "
-                    "other matrix on the way back; build it of linear layers"
+                    f"{call}: block {name!r} has a {type(module).__name__}, whose kernel cannot "
+                    "use another matrix in the backward pass; build it from linear layers"
                 )
 
 
 class _Alike(torch.autograd.Function):
-    """The weight; its gradient is the matrix's, too."""
+    """Return the weight; its gradient goes to the matrix, too."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, matrix: Tensor) -> Tensor:

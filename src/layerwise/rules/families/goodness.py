@@ -1,4 +1,4 @@
-"""Goodness of a block's activities: their mean square."""
+"""The goodness of a block's activities, their mean square, as an objective."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ EPS = 1e-8
 
 
 class Goodness(Objective):
-    """Tell positive samples from negative ones by the goodness g of their activities:
+    """Distinguish positive samples from negative ones by the goodness g of their activities h:
 
-        g = mean_j h_j^2 - theta,    mean (softplus(-g_positive) + softplus(g_negative)) / 2
+        g = mean_j h_j^2 - theta,    L = mean (softplus(-g_positive) + softplus(g_negative)) / 2
 
-    Hinton 2022 (arXiv:2212.13345), whose goodness is the sum. The mean is over the samples whose
-    label counts.
+    Hinton 2022 (arXiv:2212.13345), with the sum over units instead of the mean. L is in nats, the
+    mean over the samples whose label counts.
 
     Args:
-        threshold: theta, the mean square that is neither positive nor negative.
-        mean: false for g = sum_j h_j^2 - threshold d with d units.
+        threshold: theta, the mean square at which a sample is equally likely to be positive or
+            negative.
+        mean: whether g uses the mean; otherwise, with d units, g = sum_j h_j^2 - theta d.
     """
 
     def __init__(self, threshold: float, mean: bool):
@@ -35,32 +36,36 @@ class Goodness(Objective):
         return False
 
     def forward(self, activity: Activity, batch: Batch) -> Tensor:
-        """The loss, (), of the output, (2 B, ...), of B positive samples and B negative ones below
-        them."""
+        """The loss, (). The output is (2 B, ...): B positive samples, then B negative ones."""
         positive, negative = goodness(activity.output, self.threshold, self.mean).chunk(2)
         each = F.softplus(-positive) + F.softplus(negative)
         return mean_of_counted(each, batch.labels) / 2
 
 
 def goodness(h: Tensor, threshold: float, mean: bool) -> Tensor:
-    """g of every sample, (B,): the log odds that it is a positive one. Arguments as of
-    `Goodness`."""
+    """g of every sample, (B,): the log odds that the sample is positive.
+
+    Args:
+        h: activities, (B, ...).
+        threshold, mean: as in `Goodness`.
+    """
     over = mean_square(h).flatten() - threshold
     return over if mean else over * h[0].numel()
 
 
 def normalized(h: Tensor) -> Tensor:
-    """N(h): every sample at a mean square of 1."""
+    """N(h), in the shape of h: every sample scaled to a mean square of 1."""
     h = h * (mean_square(h) + EPS).rsqrt().to(h.dtype)
-    # As it would come from another process: sums over units keep their order, and their bits.
+    # In the memory format in which it would arrive from another process, so that sums over units
+    # have the same order and the same bits.
     last = h.dim() == 4 and h.is_contiguous(memory_format=torch.channels_last)
     return h if last else h.contiguous()
 
 
 def mean_square(h: Tensor) -> Tensor:
-    """Over a sample's units, (B, 1, ...); in single precision at least."""
+    """The mean square over a sample's units, (B, 1, ...), in at least single precision."""
     wide = torch.promote_types(h.dtype, torch.float32)
-    # No square of every unit is written down, as the norm is one reduction.
+    # The norm is one reduction, so the squares of all units are not stored.
     units = tuple(range(1, h.dim()))
     length = torch.linalg.vector_norm(h, dim=units, keepdim=True, dtype=wide)
     return length.square() / h[0].numel()

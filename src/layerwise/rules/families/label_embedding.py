@@ -1,4 +1,4 @@
-"""Labels as a part of the input."""
+"""Labels that are embedded in the network's input."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ Shape = tuple[int, ...]
 
 
 class LabelEmbedding(nn.Module, ABC):
-    """Embeds labels in inputs of a network.
+    """The base class of modules that embed labels in a network's inputs.
 
     Args:
-        shape: of an input, without the batch dimension.
-        classes: C.
-        strength: how much of an input a label is, on the input's scale.
-        asked_by: the call, for errors.
+        shape: shape of an input, without the batch dimension.
+        classes: number of classes, C.
+        strength: size of a label in the input, on the input's scale.
+        asked_by: name of the rule, for errors.
+
+    Raises:
+        InputError: a strength that is not positive.
     """
 
     def __init__(self, shape: Shape, classes: int, strength: float, asked_by: str):
@@ -37,15 +40,15 @@ class LabelEmbedding(nn.Module, ABC):
         """Every input with each of its n labels, label after label, (n B, ...).
 
         Args:
-            x: (B, ...).
-            shares: of the classes in each label, (n, B, C).
+            x: inputs, (B, ...).
+            shares: the shares of the classes in each label, (n, B, C).
         """
 
     def checked(self, inputs: Inputs) -> Tensor:
-        """The network's inputs, which are to be one tensor of real numbers.
+        """Return the network's inputs if they are one tensor of real numbers.
 
         Raises:
-            InputError: they are not.
+            InputError: they are something else.
         """
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise InputError(
@@ -55,28 +58,29 @@ class LabelEmbedding(nn.Module, ABC):
         return inputs
 
     def of(self, y: Tensor, x: Tensor) -> Tensor:
-        """The shares of labels y, (B, C); `x` has the dtype."""
+        """The shares of the classes in labels y, (B,): one-hot, (B, C), in the dtype of `x`."""
         return (y.unsqueeze(1) == torch.arange(self.classes, device=y.device)).to(x)
 
     def neutral(self, x: Tensor) -> Tensor:
-        """Every class alike, (B, C)."""
+        """Equal shares of all classes, (B, C)."""
         return x.new_full((len(x), self.classes), 1 / self.classes)
 
     def every(self, x: Tensor) -> Tensor:
-        """Each class for every input, (C, B, C)."""
+        """One-hot shares of each class for every input, (C, B, C)."""
         each = torch.eye(self.classes, device=x.device, dtype=x.dtype)
         return each.unsqueeze(1).expand(-1, len(x), -1)
 
 
 class LabelPixels(LabelEmbedding):
-    """A label takes the place of the first C values of an input, `strength` for its class and 0 for
-    the others (Hinton 2022, arXiv:2212.13345): in an image, of the first channel's first pixels.
+    """Replace the first C values of an input by the label: `strength` for its class and 0 for the
+    others (Hinton 2022, arXiv:2212.13345). In an image these are the first channel's first pixels.
 
     Args:
-        shape, classes, strength, asked_by: as of `LabelEmbedding`.
+        shape, classes, strength, asked_by: as in `LabelEmbedding`.
 
     Raises:
-        InputError: an input has fewer values than there are classes.
+        InputError: an input has fewer values than there are classes; a strength that is not
+            positive.
     """
 
     def __init__(self, shape: Shape, classes: int, strength: float, asked_by: str):
@@ -96,37 +100,38 @@ class LabelPixels(LabelEmbedding):
 
 
 class LabelWaves(LabelEmbedding):
-    """A label is a wave that is added to the whole image, so that a convolution sees it everywhere
+    """Add a wave for the label to the whole image, so that a convolution sees it everywhere
     (spatially extended labels: Scodellaro et al. 2023, arXiv:2312.14924).
 
-    Class c adds sqrt(2) strength cos(2 pi k_c r) to all channels at place r, with k_c the c-th
-    longest wave of a Fourier series on the image: waves differ in frequency or orientation, and not
-    in phase alone, which a convolution would not see.
+    Class c adds sqrt(2) strength cos(2 pi k_c r) to all channels at position r, where k_c is the
+    c-th longest wave of a Fourier series on the image. Waves differ in frequency or orientation; a
+    difference in phase alone would be invisible to a convolution.
 
     Args:
-        shape: of an input, (C, H, W).
-        classes, asked_by: as of `LabelEmbedding`.
+        shape: shape of an input, (C, H, W).
+        classes, asked_by: as in `LabelEmbedding`.
         strength: root mean square of a wave.
 
     Raises:
-        InputError: inputs that are no images, or too small for as many waves.
+        InputError: inputs that are not images, or too small for one wave per class; a strength that
+            is not positive.
     """
 
     def __init__(self, shape: Shape, classes: int, strength: float, asked_by: str):
         super().__init__(shape, classes, strength, asked_by)
         if len(shape) != 3:
             raise InputError(
-                f"{asked_by}(waves=True): an input of {tuple(shape)} is no image (C, H, W); leave "
-                "waves out"
+                f"{asked_by}(waves=True): an input of {tuple(shape)} is not an image (C, H, W); "
+                "leave waves out"
             )
         _, height, width = shape
-        # Of k and -k, which are one wave, the one; each below the highest frequency there is.
+        # k and -k are the same wave, so one of them; only frequencies below the highest one.
         rows, columns = range((height + 1) // 2), range(-((width - 1) // 2), (width + 1) // 2)
         vectors = [k for k in itertools.product(rows, columns) if k > (0, 0)]
         if len(vectors) < classes:
             raise InputError(
-                f"{asked_by}(waves=True): {height}x{width} images have {len(vectors)} waves, for "
-                f"{classes} classes; leave waves out"
+                f"{asked_by}(waves=True): {height}x{width} images have {len(vectors)} waves, too "
+                f"few for {classes} classes; leave waves out"
             )
         vectors.sort(key=lambda k: (k[0] / height) ** 2 + (k[1] / width) ** 2)
         down = torch.arange(height).unsqueeze(1) / height

@@ -1,4 +1,4 @@
-"""Gradients from how a loss changes along random directions."""
+"""Rules that estimate gradients from derivatives of the loss along random directions."""
 
 from __future__ import annotations
 
@@ -25,36 +25,38 @@ from layerwise.rules.calls.forward_mode import as_in_training, primal
 from layerwise.rules.calls.replaced import Back, replaced
 
 SEEDS = (1 << 63) - 1
-# Of a block's number: its parameters to run with, by name.
+# From a block's number to the values of its parameters to run with, by name.
 Weights = Callable[[int], dict[str, Tensor]]
 
 
 class PerturbationRule(Rule):
-    """The gradient along random directions v_n of all weights, by the loss's derivative there:
+    """The base class of rules that estimate the gradient from the loss's derivatives along random
+    directions v_n of all weights:
 
         grad = mean over n of (dL / dv_n) v_n,    E[v v^T] = 1
 
-    Its mean is the true gradient; with d weights and N directions the mean square of what is
-    between them is (d + 1) / N of the gradient's own, for Gaussian directions. Directions are not
-    kept: they are drawn again from a seed, block by block, which comes from PyTorch's random
-    generator, once in a step.
+    The expected value is the true gradient. With d weights and N Gaussian directions, the mean
+    squared error is (d + 1) / N times the squared norm of the gradient. Directions are not stored:
+    they are drawn again, block by block, from a seed that each step takes from PyTorch's random
+    generator.
 
-    With `rank` = r > 0, a direction of the weight of a linear layer or a convolution, (O, I), is
-    v = z Q^T with z (O, r), where Q (I, r) is an orthonormal basis of what r random combinations of
-    the layer's inputs in this batch span. A weight's gradient is made of the layer's inputs, so
-    nothing is lost where they span no more than r dimensions; else the mean is the gradient's part
-    within the basis. Weights of no more than r inputs, of convolutions in groups or transposed, and
-    weights that are computed or in parts, keep the whole space.
+    With `rank` = r > 0, a direction of the weight (O, I) of a linear layer or a convolution is
+    v = z Q^T. Here z is random, (O, r), and Q, (I, r), is an orthonormal basis of the span of r
+    random combinations of the layer's inputs in this batch. A weight's gradient is a combination of
+    the layer's inputs, so nothing is lost if they span at most r dimensions; otherwise the expected
+    value is the projection of the gradient on the basis. The whole space is used for weights with
+    at most r inputs, for transposed and grouped convolutions, and for weights that are computed or
+    used in parts.
 
     Args:
         blocks: the network.
-        directions: how many are averaged.
-        rademacher: draw +1 and -1, and not from the normal distribution.
-        rank: as above; 0 for the whole space.
-        criterion: of class scores and labels, a scalar.
+        directions: number of directions that are averaged.
+        rademacher: draw +1 and -1, instead of normal numbers.
+        rank: r; 0 for the whole space.
+        criterion: a function of class scores and labels that returns a scalar.
 
     Raises:
-        InputError: no direction; a negative rank.
+        InputError: fewer than one direction; a negative rank.
     """
 
     needs = Needs.FORWARD | Needs.ERROR
@@ -73,7 +75,13 @@ class PerturbationRule(Rule):
 
     @abstractmethod
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
-        """dL/dv_n of every direction, each (); the first pass of `loss` is what is reported."""
+        """The derivatives dL/dv_n along all directions, each ().
+
+        Args:
+            loss: the step's loss as a function of the weights. Its first call is the pass that is
+                reported.
+            directions: the step's directions.
+        """
 
     def step(self, batch: Batch) -> Tensor:
         refuse_without_gradients()
@@ -92,8 +100,13 @@ class PerturbationRule(Rule):
 class Loss:
     """A step's loss as a function of the weights.
 
-    Every pass has the same random numbers and starts from the same buffers; the first alone moves
-    them, as a pass of the network does.
+    Every pass uses the same random numbers and starts from the same buffers. Only the first pass
+    changes the buffers, as an ordinary pass of the network does.
+
+    Args:
+        rule: the rule.
+        batch: the step's batch.
+        directions: the step's directions; those with a rank watch the first pass.
 
     Attributes:
         output: the network's output in the first pass, (B, ...).
@@ -114,7 +127,7 @@ class Loss:
         self.first = True
 
     def __call__(self, weights: Weights | None = None) -> Tensor:
-        """The loss, (), with the network's own weights or others."""
+        """The loss, (), with the network's own weights or with others."""
         with self.directions.watch() if self.first else self.start.run():
             h = kept(self.blocks[0], self.inputs)
             for k in range(len(self.blocks)):
@@ -127,7 +140,7 @@ class Loss:
 
 
 class Moved(nn.Module):
-    """Blocks with other weights than their own."""
+    """Runs blocks with other weights than their own."""
 
     def __init__(self, blocks: Blocks, batch: Batch):
         super().__init__()
@@ -137,17 +150,17 @@ class Moved(nn.Module):
         return self.batch.run(i, h)
 
     def run(self, i: int, weights: Mapping[str, Tensor], h: Any) -> Tensor:
-        """Block i's output, (B, ...), with these of its weights, by name."""
+        """Block i's output for the input h, (B, ...), with the given weights, by name."""
         moved = {f"blocks.{self.blocks.key(i, name)}": w for name, w in weights.items()}
         return functional_call(self, moved, (i, h))
 
 
 class Directions:
-    """Directions of the weights, drawn again each time from the seed.
+    """Random directions of the weights, which are drawn again from the seed at every use.
 
     Args:
-        blocks: whose weights they are.
-        seed: of all of them.
+        blocks: the blocks with the weights.
+        seed: seed of all directions.
         rademacher, rank: as in `PerturbationRule`.
     """
 
@@ -156,20 +169,21 @@ class Directions:
     ):
         self.blocks, self.seed = list(blocks), seed
         self.rademacher, self.rank = rademacher, rank
-        # Of a weight: r random combinations of its inputs (r, I), and once asked for their basis.
+        # For each weight: r random combinations of its inputs, (r, I), and their basis, (I, r),
+        # which is computed at its first use.
         self.sketches: dict[Tensor, Tensor] = {}
         self.bases: dict[Tensor, Tensor] = {}
 
     def along(self, i: int, n: int) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
-        """The name, the value and direction n of every trained parameter of block i."""
+        """The name, the value and the direction number n of every trained parameter of block i."""
         for number, (name, p) in enumerate(self.blocks[i].named_parameters()):
             if p.requires_grad:
                 yield name, p, self._draw(p, generator(p.device, self.seed, i, n, number))
 
     @torch.no_grad()
     def accumulate(self, i: int, derivatives: list[Tensor]) -> None:
-        """Add the mean of the directions, times the derivative along each, to the gradients of
-        block i."""
+        """Add to the gradients of block i the mean of its directions, each times the derivative
+        along it."""
         for drawn in zip(*(self.along(i, n) for n in range(len(derivatives))), strict=True):
             p = drawn[0][1]
             gradient = torch.zeros_like(p)
@@ -179,7 +193,7 @@ class Directions:
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Within, find what the weights' inputs span, where that is asked for."""
+        """Within, record the random combinations of each weight's inputs, if a rank is given."""
         if not self.rank:
             yield
             return
@@ -212,7 +226,9 @@ class Directions:
         if p not in self.sketches:
             return draw(p, source, self.rademacher)
         if p not in self.bases:
-            wide = torch.promote_types(p.dtype, torch.float32)  # there is no QR in half precision
+            wide = torch.promote_types(
+                p.dtype, torch.float32
+            )  # QR does not exist in half precision
             self.bases[p] = torch.linalg.qr(self.sketches[p].to(wide).T)[0].to(p.dtype)
         z = draw(p.new_empty(len(p), self.rank), source, self.rademacher)
         return (z @ self.bases[p].T).view(p.shape)
@@ -224,12 +240,12 @@ def draw_seed() -> int:
 
 
 def generator(device: torch.device, *seed: int) -> torch.Generator:
-    """A generator of its own for every tuple of numbers."""
+    """A random generator that is seeded with a tuple of numbers."""
     return torch.Generator(device).manual_seed(hash(seed) & SEEDS)
 
 
 def draw(like: Tensor, source: torch.Generator, rademacher: bool = False) -> Tensor:
-    """Numbers of mean 0 and variance 1, of the shape of `like`."""
+    """Random numbers with mean 0 and variance 1, in the shape of `like`."""
     if rademacher:
         coins = torch.randint(2, like.shape, generator=source, device=like.device)
         return coins.to(like.dtype).mul_(2).sub_(1)
@@ -237,6 +253,10 @@ def draw(like: Tensor, source: torch.Generator, rademacher: bool = False) -> Ten
 
 
 def check_directions(call: str, directions: int) -> None:
-    """Refuse a rule that is to look along no direction."""
+    """Refuse a rule without directions.
+
+    Raises:
+        InputError: fewer than one direction.
+    """
     if directions < 1:
         raise InputError(f"{call}(directions={directions}): give at least 1")

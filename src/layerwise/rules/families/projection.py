@@ -20,14 +20,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LayerInput:
-    """How a layer reads its input.
+    """The form of a layer's input.
 
     Attributes:
-        units: that have a projection of their own: features, or all of a convolution's feature
-            maps.
-        maps: whether it is a convolution.
-        turned: whether rows are those of the first token or position of all samples, then those of
-            the next, as in `nn.MultiheadAttention`, and not sample after sample.
+        units: number of values with a projection of their own: the features of a linear layer, or
+            all values of a convolution's feature maps.
+        maps: whether the layer is a convolution.
+        turned: the order of rows: True for token after token, each with all samples, as in
+            `nn.MultiheadAttention`; False for sample after sample.
     """
 
     units: int
@@ -36,25 +36,25 @@ class LayerInput:
 
 
 class Projections(nn.Module):
-    """A random matrix B_k for every block but the last, from class scores to its output.
+    """A random matrix B_k for every block except the last, from class scores to its output.
 
-    Where the network gives scores for every token, a block's output is (B, T, D) and B_k maps each
-    token's scores to D. Else B_k maps the scores to all units, but where the output is (B, T, D) to
-    D, the same for all T. A network that gives one number for each sample, (B,), has C = 1. The
-    matrices are buffers.
+    If the network gives scores for every token, a block's output is (B, T, D), and B_k maps each
+    token's scores to D values. Otherwise B_k maps the scores to all units of the output; for an
+    output (B, T, D) it maps them to D values, which all T tokens share. A network that gives one
+    number for each sample, (B,), has C = 1. The matrices are buffers.
 
     Args:
-        blocks: made with an example.
+        blocks: the network, made with an example.
         scale: B_k ~ U(-scale / sqrt(d_k), scale / sqrt(d_k)) with d_k units.
         shared: keep one matrix, as wide as the widest block needs; B_k is its first d_k columns
             (Launay et al. 2020, arXiv:2006.12878).
-        asked_by: the call, for errors.
-        among: numbers of the blocks that have one; by default all but the last.
-        layers: further matrices, to the inputs of layers, under names of theirs.
+        asked_by: name of the rule, for errors.
+        among: numbers of the blocks that have a matrix; by default all except the last.
+        layers: the layers whose inputs have further matrices, by name.
 
     Raises:
-        InputError: shapes between the blocks are not known; scores for every token and an output
-            that is not (B, T, D); scores for every position of maps, or of a one-dimensional
+        InputError: shapes between the blocks are not known; scores for every token, but an output
+            that is not (B, T, D); scores for every position of maps or of a one-dimensional
             convolution; a scale that is not positive.
     """
 
@@ -73,8 +73,9 @@ class Projections(nn.Module):
         _, (*between, scores) = blocks.known_shapes(asked_by, "no feedback matrix can be made")
         if len(scores) > 2 or channels_first(list(blocks), scores):
             raise InputError(
-                f"{asked_by}: the network gives scores of {scores} for a sample, for every "
-                "position of maps; it needs (classes,), or (tokens, classes): take rules.DGL"
+                f"{asked_by}: the network gives scores {scores} for each sample, which are scores "
+                "for every position of maps; it needs (classes,) or (tokens, classes): take "
+                "rules.DGL"
             )
         self.tokens, self.classes = len(scores) == 2, (scores or (1,))[-1]
         self.units: dict[str, int] = {}
@@ -83,8 +84,8 @@ class Projections(nn.Module):
                 continue
             if self.tokens and len(shape) != 2:
                 raise InputError(
-                    f"{asked_by}: the network gives scores for every token, block "
-                    f"{blocks.names[k]!r} an output of {shape} for a sample; it needs (tokens, "
+                    f"{asked_by}: the network gives scores for every token, but block "
+                    f"{blocks.names[k]!r} gives {shape} for each sample; it needs (tokens, "
                     "features): cut elsewhere"
                 )
             self.units[str(k)] = math.prod(shape[-1:] if len(shape) == 2 else shape)
@@ -104,26 +105,33 @@ class Projections(nn.Module):
                 self.register_buffer(name, uniform(units, scale / math.sqrt(units)))
 
     def forward(self, k: int, e: Tensor, shape: Shape) -> Tensor:
-        """e B_k as a gradient of block k's output.
+        """e B_k, as a gradient with respect to block k's output.
 
         Args:
-            k: the block's number.
-            e: (B, C) or (B, T, C); (B,) where there is one number for each sample.
-            shape: of its output, with the batch.
+            k: number of the block.
+            e: the error, (B, C) or (B, T, C); (B,) if there is one number for each sample.
+            shape: shape of the block's output, with the batch dimension.
+
+        Returns:
+            The gradient, in this shape.
         """
         return self._spread(self._project(str(k), e), shape)
 
     def rows(self, k: int, y: Tensor, shape: Shape) -> Tensor:
-        """onehot(y) B_k, likewise; 0 where a label is below 0, which asks for nothing.
+        """onehot(y) B_k, as a target of block k's output; 0 for a label below 0, which does not
+        count.
 
         Args:
-            k: the block's number.
-            y: class numbers, (B,) or (B, T); or what each class is to be, such as probabilities,
-                (B, C) or (B, T, C); of a network that gives one number for each sample, (B,).
-            shape: of its output, with the batch.
+            k: number of the block.
+            y: class numbers, (B,) or (B, T); or one number for each class, such as probabilities,
+                (B, C) or (B, T, C); (B,) if the network gives one number for each sample.
+            shape: shape of the block's output, with the batch dimension.
+
+        Returns:
+            The target, in this shape.
 
         Raises:
-            InputError: other real numbers.
+            InputError: real numbers in another shape.
         """
         matrix, axes = self._matrix(str(k)), 2 + self.tokens
         if self.classes == 1:
@@ -133,21 +141,30 @@ class Projections(nn.Module):
         elif y.is_floating_point() or y.dim() != axes - 1:
             raise InputError(
                 f"{self.asked_by}: got labels {tuple(y.shape)} of {y.dtype}; a block's target is "
-                f"made of class numbers, or of one number for each of the {self.classes} classes: "
-                "take rules.DirectFeedbackAlignment"
+                f"made from class numbers, or from one number for each of the {self.classes} "
+                "classes: take rules.DirectFeedbackAlignment"
             )
         found = rows_of(matrix, y)
         return self._spread(found * self._factor(str(k)) if self.shared else found, shape)
 
     def counted(self, y: Tensor) -> int | Tensor:
-        """How many of the labels that `rows` takes count."""
+        """The number of labels y, in the form that `rows` takes, that count."""
         if self.classes == 1 or y.dim() == 2 + self.tokens:
             return math.prod(y.shape[: 1 + self.tokens])
         return counted(y)
 
     def to_layer(self, name: str, e: Tensor, shape: Shape) -> Tensor:
-        """e B as a gradient of a layer's input: (N, features), or (B, channels, ...); where there
-        is no error for each of a sample's rows, all get the same."""
+        """e B, as a gradient with respect to a layer's input.
+
+        Args:
+            name: name of the layer.
+            e: the error, as in `forward`. If there is one error per sample, all rows of a sample
+                get the same gradient.
+            shape: shape of the layer's input, (N, features) or (B, channels, ...).
+
+        Returns:
+            The gradient, in this shape.
+        """
         layer = self.layers[name]
         found = self._project(name, e)  # (B, [T,] units)
         if layer.maps:
@@ -162,7 +179,7 @@ class Projections(nn.Module):
         return (e * self._factor(name) if self.shared else e) @ matrix
 
     def _matrix(self, name: str) -> Tensor:
-        """(C, units); the shared one still wants the factor."""
+        """The matrix, (C, units); a shared one still has to be multiplied by `_factor`."""
         own = "all" if self.shared else name
         return self.get_buffer(own)[:, : self.units[name]]
 
@@ -176,18 +193,22 @@ class Projections(nn.Module):
 
 
 def layer_key(k: int, name: str) -> str:
-    """What the matrix of a layer is called: that of this weight in block k."""
+    """The name of the matrix of a layer, from the name of its weight in block k."""
     return f"{k}/{name.replace('.', '/')}"
 
 
 def layer_inputs(blocks: Blocks, ends: Container[int], asked_by: str) -> dict[str, LayerInput]:
-    """How layers read their inputs, under `layer_key`: those whose input has a gradient where the
-    outputs of the blocks `ends` go on detached.
+    """The inputs of those layers whose input has a gradient, by `layer_key`.
+
+    Args:
+        blocks: the network, made with an example.
+        ends: numbers of the blocks whose outputs are detached before they go on.
+        asked_by: name of the rule, for errors.
 
     Raises:
-        InputError: as `layer_calls`; an input that no projection fits.
+        InputError: as in `layer_calls`; an input that no projection fits.
     """
-    # What changes with the second sample is the second sample's.
+    # The rows that change when the second sample changes belong to the second sample.
     before, after = (layer_calls(blocks, asked_by, ends, change) for change in (False, True))
     found = {}
     for k, (label, block) in enumerate(zip(blocks.names, blocks, strict=True)):
@@ -198,8 +219,8 @@ def layer_inputs(blocks: Blocks, ends: Container[int], asked_by: str) -> dict[st
                 if one is None or len(read) > 1:
                     raise InputError(
                         f"{asked_by}: the layer of {name!r} in block {label!r} reads inputs of "
-                        "several sizes, or not rows or maps that belong to one sample (and token) "
-                        "each; leave layers out, or cut elsewhere"
+                        "several sizes, or rows or maps that do not belong to one sample (and "
+                        "token) each; leave layers out, or cut elsewhere"
                     )
                 found[layer_key(k, name)] = one
     return found

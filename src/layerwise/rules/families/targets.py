@@ -1,4 +1,4 @@
-"""Target propagation: blocks learn to give targets, which go back through learned inverses."""
+"""Target propagation: blocks learn to reach targets, which go back through learned inverses."""
 
 from __future__ import annotations
 
@@ -24,36 +24,37 @@ from layerwise.rules.calls.precision import full_precision
 
 
 class TargetRule(Rule):
-    """Difference target propagation. With L_b the loss of sample b, g_k the inverse of block k,
-    from its output h_k back to its input, and t_k the target of h_k, K the last block:
+    """The base class of difference target propagation. With L_b the loss of sample b, K the last
+    block, g_k the inverse of block k, from its output h_k to its input, and t_k the target of h_k:
 
-        t_j     = h_j - beta dL_b/dh_j                 j = K where targets start from the class
-                                                       scores, else K-1
+        t_j     = h_j - beta dL_b/dh_j                 j = K if targets start from the class
+                                                       scores, otherwise K-1
         t_{k-1} = h_{k-1} + g_k(t_k) - g_k(h_k)        k = j ... 2
         grad_k  = mean_b d |f_k(sg[h_{k-1}]) - sg[t_k]|^2 / (2 beta) / d f_k,    k < K
         grad_K  = mean_b dL_b / d f_K
 
-    Divided by 2 beta, gradients have backpropagation's size: with dg_k/dh_k the transpose of
-    df_k/dh_{k-1} and beta -> 0 they are backpropagation's.
+    The division by 2 beta gives gradients the size of backpropagation's. They equal
+    backpropagation's if dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0.
 
-    What an inverse learns is a rule's own. It trains with its block; the reported loss of a block
-    but the last is its inverse's, over the draws of noise. Inverses, and the targets, are computed
-    in full precision under autocast too.
+    Each rule defines the loss of its inverses. An inverse trains with its block. The reported loss
+    of a block, except the last, is that of its inverse, over the draws of noise. Inverses and
+    targets are computed in full precision, also under autocast.
 
     Args:
         blocks: the network, made with an example.
-        inverse: of every block but the first, and but the last where targets do not start from
-            the class scores.
-        beta: step from the activation to the first target, of a sample's own gradient.
-        noise: standard deviation of the noise that inverses learn from.
-        samples: how many draws of noise they learn from in a step.
-        criterion: of class scores and labels, a scalar, mean over the batch.
+        inverse: recipe of the inverses. Every block has one except the first and, if targets do not
+            start from the class scores, the last.
+        beta: size of the step from an activation to the first target, along a sample's own
+            gradient.
+        noise: standard deviation of the noise from which inverses learn.
+        samples: number of draws of noise in each step.
+        criterion: a function of class scores and labels that returns a scalar, mean over the batch.
 
     Attributes:
-        from_scores: whether the first target is that of the class scores, and the last block has
-            an inverse; else it is that of the last block's input.
-        inverses: under a block's number.
-        draw: noise of standard deviation 1 in the shape of what it is given.
+        from_scores: whether targets start from the class scores, so that the last block has an
+            inverse; otherwise they start from the last block's input.
+        inverses: `inverses[k]` is the inverse of block k.
+        draw: from a tensor to normal noise in its shape, with standard deviation 1.
 
     Raises:
         InputError: shapes between the blocks are not known; numbers that are not positive.
@@ -93,24 +94,25 @@ class TargetRule(Rule):
 
     @abstractmethod
     def inverse_loss(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
-        """What inverse k minimises for one draw of noise, a scalar.
+        """The loss of inverse k for one draw of noise, (), mean over the batch.
 
         Args:
-            k: the block's number.
-            before: its input h_{k-1}, (B, ...).
-            h: its output h_k, (B, ...).
-            batch: the step's.
+            k: number of the block.
+            before: the block's input h_{k-1}, (B, ...).
+            h: the block's output h_k, (B, ...).
+            batch: the step's batch.
         """
 
     def invert(self, k: int, h: Tensor) -> Tensor:
-        """g_k(h), (B, ...), in the precision of its weights."""
+        """g_k(h), in the shape of the block's input, (B, ...), and in the precision of the
+        inverse's weights."""
         inverse = self.inverses[k]
         with full_precision(h, inverse) as h:
             return inverse(h)
 
     @torch.no_grad()
     def again(self, k: int, x: Tensor, batch: Batch) -> Tensor:
-        """f_k(x), (B, ...), without a graph, and without a trace in the block's buffers."""
+        """f_k(x), (B, ...), without a graph; the block's buffers stay as they are."""
         block = self.blocks[k]
         with as_written(block), buffers_as(buffers_of(block)):
             return batch.again(k, x, keep=True)
@@ -136,7 +138,7 @@ class TargetRule(Rule):
         found: dict[int, tuple[Tensor, ...]] = {last: (loss, scores)}
         for k in reversed(range(last + 1)):
             h, given = outputs.pop(), detached(before.pop())
-            below = self._below(k, h, change)  # by inverse k before it learns
+            below = self._below(k, h, change)  # with inverse k before its step
             if k < last:
                 differentiate(h, batch.scale, -change / (self.beta * len(h)))
             h = h.detach()  # without block k's graph
@@ -154,14 +156,14 @@ class TargetRule(Rule):
 
     @torch.no_grad()
     def _below(self, k: int, h: Tensor, change: Tensor) -> Tensor:
-        """t_{k-1} - h_{k-1} from t_k - h_k; the change itself where block k has no inverse."""
+        """t_{k-1} - h_{k-1} from t_k - h_k; the change itself if block k has no inverse."""
         if k not in self.inverses:
             return change
         h = h.to(change.dtype)
         return self.invert(k, h + change) - self.invert(k, h)
 
     def _learn(self, k: int, before: Tensor, h: Tensor, batch: Batch) -> Tensor:
-        """The step of inverse k; gives its loss, (), over the draws of noise."""
+        """Make the step of inverse k; return its loss, (), over the draws of noise."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         losses = []
         for _ in range(self.samples):
@@ -172,8 +174,8 @@ class TargetRule(Rule):
 
 
 def normal_like(h: Tensor) -> Tensor:
-    """Standard normal numbers in the shape and memory format of `h`. In channels last `randn_like`
-    draws them one by one, which takes seven times as long on a CPU."""
+    """Standard normal numbers in the shape and memory format of `h`. For channels last,
+    `randn_like` draws one number at a time, which takes seven times as long on a CPU."""
     noise = torch.empty_like(h)
     noise.as_strided((h.numel(),), (1,)).normal_()
     return noise

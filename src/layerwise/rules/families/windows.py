@@ -1,4 +1,4 @@
-"""Losses that reach a window of blocks."""
+"""Rules whose local losses reach a window of several blocks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Losses(NamedTuple):
     """The losses at the end of one block.
 
     Attributes:
-        own: what the block and its heads minimise, (), or None.
-        reaching: what the blocks before it in the window minimise, (), or None.
-        scores: the class scores, detached, or None.
-        share: of `reaching`'s gradient that the blocks before get.
+        own: the loss that the block and its heads minimise, (), or None.
+        reaching: the loss that the blocks before it in the window minimise, (), or None.
+        scores: the class scores, (B, C), detached, or None.
+        share: factor of the gradient of `reaching`.
     """
 
     own: Tensor | None = None
@@ -38,23 +38,27 @@ class Losses(NamedTuple):
 
 
 class WindowRule(Rule):
-    """Units of blocks that overlap. Unit k ends at block k, and its loss reaches the m blocks
-    before it:
+    """The base class of rules with overlapping units of blocks. Unit k ends at block k, and its
+    loss L_k reaches the m blocks before it:
 
         grad_j = sum over the ends k in j ... j+m of d L_k / d f_j,    h_k = f_k(h_{k-1})
 
-    The ends are m, m+s, m+2s ... and the last block. The graphs of at most m + 1 blocks and of
-    their heads are alive at a time. Each block runs forward once, and backward once for its weights
-    and about m/s times for its input. Compiled blocks run as they are written, unless m = 0.
+    The ends are m, m+s, m+2s ... and the last block. At most m + 1 graphs of blocks, with those of
+    their heads, exist at a time. Each block runs forward once, backward once for its weights, and
+    backward about m/s times for its input. Compiled blocks run without compilation, unless m = 0.
 
     Args:
         blocks: the network.
-        objectives: one for each block, or None.
+        objectives: one objective or None for each block.
         overlap: m.
         every: s.
 
     Attributes:
         ends: the numbers of the blocks that end a unit.
+        overlap: m, or the number of blocks before the last if that is smaller.
+
+    Raises:
+        InputError: as in `Rule`.
     """
 
     needs = Needs.FORWARD | Needs.BACKWARD
@@ -73,7 +77,13 @@ class WindowRule(Rule):
 
     @abstractmethod
     def losses(self, k: int, activity: Activity, batch: Batch) -> Losses:
-        """The losses at the end of block k."""
+        """The losses at the end of block k.
+
+        Args:
+            k: number of the block.
+            activity: what the block's objective reads.
+            batch: the step's batch.
+        """
 
     def step(self, batch: Batch) -> Tensor:
         window: deque[_Open] = deque()  # the blocks that a later loss still reaches
@@ -81,7 +91,7 @@ class WindowRule(Rule):
         for k, block in enumerate(self.blocks):
             before = h.detach().requires_grad_() if window else detached(h)
             with as_written(block) if self.overlap else contextlib.nullcontext():
-                # The block before still needs its output, which is this one's input.
+                # The input is the output of the block before, which still needs it.
                 h, activity = self.run(k, before, batch, keep=bool(window))
             losses = self.losses(k, activity, batch)
             window.append(_Open(k, before, h, losses))
@@ -91,11 +101,11 @@ class WindowRule(Rule):
         return h
 
     def _awaits(self, j: int, k: int) -> bool:
-        """Whether a loss later than block k's reaches block j."""
+        """Whether the loss of a block after block k reaches block j."""
         return any(k < end <= j + self.overlap for end in self.ends)
 
     def _reach_back(self, window: deque[_Open], batch: Batch) -> None:
-        """Give the blocks in the window the gradient of the newest block's loss."""
+        """Add the gradient of the newest block's loss to the blocks before it in the window."""
         *before, newest = window
         losses = newest.losses
         if not before or losses.reaching is None:
@@ -112,7 +122,8 @@ class WindowRule(Rule):
                 gradient = block.pull(block.output, gradient=gradient)
 
     def _close(self, block: _Open, batch: Batch) -> None:
-        """No later loss reaches this block: its weights get their gradient, and its graph goes."""
+        """Finish a block that no later loss reaches: its weights get their gradient, and its graph
+        is freed."""
         k, (own, _, scores, _) = block.number, block.losses
         weights = [*self.blocks[k].parameters(), *self._head_parameters(k)]
         others = [] if block.gradient is None else [(block.output, block.gradient)]
@@ -128,14 +139,14 @@ class WindowRule(Rule):
 
 @dataclass(eq=False)
 class _Open:
-    """A block whose graph is alive.
+    """A block whose graph still exists.
 
     Attributes:
-        number: of the block.
-        input: its input; a leaf that requires grad, except in the first block of the window.
+        number: number of the block.
+        input: the block's input; a leaf that requires grad, except in the first block of a window.
         output: the block's output.
-        losses: at its end.
-        gradient: with respect to the output, the sum of what later losses gave so far.
+        losses: the losses at its end.
+        gradient: the gradient with respect to the output, summed over the later losses so far.
     """
 
     number: int
@@ -147,15 +158,21 @@ class _Open:
     def pull(
         self, loss: Tensor, scale: Scale = identity, gradient: Tensor | None = None
     ) -> Tensor | None:
-        """The gradient of a loss with respect to the block's input; the graph stays. The arguments
-        are those of `differentiate`."""
+        """The gradient of a loss with respect to the block's input; the graph is kept. The
+        arguments are those of `differentiate`."""
         differentiate(loss, scale, gradient, inputs=[self.input], retain=True)
         found, self.input.grad = self.input.grad, None
         return found
 
 
 def ends(blocks: int, overlap: int, every: int) -> list[int]:
-    """The blocks, of so many, that end a unit: m, m+s, m+2s ... and the last one."""
+    """The numbers of the blocks that end a unit: m, m+s, m+2s ... and the last one.
+
+    Args:
+        blocks: number of blocks.
+        overlap: m.
+        every: s.
+    """
     last = blocks - 1
     return [*range(min(overlap, last), last, every), last]
 
@@ -163,13 +180,18 @@ def ends(blocks: int, overlap: int, every: int) -> list[int]:
 def check_units(call: str, overlap: int, every: int) -> None:
     """Refuse units that leave out a block.
 
+    Args:
+        call: name of the rule, for errors.
+        overlap: m.
+        every: s.
+
     Raises:
-        InputError: a negative overlap; units between which there is a gap.
+        InputError: a negative overlap; a gap between two units.
     """
     if overlap < 0:
         raise InputError(f"{call}(overlap={overlap}): give 0 or more blocks; with 0: Greedy")
     if not 1 <= every <= overlap + 1:
         raise InputError(
-            f"{call}(every={every}): losses {every} blocks apart that reach {overlap} before "
-            f"their own leave out some; give 1 to {overlap + 1}, or overlap more"
+            f"{call}(every={every}): losses that are {every} blocks apart and reach {overlap} "
+            f"blocks back leave out some blocks; give 1 to {overlap + 1}, or a larger overlap"
         )
