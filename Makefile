@@ -2,11 +2,16 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+LOWEST := .venv-lowest
+# The oldest Python that the lowest versions have wheels for, also among those that pyenv installed.
+PYTHON_LOWEST ?= $(shell for v in 3.10 3.11; do \
+	for p in python$$v $(HOME)/.pyenv/versions/$$v.*/bin/python; do \
+	"$$p" -c "" 2>/dev/null && echo "$$p" && exit; done; done)
 CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format wheel tables
+.PHONY: help setup demo test test-slow test-lowest setup-lowest check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -30,6 +35,24 @@ test: setup     ## the tests, offline, in a few minutes
 
 test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+# What depends most on the versions of the libraries. Their own warnings do not count.
+test-lowest: setup-lowest ## tests with the lowest versions that are allowed, in a few minutes
+	$(LOWEST)/bin/python -m pytest -q -m 'not slow' -o filterwarnings=default \
+		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py
+
+setup-lowest: $(LOWEST)/.installed
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	@test -n "$(PYTHON_LOWEST)" || \
+		{ echo "Python 3.10 or 3.11 is needed: make PYTHON_LOWEST=... test-lowest"; exit 1; }
+	rm -rf $(LOWEST)
+	$(PYTHON_LOWEST) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: \
+		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard]' \
+		pytest hypothesis
+	@touch $@
 
 check: setup    ## format, lint, import contract, types
 	$(BIN)/ruff format --check $(CODE)
