@@ -15,7 +15,9 @@ def test_the_lowest_versions_are_the_bounds():
         line for extra in EXTRAS for line in project["optional-dependencies"][extra]
     ]
     bounds = dict(re.fullmatch(r"([\w-]+)(?:\[.*\])?>=(.*)", line).groups() for line in wanted)
-    pinned = dict(re.findall(r"^([\w-]+)==(.*)$", (ROOT / "constraints-lowest.txt").read_text(), re.M))
+    pinned = dict(
+        re.findall(r"^([\w-]+)==(.*)$", (ROOT / "constraints-lowest.txt").read_text(), re.M)
+    )
     assert pinned.keys() == bounds.keys()
     for name, bound in bounds.items():
         assert f"{pinned[name]}.".startswith(f"{bound}."), name

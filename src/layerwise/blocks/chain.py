@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 # Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
 # them where gradients are wanted, and the weights would silently get none.
-MIXES_CASTS = torch.__version__ < (2, 11)
+MIXES_CASTS = torch.__version__ < "2.11"
 
 
 class Blocks(nn.Module):
