@@ -39,7 +39,8 @@ test-slow: setup ## the long tests
 # What depends most on the versions of the libraries. Their own warnings do not count.
 test-lowest: setup-lowest ## tests with the lowest versions that are allowed, in a few minutes
 	$(LOWEST)/bin/python -m pytest -q -m 'not slow' -o filterwarnings=default \
-		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py
+		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py \
+		tests/cli/test_bad_input.py tests/cli/test_help.py
 
 setup-lowest: $(LOWEST)/.installed
 
