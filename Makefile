@@ -11,7 +11,7 @@ CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-lowest setup-lowest check format wheel tables
+.PHONY: help setup demo test test-slow test-lowest setup-lowest fuzz check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -54,6 +54,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard]' \
 		pytest hypothesis
 	@touch $@
+
+fuzz: setup     ## random input of every kind for two minutes: make fuzz SECONDS=600 SEED=1
+	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)
 
 check: setup    ## format, lint, import contract, types
 	$(BIN)/ruff format --check $(CODE)

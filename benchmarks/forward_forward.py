@@ -58,6 +58,7 @@ class FFLib(Rule):
         x, wrong = FFMNIST.generate_negative(self.data, x, y, self.net)
         self.net.run_train_combined(positive, FFMNIST.combine_to_input(self.data, x, wrong))
         self.net.zero_grad()  # the layers have stepped already
+        batch.done(0)
         return x
 
 

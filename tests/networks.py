@@ -317,6 +317,15 @@ def _module(rule: type[Rule]) -> str:
     return rule.__module__.rpartition(".")[2]
 
 
+# With one block these are not backpropagation: the way back is another, or there is none.
+NOT_BACKPROPAGATION = {
+    "FeedbackAlignment",
+    "ForwardGradient",
+    "KolenPollack",
+    "SPSA",
+    "SignSymmetry",
+    *OWN_NETWORKS,
+}
 # Every rule of layerwise.rules is here by itself.
 _NAMED = {name: getattr(rules, name) for name in rules.__all__ if name not in OWN_NETWORKS}
 RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {

@@ -6,6 +6,8 @@
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 100  # in one message
+
 
 class InputError(ValueError):
     """Input that cannot be used.
@@ -40,12 +42,13 @@ class FailedProcess(RuntimeError):
 
 
 def choices(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...?` if one of `known` resembles `name`, otherwise a list of all of them."""
+    """`did you mean ...?` if one of `known` resembles `name`, otherwise a list of them."""
     known = list(known)
     near = nearest(name, known)
     if near is not None:
         return f"did you mean {near!r}?"
-    return f"there is: {', '.join(sorted(known))}"
+    more = f", and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    return f"there is: {', '.join(sorted(known)[:MOST_NAMES])}{more}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -104,6 +104,23 @@ def refuse(shape: Shape, y: Tensor, asked_by: str) -> NoReturn:
     )
 
 
+def refuse_no_labels(y: object) -> None:
+    """Check that labels are a tensor with an axis of samples.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not isinstance(y, Tensor):
+        raise InputError(
+            f"backward(x, y): got labels of type {type(y).__name__}; give a tensor, such as "
+            "torch.as_tensor(y)"
+        )
+    if y.dim() == 0:
+        raise InputError(
+            "backward(x, y): got a single label, (); give one for each sample, (B,): y.unsqueeze(0)"
+        )
+
+
 def prepared(
     y: Tensor, output_shape: Shape, channels_first: bool, asked_by: str, look: bool
 ) -> Tensor:
@@ -148,7 +165,7 @@ def prepared(
             f"convolution and gives (classes, tokens); with {classes} of both, scores cannot be "
             "told from (B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
         )
-    if look:
+    if look or y.device.type == "cpu":  # where nothing is to be waited for
         # If the shapes allow it, the other axis may be that of the classes.
         other = -1 if axis == 1 else 1
         fits = tuple(y.shape[1:]) == (shape[1:-1] if axis == 1 else shape[2:])
@@ -178,7 +195,7 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
     Raises:
         InputError: one is not.
     """
-    if not y.numel():
+    if not y.numel() or y.device.type == "meta":
         return
     least, most = y.aminmax()
     if bool((least >= 0) & (most < classes)):
@@ -238,6 +255,8 @@ def any_counts(y: Tensor) -> Tensor | bool:
     if torch._C._functorch.is_batchedtensor(y):  # under `torch.vmap` no value can be read
         return (y != IGNORED).any()
     of, version, answer = _asked
+    if y.is_inference():  # it has no version
+        return (y != IGNORED).any()
     if of() is not y or version != y._version:
         found = (y != IGNORED).any()
         answer = True if y.device.type == "cpu" and bool(found) else found

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.cli import main
+from layerwise.cli import (
+    console,  # noqa: F401 (the consoles are made before the terminal is a narrow one)
+    main,
+)
 from layerwise.experiment import training
 from layerwise.report import analysis_figures
 

@@ -11,6 +11,26 @@ import pytest
 MLP = "train --model mlp --model.width 8"
 VIT = "train --model vit --model.width 8 --model.heads 2 --model.layers 2"
 SUM = f"{MLP} --rule Greedy --rule.objectives Classify+Reconstruct"
+# Configs of somebody else: what the file holds, what the line says.
+FOREIGN = {
+    "twice": ("epochs: 1\nepochs: 2", "the key 'epochs' stands twice"),
+    "octal": ("epochs: 010", "--epochs 010: give a whole number, without a leading 0"),
+    "sixty": ("epochs: 1:30", "--epochs 1:30: give a whole number, without a leading 0"),
+    "date": ("epochs: 2020-01-01", "--epochs 2020-01-01: give a whole number"),
+    "nul": ("epochs: 1\0", "not YAML"),
+    "escaped": ('name: "a\\0b"', "not text in UTF-8"),
+    "recursive": ("model: &a {name: *a}", "*a stands in what it names"),
+    "deep": (f"epochs: {'[' * 3000}", "not YAML"),
+    "layers": (f"model: {{name: mlp, layers: {10**30}}}", "give at most 2147483647"),
+    "width": (f"model: {{name: mlp, width: {10**9}, layers: 2}}", "emory"),
+    "scale": ("augment: {scale: []}", "--augment.scale []: give 2 values"),
+    "precision": ("precision: .nan", "--precision NaN: give 32 or bf16 or 16"),
+    "seed": ("seed: 1.5", "--seed 1.5: give a whole number"),
+    "model": ("model: [1, 2]", "no such model"),
+    "nothing": ("rule: ''", "rule '': no such rule"),
+    "help": ("help: all", "help is an option of the command line only"),
+    "number": ("1: 2", "a key that is not text"),
+}
 TRAIN = [
     # what is typed, what the line says
     (f"{MLP} --rule DGK", "did you mean 'DGL'"),
@@ -90,8 +110,8 @@ TRAIN = [
     (f"{MLP} --optimizer.momentum 2", "SGD(momentum=2.0)"),
     (f"{MLP} --optimizer AdamW --optimizer.beta1 1", "AdamW(beta1=1.0)"),
     (f"{MLP} --schedule Cosine --schedule.warmup -1", "Cosine(warmup=-1.0)"),
-    (f"{MLP} --model.width -3", "negative dimension"),
-    (f"{MLP} --model.dropout 2", "dropout probability"),
+    (f"{MLP} --model.width -3", "mlp(width=-3): give at least 1"),
+    (f"{MLP} --model.dropout 2", "mlp(dropout=2.0): give at least 0 and less than 1"),
     (f"{MLP} --rule.head.width 0", "heads.MLP(width=0): give at least 1"),
     (f"{MLP} --data.size -4", "size=-4"),
     (f"{MLP} --data.validation 1", "validation=1.0"),
@@ -113,6 +133,31 @@ TRAIN = [
     ("train --model torchvision", "3 channels"),
     ("train --model torchvision --model.arch resnet1888", "did you mean 'resnet18'"),
     (f"{MLP} --runs good.yaml", "--runs good.yaml: cannot make a run there: File exists"),
+    (f"{MLP} --recipe", "--recipe: there is no value"),
+    (f"{MLP} --config", "--config: there is no value"),
+    (f"{MLP} --rule=", "--rule '': there is no value; give one, or leave --rule out"),
+    (f"{MLP} --optimizer.lr=", "--optimizer.lr '': there is no value"),
+    (f"{MLP} --name=", "--name '': there is no value"),
+    (f"{MLP} --name ../x", "--name '../x': give the name of a folder within --runs"),
+    (f"{MLP} --name \udcff", "not text in UTF-8"),
+    (f"{MLP} --runs ~nosuchuser/x", "there is no user 'nosuchuser'"),
+    (f"{MLP} --data folder:~nosuchuser", "~nosuchuser"),
+    (f"{MLP} --epochs 010", "--epochs 010: give a whole number, without a leading 0"),
+    (f"{MLP} --epochs 1:30", "--epochs 1:30: give a whole number, without a leading 0"),
+    (f"{MLP} --epochs 2020-01-01", "--epochs 2020-01-01: give a whole number"),
+    (f"{MLP} --stages 1.5", "--stages 1.5: give a whole number"),
+    (f"{MLP} --at {'[' * 3000}", "--at [[["),
+    (f"{MLP} --optimizer.lr nan", "--optimizer.lr nan: give a number"),
+    (f"{MLP} --optimizer.lr inf", "--optimizer.lr inf: give a number"),
+    (f"{MLP} --timeout 1e300", "--timeout 1e+300: give a positive number of seconds, at most"),
+    (f"{MLP} --epochs {10**30}", "give at most 2147483647"),
+    (f"{MLP} --batch_size 0", "--batch_size 0: give at least 1"),
+    (f"{MLP} --model.layers {10**30}", "give at most 2147483647"),
+    (f"{MLP} --model.layers {10**7}", "mlp(layers=10000000): give at most 10000"),
+    (f"{MLP} --model.width {10**9} --model.layers 2", "emory"),
+    ("train --resume run --stages [", "--stages [: give a whole number or null"),
+    ("train --resume missing --stages", "--stages: give a whole number or null"),
+    *((f"train --config foreign/{name}.yaml", says) for name, (_, says) in FOREIGN.items()),
 ]
 OTHERS = [
     ("trian", "did you mean 'train'"),
@@ -154,6 +199,9 @@ def config_files() -> None:
     Path("unknown.yaml").write_text("epocs: 3\n")
     Path("within.yaml").write_text("config: good.yaml\n")
     Path("good.yaml").write_text("epochs: 3\n")
+    Path("foreign").mkdir()
+    for name, (text, _) in FOREIGN.items():
+        Path("foreign", f"{name}.yaml").write_text(text)
 
 
 @pytest.mark.parametrize(("line", "says"), TRAIN + OTHERS)
@@ -211,6 +259,12 @@ def _foreign(run: Path) -> None:
         (_edit("rule: 3\nmodel: 4\n"), "does not describe a run"),
         (_edit("- 1"), "not a mapping"),
         (_edit("a: [1"), "cannot be read"),
+        (_edit("a: 1\na: 2"), "the key 'a' stands twice"),
+        (_edit("rule: &a [*a]"), "stands in what it names"),
+        (_edit("seed: 1.5"), "does not describe a run: config seed 1.5: give a whole number"),
+        (_edit("precision: .nan"), "config precision nan: give 32 or bf16 or 16"),
+        (_edit("augment: {scale: []}"), "config augment.scale []: give 2 values"),
+        (_edit(f"model: {{name: mlp, layers: {10**30}}}"), "does not describe a run"),
         (_other_network, "belongs to another network or rule"),
         (_truncated, "corrupt or not a checkpoint"),
         (_pickled, "corrupt or not a checkpoint"),
@@ -248,3 +302,30 @@ def test_a_library_that_is_not_installed(name, cli, monkeypatch):
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert f"pip install 'layerwise[{name}]'" in result.err
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "abc"}, "WORLD_SIZE=abc: the environment variable is not"),
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, "RANK=abc: the environment variable is not"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: the environment variable is not"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0: the environment variable is not"),
+        ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5: WORLD_SIZE=2 processes are numbered from 0"),
+    ],
+)
+def test_variables_of_processes(environment, says, cli, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = cli(MLP)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert says in result.err
+
+
+def test_options_that_are_wrong_do_not_blame_the_run(trained, cli):
+    run = trained("run", "--epochs 1")
+    for value in ("[", "1.5", "abc", "{a: 1}", "-1", "99"):
+        result = cli("train", "--resume", str(run), "--stages", value)
+        assert result.code == 2
+        assert "--stages" in result.err.splitlines()[-1]
+        assert "config.yaml" not in result.err

@@ -42,6 +42,7 @@ def test_a_run_folder(cli):
         "checkpoints/last.safetensors",
         "config.yaml",
         "cost.json",
+        "data.json",
         "environment.json",
         "log.txt",
         "metrics.csv",

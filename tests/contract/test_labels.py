@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable
 
 import networks
 import pytest
 import torch
-from networks import CLASSES, OWN_NETWORKS, RULES, Case, assert_close, assert_same, grads
+from networks import (
+    CLASSES,
+    NOT_BACKPROPAGATION,
+    OWN_NETWORKS,
+    RULES,
+    Case,
+    assert_close,
+    assert_same,
+    grads,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -140,18 +150,27 @@ def test_what_is_not_to_count_does_not(name: str) -> None:
         torch.testing.assert_close(loss, of_rest)
 
 
+# Rules whose loss has a part that reads no label, in the last block too.
+LEARN_WITHOUT_LABELS = ("greedy",)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_label_counts(name: str) -> None:
     """The loss of labels is 0, and so is its gradient; what reads no label learns on."""
     got, losses = stepped(name, lambda y: torch.full_like(y, -100))
     assert all(g.isfinite().all() for g in got.values())
     last = len(made(name)[0].blocks) - 1
-    if name in LINEAR and name != "greedy":
+    if name in LEARN_WITHOUT_LABELS:
+        return
+    if name in LINEAR:
         assert all(not g.any() for g in got.values())
         assert all(loss == 0 for loss in losses)
-    elif name != "greedy":
+    else:
         of_last = {k: g for k, g in got.items() if k.startswith(f"blocks.{last}.")}
-        assert all(g.abs().max() < 1e-12 for g in of_last.values()), of_last.keys()
+        assert all(g.abs().max() < 1e-12 for g in of_last.values()), (
+            "no label counts, but the last block has a gradient; where the rule says so, list it "
+            "in LEARN_WITHOUT_LABELS"
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -243,12 +262,10 @@ def test_one_logit(name: str, single: bool) -> None:
     assert "criterion=F.binary_cross_entropy_with_logits" in error
 
 
-# Of one block, too, they are no backpropagation.
-OTHERS = ("ForwardGradient", "SPSA", "FeedbackAlignment", "KolenPollack", "SignSymmetry")
-
-
 @pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("name", [name for name in WITH_CRITERION if name not in OTHERS])
+@pytest.mark.parametrize(
+    "name", [name for name in WITH_CRITERION if name not in NOT_BACKPROPAGATION]
+)
 def test_one_block_is_backpropagation_of_the_criterion(name: str, single: bool) -> None:
     case = one_logit(single)
     if name == "SharedReadout" and single:
@@ -364,7 +381,7 @@ def test_tokens_and_pixels(kind: str, rule_name: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rule_name", [name for name in RULES if name not in OTHERS])
+@pytest.mark.parametrize("rule_name", [name for name in RULES if name not in NOT_BACKPROPAGATION])
 def test_one_block_is_plain_autograd(kind: str, rule_name: str) -> None:
     case = KINDS[kind]()
     case.y[0, :2] = -100
@@ -423,3 +440,78 @@ def test_which_axis_cannot_be_told() -> None:
     blocks = Blocks(parts, example=x)
     report = rules.Backprop(blocks).backward(x, y)
     torch.testing.assert_close(report.loss, reference(blocks(x), y, True).detach())
+
+
+WRONG = {
+    "an array": (lambda y: y.numpy(), "got labels of type ndarray; give a tensor"),
+    "a list": (lambda y: y.tolist(), "got labels of type list; give a tensor"),
+    "nothing": (lambda y: None, "got labels of type NoneType; give a tensor"),
+    "one number": (lambda y: y[0], "got a single label"),
+    "none": (lambda y: y[:0], "labels; give one label for each input"),
+    "real numbers": (lambda y: y.double(), "real numbers are labels only if|such as y.argmax"),
+    "beyond": (lambda y: y + CLASSES, "got the label"),
+    "negative": (lambda y: y - CLASSES, "got the label -"),
+    "large": (lambda y: y + 2**40, "got the label"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_that_are_none_are_refused_in_one_line(name: str, kind: str) -> None:
+    change, says = WRONG[kind]
+    error = refused(lambda: stepped(name, change))
+    assert error is not None
+    assert re.search(says, error)
+
+
+@pytest.mark.parametrize("kind", ["beyond", "negative", "large"])
+@pytest.mark.parametrize("name", NAMES)
+def test_later_labels_that_no_class_has(name: str, kind: str) -> None:
+    """The values of labels are looked at in every step where nothing is to be waited for."""
+    change, says = WRONG[kind]
+    case, rule = made(name)
+    rule.backward(case.x, case.y)
+    error = refused(lambda: rule.backward(case.x, change(case.y)))
+    assert error is not None
+    assert re.search(says, error)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode_says_what_no_grad_says(name: str) -> None:
+    said = []
+    for context in (torch.no_grad, torch.inference_mode):
+        case, rule = made(name)
+        with context():
+            said.append(refused(lambda case=case, rule=rule: rule.backward(case.x, case.y)))
+    assert said[0] == said[1]
+    assert said[0] is None or "gradients are off" in said[0]
+
+
+def test_tensors_made_in_inference_mode() -> None:
+    case, rule = made("backprop")
+    with torch.inference_mode():
+        x, y = case.x.clone(), case.y.clone()
+    for step in (lambda: rule.backward(x, case.y), lambda: rule.backward(case.x, y)):
+        said = refused(step)
+        assert said is not None
+        assert "made in torch.inference_mode(), which no gradient can pass; give its clone" in said
+
+
+def test_batchnorm_of_one_sample_names_its_block() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    x, y = torch.randn(1, 4), torch.tensor([2])
+    for rule, place in [
+        (rules.Backprop(Blocks([*model], example=x.repeat(2, 1))), "BatchNorm1d in block '1'"),
+        (
+            rules.DGL(Blocks([*model[::2]], example=x.repeat(2, 1)), head=_normalized),
+            "BatchNorm1d in the auxiliary network of block '0'",
+        ),
+    ]:
+        said = refused(lambda rule=rule: rule.backward(x, y))
+        assert said is not None
+        assert place in said
+        assert "give batches of at least 2 samples" in said
+
+
+def _normalized(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(*in_shape), nn.Linear(*in_shape, *out_shape))

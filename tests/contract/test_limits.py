@@ -50,20 +50,11 @@ ONE_BLOCK = {
     "backprop": rules.Backprop,
     "backprop_checkpointed": lambda blocks: rules.Backprop(blocks, checkpoint=True),
 }
-# With one block these are not backpropagation: the way back is another, or there is none.
-OTHERWISE = {
-    "FeedbackAlignment",
-    "ForwardGradient",
-    "KolenPollack",
-    "SPSA",
-    "SignSymmetry",
-    *networks.OWN_NETWORKS,
-}
 _there = {type(make(networks.mlp(blocks=1).blocks)).__name__ for make in ONE_BLOCK.values()}
 ONE_BLOCK |= {
     name: functools.partial(networks.made, getattr(rules, name))
     for name in rules.__all__
-    if name not in _there | OTHERWISE
+    if name not in _there | networks.NOT_BACKPROPAGATION
 }
 
 

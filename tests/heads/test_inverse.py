@@ -90,7 +90,7 @@ def test_bad_sizes() -> None:
     with pytest.raises(InputError, match=r"heads.Inverse\(kernel_size=4\): an even kernel") as e:
         Inverse(kernel_size=4)
     assert "\n" not in str(e.value)
-    with pytest.raises(InputError, match=r"heads.Inverse\(layers=-1\): give 0 or more"):
+    with pytest.raises(InputError, match=r"heads.Inverse\(layers=-1\): give at least 0"):
         Inverse(layers=-1)
     for options in ({"width": 0}, {"kernel_size": 0}, {"pool": 0}):
         with pytest.raises(InputError, match="give at least 1"):

@@ -153,7 +153,9 @@ def test_class_numbers_are_checked_against_the_classes_that_may_be_meant() -> No
         prepared(y + 1, (8, 10), False, "DGL", True)
     with pytest.raises(InputError, match=r"got the label 255 with 4 classes.*ignore_index"):
         prepared(torch.full((2, 6, 7), 255), (4, 6, 7), False, "DGL", True)
-    assert prepared(y + 1, (8, 10), False, "DGL", False) is not None  # values are not read
+    with pytest.raises(InputError, match="got the label 10 with 10 classes"):
+        prepared(y + 1, (8, 10), False, "DGL", False)  # on the CPU nothing waits for the values
+    prepared((y + 1).to("meta"), (8, 10), False, "DGL", False)  # elsewhere they are not read
 
 
 def test_maps_channels_last_are_classes_where_nothing_else_fits() -> None:

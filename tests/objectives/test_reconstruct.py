@@ -228,11 +228,11 @@ REFUSED = {
     ),
     "a number for a shift": (
         lambda: Reconstruct(shift=5),  # type: ignore[arg-type]
-        r"Reconstruct\(shift=5\): give two whole numbers of pixels",
+        r"Reconstruct\(shift=5\): give 2 values",
     ),
     "half pixels": (
         lambda: Reconstruct(shift=(0.5, 1)),  # type: ignore[arg-type]
-        r"Reconstruct\(shift=\(0\.5, 1\)\): give two whole numbers",
+        r"Reconstruct\(shift=\(0\.5, 1\)\): give 2 values",
     ),
     "no image": (
         lambda: Reconstruct().place(_site((7, 5))),

@@ -81,8 +81,11 @@ def test_by_name() -> None:
 
 
 REFUSED = {
-    "three": (lambda: (1, 2, 3) * MeanSquare(), r"weight=\(1, 2, 3\)\): give one number, or"),
-    "nan": (lambda: (1, float("nan")) * MeanSquare(), "give one number, or two"),
+    "three": (
+        lambda: (1, 2, 3) * MeanSquare(),
+        r"weight=\(1, 2, 3\)\): give one finite number, or",
+    ),
+    "nan": (lambda: (1, float("nan")) * MeanSquare(), "give one finite number, or two"),
     "twice": (lambda: (1, 2) * ((3, 4) * MeanSquare()), "product is not linear; give one pair"),
     "no rule": (
         lambda: ((1, 2) * MeanSquare())(Activity(torch.ones(1, 2)), None),

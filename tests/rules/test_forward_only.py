@@ -446,14 +446,14 @@ def test_bad_input() -> None:
         lambda: forward(blocks, threshold=0): r"ForwardForward\(threshold=0\): give a positive",
         lambda: forward(blocks, strength=-1): r"ForwardForward\(strength=-1\): give a positive",
         lambda: forward(unknown): r"ForwardForward\(blocks\): .* give an example",
-        lambda: forward(Blocks(each, example=x)): r"gives scores \(6, 11\)",
+        lambda: forward(Blocks(each, example=x)): r"gives scores of \(6, 11\)",
         lambda: forward(small): r"ForwardForward: an input of \(2,\) has no room for 3 labels",
         lambda: forward(blocks, waves=True): r"2x3 images have 1 waves, too few for 3 classes",
-        lambda: forward(small, waves=True): r"no image \(C, H, W\)",
+        lambda: forward(small, waves=True): r"not an image \(C, H, W\)",
         lambda: forward(Blocks(tokens, example=x)).backward(x, y): r"torch.int64; .* rules.DGL",
         lambda: pepita(blocks, scale=0): r"PEPITA\(scale=0\): give a positive number",
         lambda: pepita(unknown): r"PEPITA\(blocks\): .* give an example",
-        lambda: pepita(Blocks(each, example=x)): r"PEPITA: the network gives scores \(6, 11\)",
+        lambda: pepita(Blocks(each, example=x)): r"PEPITA: the network gives scores of \(6, 11\)",
         lambda: pepita(Blocks(tokens, example=x)).backward(x, y): r"PEPITA: got a tensor of shape",
     }.items():
         with pytest.raises(InputError, match=wanted) as e:

@@ -154,6 +154,6 @@ def test_it_reconciles() -> None:
 
 
 def test_bad_weight() -> None:
-    for weight in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"SGR\(weight=.*give at least 0"):
+    for weight, says in ((-1.0, "give at least 0"), (float("nan"), "give a finite number")):
+        with pytest.raises(ValueError, match=rf"SGR\(weight=.*{says}"):
             rules.SGR(networks.mlp().blocks, weight)

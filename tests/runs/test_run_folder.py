@@ -9,6 +9,7 @@ import pytest
 
 from layerwise.cli import main
 from layerwise.runs import run as module
+from layerwise.runs.run import with_names_of_today
 
 TRAIN = (
     "train --data digits --model basic_cnn --model.channels 4 --model.hidden 8 --blocks 2 "
@@ -31,3 +32,15 @@ def test_the_list_names_all_files_of_a_run(options: str, tmp_path: Path, monkeyp
     there = {f"{p.name}/" if p.is_dir() else p.name for p in Path("runs/run").iterdir()}
     always, optional = listed()
     assert there == (always | optional if options == ALL else always)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ({"name": "Overlap", "overlap": 1, "independent": 0.0}, {"name": "Overlap", "overlap": 1}),
+        ({"name": "Overlap", "independent": 0.5}, {"name": "HPFF", "independent": 0.5}),
+        ({"name": "Overlap", "overlap": 2}, {"name": "Overlap", "overlap": 2}),
+    ],
+)
+def test_runs_of_overlap_with_independent_losses_are_of_hpff(was, now):
+    assert with_names_of_today({"rule": was, "seed": 1}) == {"rule": now, "seed": 1}

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from layerwise.arguments import in_words
 from layerwise.errors import InputError, choices
-from layerwise.experiment.config import in_words
 
 LEFT = 34  # columns of an option and its default
 NARROWEST, WIDEST = 80, 110

@@ -18,22 +18,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, get_loader, set_loader
 
+from layerwise.arguments import alternatives, in_words, is_list, shortened
 from layerwise.cli.help import Option, brief, explained
 from layerwise.errors import InputError
 from layerwise.experiment.config import (
     WEIGHT,
-    alternatives,
     default_of,
-    in_words,
-    is_list,
     name_of,
     suggestion,
     values_of,
 )
 from layerwise.experiment.registry import GIVEN, find, nested, terms
 from layerwise.objectives import Sum
+from layerwise.runs import safe_yaml
 
 MORE_HELP = """\
 Options are shown with their defaults. More help:
@@ -42,7 +41,23 @@ Options are shown with their defaults. More help:
   --help all            the whole explanation of every option
   layerwise list        every rule, network, head, objective, data set and recipe by name"""
 
+# A number that YAML 1.1 reads otherwise than a person: 010 is 8, and 1:30 is 90.
+MISREAD = re.compile(r"[-+]?0[0-9][0-9_]*|[-+]?[0-9]+(?::[0-9]+)+")
+VALUES = "layerwise"  # jsonargparse's name for the way in which values are read
+
 Tokens = list[str]  # always `--key=value`, so that a value is never taken for an option
+
+
+def _value(text: str) -> Any:
+    """The value of an option, as jsonargparse reads it, within the limits of `safe_yaml`."""
+    try:
+        safe_yaml.check(text)
+        return get_loader("yaml")(text)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise yaml.YAMLError(str(error)) from error
+
+
+set_loader(VALUES, _value, exceptions=(yaml.YAMLError,))
 
 
 class Parser(ArgumentParser):
@@ -62,7 +77,11 @@ class Parser(ArgumentParser):
         sections: Mapping[str, Sequence[str]] | None = None,
     ):
         super().__init__(
-            prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+            prog=prog,
+            description=description,
+            exit_on_error=False,
+            allow_abbrev=False,
+            parser_mode=VALUES,
         )
         self.sections = sections or {}
         self.chosen: dict[str, str] = {}  # option that takes a thing's name -> the name
@@ -93,8 +112,15 @@ class Parser(ArgumentParser):
         return getattr(self._option_string_actions.get(option), "_typehint", None)
 
     def _listed(self, token: str) -> str:
-        """Replace `--at=layer2,layer3` by `--at=[layer2,layer3]` if the option takes a list."""
+        """Replace `--at=layer2,layer3` by `--at=[layer2,layer3]` if the option takes a list.
+
+        Raises:
+            InputError: a number that people and YAML read differently.
+        """
         option, _, value = token.partition("=")
+        numbers = {int, float} & {*alternatives(self._hint(option))}
+        if numbers and MISREAD.fullmatch(value):
+            raise InputError(f"{option} {value}: {self._takes(option)}, without a leading 0 or a :")
         bare = value and value != "null" and not value.startswith("[")
         hint = self._hint(option)
         single = "," not in value and float in alternatives(hint)  # a number, or a list of them
@@ -113,7 +139,8 @@ class Parser(ArgumentParser):
             The command line with `--key=NAME` replaced by `--key.name=NAME`.
         """
         tokens = [replace_key(token, key, f"{key}.name") for token in tokens]
-        chosen = last(tokens, f"{key}.name") or name_of(default)
+        chosen = last(tokens, f"{key}.name")
+        chosen = name_of(default) if chosen is None else chosen
         names = terms(kind, chosen)
         name = "+".join(names)
         tokens = [
@@ -202,6 +229,8 @@ class Parser(ArgumentParser):
         if asks_for_help(tokens):
             print(self.help_text(last(tokens, "help")), end="")
             raise SystemExit(0)
+        for token in tokens:
+            refuse_unusable(token)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # jsonargparse's warnings about how it is called
             found = self.parse_args([self._listed(token) for token in tokens])
@@ -224,6 +253,7 @@ def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
     first: Tokens = []
     tokens: Tokens = []
     for argument in arguments:
+        refuse_unusable(argument)
         if argument.startswith("--") or argument in ("-h",):
             tokens.append(argument)
         elif tokens and tokens[-1].startswith("--") and "=" not in tokens[-1]:
@@ -232,7 +262,22 @@ def tokens_of(arguments: Iterable[str], positional: bool = False) -> Tokens:
             first.append(argument)
         else:
             raise InputError(f"{argument!r}: an option was expected here; see --help")
+    for token in tokens:
+        refuse_unusable(token)
     return first + tokens
+
+
+def refuse_unusable(token: str) -> None:
+    """Refuse an option without a value after its `=`, and text that no file could hold.
+
+    Raises:
+        InputError: so.
+    """
+    option, sign, value = token.partition("=")
+    if option.startswith("--") and sign and not value.strip():
+        raise InputError(f"{option} {value!r}: there is no value; give one, or leave {option} out")
+    if "\0" in token or any("\ud800" <= letter <= "\udfff" for letter in token):
+        raise InputError(f"{shortened(token)}: not text in UTF-8; give another value")
 
 
 def last(tokens: Tokens, key: str) -> str | None:
@@ -242,7 +287,13 @@ def last(tokens: Tokens, key: str) -> str | None:
 
 
 def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
-    """The value of `--key=`, and the other tokens."""
+    """The value of `--key=`, and the other tokens.
+
+    Raises:
+        InputError: `--key` without a value.
+    """
+    if f"--{key}" in tokens:
+        raise InputError(f"--{key}: there is no value; give one, or leave --{key} out")
     return last(tokens, key), [t for t in tokens if t.partition("=")[0] != f"--{key}"]
 
 
@@ -309,16 +360,16 @@ def read_yaml(path: Path, asked_by: str) -> dict[str, Any]:
         InputError: no such file, not readable, not a mapping.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = safe_yaml.load_file(path)
     except OSError as error:
         raise InputError(f"{asked_by} {path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{asked_by} {path}: cannot be read: not text in UTF-8") from error
     except yaml.YAMLError as error:
-        raise InputError(f"{asked_by} {path}: not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{asked_by} {path}: not YAML: {safe_yaml.in_one_line(error)}") from error
     if not isinstance(config, dict):
         raise InputError(f"{asked_by} {path}: not a mapping of options")
-    for key in ("config", "recipe", "resume"):
+    for key in ("config", "recipe", "resume", "help", "h"):
         if key in config:
             raise InputError(
                 f"{asked_by} {path}: {key} is an option of the command line only; leave it out"

@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from layerwise import data
+from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices, nearest
 from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings
 from layerwise.trainer.optim import SGD, OneCycle
 
-Hint = Any  # a type annotation
 # The thing of each kind that a config has by default: a name, or an object whose values are the
 # defaults of its options.
 DEFAULTS: dict[str, Any] = {
@@ -58,7 +58,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         InputError: an unknown option, a name that is not registered, or a value of the wrong type.
     """
     if not isinstance(config, Mapping):
-        raise InputError(f"config: {config!r} is not a mapping of options")
+        raise InputError(f"config: {shortened(config)} is not a mapping of options")
     completion = _Completion()
     given = dict(config)
     found = completion.options(given, "", {"loggers": LOGGERS})
@@ -83,13 +83,27 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def config_of(run: Run) -> dict[str, Any]:
+    """The config of a run folder, whose options have the right types.
+
+    Raises:
+        InputError: the file cannot be read, an unknown option, or a value of the wrong type.
+    """
+    config = run.config
+    try:
+        complete(config)
+    except InputError as error:
+        raise InputError(f"run {run.path}: config.yaml does not describe a run: {error}") from error
+    return config
+
+
 def parameters(
     thing: Callable[..., Any], leave_out: Collection[str] = ()
 ) -> dict[str, tuple[Hint, Any]]:
     """The parameters of a class or function: type and default of each."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
     return {
-        name: (hints[name], parameter.default)
+        name: (hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in leave_out
     }
@@ -196,7 +210,7 @@ def _named(given: Any, key: str) -> dict[str, Any]:
 
 def _mapping(given: Any, key: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        raise InputError(f"config {key} {given!r}: give a mapping of options")
+        raise InputError(f"config {key} {shortened(given)}: give a mapping of options")
     return dict(given)
 
 
@@ -222,9 +236,9 @@ def fitted(value: Any, hint: Hint, asked_by: str) -> Any:
     for one in alternatives(hint):
         try:
             return _fitted(value, one)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             continue
-    raise InputError(f"{asked_by} {value!r}: give {in_words(hint)}")
+    raise InputError(f"{asked_by} {shortened(value)}: give {in_words(hint)}")
 
 
 def _fitted(value: Any, hint: Hint) -> Any:
@@ -275,27 +289,3 @@ def suggestion(option: str, known: Iterable[str], flag: str = "") -> str:
     if near is not None:
         return f"did you mean {siblings[near]!r}?"
     return f"there is: {', '.join(sorted(siblings.values()))}"
-
-
-def alternatives(hint: Hint) -> tuple[Any, ...]:
-    """The types of a union; of any other type, itself."""
-    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def is_list(hint: Hint) -> bool:
-    """Whether an option of this type takes a list."""
-    return any(typing.get_origin(one) in (list, tuple) for one in alternatives(hint))
-
-
-def in_words(hint: Hint) -> str:
-    """A type as a person reads it: `int | None` is "a whole number or null"."""
-    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
-    words = []
-    for one in alternatives(hint):
-        if typing.get_origin(one) is Literal:
-            words += map(str, typing.get_args(one))
-        elif typing.get_origin(one) is tuple and ... not in typing.get_args(one):
-            words.append(f"{len(typing.get_args(one))} values, [a, b]")
-        else:
-            words.append("a list, [a, b]" if is_list(one) else named.get(one, "a value"))
-    return " or ".join(words)

@@ -17,6 +17,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.config import config_of
 from layerwise.experiment.recorded_data import about_scores, check_data
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
@@ -62,7 +63,7 @@ class Evaluation:
         """
         state = run.checkpoint(checkpoint)
         with run.readable():
-            experiment = build(run.config)
+            experiment = build(config_of(run))
         check_data(run, experiment.splits)
         fabric = fabric_for(device, experiment.settings.precision)
         with run.loading(checkpoint):

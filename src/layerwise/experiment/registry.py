@@ -8,14 +8,15 @@ A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight `[first, last]` is linea
 from __future__ import annotations
 
 import inspect
-import math
 import typing
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
 from layerwise import heads, models, objectives, rules
+from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError, choices
+from layerwise.experiment.memory import bounded
 from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
 from layerwise.objectives import Objective, Sum
 from layerwise.trainer import optim
@@ -151,10 +152,11 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
             value = tuple(value)
         options[key] = value
     try:
-        return thing(**options, **{key: value for key, value in given.items() if key in takes})
+        with bounded(f"{kind} {name}"):
+            return thing(**options, **{key: value for key, value in given.items() if key in takes})
     except InputError:
         raise
-    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{kind} {name}: cannot be made with these options: {reason}") from error
 
@@ -182,9 +184,9 @@ def _weight(weight: Any, asked_by: str) -> float | tuple[float, float]:
     """A finite number, or one for the first block and one for the last."""
     pair = isinstance(weight, list | tuple)
     numbers = weight if pair else [weight]
-    good = all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
-    if not good or len(numbers) != (2 if pair else 1):
+    if not all(map(is_finite, numbers)) or len(numbers) != (2 if pair else 1):
         raise InputError(
-            f"{asked_by}: weight {weight!r}; give a finite number, or two: [first block, last]"
+            f"{asked_by}: weight {shortened(weight)}; give a finite number, or two: [first block, "
+            "last]"
         )
     return (numbers[0], numbers[1]) if pair else weight

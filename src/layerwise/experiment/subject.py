@@ -26,6 +26,7 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part
 from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
+from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of
 from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
@@ -80,7 +81,7 @@ class Subject:
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
-            experiment = build(run.config)
+            experiment = build(config_of(run))
         check_data(run, experiment.splits)
         fabric = fabric_for(options["device"], experiment.settings.precision)
         with run.loading(options["checkpoint"]):

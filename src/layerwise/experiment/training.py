@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
-from layerwise.experiment.config import complete, fitted, parameters
+from layerwise.experiment.config import complete, config_of, fitted, parameters
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.prepared import Prepared
 from layerwise.experiment.recorded_data import check_data, record_data
@@ -58,7 +59,9 @@ def train(
         LostStage: one of them was killed, or does not answer.
     """
     config = complete(config)
-    root = Path(runs)
+    root = _folder(runs)
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise InputError(f"--name {shortened(name)}: give the name of a folder within --runs")
     if processes.restarts() and name and (root / name / "config.yaml").is_file():
         return resume(root / name, progress=progress)
     if not processes.started_together():  # where several start, one of them makes the folder
@@ -114,7 +117,7 @@ def resume(
         if value is not None
     }
     with run.readable():
-        config = dict(run.config) | given
+        config = dict(config_of(run)) | given
         if runtime == "serial":
             config |= {"stages": None, "replicas": 1}
         elif given.keys() & {"stages", "replicas"} and runtime is None:
@@ -131,6 +134,14 @@ def resume(
         return run
 
     return _train(go_back, prepared, progress or Progress())
+
+
+def _folder(runs: str | os.PathLike[str]) -> Path:
+    """The folder of runs, where `~` and `~user` stand for a home."""
+    path = Path(os.path.expanduser(runs))
+    if path.parts[:1] and path.parts[0].startswith("~"):
+        raise InputError(f"--runs {runs}: there is no user {path.parts[0][1:]!r}; give a folder")
+    return path
 
 
 def _stem(config: Mapping[str, Any]) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from layerwise.arguments import DEEPEST, at_least, check_fields
 from layerwise.errors import InputError
-from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
+from layerwise.heads.head import Head, Shape, feature_maps, one_label
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,11 @@ class Conv(Head):
     widen: int = 1
 
     def __post_init__(self) -> None:
-        positive(
+        check_fields(self, "heads.Conv")
+        at_least(1, "heads.Conv", DEEPEST, layers=self.layers)
+        at_least(
+            1,
             "heads.Conv",
-            layers=self.layers,
             channels=self.channels,
             kernel_size=self.kernel_size,
             reduce=self.reduce,

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import DEEPEST, at_least, check_fields
 from layerwise.errors import InputError
-from layerwise.heads.head import Shape, feature_maps, positive
+from layerwise.heads.head import Shape, feature_maps
 
 
 class Decoder(ABC):
@@ -65,7 +66,8 @@ class Transposed(Decoder):
     kernel_size: int = 1
 
     def __post_init__(self) -> None:
-        _check("heads.Transposed", channels=self.channels, kernel_size=self.kernel_size)
+        check_fields(self, "heads.Transposed")
+        _check("heads.Transposed", self.kernel_size, channels=self.channels)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         image, height, width = _image(out_shape, "heads.Transposed")
@@ -107,12 +109,9 @@ class Bilinear(Decoder):
     kernel_size: int = 3
 
     def __post_init__(self) -> None:
-        _check(
-            "heads.Bilinear",
-            layers=self.layers,
-            channels=self.channels,
-            kernel_size=self.kernel_size,
-        )
+        check_fields(self, "heads.Bilinear")
+        at_least(1, "heads.Bilinear", DEEPEST, layers=self.layers)
+        _check("heads.Bilinear", self.kernel_size, channels=self.channels)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         image, height, width = _image(out_shape, "heads.Bilinear")
@@ -148,9 +147,9 @@ class Same(Decoder):
     kernel_size: int = 3
 
     def __post_init__(self) -> None:
-        _check(
-            "heads.Same", layers=self.layers, channels=self.channels, kernel_size=self.kernel_size
-        )
+        check_fields(self, "heads.Same")
+        at_least(1, "heads.Same", DEEPEST, layers=self.layers)
+        _check("heads.Same", self.kernel_size, channels=self.channels)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         image, _, _ = _image(out_shape, "heads.Same")
@@ -185,7 +184,7 @@ class FromPatches(nn.Module):
 
 
 def _check(asked_by: str, kernel_size: int, **sizes: int) -> None:
-    positive(asked_by, kernel_size=kernel_size, **sizes)
+    at_least(1, asked_by, kernel_size=kernel_size, **sizes)
     if kernel_size % 2 == 0:
         raise InputError(
             f"{asked_by}(kernel_size={kernel_size}): an even kernel has no centre, so it would "

@@ -290,17 +290,6 @@ def feature_vector(
     return [*layers, nn.Flatten()], channels * math.prod(size)
 
 
-def positive(asked_by: str, **sizes: int | None) -> None:
-    """Check that sizes are at least 1.
-
-    Raises:
-        InputError: one is not.
-    """
-    for name, size in sizes.items():
-        if size is not None and size < 1:
-            raise InputError(f"{asked_by}({name}={size}): give at least 1")
-
-
 def refuse_class(recipe: object, asked_by: str) -> None:
     """Check that a recipe is not a class, given without the parentheses that make the recipe.
 

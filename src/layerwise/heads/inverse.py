@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import DEEPEST, at_least, check_fields
 from layerwise.errors import InputError
-from layerwise.heads.head import ChannelsLast, Shape, feature_maps, positive
+from layerwise.heads.head import ChannelsLast, Shape, feature_maps
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Inverse:
     pool: int | None = None
 
     def __post_init__(self) -> None:
-        if self.layers < 0:
-            raise InputError(f"heads.Inverse(layers={self.layers}): give 0 or more")
-        positive("heads.Inverse", width=self.width, kernel_size=self.kernel_size, pool=self.pool)
+        check_fields(self, "heads.Inverse")
+        at_least(0, "heads.Inverse", DEEPEST, layers=self.layers)
+        at_least(1, "heads.Inverse", width=self.width, kernel_size=self.kernel_size, pool=self.pool)
         if self.kernel_size % 2 == 0:
             raise InputError(
                 f"heads.Inverse(kernel_size={self.kernel_size}): an even kernel has no centre, so "

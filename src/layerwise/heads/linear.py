@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from layerwise.arguments import at_least, check_fields
 from layerwise.heads.head import (
     Head,
     Shape,
@@ -15,7 +16,6 @@ from layerwise.heads.head import (
     feature_vector,
     fewer_positions,
     head_of_maps,
-    positive,
 )
 
 
@@ -48,7 +48,8 @@ class Linear(Head):
     takes_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        positive("heads.Linear", pool=self.pool, features=self.features)
+        check_fields(self, "heads.Linear")
+        at_least(1, "heads.Linear", pool=self.pool, features=self.features)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         if len(out_shape) > 2:

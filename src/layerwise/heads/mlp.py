@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, chain, feature_vector, head_of_maps, positive
+from layerwise.arguments import DEEPEST, at_least, check_fields
+from layerwise.heads.head import Head, Shape, chain, feature_vector, head_of_maps
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class MLP(Head):
     takes_tokens: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        positive("heads.MLP", layers=self.layers, width=self.width, pool=self.pool)
+        check_fields(self, "heads.MLP")
+        at_least(1, "heads.MLP", DEEPEST, layers=self.layers)
+        at_least(1, "heads.MLP", width=self.width, pool=self.pool)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         if len(out_shape) > 2:

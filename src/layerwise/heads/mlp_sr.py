@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from layerwise.heads.head import Head, Shape, feature_maps, one_label, positive
+from layerwise.arguments import DEEPEST, at_least, check_fields
+from layerwise.heads.head import Head, Shape, feature_maps, one_label
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class MLPSR(Head):
     width: int | None = None
 
     def __post_init__(self) -> None:
-        positive("heads.MLPSR", convs=self.convs, layers=self.layers, width=self.width)
+        check_fields(self, "heads.MLPSR")
+        at_least(1, "heads.MLPSR", DEEPEST, convs=self.convs, layers=self.layers)
+        at_least(1, "heads.MLPSR", width=self.width)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
         one_label(out_shape, "heads.MLPSR")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.heads.head import Shape, feature_vector, positive
+from layerwise.arguments import DEEPEST, at_least, check_fields
+from layerwise.heads.head import Shape, feature_vector
 
 
 class Normalized(nn.Module):
@@ -46,8 +47,9 @@ class Projector:
     pool: int | None = 2
 
     def __post_init__(self) -> None:
-        positive("heads.Projector", dim=self.dim, width=self.width, pool=self.pool)
-        positive("heads.Projector", layers=self.layers or None)
+        check_fields(self, "heads.Projector")
+        at_least(0, "heads.Projector", DEEPEST, layers=self.layers)
+        at_least(1, "heads.Projector", dim=self.dim, width=self.width, pool=self.pool)
 
     def __call__(self, in_shape: Shape) -> nn.Sequential:
         layers, features = feature_vector(in_shape, (self.dim,), self.pool, "heads.Projector")

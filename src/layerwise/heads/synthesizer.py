@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layerwise.arguments import DEEPEST, at_least, check_fields
 from layerwise.errors import InputError
-from layerwise.heads.head import Shape, positive
+from layerwise.heads.head import Shape
 from layerwise.labels import rows_of
 
 
@@ -43,9 +44,9 @@ class Synthesizer:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        positive(
-            "heads.Synthesizer", layers=self.layers, kernel_size=self.kernel_size, width=self.width
-        )
+        check_fields(self, "heads.Synthesizer")
+        at_least(1, "heads.Synthesizer", DEEPEST, layers=self.layers)
+        at_least(1, "heads.Synthesizer", kernel_size=self.kernel_size, width=self.width)
         if self.kernel_size % 2 == 0:
             raise InputError(
                 f"heads.Synthesizer(kernel_size={self.kernel_size}): an even kernel has no "

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError
 from layerwise.models.building_blocks import (
     Shape,
     chain,
+    check_sizes,
     checked_skip,
     conv_layer,
     halved,
@@ -16,6 +18,7 @@ from layerwise.models.building_blocks import (
 from layerwise.models.patches import CutPatches, PatchWise, grid_of
 
 
+@checks_arguments
 def basic_cnn(
     shape: Shape = (3, 32, 32),
     num_classes: int = 10,
@@ -42,9 +45,11 @@ def basic_cnn(
         stride: distance from one patch to the next, pixels; null for half a patch.
 
     Raises:
-        InputError: images or patches are too small for 3 poolings; no convolution is left; a patch
-            is larger than the image, or its side is not a multiple of 8.
+        InputError: a size below 1; images or patches are too small for 3 poolings; no convolution
+            is left; a patch is larger than the image, or its side is not a multiple of 8.
     """
+    check_sizes("basic_cnn", shape, num_classes, channels=channels, kernel_size=kernel_size)
+    at_least(1, "basic_cnn", hidden=hidden, patch=patch, stride=stride)
     rows = columns = 1
     cut: list[tuple[str, nn.Module]] = []
     if patch is not None:

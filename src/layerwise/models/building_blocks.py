@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from torch import nn
 
+from layerwise.arguments import at_least
 from layerwise.errors import InputError
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -15,6 +17,28 @@ Window = tuple[int]  # (T,) tokens
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
     """A network that runs named modules one after the other."""
     return nn.Sequential(OrderedDict(named))
+
+
+def check_sizes(
+    call: str, shape: Sequence[int], num_classes: int, axes: int = 3, **sizes: int | None
+) -> None:
+    """Check that a sample's shape, the number of classes and further sizes are at least 1.
+
+    Args:
+        call: the network, for errors.
+        shape: of a sample, such as (C, H, W).
+        num_classes: number of classes.
+        axes: the number of axes of a sample.
+        sizes: of any other kind; None is not looked at.
+
+    Raises:
+        InputError: one is not; a shape of other axes.
+    """
+    if len(shape) != axes:
+        raise InputError(f"{call}(shape={tuple(shape)}): give the shape of an image, (C, H, W)")
+    if min(shape, default=0) < 1:
+        raise InputError(f"{call}(shape={tuple(shape)}): give sizes of at least 1")
+    at_least(1, call, num_classes=num_classes, **sizes)
 
 
 def conv_layer(

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import DEEPEST, at_least, checks_arguments, share
 from layerwise.errors import InputError
-from layerwise.models.building_blocks import Shape, chain, conv_layer, halved
+from layerwise.models.building_blocks import Shape, chain, check_sizes, conv_layer, halved
 
 
 class Denoiser(nn.Module, ABC):
@@ -124,6 +125,7 @@ class ConvDenoiser(Denoiser):
         return weights if self.vectors is None else weights @ self.vectors
 
 
+@checks_arguments
 def noprop_cnn(
     shape: Shape = (3, 32, 32),
     num_classes: int = 10,
@@ -158,6 +160,10 @@ def noprop_cnn(
     Raises:
         InputError: a size is below 1; the images are smaller than 8x8.
     """
+    check_sizes("noprop_cnn", shape, num_classes)
+    at_least(1, "noprop_cnn", DEEPEST, steps=steps)
+    at_least(0, "noprop_cnn", noise=noise)
+    share("noprop_cnn", dropout=dropout)
     size = num_classes if embedding is None else embedding
     if min(steps, channels, width, size) < 1:
         raise InputError(

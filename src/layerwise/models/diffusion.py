@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import DEEPEST, at_least, checks_arguments
 from layerwise.errors import InputError
-from layerwise.models.building_blocks import Shape, chain
+from layerwise.models.building_blocks import Shape, chain, check_sizes
 from layerwise.models.denoisers import Denoiser
 from layerwise.models.vit import Patches
 
@@ -95,6 +96,7 @@ class _Layer(nn.Module):
         return h + self.mlp(self.norm2(h) * (1 + scale2) + shift2)
 
 
+@checks_arguments
 def diffusion_vit(
     shape: Shape = (3, 32, 32),
     num_classes: int = 10,
@@ -135,6 +137,9 @@ def diffusion_vit(
     Raises:
         InputError: a size is below 1; `heads` does not divide `width`, or `patch` a side.
     """
+    check_sizes("diffusion_vit", shape, num_classes)
+    at_least(1, "diffusion_vit", DEEPEST, steps=steps, layers=layers)
+    at_least(0, "diffusion_vit", noise=noise)
     if min(steps, layers, patch, width, heads) < 1 or width % heads:
         raise InputError(
             f"diffusion_vit(steps={steps}, layers={layers}, patch={patch}, width={width}, "

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import DEEPEST, at_least, checks_arguments, share
 from layerwise.errors import InputError
-from layerwise.models.building_blocks import Window, chain
+from layerwise.models.building_blocks import Window, chain, check_sizes
 
 
 class Embedding(nn.Module):
@@ -69,6 +70,7 @@ class CausalLayer(nn.Module):
         return self.norm2(h + self.drop(self.mlp(h)))
 
 
+@checks_arguments
 def gpt(
     shape: Window = (64,),
     num_classes: int = 256,
@@ -104,7 +106,10 @@ def gpt(
             f"gpt(shape={tuple(shape)}): it takes windows of tokens, (T,); give a text, such as "
             "--data markov, or a network for images, such as vit"
         )
-    if min(width, heads, *shape) < 1 or layers < 0 or width % heads:
+    check_sizes("gpt", shape, num_classes, axes=1)
+    at_least(0, "gpt", DEEPEST, layers=layers)
+    share("gpt", dropout=dropout)
+    if min(width, heads, *shape) < 1 or width % heads:
         raise InputError(
             f"gpt(shape={tuple(shape)}, layers={layers}, width={width}, heads={heads}): give sizes "
             "of at least 1, and a width that the heads divide"

@@ -6,9 +6,11 @@ import math
 
 from torch import nn
 
-from layerwise.models.building_blocks import Shape, chain
+from layerwise.arguments import DEEPEST, at_least, checks_arguments, share
+from layerwise.models.building_blocks import Shape, chain, check_sizes
 
 
+@checks_arguments
 def mlp(
     shape: Shape = (3, 32, 32),
     num_classes: int = 10,
@@ -26,7 +28,13 @@ def mlp(
         width: units in each of them.
         batch_norm: normalise before the ReLU.
         dropout: probability of dropping a unit.
+
+    Raises:
+        InputError: a size below 1 (`layers` below 0); a probability outside [0, 1).
     """
+    check_sizes("mlp", shape, num_classes, width=width)
+    at_least(0, "mlp", DEEPEST, layers=layers)
+    share("mlp", dropout=dropout)
     features = math.prod(shape)
     named: list[tuple[str, nn.Module]] = []
     for i in range(layers):

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.models.building_blocks import Shape, chain
+from layerwise.arguments import WIDEST, at_least, checks_arguments, positive
+from layerwise.models.building_blocks import Shape, chain, check_sizes
 
 
 class ResidualBlock(nn.Module):
@@ -63,9 +64,13 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
 def _of_depth(layers: int) -> Callable[..., nn.Module]:
     """A function that makes the network with this number of layers."""
 
+    @checks_arguments
     def network(
         shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
     ) -> nn.Sequential:
+        check_sizes(f"resnet{layers}", shape, num_classes)
+        positive(f"resnet{layers}", width=width)
+        at_least(0, f"resnet{layers}", WIDEST, width=width)
         return _resnet(layers, shape, num_classes, width)
 
     network.__name__ = network.__qualname__ = f"resnet{layers}"
@@ -75,6 +80,9 @@ def _of_depth(layers: int) -> Callable[..., nn.Module]:
         shape: of an image, (C, H, W).
         num_classes: number of classes.
         width: multiplies the channels 16, 32, 64.
+
+    Raises:
+        InputError: a size below 1; a width that is not positive.
     """
     return network
 

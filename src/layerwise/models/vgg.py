@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from layerwise.arguments import WIDEST, at_least, checks_arguments, positive, share
 from layerwise.models.building_blocks import (
     Shape,
     chain,
+    check_sizes,
     checked_skip,
     conv_layer,
     halved,
@@ -80,6 +82,7 @@ def _family(
 ) -> Callable[..., nn.Module]:
     """A function that makes one of the networks; all these functions take the same arguments."""
 
+    @checks_arguments
     def network(
         shape: Shape = (3, 32, 32),
         num_classes: int = 10,
@@ -88,6 +91,10 @@ def _family(
         dropout: float = 0.0,
         skip: int = 0,
     ) -> nn.Sequential:
+        check_sizes(name, shape, num_classes, hidden=hidden)
+        positive(name, width=width)
+        at_least(0, name, WIDEST, width=width)
+        share(name, dropout=dropout)
         return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip)
 
     least = 2 ** plan.count("M")

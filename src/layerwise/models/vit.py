@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import DEEPEST, at_least, checks_arguments, share
 from layerwise.errors import InputError
-from layerwise.models.building_blocks import Shape, chain
+from layerwise.models.building_blocks import Shape, chain, check_sizes
 
 
 class Patches(nn.Module):
@@ -30,6 +31,7 @@ class TokenMean(nn.Module):
         return x.mean(1)
 
 
+@checks_arguments
 def vit(
     shape: Shape = (3, 32, 32),
     num_classes: int = 10,
@@ -53,6 +55,9 @@ def vit(
     Raises:
         InputError: a size is below 1; `heads` does not divide `width`, or `patch` a side.
     """
+    check_sizes("vit", shape, num_classes)
+    at_least(0, "vit", DEEPEST, layers=layers)
+    share("vit", dropout=dropout)
     _, height, wide = shape
     if min(patch, width, heads) < 1 or width % heads:
         raise InputError(

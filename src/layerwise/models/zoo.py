@@ -6,10 +6,12 @@ from typing import Any
 
 from torch import nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
-from layerwise.models.building_blocks import Shape
+from layerwise.models.building_blocks import Shape, check_sizes
 
 
+@checks_arguments
 def torchvision(
     shape: Shape = (3, 224, 224), num_classes: int = 1000, arch: str = "resnet50"
 ) -> nn.Module:
@@ -23,6 +25,7 @@ def torchvision(
     Raises:
         InputError: there is no such network; the images do not have 3 channels.
     """
+    check_sizes("torchvision", shape, num_classes)
     import torchvision as tv
 
     known = tv.models.list_models(module=tv.models)
@@ -40,6 +43,7 @@ def torchvision(
     return tv.models.get_model(arch, weights=None, num_classes=num_classes, **options)
 
 
+@checks_arguments
 def timm(
     shape: Shape = (3, 224, 224), num_classes: int = 1000, arch: str = "resnet50"
 ) -> nn.Module:
@@ -53,6 +57,7 @@ def timm(
     Raises:
         InputError: timm is not installed; there is no such network.
     """
+    check_sizes("timm", shape, num_classes)
     try:
         import timm as library
     except ImportError as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 from layerwise.blocks.chain import Passes
 from layerwise.blocks.inplace import kept
 from layerwise.inputs import Inputs, first_rows, leading
+from layerwise.labels import refuse_no_labels
 
 Scale = Callable[[Tensor], Tensor]
 OnBlock = Callable[[int], None]
@@ -53,9 +54,11 @@ class Batch:
     passes: Passes | None = None
     losses: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
+    finished: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.augmented = self.inputs
+        refuse_no_labels(self.labels)
         if not (self.labels.is_floating_point() or self.labels.is_complex()):
             self.labels = self.labels.long()
         if self.inputs is not None and len(leading(self.inputs)) > self.rows:
@@ -106,6 +109,7 @@ class Batch:
             self.losses[k] = loss.detach()
         if scores is not None:
             self.scores[k] = scores.detach()
+        self.finished.append(k)
         self.on_block(k)
 
     def scaled_one(self, like: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads.head import Head, refuse_class
 from layerwise.heads.layout import built
@@ -84,6 +85,7 @@ class Classify(Predicting):
             scores are not for the network's classes.
     """
 
+    @checks_arguments
     def __init__(
         self,
         head: Head | None = None,

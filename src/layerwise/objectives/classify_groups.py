@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments, shortened
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -48,6 +49,7 @@ class ClassifyGroups(Predicting):
 
     groups: Tensor  # (C,), the group of every class at this block
 
+    @checks_arguments
     def __init__(
         self,
         head: Head = MLP(),
@@ -194,13 +196,17 @@ def _refuse_unless_counts(confusion: Tensor, call: str) -> None:
         )
 
 
+def _is_level(level: object) -> bool:
+    return isinstance(level, list | tuple) and all(isinstance(g, int) for g in level)
+
+
 def _checked(groups: Levels) -> list[list[int]]:
     """The levels, with groups numbered in the order of their first class."""
     call = "ClassifyGroups(groups)"
-    if not groups or any(not isinstance(level, Sequence) for level in groups):
+    if not groups or not all(map(_is_level, groups)):
         raise InputError(
-            f"{call}: got {list(groups)}; give a list of levels, each with the group of every "
-            "class: [[0, 0, 1, 1], [0, 1, 2, 2]]"
+            f"{call}: got {shortened(list(groups))}; give a list of levels, each with the group of "
+            "every class: [[0, 0, 1, 1], [0, 1, 2, 2]]"
         )
     classes = len(groups[0])
     if wrong := [k for k, level in enumerate(groups) if len(level) != classes]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import check, shortened
 from layerwise.errors import InputError, choices
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
@@ -85,7 +86,12 @@ class CMC(Objective):
     ):
         super().__init__()
         refuse_class(projector, "CMC(projector=...)")
+        # `split` may also hold functions.
+        given = {"projector": projector, "temperature": temperature, "core": core}
+        check("CMC", given, {"projector": Projector, "temperature": float, "core": int | None})
         check_temperature("CMC", temperature)
+        if not isinstance(split, list | tuple):
+            raise InputError(f"CMC(split={shortened(split)}): give two or more views, each once")
         for name in split:
             if isinstance(name, str) and name not in PARTS:
                 raise InputError(f"CMC(split={split}): no view {name!r}; {choices(name, PARTS)}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Same
 from layerwise.heads.head import refuse_class
@@ -75,6 +76,7 @@ class Colorize(Objective):
 
     bins: Tensor  # (Q, 2), centres in a and b
 
+    @checks_arguments
     def __init__(
         self,
         head: Decoder = Same(),  # noqa: B008 (frozen)

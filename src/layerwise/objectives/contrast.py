@@ -70,7 +70,7 @@ def contrast(z: Tensor, group: Tensor, temperature: float) -> Tensor:
     Args:
         z: points of length 1, (N, D).
         group: the group of each point, (N,).
-        temperature: tau.
+        temperature: tau, by which similarities are divided.
     """
     similar = _similarity(z, z, temperature)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)

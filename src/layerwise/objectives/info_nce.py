@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError
-from layerwise.heads.head import feature_maps, positive
+from layerwise.heads.head import feature_maps
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
@@ -44,6 +45,7 @@ class InfoNCE(Objective):
             feature maps (C, H, W), or a grid with too few rows for `steps`.
     """
 
+    @checks_arguments
     def __init__(
         self,
         grid: int | None = 4,
@@ -52,7 +54,7 @@ class InfoNCE(Objective):
         negatives: int | None = None,
     ):
         super().__init__()
-        positive("InfoNCE", grid=grid, steps=steps, negatives=negatives)
+        at_least(1, "InfoNCE", grid=grid, steps=steps, negatives=negatives)
         if not 0 <= skip < steps:
             raise InputError(f"InfoNCE(skip={skip}, steps={steps}): give 0 <= skip < steps")
         self.grid, self.steps, self.skip, self.negatives = grid, steps, skip, negatives

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
-from layerwise.heads.head import positive, refuse_class
+from layerwise.heads.head import refuse_class
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.objective import Objective, Site
@@ -101,6 +102,7 @@ class Inpaint(Objective):
             not an image (C, H, W).
     """
 
+    @checks_arguments
     def __init__(
         self,
         decoder: Decoder = Transposed(),
@@ -112,7 +114,7 @@ class Inpaint(Objective):
         if region not in ("center", "random"):
             known = ("center", "random")
             raise InputError(f"Inpaint(region={region!r}): {choices(str(region), known)}")
-        positive("Inpaint", holes=holes)
+        at_least(1, "Inpaint", holes=holes)
         self.decoder: nn.Module = nn.Identity()
         self.recipe = decoder
         self.region = region

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.labels import IGNORED, class_numbers
 from layerwise.objectives.activity import Activity
@@ -102,6 +103,7 @@ class KernelSeparation(Objective):
             give class scores for whole samples; in a step, labels that are not class numbers.
     """
 
+    @checks_arguments
     def __init__(
         self,
         kind: Literal["alignment", "l1", "l2", "contrastive"] = "alignment",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.heads.projector import Projector
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.contrast import Contrastive
@@ -27,12 +28,13 @@ class NTXent(Contrastive):
 
     Args:
         projector: recipe of the auxiliary network.
-        temperature: tau.
+        temperature: tau, by which similarities are divided.
 
     Raises:
         InputError: a temperature that is not above 0; in a step, fewer than two augmented views.
     """
 
+    @checks_arguments
     def __init__(
         self,
         projector: Projector = Projector(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.activity import Activity, View
@@ -299,14 +299,16 @@ def _terms(objective: Objective) -> list[tuple[Weight, Objective]]:
 
 
 def _checked(weight: Weight) -> Weight:
-    if not isinstance(weight, tuple | list):
-        return float(weight)
-    if len(weight) != 2 or not all(math.isfinite(w) for w in weight):
+    """A finite number, or two of them, as floats."""
+    if is_finite(weight):
+        return float(weight)  # type: ignore[arg-type]
+    pair = isinstance(weight, tuple | list) and len(weight) == 2
+    if not pair or not all(map(is_finite, weight)):  # type: ignore[arg-type]
         raise InputError(
-            f"Sum(weight={tuple(weight)}): give one number, or two, for the first and the last "
-            "block: (5, 0.5)"
+            f"Sum(weight={shortened(weight)}): give one finite number, or two, for the first and "
+            "the last block: (5, 0.5)"
         )
-    return float(weight[0]), float(weight[1])
+    return float(weight[0]), float(weight[1])  # type: ignore[index]
 
 
 def _product(a: Weight, b: Weight) -> Weight:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError
-from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.heads.head import feature_maps, fewer_positions
 from layerwise.inputs import Inputs
 from layerwise.labels import IGNORED, counted, rows_of
 from layerwise.objectives.activity import Activity
@@ -49,11 +50,12 @@ class PredictProjection(Predicting):
     codes: Tensor  # (classes, projection), 0 or 1
     feedback: Tensor  # B, (projection, numbers read); absent without feedback alignment
 
+    @checks_arguments
     def __init__(
         self, projection: int = 128, features: int = 4096, feedback_alignment: bool = True
     ):
         super().__init__()
-        positive("PredictProjection", projection=projection, features=features)
+        at_least(1, "PredictProjection", projection=projection, features=features)
         self.projection = projection
         self.features = features
         self.feedback_alignment = feedback_alignment

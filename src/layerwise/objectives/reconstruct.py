@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices
 from layerwise.heads.decoder import Decoder, Transposed
 from layerwise.heads.head import refuse_class
@@ -52,6 +53,7 @@ class Reconstruct(Objective):
             point.
     """
 
+    @checks_arguments
     def __init__(
         self,
         decoder: Decoder = Transposed(),

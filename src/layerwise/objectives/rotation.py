@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -46,6 +47,7 @@ class Rotation(Objective):
             or is not square although a turn exchanges height and width.
     """
 
+    @checks_arguments
     def __init__(
         self,
         head: Head = MLP(),

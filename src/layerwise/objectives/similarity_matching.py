@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError
-from layerwise.heads.head import feature_maps, fewer_positions, positive
+from layerwise.heads.head import feature_maps, fewer_positions
 from layerwise.labels import IGNORED, counted, rows_of
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
@@ -63,6 +64,7 @@ class SimilarityMatching(Objective):
 
     codes: Tensor  # (classes, classes) or (classes, projection): the vector of each class
 
+    @checks_arguments
     def __init__(
         self,
         convolve: bool = True,
@@ -71,7 +73,7 @@ class SimilarityMatching(Objective):
         before_pooling: bool = True,
     ):
         super().__init__()
-        positive("SimilarityMatching", features=features, projection=projection)
+        at_least(1, "SimilarityMatching", features=features, projection=projection)
         self.convolve = convolve
         self.features = features
         self.projection = projection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads.projector import Projector
 from layerwise.labels import IGNORED, class_numbers
@@ -32,13 +33,14 @@ class SupervisedContrastive(Contrastive):
 
     Args:
         projector: recipe of the auxiliary network.
-        temperature: tau.
+        temperature: tau, by which similarities are divided.
 
     Raises:
         InputError: a temperature that is not above 0; when it is built, a network with a label for
             every token; in a step, labels that are not class numbers.
     """
 
+    @checks_arguments
     def __init__(
         self,
         projector: Projector = Projector(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.blocks.parts import layers, shapes_of_layers
 from layerwise.errors import InputError
@@ -48,6 +49,7 @@ class AugLocal(LocalRule):
             1; a decay outside [0, 1].
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

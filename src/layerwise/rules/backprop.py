@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import leading
@@ -40,6 +41,7 @@ class Backprop(Rule):
 
     needs = Needs.BACKWARD
 
+    @checks_arguments
     def __init__(
         self, blocks: Blocks, checkpoint: bool = False, criterion: Criterion = cross_entropy
     ):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
-from layerwise.objectives import Activity, Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.base.objectives import of_heads
 
 
 class DeepSupervision(Rule):
@@ -45,6 +47,7 @@ class DeepSupervision(Rule):
 
     needs = Needs.BACKWARD
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
@@ -52,7 +55,7 @@ class DeepSupervision(Rule):
         head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks, Classify(head, criterion), criterion)
+        super().__init__(blocks, of_heads("DeepSupervision", blocks, head, criterion), criterion)
         if not weight >= 0:
             raise InputError(
                 f"DeepSupervision(weight={weight}): give at least 0; with 0 it is backpropagation"

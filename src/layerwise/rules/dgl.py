@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -39,6 +40,7 @@ class DGL(LocalRule):
             differs from the network's number of classes.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

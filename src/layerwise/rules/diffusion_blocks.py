@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.labels import mean_of_counted
@@ -64,6 +65,7 @@ class DiffusionBlocks(DenoisingRule):
             linear classifier; a negative overlap.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError, choices
 from layerwise.inputs import detached
@@ -83,6 +84,7 @@ class DirectFeedbackAlignment(Rule):
 
     needs = Needs.FORWARD | Needs.ERROR
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

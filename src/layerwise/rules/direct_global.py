@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
-from layerwise.objectives import Classify
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.base.objectives import of_heads
 
 
 class DirectGlobal(Rule):
@@ -44,6 +45,7 @@ class DirectGlobal(Rule):
 
     needs = Needs.FORWARD | Needs.ERROR
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
@@ -51,7 +53,7 @@ class DirectGlobal(Rule):
         head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks, Classify(head, criterion), criterion)
+        super().__init__(blocks, of_heads("DirectGlobal", blocks, head, criterion), criterion)
         if not 0 <= last_gradient_weight <= 1:
             raise InputError(
                 f"DirectGlobal(last_gradient_weight={last_gradient_weight}): give a weight in "

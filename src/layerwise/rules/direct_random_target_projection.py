@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -51,6 +52,7 @@ class DirectRandomTargetProjection(LocalRule):
             neither class numbers nor one number for each class.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Synthesizer
@@ -63,6 +64,7 @@ class DNI(LocalRule):
 
     needs = Needs.FORWARD | Needs.NEXT
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
@@ -124,7 +126,7 @@ class DNI(LocalRule):
         h = done.out
         synthetic = self._synthesize(k, h, batch) if done.kept is None else done.kept
         d = back.to(torch.promote_types(h.dtype, torch.float32))
-        d = d * (len(h) / batch.scaled_one(d))  # d_k, of each sample's own loss
+        d = d.mul_(len(h) / batch.scaled_one(d))  # d_k, of each sample's own loss; nobody else's
         loss = F.mse_loss(synthetic.to(d.dtype), d)
         differentiate(loss, batch.scale)
         return loss

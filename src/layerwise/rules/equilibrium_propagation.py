@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Activity
@@ -60,6 +61,7 @@ class EquilibriumPropagation(Rule):
 
     needs = Needs.BACKWARD
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -33,6 +34,7 @@ class FeedbackAlignment(FeedbackRule):
         InputError: `blocks` is not a `Blocks`; a scale that is not positive; as `FeedbackRule`.
     """
 
+    @checks_arguments
     def __init__(self, blocks: Blocks, scale: float = 1.0, criterion: Criterion = cross_entropy):
         super().__init__(blocks, criterion)
         if not scale > 0:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
 from layerwise.errors import InputError
@@ -78,6 +79,7 @@ class ForwardForward(LocalRule):
 
     stochastic = True
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
@@ -124,7 +126,7 @@ class ForwardForward(LocalRule):
             neutral = normalized(batch.run(k, neutral, stream=1))
         if k == len(self.blocks) - 2:
             return Done(neutral, loss)
-        return Done(h, loss, carry=(neutral,))
+        return Done(normalized(h), loss, carry=(neutral,))
 
     def step(self, batch: Batch) -> Tensor:
         if not self.hard or len(self.blocks) == 1:
@@ -140,9 +142,11 @@ class ForwardForward(LocalRule):
         noise = -torch.empty_like(right).exponential_().log()
         wrong = (classified.out + noise).masked_fill(right > 0, -torch.inf).argmax(1)
         h = self._pairs(batch.inputs, right, wrong)
+        del neutral, right, noise
         for k in range(last):
             h, of_block = self._separate(k, h, batch)
             batch.done(k, of_block)
+            h = normalized(h)
         batch.done(last, classified.loss, classified.scores)
         return classified.out
 
@@ -158,13 +162,12 @@ class ForwardForward(LocalRule):
         """The step of block k on N(h_{k-1}) of positive and negative inputs, (2 B, ...).
 
         Returns:
-            N(h_k), detached, and the loss, ().
+            h_k, detached, and the loss, ().
         """
         h = batch.run(k, h.detach())
         loss, _ = self.loss(k, Activity(h), batch)
         differentiate(loss, batch.scale)
-        with torch.no_grad():
-            return normalized(h), loss.detach()
+        return h.detach(), loss.detach()
 
     def _right(self, batch: Batch) -> Tensor:
         """The labels in the form that the embedding takes, (B, C)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.calls.forward_mode import dual, forward_mode, tangent
@@ -45,6 +46,7 @@ class ForwardGradient(PerturbationRule):
             operation that has no forward-mode derivative in PyTorch, such as `nn.LSTM` on the CPU.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives import Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -37,6 +38,7 @@ class Greedy(LocalRule):
             objectives, or leaves the last block with None.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

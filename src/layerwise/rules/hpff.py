@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Activity, Objective
@@ -53,6 +54,7 @@ class HPFF(WindowRule):
             1]; an `every` that leaves a gap between units.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import LocalRule
@@ -24,5 +25,6 @@ class LastBlock(LocalRule):
         InputError: `blocks` is not a `Blocks`.
     """
 
+    @checks_arguments
     def __init__(self, blocks: Blocks, criterion: Criterion = cross_entropy):
         super().__init__(blocks, criterion=criterion)

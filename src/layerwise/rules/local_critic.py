@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
-from layerwise.objectives import Activity, Classify
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Done, LocalRule, Needs, differentiate, refuse_without_gradients
+from layerwise.rules.base.objectives import of_heads
 
 
 class LocalCritic(LocalRule):
@@ -47,13 +49,14 @@ class LocalCritic(LocalRule):
 
     needs = Needs.FORWARD | Needs.NEXT
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
         head: Head = MLP(),
         criterion: Criterion = cross_entropy,
     ):
-        super().__init__(blocks, Classify(head, criterion), criterion)
+        super().__init__(blocks, of_heads("LocalCritic", blocks, head, criterion), criterion)
         self.criterion = criterion
 
     def local_step(self, k: int, h: Any, batch: Batch) -> Done:
@@ -62,7 +65,7 @@ class LocalCritic(LocalRule):
             loss, scores = self.loss(k, Activity(h), batch)
             losses = self._each(h.detach(), batch.labels)  # L_K(b)
             differentiate(loss, batch.scale)
-            return Done(h.detach(), loss.detach(), scores, back=losses if k else None)
+            return Done(h.detach(), loss.detach(), scores, back=losses.detach() if k else None)
         leaf = h.detach().requires_grad_()
         scores = self.scores(k, leaf.view_as(leaf), batch)
         loss = self.criterion(scores, batch.labels)

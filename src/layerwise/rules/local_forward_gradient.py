@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.inputs import leading
 from layerwise.objectives import Activity, Classify, Objective
@@ -108,6 +109,7 @@ class LocalForwardGradient(LocalRule):
 
     stochastic = True
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.copies import copied, fresh
@@ -63,6 +64,7 @@ class MAN(LocalRule):
 
     needs = Needs.FORWARD | Needs.WEIGHTS
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.heads import Head, Linear
 from layerwise.objectives import Classify
@@ -37,6 +38,7 @@ class MonoForward(LocalRule):
         InputError: `blocks` is not a `Blocks`; `blocks` was made without an example.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.models.denoisers import Denoiser
@@ -52,6 +53,7 @@ class NoProp(DenoisingRule):
             linear classifier; an eta that is not positive.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.objectives import Activity, Objective
 from layerwise.objectives.batch import Batch
@@ -56,6 +57,7 @@ class Overlap(WindowRule):
             leaves a gap between units.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, describe, detached, leading
@@ -63,6 +64,7 @@ class PEPITA(Rule):
 
     needs = Needs.FORWARD | Needs.ERROR
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

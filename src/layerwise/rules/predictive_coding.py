@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.inputs import detached
 from layerwise.objectives import Activity
@@ -65,6 +66,7 @@ class PredictiveCoding(Rule):
 
     needs = Needs.BACKWARD
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

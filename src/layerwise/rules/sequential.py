@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives import Objective
@@ -60,6 +61,7 @@ class Sequential(LocalRule):
             train.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

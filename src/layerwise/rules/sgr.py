@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -52,6 +53,7 @@ class SGR(LocalRule):
             weight.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads.head import chain, feature_vector
@@ -53,6 +54,7 @@ class SharedReadout(Rule):
 
     needs = Needs.FORWARD | Needs.READOUT
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -53,6 +54,7 @@ class SignSymmetry(FeedbackRule):
             `random_magnitude`; as `FeedbackRule`.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

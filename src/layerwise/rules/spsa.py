@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.objectives.classify import Criterion, cross_entropy
@@ -58,6 +59,7 @@ class SPSA(PerturbationRule):
             negative rank.
     """
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,

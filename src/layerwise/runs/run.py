@@ -40,7 +40,7 @@ from typing import Any
 import yaml
 
 from layerwise.errors import InputError, reason
-from layerwise.runs import rows
+from layerwise.runs import rows, safe_yaml
 from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
 from layerwise.runs.files import (
     append,
@@ -143,13 +143,13 @@ class Run:
             InputError: the file cannot be read, or holds no mapping.
         """
         try:
-            config = yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+            config = safe_yaml.load_file(self.path / CONFIG)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             what = " ".join(str(error).split())
             raise InputError(f"run {self.path}: config.yaml cannot be read: {what}") from error
         if not isinstance(config, dict):
             raise InputError(f"run {self.path}: config.yaml is not a mapping of options")
-        return config
+        return with_names_of_today(config)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -566,3 +566,13 @@ def _same_or_copied(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def with_names_of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's options, with the names that they have today: `HPFF` was `Overlap(independent=w)`."""
+    rule = config.get("rule")
+    if not isinstance(rule, dict) or rule.get("name") != "Overlap" or "independent" not in rule:
+        return config
+    if rule["independent"]:
+        return {**config, "rule": {**rule, "name": "HPFF"}}
+    return {**config, "rule": {k: v for k, v in rule.items() if k != "independent"}}

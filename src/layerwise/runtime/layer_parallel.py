@@ -142,7 +142,8 @@ class LayerParallel:
                 batch.done(k - 1, loss, before.scores)
             if k == last or not late:
                 batch.done(k, done.loss, done.scores)
-            h, carry, before = done.out, done.carry, done if late else None
+            h, carry = done.out, done.carry
+            before = done._replace(carry=(), back=None) if late else None
         self._before.send_back(back)
         return h
 
@@ -232,7 +233,12 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
         InputError: the rule needs more than forward information, waits for the next block and
             `replay` is given, or has fewer blocks than there are stages.
     """
-    if not isinstance(rule, LocalRule) or rule.needs & ~PARALLEL:
+    if not isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
+        raise InputError(
+            f"--runtime layer_parallel: {type(rule).__name__} is no LocalRule; only a LocalRule, "
+            "whose local_step trains one block, trains layers in parallel: DGL"
+        )
+    if rule.needs & ~PARALLEL:
         needs = " and ".join(need.name or "" for need in Needs if need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "

@@ -169,7 +169,7 @@ class Downstream:
         or of earlier ones, for which the gradient has arrived."""
         if self._back is not None:
             # By then the weights will have moved, so the graph of `kept` is of no use.
-            self._waiting.append((done._replace(kept=None), batch))
+            self._waiting.append((done._replace(carry=(), back=None, kept=None), batch))
             self._learn_waiting(wait=False)
 
     def close(self) -> None:

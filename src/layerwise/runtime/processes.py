@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from layerwise.runtime.link import losing
 
 T = TypeVar("T")
 PATIENCE_S = 300.0
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 
 
 def started_together() -> bool:
@@ -28,12 +30,29 @@ def started_together() -> bool:
 
 def world_size() -> int:
     """The number of processes that were started together; 1 for a process on its own."""
-    return int(os.environ["WORLD_SIZE"]) if started_together() else 1
+    return _number("WORLD_SIZE", 1) if started_together() else 1
 
 
 def rank() -> int:
     """The number of this process among those started together, from 0."""
-    return int(os.environ["RANK"]) if started_together() else 0
+    number = _number("RANK", 0) if started_together() else 0
+    if number >= world_size():
+        raise InputError(
+            f"RANK={number}: WORLD_SIZE={world_size()} processes are numbered from 0 to "
+            f"{world_size() - 1}; let torchrun set both"
+        )
+    return number
+
+
+def _number(name: str, least: int) -> int:
+    """A whole number in an environment variable."""
+    text = os.environ[name]
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise InputError(
+            f"{name}={text}: the environment variable is not a whole number of at least {least}; "
+            "let torchrun set it, or unset it"
+        )
+    return int(text)
 
 
 def leads() -> bool:
@@ -43,7 +62,7 @@ def leads() -> bool:
 
 def restarts() -> int:
     """How often the processes were started again after one had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return _number(RESTARTS, 0) if RESTARTS in os.environ else 0
 
 
 def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int | None]:

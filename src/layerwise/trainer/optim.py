@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from layerwise.arguments import at_least, check_fields, positive, share
 from layerwise.errors import InputError
 
 Factor = Callable[[int], float]  # step -> factor of the learning rate
@@ -39,24 +40,6 @@ def _groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dic
     return [group for group in groups if group["params"]]
 
 
-def _positive(asked_by: str, **options: float) -> None:
-    for name, value in options.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise InputError(f"{asked_by}({name}={value}): give a positive, finite number")
-
-
-def _not_negative(asked_by: str, **options: float) -> None:
-    for name, value in options.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise InputError(f"{asked_by}({name}={value}): give a finite number of at least 0")
-
-
-def _share(asked_by: str, **options: float) -> None:
-    for name, value in options.items():
-        if not 0 <= value < 1:
-            raise InputError(f"{asked_by}({name}={value}): give at least 0 and less than 1")
-
-
 @dataclass(frozen=True)
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum.
@@ -74,9 +57,10 @@ class SGD(Optimizer):
     weight_decay: float = 5e-4
 
     def __post_init__(self) -> None:
-        _positive("SGD", lr=self.lr)
-        _share("SGD", momentum=self.momentum)
-        _not_negative("SGD", weight_decay=self.weight_decay)
+        check_fields(self, "SGD")
+        positive("SGD", lr=self.lr)
+        share("SGD", momentum=self.momentum)
+        at_least(0, "SGD", weight_decay=self.weight_decay)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
@@ -105,9 +89,10 @@ class AdamW(Optimizer):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        _positive("AdamW", lr=self.lr)
-        _share("AdamW", beta1=self.beta1, beta2=self.beta2)
-        _not_negative("AdamW", weight_decay=self.weight_decay)
+        check_fields(self, "AdamW")
+        positive("AdamW", lr=self.lr)
+        share("AdamW", beta1=self.beta1, beta2=self.beta2)
+        at_least(0, "AdamW", weight_decay=self.weight_decay)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -149,7 +134,8 @@ class Constant(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _not_negative("Constant", warmup=self.warmup)
+        check_fields(self, "Constant")
+        at_least(0, "Constant", warmup=self.warmup)
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         return _warmed_up(lambda done: 1.0, self.warmup * steps_per_epoch, steps)
@@ -168,7 +154,8 @@ class Cosine(Schedule):
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        _not_negative("Cosine", warmup=self.warmup, final=self.final)
+        check_fields(self, "Cosine")
+        at_least(0, "Cosine", warmup=self.warmup, final=self.final)
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         def after(done: float) -> float:
@@ -192,8 +179,9 @@ class Step(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive("Step", gamma=self.gamma)
-        _not_negative("Step", warmup=self.warmup)
+        check_fields(self, "Step")
+        positive("Step", gamma=self.gamma)
+        at_least(0, "Step", warmup=self.warmup)
         if not all(0 <= share <= 1 for share in self.at):
             raise InputError(f"Step(at={self.at}): give shares of training, 0 to 1")
 
@@ -221,8 +209,9 @@ class OneCycle(Schedule):
     final: float = 1e-4
 
     def __post_init__(self) -> None:
-        _share("OneCycle", up=self.up)
-        _not_negative("OneCycle", start=self.start, final=self.final)
+        check_fields(self, "OneCycle")
+        share("OneCycle", up=self.up)
+        at_least(0, "OneCycle", start=self.start, final=self.final)
 
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         def factor(step: int) -> float:

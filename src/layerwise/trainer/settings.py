@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from layerwise.arguments import check_fields
 from layerwise.errors import InputError
 
 Precision = Literal["32", "bf16", "16"]
+LONGEST_S = 365 * 24 * 3600  # a year
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Settings:
     timeout: float = 600.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "Settings")
         for name in ("replicas", "epochs", "batch_size", "views", "accumulate", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} {getattr(self, name)}: give at least 1")
@@ -109,8 +112,10 @@ class Settings:
         for name in ("replay", "restarts"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} {getattr(self, name)}: give 0 or more")
-        if not self.timeout > 0:
-            raise InputError(f"--timeout {self.timeout}: give a positive number of seconds")
+        if not 0 < self.timeout <= LONGEST_S:
+            raise InputError(
+                f"--timeout {self.timeout}: give a positive number of seconds, at most {LONGEST_S}"
+            )
         if self.runtime == "layer_parallel" or self.stages is not None:
             for option, value in (("clip_norm", self.clip_norm), ("precision", self.precision)):
                 if value not in (None, "32", "bf16"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
@@ -14,6 +16,7 @@ from layerwise.labels import prepared
 from layerwise.objectives import Objective
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base.differentiate import refuse_without_gradients
 
 if TYPE_CHECKING:
     from layerwise.rules.base.rule import Rule
@@ -35,6 +38,41 @@ def checked(call: str, blocks: Blocks) -> Blocks:
             "layerwise.cut(model, blocks=4, example=x), or Blocks([...]) by hand"
         )
     return blocks
+
+
+def explain(rule: Rule, error: Exception) -> None:
+    """Raise an error of PyTorch's in a step that has a simple remedy as one that says it.
+
+    Raises:
+        InputError: gradients are off; BatchNorm was given one value for a channel; the inputs or
+            the labels were made in `torch.inference_mode`.
+    """
+    said, call = str(error), type(rule).__name__
+    if said.startswith("Inference tensors"):
+        refuse_without_gradients()
+        raise InputError(
+            f"{call}.backward(x, y): got a tensor that was made in torch.inference_mode(), which "
+            "no gradient can pass; give its clone(), or make it under torch.no_grad()"
+        ) from error
+    if said.startswith("Expected more than 1 "):
+        raise InputError(
+            f"{call}.backward(x, y): {_place(rule, error)} is given a single value for each "
+            "channel in train mode, which has no variance; give batches of at least 2 samples, or "
+            "call .eval() of the normalization"
+        ) from error
+
+
+def _place(rule: Rule, error: Exception) -> str:
+    """The normalization in which an error was raised, and the block that it belongs to."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [m for f in frames if isinstance(m := f.f_locals.get("self"), nn.Module)]
+    raised = modules[-1] if modules else rule
+    for k, name in enumerate(rule.blocks.names):
+        if any(raised is module for module in rule.blocks[k].modules()):
+            return f"{type(raised).__name__} in block {name!r}"
+        if any(raised is m for part in rule.auxiliary(k) for m in part.modules()):
+            return f"{type(raised).__name__} in the auxiliary network of block {name!r}"
+    return type(raised).__name__
 
 
 class BatchCheck:
@@ -75,7 +113,7 @@ class BatchCheck:
         if batch.augmented is not None:
             rows = len(leading(batch.augmented))
             views, rest = divmod(rows, max(1, batch.rows))
-            if rest or not views:
+            if rest or not views or (rows and not batch.rows):
                 raise InputError(
                     f"{self.call}: got {rows} inputs for {batch.rows} labels; give one label for "
                     "each input, or V augmented views of each input, view after view"

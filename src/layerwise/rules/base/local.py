@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base.differentiate import differentiate
@@ -107,11 +108,37 @@ class LocalRule(Rule):
         last, late = len(self.blocks) - 1, Needs.NEXT in self.needs
         h, carry, before = self.first_input(batch), (), None
         for k in range(last + 1):
-            done = self.local_step(k, h, batch, *carry)
+            done = self._checked(k, self.local_step(k, h, batch, *carry))
             if late and before is not None:
                 batch.done(k - 1, self.learned(k - 1, before, done.back, batch), before.scores)
             if k == last or not late:
                 batch.done(k, done.loss, done.scores)
-            h, carry, before = done.out, done.carry, done if late else None
+            h, carry = done.out, done.carry
+            before = done._replace(carry=(), back=None) if late else None
             del done  # the block's scores are freed before the next block runs
         return h
+
+    def _checked(self, k: int, done: object) -> Done:
+        """Refuse what is no `Done` of this rule: a mistake in its `local_step`."""
+        call = f"{type(self).__name__}.local_step, block {k}"
+        if not isinstance(done, Done):
+            raise InputError(
+                f"{call}: returned {type(done).__name__}; return Done(h.detach(), loss, scores)"
+            )
+        if done.out.requires_grad or (done.back is not None and done.back.requires_grad):
+            raise InputError(f"{call}: Done has a graph; give it detached tensors: h.detach()")
+        if not isinstance(done.carry, tuple):
+            raise InputError(
+                f"{call}: Done(carry=) is {type(done.carry).__name__}; give a tuple of tensors"
+            )
+        if done.loss is not None and done.loss.dim():
+            raise InputError(
+                f"{call}: Done(loss=) has the shape {tuple(done.loss.shape)}; give the mean over "
+                "the batch, (); class scores are the third argument"
+            )
+        if done.back is not None and Needs.NEXT not in self.needs:
+            raise InputError(
+                f"{call}: Done(back=) is for rules that learn from it; declare needs = "
+                "Needs.FORWARD | Needs.NEXT and write learn(k, done, back, batch)"
+            )
+        return done

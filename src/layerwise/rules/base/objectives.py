@@ -10,11 +10,15 @@ from torch import nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
+from layerwise.heads import Head
 from layerwise.objectives import Classify, Objective
 from layerwise.objectives.classify import Criterion
 from layerwise.rules.base.checks import checked
 
 Of = TypeVar("Of", bound=nn.Module)
+
+# A rule's `objectives` where only the last block has one.
+LAST_ONLY: Sequence[None] = []
 
 
 class OfBlocks(nn.Module, Generic[Of]):
@@ -46,7 +50,7 @@ class OfBlocks(nn.Module, Generic[Of]):
 def one_per_block(
     call: str,
     blocks: Blocks,
-    objectives: Objective | Sequence[Objective | None] | None,
+    objectives: Objective | Sequence[Objective | None],
     criterion: Criterion,
 ) -> list[Objective | None]:
     """The objective of each block, from the `objectives` that a rule was given.
@@ -56,7 +60,7 @@ def one_per_block(
         blocks: the network.
         objectives: one objective, which is copied for every block except the last; or one for each
             block, with None for a block without one; or one for each block except the last; or
-            None, so that only the last block has one.
+            `LAST_ONLY`.
         criterion: the last block's loss if its objective is left out.
 
     Returns:
@@ -68,7 +72,7 @@ def one_per_block(
     """
     count = len(checked(call, blocks))
     given: list[Objective | None]
-    if objectives is None:
+    if objectives is LAST_ONLY:
         given = [None] * (count - 1)
     elif isinstance(objectives, Objective):
         given = [copy.deepcopy(objectives) for _ in range(count - 1)]
@@ -93,7 +97,27 @@ def one_per_block(
             f"{call}(objectives): got None for the last block, so nothing would learn to "
             "predict; leave it out, and it predicts the labels from the network's output"
         )
-    modules = [module for o in given if o is not None for module in o.modules()]
+    modules = [module for o in given if o is not None for module in _own_modules(o)]
     if len(set(modules)) < len(modules):  # every head belongs to one block
         given = [copy.deepcopy(o) for o in given]
     return given
+
+
+def of_heads(call: str, blocks: Blocks, head: Head, criterion: Criterion) -> list[Objective]:
+    """An objective for each block except the last: to predict the labels through a head of its own.
+    All blocks share one criterion, and its parameters if it has any.
+
+    Raises:
+        InputError: `blocks` is not a `Blocks`.
+    """
+    return [Classify(head, criterion) for _ in range(len(checked(call, blocks)) - 1)]
+
+
+def _own_modules(objective: Objective) -> set[nn.Module]:
+    """The objective and its auxiliary networks, without criteria, which blocks may share."""
+    found = set(objective.modules())
+    for module in objective.modules():
+        criterion = getattr(module, "criterion", None)
+        if isinstance(criterion, nn.Module):
+            found -= set(criterion.modules())
+    return found

@@ -122,12 +122,13 @@ class Reading:
         if rows <= count and not self._compared[k]:
             return h, Activity(h, unpooled if pooled else None)
         augmented = rows // count - len(views)
-        return h, Activity(
-            h[:count] if rows > count else h,
-            (unpooled[:count] if rows > count else unpooled) if pooled else None,
-            dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {},
-            h[: count * augmented].unflatten(0, (augmented, count)) if self._compared[k] else None,
-        )
+        of_views = dict(zip(views, h.split(count)[augmented:], strict=True)) if views else {}
+        compared = self._compared[k]
+        stacked = h[: count * augmented].unflatten(0, (augmented, count)) if compared else None
+        before = (unpooled[:count] if rows > count else unpooled) if pooled else None
+        # Last, so that the gradients of `h` are added up in this order.
+        output = h[:count] if rows > count else h
+        return h, Activity(output, before, of_views, stacked)
 
     def unpooled_shape(self, k: int, blocks: Blocks, like: Tensor) -> tuple[int, ...] | None:
         """The shape of block k's output before its pooling, without the batch dimension; None if

@@ -21,9 +21,9 @@ from layerwise.objectives import Objective, Site
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch, OnBlock, Scale, identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules.base.checks import BatchCheck, checked
+from layerwise.rules.base.checks import BatchCheck, checked, explain
 from layerwise.rules.base.differentiate import differentiate, kept_graphs
-from layerwise.rules.base.objectives import OfBlocks, one_per_block
+from layerwise.rules.base.objectives import LAST_ONLY, OfBlocks, one_per_block
 from layerwise.rules.base.reading import Reading
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -156,12 +156,17 @@ class Rule(nn.Module, ABC):
     def __init__(
         self,
         blocks: Blocks,
-        objectives: Objective | Sequence[Objective | None] | None = None,
+        objectives: Objective | Sequence[Objective | None] = LAST_ONLY,
         criterion: Criterion = cross_entropy,
     ):
         super().__init__()
         call = type(self).__name__
         self.blocks = checked(call, blocks)
+        if not isinstance(getattr(self, "needs", None), Needs):
+            raise InputError(
+                f"{call}: say in the class what a block's gradient waits for, such as needs = "
+                "Needs.BACKWARD"
+            )
         self.objectives = OfBlocks[Objective]()
         found = one_per_block(call, blocks, objectives, criterion)
         for k, objective in enumerate(found):
@@ -246,7 +251,7 @@ class Rule(nn.Module, ABC):
         labels: Tensor,
         *,
         scale: Scale = identity,
-        on_block: OnBlock = nothing,
+        on_block: OnBlock | None = None,
     ) -> Report:
         """Add the rule's gradient to `.grad`, as `loss.backward()` does.
 
@@ -277,11 +282,19 @@ class Rule(nn.Module, ABC):
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
-        batch = Batch(inputs, labels, scale, on_block)
+        if inputs is None:
+            raise InputError("backward(x, y): got no inputs, None; give what the network takes")
+        batch = Batch(inputs, labels, scale, on_block or nothing)
         self.check(batch)
         kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
         with self.blocks.passes(batch.augmented) as batch.passes, kept:
-            return Report.of(batch, self.step(batch), len(self.blocks))
+            try:
+                output = self.step(batch)
+            except (RuntimeError, ValueError) as error:
+                explain(self, error)
+                raise
+        self._check_step(batch, output)
+        return Report.of(batch, output, len(self.blocks))
 
     def exits(self, inputs: Inputs) -> tuple[Tensor | None, ...]:
         """The class scores after every block, in the shape of `forward(inputs)`, which are the
@@ -360,7 +373,7 @@ class Rule(nn.Module, ABC):
             InputError: the objective changes the block's output in place, although the next block
                 reads it.
         """
-        version = activity.output._version
+        version = _version(activity.output)
         objective = self.objectives[k] if objective is None else objective
         found = objective.loss_and_scores(activity, batch)
         self._refuse_changed(k, activity.output, version)
@@ -377,7 +390,7 @@ class Rule(nn.Module, ABC):
         Raises:
             InputError: as in `loss`.
         """
-        version = h._version
+        version = _version(h)
         scores = self.objectives[k].predict(h, batch.inputs)
         self._refuse_changed(k, h, version)
         assert scores is not None
@@ -437,11 +450,25 @@ class Rule(nn.Module, ABC):
         return next(weights, None)
 
     def _refuse_changed(self, k: int, h: Tensor, version: int) -> None:
-        if h._version != version:
+        if _version(h) != version and k < len(self.blocks) - 1:
             raise InputError(
                 f"{type(self).__name__}: the objective of block {self.blocks.names[k]!r} changes "
                 "the block's output in place, but the next block reads it; make the first "
                 "operation of its head inplace=False"
+            )
+
+    def _check_step(self, batch: Batch, output: object) -> None:
+        """Refuse a step that does not keep the contract: a mistake in the rule."""
+        call, blocks = type(self).__name__, list(range(len(self.blocks)))
+        if not isinstance(output, Tensor) or output.dim() == 0:
+            raise InputError(
+                f"{call}.step: returned {type(output).__name__}; return the network's output, the "
+                "class scores, (B, C)"
+            )
+        if sorted(batch.finished) != blocks:
+            raise InputError(
+                f"{call}.step: batch.done was called for blocks {sorted(batch.finished)} of "
+                f"{blocks}; call it once for every block, when its gradients are complete"
             )
 
     def _refuse_alone(self) -> None:
@@ -458,6 +485,11 @@ class Rule(nn.Module, ABC):
                 "which averages them, or set rule.synchronised = True if you average them yourself "
                 "or each process trains separately"
             )
+
+
+def _version(h: Tensor) -> int:
+    """How often a tensor was changed in place; those of `torch.inference_mode` do not count it."""
+    return 0 if h.is_inference() else h._version
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.labels import mean_of_counted, rows_of
 from layerwise.models.denoisers import Denoiser
-from layerwise.objectives import Activity, Classify
+from layerwise.objectives import Activity, Objective
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion
 from layerwise.rules.base import Done, LocalRule, Needs, differentiate
@@ -65,6 +65,7 @@ class DenoisingRule(LocalRule):
         denoisers, readout = _parts(call, checked(call, blocks), kind, remedy)
         before = [None] * (len(blocks) - 1)
         super().__init__(blocks, [*before, Vectors(readout, learned, criterion)])
+        self.criterion = criterion
         self._denoisers, self._readout = (
             denoisers,
             (readout,),
@@ -129,7 +130,7 @@ class DenoisingRule(LocalRule):
         return Done(scores, inference, scores)
 
 
-class Vectors(Classify):
+class Vectors(Objective):
     """The last block's objective: the criterion, together with the labels' vectors.
 
     Args:
@@ -144,7 +145,8 @@ class Vectors(Classify):
     vectors: Tensor
 
     def __init__(self, readout: nn.Linear, learned: bool, criterion: Criterion):
-        super().__init__(criterion=criterion)
+        super().__init__()
+        self._criterion = (criterion,)  # not registered: it is the rule's
         classes, size = readout.out_features, readout.in_features
         vectors = torch.empty(classes, size, dtype=torch.float64)
         nn.init.eye_(vectors) if classes == size else nn.init.orthogonal_(vectors)
@@ -153,6 +155,14 @@ class Vectors(Classify):
             self.vectors = nn.Parameter(vectors)
         else:
             self.register_buffer("vectors", vectors)
+
+    @property
+    def reads_input(self) -> bool:
+        return False
+
+    def forward(self, activity: Activity, batch: Batch) -> Tensor:
+        (criterion,) = self._criterion
+        return criterion(activity.output, batch.labels)
 
 
 def distance(error: Tensor, labels: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Inverse
@@ -64,6 +65,7 @@ class TargetRule(Rule):
     stochastic = True
     from_scores: ClassVar[bool]
 
+    @checks_arguments
     def __init__(
         self,
         blocks: Blocks,
