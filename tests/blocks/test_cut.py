@@ -602,7 +602,9 @@ class Sealed:
 
 
 pytree.register_pytree_node(
-    Keyless, lambda d: (list(d.values()), list(d)), lambda v, keys: Keyless(zip(keys, v, strict=True))
+    Keyless,
+    lambda d: (list(d.values()), list(d)),
+    lambda v, keys: Keyless(zip(keys, v, strict=True)),
 )
 pytree.register_pytree_node(Sealed, lambda s: ([s.h], None), lambda v, _: Sealed(v[0]))
 
