@@ -77,6 +77,10 @@ def test_numbers(kind: str, name: str, option: str, number: type) -> None:
         (lambda: (1, math.nan) * Classify(), "Sum(weight=(1, nan)): give one finite number"),
         (lambda: Sum([("a", Classify())]), "Sum(weight='a'): give one finite number"),
         (lambda: Classify(head=3), "Classify(head=3): give a value or null"),
+        (
+            lambda: rules.DGL(networks.mlp().blocks, head=lambda *shapes: None),
+            "head: <lambda>((5,), (3,)) gives NoneType; give a recipe such as heads.MLP()",
+        ),
         (lambda: objectives.NTXent(temperature=0), "NTXent(temperature=0): give more than 0"),
         (lambda: rules.SGR(networks.mlp().blocks, math.inf), "SGR(weight=inf): give a finite"),
         (lambda: Settings(epochs=1.5), "Settings(epochs=1.5): give a whole number"),
@@ -104,7 +108,7 @@ def test_a_value_that_cannot_be_printed() -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("model", {"name": "mlp", "width": 100_000, "layers": 1000}, "this machine's memory"),
+        ("model", {"name": "mlp", "width": 100_000, "layers": 1000}, "this machine's free memory"),
         ("model", {"name": "mlp", "width": 2**31 - 1}, "emory"),
         (
             "rule",

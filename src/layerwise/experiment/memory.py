@@ -15,13 +15,13 @@ from torch.nn.parameter import is_lazy
 from layerwise.errors import InputError
 
 MOST_TENSORS = 50_000
-CGROUP = Path("/sys/fs/cgroup/memory.max")
+CGROUP = Path("/sys/fs/cgroup")
 
 
 @contextlib.contextmanager
 def bounded(call: str) -> Iterator[None]:
-    """Within, modules are refused as soon as their weights take more than this machine's memory, or
-    are more than `MOST_TENSORS`.
+    """Within, modules are refused as soon as their weights take more than the memory that is free,
+    or are more than `MOST_TENSORS`.
 
     PyTorch registers a parameter before it writes to its memory, so little is used until then.
 
@@ -44,8 +44,8 @@ def bounded(call: str) -> Iterator[None]:
             raise InputError(too_large)
 
     too_large = (
-        f"{call}: the weights take more than this machine's memory, {memory / 2**30:.1f} GiB; give "
-        "smaller sizes"
+        f"{call}: the weights take more than this machine's free memory, {memory / 2**30:.1f} GiB; "
+        "give smaller sizes"
     )
     hook = register_module_parameter_registration_hook(registered)
     try:
@@ -61,10 +61,14 @@ def bounded(call: str) -> Iterator[None]:
 
 
 def _memory() -> float:
-    """The memory that this process may use, bytes; infinite where it is not known."""
+    """The memory that this process may still use, bytes; infinite where it is not known."""
     limits = [float("inf")]
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(int(free.split()[1]) * 1024)
     with contextlib.suppress(AttributeError, OSError, ValueError):
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     with contextlib.suppress(OSError, ValueError):
-        limits.append(int(CGROUP.read_text()))
+        limits.append(int((CGROUP / "memory.max").read_text()))
     return min(limits)

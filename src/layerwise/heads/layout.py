@@ -79,10 +79,26 @@ def built(
                 "of an encoder before a decoder); cut where the numbers are the same, as in the "
                 "decoder, or give this block another objective, or none"
             )
-        return recipe(shape, out_shape)
+        return _made(recipe, shape, out_shape)
     shape, out_shape = shape[::-1] if first else shape, out_shape[::-1] if out_first else out_shape
     factor = out_shape[0] / shape[0] if len(out_shape) == len(shape) == 2 else 1.0
-    return Sequences(recipe(shape, out_shape), first, out_first, factor)
+    return Sequences(_made(recipe, shape, out_shape), first, out_first, factor)
+
+
+def _made(recipe: Head, shape: Shape, out_shape: Shape) -> nn.Module:
+    """What a recipe makes, if it is a module.
+
+    Raises:
+        InputError: it is not.
+    """
+    head = recipe(shape, out_shape)
+    if not isinstance(head, nn.Module):
+        raise InputError(
+            f"head: {getattr(recipe, '__name__', type(recipe).__name__)}{(shape, out_shape)} gives "
+            f"{type(head).__name__}; give a recipe such as heads.MLP(), or a function of the two "
+            "shapes that makes an nn.Module"
+        )
+    return head
 
 
 class Sequences(nn.Module):
