@@ -464,7 +464,7 @@ def test_a_pipe_whose_reader_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "closed", "code"), [("list rule", "stdout", 0), ("evaluate nothing", "stderr", 2)]
+    ("line", "closed", "code"), [("list rule", "stdout", 0), ("nosuch", "stderr", 2)]
 )
 def test_other_commands_on_a_closed_pipe(line, closed, code, tmp_path):
     with started(line, cwd=tmp_path) as process:
