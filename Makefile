@@ -38,7 +38,7 @@ test-slow: setup ## the long tests
 
 # What depends most on the versions of the libraries. Their own warnings do not count.
 test-lowest: setup-lowest ## tests with the lowest versions that are allowed, in a few minutes
-	$(LOWEST)/bin/python -m pytest -q -m 'not slow' -o filterwarnings=default \
+	$(LOWEST)/bin/python -m pytest -q -n 2 -m 'not slow' -o filterwarnings=default \
 		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py \
 		tests/cli/test_bad_input.py tests/cli/test_help.py
 
@@ -50,9 +50,9 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	rm -rf $(LOWEST)
 	$(PYTHON_LOWEST) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
-	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: \
+	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: --no-compile \
 		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard]' \
-		pytest hypothesis
+		pytest pytest-xdist hypothesis
 	@touch $@
 
 fuzz: setup     ## random input of every kind for two minutes: make fuzz SECONDS=600 SEED=1

@@ -358,7 +358,7 @@ def _criterion(rule: Rule) -> Criterion:
 
 
 def _seed(number: int, device: torch.device) -> None:
-    """Seed PyTorch's generators of the CPU and of the kind of `device`, as `torch.manual_seed` does.
+    """Seed the generators of the CPU and of `device`, as `torch.manual_seed` does.
 
     That function also keeps a stack trace for each kind of device that has not been used: 1 ms and
     some memory for every block of every step.
