@@ -2,11 +2,16 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+LOWEST := .venv-lowest
+# The oldest Python that the lowest versions have wheels for, also among those that pyenv installed.
+PYTHON_LOWEST ?= $(shell for v in 3.10 3.11; do \
+	for p in python$$v $(HOME)/.pyenv/versions/$$v.*/bin/python; do \
+	"$$p" -c "" 2>/dev/null && echo "$$p" && exit; done; done)
 CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gpu-check fuzz check format wheel tables
+.PHONY: help setup demo test test-slow test-lowest setup-lowest gpu-check fuzz check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -33,6 +38,25 @@ test-slow: setup ## the long tests
 
 gpu-check: setup ## check the library on a CUDA device; writes benchmarks/results/gpu-check-*.json
 	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
+
+# What depends most on the versions of the libraries. Their own warnings do not count.
+test-lowest: setup-lowest ## tests with the lowest versions that are allowed, in a few minutes
+	$(LOWEST)/bin/python -m pytest -q -n 2 -m 'not slow' -o filterwarnings=default \
+		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py \
+		tests/cli/test_bad_input.py tests/cli/test_help.py
+
+setup-lowest: $(LOWEST)/.installed
+
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	@test -n "$(PYTHON_LOWEST)" || \
+		{ echo "Python 3.10 or 3.11 is needed: make PYTHON_LOWEST=... test-lowest"; exit 1; }
+	rm -rf $(LOWEST)
+	$(PYTHON_LOWEST) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: --no-compile \
+		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard]' \
+		pytest pytest-xdist hypothesis
+	@touch $@
 
 fuzz: setup     ## random input of every kind for two minutes: make fuzz SECONDS=600 SEED=1
 	$(BIN)/python tests/fuzz.py --seconds $(or $(SECONDS),120) --seed $(or $(SEED),0)

@@ -3,7 +3,7 @@
     python tests/fuzz.py --seconds 120 --seed 0
     python tests/fuzz.py --seed 0 --case 1234        one case again
 
-Cases are options of the command line, configs, arguments in Python of everything in the registry,
+Cases are options of every command, configs, arguments in Python of everything in the registry,
 labels and inputs of every rule, folders of images, and the files of a run. The command line has to
 end with code 0, or with code 2 and one line; Python has to work, or to raise an `InputError` of one
 line. Case n of a seed is always the same. Most run in this process, without the training itself;
@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
 import os
 import random
+import re
 import resource
 import shlex
 import shutil
@@ -50,13 +52,40 @@ from layerwise.experiment import memory, training
 from layerwise.experiment.config import complete, parameters
 from layerwise.experiment.registry import GIVEN, KINDS, make, nested
 from layerwise.objectives import Classify, Sum
+from layerwise.report import analysis_figures, comparison
 
+# How often each kind of case is drawn, compared with the others.
+KINDS_OF_CASES = {
+    "options": 3,
+    "commands": 2,
+    "config": 3,
+    "arguments": 3,
+    "network": 2,
+    "rule": 4,
+    "labels": 1,
+    "images": 1,
+    "run files": 2,
+}
 LIMIT_S = 20  # of a case; the machine may be busy
 PROCESS_LIMIT_S = 180
 MEMORY_BYTES = 4 << 30  # beyond what the process has when it starts
 WEIGHTS_BYTES = 1 << 28  # what the library takes for this machine's free memory
 SEQUENTIAL = ("Greedy", "HPFF", "LocalForwardGradient", "Overlap", "Sequential")  # need objectives
 BASE = "train --model mlp --model.width 8 --epochs 1 --device cpu"
+SMALL = "--model.width 8 --shape 1,8,8 --batch_size 4"
+# Small cases of the commands next to `train`. "run" is the folder of a run.
+COMMANDS = (
+    f"bench step --model mlp {SMALL} --rounds 1",
+    "bench data --seconds 0.01 --batch_size 8",
+    f"plan mlp {SMALL} --rounds 1",
+    f"describe mlp {SMALL}",
+    "compare run",
+    "analyze run --samples 20 --epochs 1 --device cpu",
+    "evaluate run --device cpu",
+)
+# With large numbers, which are allowed, these take long.
+LONG = {"batch_size", "epochs", "rounds", "seconds", "warmup", "microbatches", "shape", "channels"}
+SLOW_MODELS = ("resnet110", "torchvision", "timm")
 NUMBERS = (
     *(0, 1, 2, 3, 5, 8, -1, -7, 1000, 2**20, 2**31, 2**63, 10**30, 10**5000),
     *(0.0, 0.5, 1.0, 1.5, -0.5, 1e-30, 1e30, 1e308, math.nan, math.inf, -math.inf),
@@ -167,6 +196,14 @@ def large(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not -64 <= value <= 64
 
 
+def takes_long(word: str) -> bool:
+    """Whether a word is a large number, or several numbers."""
+    try:
+        return not -10 < float(word) < 10
+    except ValueError:
+        return "," in word
+
+
 def shown(value: Any) -> str:
     """A value as text, also where Python refuses to print a number of so many digits."""
     try:
@@ -216,6 +253,16 @@ def check_end(code: int, said: str) -> None:
         assert lines[-1].startswith("layerwise "), f"the last line is {lines[-1]!r}"
 
 
+@functools.cache
+def options_of_train() -> dict[str, Any]:
+    """The options of `train` with any of the rules, and their defaults."""
+    found: dict[str, Any] = {"name": None, "config": None, "recipe": "demo-dgl"}
+    for rule in KINDS["rule"]:
+        objectives = {"objectives": "Classify+Reconstruct"} if rule in SEQUENTIAL else {}
+        found |= flat(complete({"rule": {"name": rule, **objectives}}))
+    return found
+
+
 class Fuzz:
     """Makes the cases.
 
@@ -227,20 +274,14 @@ class Fuzz:
 
     def __init__(self, folder: Path, seed: int, kinds: Sequence[str] = ()):
         self.folder, self.seed = folder, seed
-        known: dict[str, tuple[float, Callable[[random.Random], Case]]] = {
-            "options": (3, self.options),
-            "config": (3, self.config),
-            "arguments": (3, self.arguments),
-            "network": (2, self.network),
-            "rule": (4, self.rule),
-            "labels": (1, self.labels),
-            "images": (1, self.images),
-            "run files": (2, self.run_files),
+        self.kinds = {
+            kind: (KINDS_OF_CASES[kind], getattr(self, kind.replace(" ", "_")))
+            for kind in kinds or KINDS_OF_CASES
         }
-        self.kinds = {kind: known[kind] for kind in kinds or known}
-        self.defaults = self._defaults()
+        self.defaults = options_of_train()
         self.names = sorted(self.defaults)
         self.trained: Path | None = None
+        self.shown: dict[str, dict[str, Any]] = {}
 
     def case(self, number: int) -> Case:
         """Case `number` of this seed."""
@@ -248,14 +289,6 @@ class Fuzz:
         torch.manual_seed(draw.randrange(2**31))
         weights, makers = zip(*self.kinds.values(), strict=True)
         return draw.choices(makers, weights)[0](draw)
-
-    def _defaults(self) -> dict[str, Any]:
-        """The options of `train` with any of the rules, and their defaults."""
-        found: dict[str, Any] = {"name": None, "config": None, "recipe": "demo-dgl"}
-        for rule in KINDS["rule"]:
-            objectives = {"objectives": "Classify+Reconstruct"} if rule in SEQUENTIAL else {}
-            found |= flat(complete({"rule": {"name": rule, **objectives}}))
-        return found
 
     # ------------------------------------------------------------ the command line
 
@@ -273,14 +306,55 @@ class Fuzz:
                     words.append(self._word(name, draw))
         return self._command("options", words)
 
-    def _word(self, name: str, draw: random.Random) -> str:
-        kind = name.rpartition(".")[2].removesuffix("s")
+    def commands(self, draw: random.Random) -> Case:
+        """Options of the other commands, which run in whole."""
+        base = draw.choice(COMMANDS)
+        words, defaults = base.split(), self._options_of(base)
+        for _ in range(draw.randint(1, 3)):
+            name = draw.choice(list(defaults))
+            words.append(f"--{name}" if draw.random() < 0.98 else f"--{name}x")
+            if draw.random() < 0.97:
+                words.append(self._word(name, draw, defaults))
+        case = self._command("commands", words)
+        plainly = case.run
+
+        def run() -> str:
+            for folder in ("run", "experiments", "out"):
+                shutil.rmtree(folder, ignore_errors=True)
+            if "run" in words:
+                self.copy_of_run()
+            threads = torch.get_num_threads()
+            try:
+                with undrawn():
+                    return plainly()
+            finally:
+                torch.set_num_threads(threads)
+
+        case.run, case.arguments = run, []
+        return case
+
+    def _options_of(self, base: str) -> dict[str, Any]:
+        """The options of a command and their defaults, as its help shows them."""
+        if base not in self.shown:
+            said, line = io.StringIO(), re.sub(r" run\b", "", base)
+            with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+                main([*line.split(), "--help"])
+            found = re.findall(r"^  --(\S+)(?: (.*))?$", said.getvalue(), re.MULTILINE)
+            self.shown[base] = {name: yaml.safe_load(default) for name, default in found}
+            assert self.shown[base], said.getvalue()
+        return self.shown[base]
+
+    def _word(self, name: str, draw: random.Random, defaults: dict[str, Any] | None = None) -> str:
+        last = name.rpartition(".")[2]
+        kind = last.removesuffix("s")
         if kind in KINDS and draw.random() < 0.6:
-            return draw.choice(list(KINDS[kind]))
-        if draw.random() < 0.5:
-            value = near(self.defaults[name], draw)
+            named = [n for n in KINDS[kind] if defaults is None or n not in SLOW_MODELS]
+            return draw.choice(named)
+        long = defaults is not None and last in LONG
+        if not long and draw.random() < 0.5:
+            value = near((defaults or self.defaults)[name], draw)
             return value if isinstance(value, str) else json.dumps(value)
-        return draw.choice(WORDS)
+        return draw.choice([word for word in WORDS if not (long and takes_long(word))])
 
     def config(self, draw: random.Random) -> Case:
         """A config of somebody else: values of other types, or bytes of other values."""
@@ -471,10 +545,7 @@ class Fuzz:
 
     def run_files(self, draw: random.Random) -> Case:
         """A run of which one file has other bytes, values or is not there."""
-        if self.trained is None:
-            self.trained = self._train()
-        shutil.rmtree("run", ignore_errors=True)
-        shutil.copytree(self.trained, "run")
+        self.copy_of_run()
         files = sorted(p for p in Path("run").rglob("*") if p.is_file() and p.suffix != ".png")
         path = draw.choice(files)
         before = path.read_bytes()
@@ -502,12 +573,32 @@ class Fuzz:
 
         return Case("run files", f"layerwise {shlex.join(words)}   # {path}: {how}", run)
 
+    def copy_of_run(self) -> None:
+        """Make the folder "run", a copy of a small run."""
+        if self.trained is None:
+            self.trained = self._train()
+        shutil.rmtree("run", ignore_errors=True)
+        shutil.copytree(self.trained, "run")
+
     def _train(self) -> Path:
         words = f"{BASE} --model.layers 1 --blocks 2 --runs runs --name trained --outcomes true"
-        undrawn = mock.patch.object(training, "draw_run")
-        with contextlib.redirect_stderr(io.StringIO()), undrawn:
+        with contextlib.redirect_stderr(io.StringIO()), undrawn():
             assert main(words.split()) == 0
         return Path("runs/trained").resolve()
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Without pictures, because drawing takes longer than all else."""
+    with contextlib.ExitStack() as patches:
+        for module, name in (
+            (training, "draw_run"),
+            (comparison, "draw_runs"),
+            (comparison, "draw_blocks"),
+        ):
+            patches.enter_context(mock.patch.object(module, name))
+        patches.enter_context(mock.patch.object(analysis_figures, "_png", return_value=b"none"))
+        yield
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ import inspect
 import pkgutil
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -342,14 +343,23 @@ def _shared_class(name: str) -> type | None:
     return None
 
 
-def _recipes(uses: object) -> list[str]:
+def _recipes(uses: Callable[[dict[str, Any]], bool]) -> list[str]:
     lines = []
+    for name, comment, config in _all_recipes():
+        if uses(config):
+            lines.append(f"- `layerwise train --recipe {name}`: {linked(comment, {})}")
+    return ["## Recipes", "\n".join(lines)] if lines else []
+
+
+@functools.cache  # reading YAML takes most of the time that all cards take
+def _all_recipes() -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, comment and config of every recipe, in the order of their names."""
+    found = []
     for path in sorted(RECIPES.glob("*.yaml")):
         text = path.read_text()
-        if uses(yaml.safe_load(text)):  # type: ignore[operator]
-            comment = " ".join(re.findall(r"^# ?(.*)$", text.partition("\ndata:")[0], re.M))
-            lines.append(f"- `layerwise train --recipe {path.stem}`: {linked(comment, {})}")
-    return ["## Recipes", "\n".join(lines)] if lines else []
+        comment = " ".join(re.findall(r"^# ?(.*)$", text.partition("\ndata:")[0], re.M))
+        found.append((path.stem, comment, yaml.safe_load(text)))
+    return found
 
 
 def _story(folder: Path, of: type, links: dict[str, str]) -> tuple[str, str, list[str]]:

@@ -2,6 +2,7 @@
 model unchanged."""
 
 import copy
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from forwards import TOKENS, Layers, X, Y, network
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from layerwise import Blocks, InputError, cut, rules
 
@@ -514,7 +516,8 @@ class TestNetworksThatCannotBePaused:
         self.refused(torch.compile(Layers()), "compile its blocks")
 
     def test_torchscript(self):
-        with pytest.warns(FutureWarning):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # newer versions of PyTorch advise against it
             scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 3)))
         self.refused(scripted, "TorchScript")
 
@@ -593,3 +596,49 @@ def test_at_a_module_with_a_layer_that_was_called_before():
     blocks = cut(network, at=["2", "3"], example=torch.randn(2, 4))
     assert blocks.names == ("0", "2", "3")
     assert blocks.shared == {"0.weight": [0, 1], "0.bias": [0, 1]}
+
+
+class Keyless(dict):
+    """As the outputs of transformers 4: a mapping, registered as a pytree without its keys."""
+
+
+class Sealed:
+    """Registered without its keys, and not a mapping."""
+
+    def __init__(self, h):
+        self.h = h
+
+
+pytree.register_pytree_node(
+    Keyless,
+    lambda d: (list(d.values()), list(d)),
+    lambda v, keys: Keyless(zip(keys, v, strict=True)),
+)
+pytree.register_pytree_node(Sealed, lambda s: ([s.h], None), lambda v, _: Sealed(v[0]))
+
+
+@pytest.mark.parametrize("wrap", [Keyless, Sealed])
+def test_outputs_registered_without_keys(wrap):
+    class Wraps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(6, 6)
+
+        def forward(self, h):
+            h = self.f(h)
+            return Keyless(h=[h]) if wrap is Keyless else Sealed(h)
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = Wraps(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            out = self.first(x)
+            return self.last(torch.tanh(out["h"][0] if wrap is Keyless else out.h))
+
+    model = Whole()
+    blocks = cut(model, 2, example=X)
+    assert torch.equal(blocks(X), model(X))
+    rules.DGL(blocks).backward(X, Y)
+    assert all(p.grad is not None for p in model.parameters())

@@ -53,6 +53,10 @@ class TestContexts:
             assert h.dtype == torch.bfloat16
             assert passes.run(1, h.float()).dtype == torch.float32
 
+    @pytest.mark.skipif(
+        torch.__version__ < "2.12",
+        reason="a checkpoint that begins adds a node, as if the one before it continued",
+    )
     def test_heads_are_not_computed_again_for_a_checkpoint(self):
         """A forward that is paused within a checkpoint sets the checkpoint's hooks aside."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,29 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(analysis_figures, "_png", lambda figure: b"none")
 
 
-@pytest.fixture
-def trained(cli: Callable[..., Result], no_pictures: None) -> Callable[..., Path]:
-    """`trained("name", "--more options")`: the folder of a tiny run."""
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Where a run of that name and those options is kept for other tests."""
+    folder, numbers = tmp_path_factory.mktemp("kept"), dict[tuple[str, str], int]()
+    return lambda name, options: folder / str(numbers.setdefault((name, options), len(numbers)))
 
-    def run(name: str, options: str = "") -> Path:
-        result = cli(f"train {TINY} --runs runs --name {name} {options}")
-        assert result.code == 0, result.err
-        return Path("runs") / name
+
+@pytest.fixture
+def trained(
+    cli: Callable[..., Result], kept: Callable[[str, str], Path], no_pictures: None
+) -> Callable[..., Path]:
+    """`trained("name", "--more options")`: the folder of a tiny run, which is trained once for all
+    tests. With `fresh` it is trained for this one."""
+
+    def run(name: str, options: str = "", fresh: bool = False) -> Path:
+        path, copy = Path("runs") / name, kept(name, options)
+        if fresh or not copy.exists():
+            result = cli(f"train {TINY} --runs runs --name {name} {options}")
+            assert result.code == 0, result.err
+            if not fresh:
+                shutil.copytree(path, copy)
+        else:
+            shutil.copytree(copy, path)
+        return path
 
     return run

@@ -186,6 +186,8 @@ OTHERS = [
     ("bench stp", "did you mean 'step'"),
     ("bench step --shape 3", "give C, H and W"),
     ("bench step --threads 0", "--threads 0"),
+    ("bench data --threads 2000000000", "--threads 2000000000: give 1 to "),
+    ("plan mlp --threads 2000000000", "--threads 2000000000: give 1 to "),
     ("bench step --model.widht 3", "no such option"),
     ("bench step --out good.yaml", "never overwritten"),
     ("bench step --device cuda:3", "no such device"),

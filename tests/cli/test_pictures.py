@@ -28,8 +28,10 @@ def shown(path: Path) -> np.ndarray:
     return np.stack(cells)[:, ::10, ::10]
 
 
-@pytest.mark.parametrize("normalize", ["symmetric", "standard", "none"])
-@pytest.mark.parametrize("validation", [0.1, 0])
+@pytest.mark.parametrize(
+    ("normalize", "validation"),
+    [("symmetric", 0.1), ("standard", 0.1), ("none", 0.1), ("standard", 0)],
+)
 def test_the_images_are_those_of_the_set(normalize, validation, cli, no_pictures):
     """Eight of the validation split (of the training split where there is none), from end to end,
     as they were before normalisation."""

@@ -291,12 +291,19 @@ def test_channels_last(network: str, name: str) -> None:
     assert report.logits.shape == (len(case.x), networks.CLASSES)
 
 
-def _unfrozen(rule: Rule, case: networks.Case) -> dict[str, Tensor]:
-    other = copy.deepcopy(rule)
+def _made(network: str, name: str) -> tuple[networks.Case, Rule]:
+    """The same rule at every call, and seeds for its step."""
+    torch.manual_seed(0)
+    case = NETWORKS[network](torch.float64)
+    rule = WHOLE_RULES[name](case.blocks)
     torch.manual_seed(1)
-    other.backward(case.x, case.y)
-    torch.manual_seed(1)
-    return grads(other)
+    return case, rule
+
+
+def unfrozen(network: str, name: str) -> dict[str, Tensor]:
+    case, rule = _made(network, name)
+    rule.backward(case.x, case.y)
+    return grads(rule)
 
 
 def _assert_unmoved(rule: Rule, wanted: dict[str, Tensor]) -> None:
@@ -318,48 +325,41 @@ def _assert_unmoved(rule: Rule, wanted: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", WHOLE_RULES)
-@pytest.mark.parametrize("frozen", [0, 1, -1])
-def test_frozen_block_with_its_head(network: str, name: str, frozen: int) -> None:
-    case = NETWORKS[network](torch.float64)
-    rule = WHOLE_RULES[name](case.blocks)
-    wanted = _unfrozen(rule, case)
-    off = rule.parameters_of(frozen % len(rule.blocks))
-    for p in off:
-        p.requires_grad_(False)
-    names = {n for n, p in rule.named_parameters() if not p.requires_grad}
-    calls: list[int] = []
-    report = rule.backward(case.x, case.y, on_block=calls.append)
-    assert sorted(calls) == list(range(len(rule.blocks)))
-    _assert_unmoved(rule, {n: g for n, g in wanted.items() if n not in names})
-    assert all(p.grad is None for p in off)
-    assert report.loss.isfinite()
+def test_frozen_parts(network: str, name: str) -> None:
+    """A block with its head; a block under a head that learns, as in a linear probe; one weight."""
+    wanted = unfrozen(network, name)
+    frozen_block_with_its_head(network, name, wanted)
+    frozen_weight(network, name, wanted)
     if name in LOCAL_RULES:
-        assert all(loss is not None for loss in report.local_losses)
+        case, rule = _made(network, name)
+        rule.blocks[1].requires_grad_(False)
+        rule.backward(case.x, case.y)
+        _assert_unmoved(rule, {n: g for n, g in wanted.items() if not n.startswith("blocks.1.")})
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", LOCAL_RULES)
-def test_frozen_block_with_a_trainable_head(network: str, name: str) -> None:
-    """A linear probe: the head learns, the block does not."""
-    case = NETWORKS[network](torch.float64)
-    rule = LOCAL_RULES[name](case.blocks)
-    wanted = _unfrozen(rule, case)
-    rule.blocks[1].requires_grad_(False)
-    rule.backward(case.x, case.y)
-    _assert_unmoved(rule, {n: g for n, g in wanted.items() if not n.startswith("blocks.1.")})
+def frozen_block_with_its_head(network: str, name: str, wanted: dict[str, Tensor]) -> None:
+    for frozen in (0, 1, -1):
+        case, rule = _made(network, name)
+        off = rule.parameters_of(frozen % len(rule.blocks))
+        for p in off:
+            p.requires_grad_(False)
+        names = {n for n, p in rule.named_parameters() if not p.requires_grad}
+        calls: list[int] = []
+        report = rule.backward(case.x, case.y, on_block=calls.append)
+        assert sorted(calls) == list(range(len(rule.blocks)))
+        _assert_unmoved(rule, {n: g for n, g in wanted.items() if n not in names})
+        assert all(p.grad is None for p in off)
+        assert report.loss.isfinite()
+        if name in LOCAL_RULES:
+            assert all(loss is not None for loss in report.local_losses)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("name", WHOLE_RULES)
-def test_one_frozen_weight(network: str, name: str) -> None:
-    case = NETWORKS[network](torch.float64)
-    rule = WHOLE_RULES[name](case.blocks)
-    wanted = _unfrozen(rule, case)
+def frozen_weight(network: str, name: str, wanted: dict[str, Tensor]) -> None:
+    case, rule = _made(network, name)
     frozen, p = next(iter(rule.blocks[1].named_parameters()))
     p.requires_grad_(False)
     rule.backward(case.x, case.y)
-    del wanted[f"blocks.1.{frozen}"]
-    _assert_unmoved(rule, wanted)
+    _assert_unmoved(rule, {n: g for n, g in wanted.items() if n != f"blocks.1.{frozen}"})
 
 
 @pytest.mark.parametrize("name", ALL_RULES)

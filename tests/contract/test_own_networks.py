@@ -61,7 +61,6 @@ def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     [
         contract.test_every_parameter_gets_a_gradient,
         features.test_one_long_autocast_context,
-        features.test_one_frozen_weight,
         on_block.test_called_once_per_block_when_its_gradient_is_complete,
     ],
 )
@@ -110,10 +109,11 @@ def test_exits(name: str) -> None:
     contract.test_exits_are_the_local_logits("own", same_noise(WAYS[name][1]))
 
 
-@pytest.mark.parametrize("frozen", [0, 1, -1])
-def test_frozen(name: str, frozen: int) -> None:
+def test_frozen_parts(name: str) -> None:
+    wanted = features.unfrozen("own", name)
+    features.frozen_weight("own", name, wanted)
     if "learned" not in name:  # vectors learn with every block's loss, frozen or not
-        features.test_frozen_block_with_its_head("own", name, frozen)
+        features.frozen_block_with_its_head("own", name, wanted)
 
 
 @pytest.mark.parametrize("optimizer", on_block.OPTIMIZERS)

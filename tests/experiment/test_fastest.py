@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from networks import assert_same
 from torch import nn
 
 from layerwise import cut, models, objectives, rules
@@ -14,7 +15,6 @@ from layerwise.experiment import fastest as module
 from layerwise.experiment.config import complete
 from layerwise.experiment.fastest import Fastest, fastest
 from layerwise.experiment.prepared import Prepared
-from networks import assert_same
 
 CPU = torch.device("cpu")
 

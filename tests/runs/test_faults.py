@@ -321,16 +321,37 @@ def test_a_data_folder_with_a_name_that_is_no_text():
     assert len(stem.encode()) <= 240
 
 
-@pytest.mark.parametrize("losses", ["false", "true"])
-def test_evaluating_a_run_that_cannot_be_written(losses, run, cli, monkeypatch):
+@pytest.mark.parametrize(("losses", "code"), [("false", 0), ("true", 2)])
+def test_evaluating_a_run_that_cannot_be_written(losses, code, run, cli, monkeypatch):
+    """The table is the result, unless a file was asked for."""
+
     def refuse(*_):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("layerwise.runs.run.write_atomically", refuse)
     result = cli(f"evaluate run --losses {losses}")
     assert "accuracy, %" in result.out
-    assert result.code == 2
+    assert result.code == code
+    assert result.err.count("\n") == 1
+    assert result.line.startswith("layerwise evaluate: the table was not saved: ") == (code == 0)
     assert "cannot write run/evaluation-test-last.json: Read-only file system" in result.line
+
+
+def test_an_earlier_evaluation_is_kept(run, cli):
+    """The same result is written once; another one gets a number."""
+    path = run / "evaluation-test-last.json"
+    for _ in range(2):
+        assert cli("evaluate run").code == 0
+    assert not (run / "evaluation-test-last-2.json").exists()
+    first = path.read_bytes()
+    state = Run(run).load("last")  # as after further training
+    state["rule"] = {name: weight + 1 for name, weight in state["rule"].items()}
+    Run(run).save("last", state)
+    for _ in range(2):
+        result = cli("evaluate run")
+        assert (result.code, "evaluation-test-last-2.json" in result.out) == (0, True)
+    assert path.read_bytes() == first
+    assert not (run / "evaluation-test-last-3.json").exists()
 
 
 # ------------------------------------------------------------------------ outcomes
@@ -464,7 +485,7 @@ def test_a_pipe_whose_reader_has_ended(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "closed", "code"), [("list rule", "stdout", 0), ("evaluate nothing", "stderr", 2)]
+    ("line", "closed", "code"), [("list rule", "stdout", 0), ("nosuch", "stderr", 2)]
 )
 def test_other_commands_on_a_closed_pipe(line, closed, code, tmp_path):
     with started(line, cwd=tmp_path) as process:

@@ -91,7 +91,7 @@ def _stage(rank: int, folder: str, network: str, starts: list[int]) -> None:
 def _accumulate(rule: LocalRule, data: list, backward: Callable) -> None:
     # Every block's random numbers are its own, as a trainer sees to it.
     for k, (x, y) in enumerate(data):
-        seed = lambda i, k=k: torch.manual_seed(100 * k + i)  # noqa: E731
+        seed = lambda i, k=k: torch.default_generator.manual_seed(100 * k + i)  # noqa: E731
         backward(x, y, StepOptions(before_block=seed))
 
 
@@ -206,11 +206,12 @@ def test_stages_are_the_serial_loop(network: str, starts: list[int], tmp_path: P
         assert all(torch.equal(a, b) for a, b in zip(together, wanted["losses"][step], strict=True))
 
 
+# The first way of making each rule meets both networks, its further ways the CNN.
 EVERY_RULE = {
     f"{name}-{network}": (make, network)
     for of_rule in networks.RULES.values()
-    for name, make in of_rule.items()
-    for network in ("cnn", "transformer")
+    for number, (name, make) in enumerate(of_rule.items())
+    for network in (("cnn", "transformer") if number == 0 else ("cnn",))
 }
 
 

@@ -87,6 +87,10 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.9",
+    reason="on the CPU, FSDP adds gradients up instead of averaging them",
+)
 def test_fully_sharded_layers() -> None:
     mp.spawn(_sharded, (2, _free_port()), nprocs=2)
 

@@ -396,6 +396,18 @@ def test_the_display_is_told_at_most_twice_a_second(trainer_in, monkeypatch):
     assert (done, 0 < loss < 10, 0 <= accuracy <= 1) == (1280, True, True)
 
 
+def test_seeding_a_block_keeps_nothing(trainer_in, monkeypatch):
+    """The bits of `torch.manual_seed`, which keeps stack traces."""
+    torch.manual_seed(2**63 - 1)
+    wanted = torch.rand(3)
+    module._seed(2**63 - 1, torch.device("cpu"))
+    assert torch.equal(torch.rand(3), wanted)
+    trainer = trainer_in("run")
+    x, y = next(iter(trainer.train_loader))
+    monkeypatch.setattr(torch, "manual_seed", None)
+    trainer._backward(x, y, 1)
+
+
 def test_a_step_adds_no_copy_from_the_host(trainer_in):
     """What the trainer does beside the rule reads no number and sends no index to the device."""
     trainer = trainer_in("run")

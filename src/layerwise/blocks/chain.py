@@ -21,6 +21,10 @@ from layerwise.inputs import Inputs, leading, plain
 
 Shape = tuple[int, ...]
 
+# Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
+# them where gradients are wanted, and the weights would silently get none.
+MIXES_CASTS = torch.__version__ < "2.11"
+
 
 class Blocks(nn.Module):
     """An ordered chain of blocks, each a module that maps one tensor to one tensor.
@@ -221,6 +225,7 @@ class Passes:
 
     def __init__(self, blocks: Blocks, inputs: Inputs):
         self.blocks, self.inputs = blocks, inputs
+        self._keeps_casts = True  # autocast's setting outside the context
 
     def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
         """Block k's output, (B, ...), in the network's own forward, after the blocks before it.
@@ -246,10 +251,15 @@ class Passes:
         """Give up the rest of every forward."""
 
     def __enter__(self) -> Passes:
+        if MIXES_CASTS:
+            self._keeps_casts = torch.is_autocast_cache_enabled()
+            torch.set_autocast_cache_enabled(False)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        if MIXES_CASTS:
+            torch.set_autocast_cache_enabled(self._keeps_casts)
 
 
 def repeated(inputs: Inputs, rows: int, device: torch.device) -> Inputs:

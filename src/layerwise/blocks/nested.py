@@ -13,9 +13,21 @@ from layerwise.inputs import leaves
 Path = tuple[Any, ...]  # indices, keys and attribute names that lead to a value in a structure
 
 
-def path_of(entries: Any) -> Path:
-    """The path that `pytree.tree_flatten_with_path` describes by `entries`."""
-    return tuple(_key(entry) for entry in entries)
+def with_paths(value: Any) -> list[tuple[Path, Any]]:
+    """The leaves of a nested structure, each with its path.
+
+    Left out is what lies in a class that is registered as a pytree without its keys, unless it is a
+    mapping, as the outputs of transformers before version 5 are.
+    """
+    found: list[tuple[Path, Any]] = []
+    for entries, leaf in pytree.tree_flatten_with_path(value, is_leaf=_without_keys)[0]:
+        path = tuple(_key(entry) for entry in entries)
+        if not _without_keys(leaf):
+            found.append((path, leaf))
+        elif isinstance(leaf, Mapping):
+            for key, part in leaf.items():
+                found += [((*path, key, *rest), inner) for rest, inner in with_paths(part)]
+    return found
 
 
 def at_path(value: Any, path: Path) -> Any:
@@ -51,3 +63,9 @@ def _key(entry: Any) -> Any:
         if hasattr(entry, name):
             return getattr(entry, name)
     return entry
+
+
+def _without_keys(value: Any) -> bool:
+    """Whether the value is of a registered class that cannot say where its parts are."""
+    node = pytree.SUPPORTED_NODES.get(type(value))
+    return node is not None and node.flatten_with_keys_fn is None

@@ -16,6 +16,7 @@ import torch
 from layerwise.cli.console import output
 from layerwise.cli.options import data_options
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.cli.threads import set_threads
 from layerwise.costs import compare_steps
 from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
@@ -71,7 +72,7 @@ def _step(arguments: list[str]) -> None:
             "numbers of at least 1"
         )
     out = _out(found["out"])
-    _set_threads(found["threads"])
+    set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
     rule = functools.partial(make, "rule", found["rule"])
@@ -110,7 +111,7 @@ def _data(arguments: list[str]) -> None:
     if not 0 < found["seconds"] < math.inf:
         raise InputError(f"--seconds {found['seconds']}: give a positive, finite number")
     out = _out(found["out"])
-    _set_threads(found["threads"])
+    set_threads(found["threads"])
     splits = load_data(found, seed=0)
     loader = Loader(
         splits.train,
@@ -145,14 +146,6 @@ def _out(path: str | None) -> Path | None:
             f"--out {path}: it exists, and files are never overwritten; give another name"
         )
     return None if path is None else Path(path)
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise InputError(f"--threads {threads}: give at least 1, or null for PyTorch's default")
-    torch.set_num_threads(threads)
 
 
 def _device(name: str) -> torch.device:

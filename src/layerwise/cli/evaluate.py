@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.table import Table
 
-from layerwise.cli.console import output
+from layerwise.cli.console import console, output
 from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.errors import InputError
 from layerwise.runs.metrics import perplexity
 from layerwise.runs.run import Run
 
@@ -46,8 +47,14 @@ def main(arguments: list[str]) -> None:
     output.print(_table(result, names))
     if sum(exit is not None and "flops" in exit for exit in result["exits"]) > 1:
         output.print(_costs(result, names))
-    # After the table, which a run on a disk that cannot be written shows, too.
-    output.print(f"{evaluation.write()}", soft_wrap=True)
+    try:
+        output.print(f"{evaluation.write()}", soft_wrap=True)
+    except InputError as error:
+        if found["losses"]:
+            raise  # a file was asked for
+        # Otherwise the table is the result, also of a run that may only be read.
+        said = f"layerwise evaluate: the table was not saved: {error}"
+        console.print(said, soft_wrap=True, markup=False)
     if found["losses"]:
         output.print(f"{evaluation.write_losses()}", soft_wrap=True)
 

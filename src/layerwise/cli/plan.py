@@ -15,6 +15,7 @@ from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.cli.threads import set_threads
 from layerwise.costs.stages import Plan, bubbles
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
@@ -54,13 +55,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
-    for name in ("stages", "num_classes", "microbatches", "rounds", "threads"):
+    for name in ("stages", "num_classes", "microbatches", "rounds"):
         if found[name] < 1:
             raise InputError(f"--{name} {found[name]}: give at least 1")
     shape, batch = found["shape"], found["batch_size"]
     if len(shape) != 3 or min(shape) < 1 or batch < 2:
         raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
-    torch.set_num_threads(found["threads"])
+    set_threads(found["threads"])
     device = device_for(found["device"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
     blocks = cut_network(

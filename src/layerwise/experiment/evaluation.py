@@ -102,10 +102,17 @@ class Evaluation:
         return self.experiment.rule.blocks.names
 
     def write(self) -> Path:
-        """Write the result as JSON into the run folder; its path."""
-        name = f"evaluation-{self._suffix}.json"
-        self.run.write(name, self._json().encode())
-        return self.run.path / name
+        """Write the result as JSON into the run folder.
+
+        An earlier result that differs is kept: the new file has a number.
+
+        Returns:
+            The path of the file with this result.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        return self._write("evaluation", ".json", self._json().encode())
 
     def write_losses(self) -> Path:
         """Measure the loss on every sample, and write the losses into the run folder.
@@ -115,19 +122,26 @@ class Evaluation:
 
         Returns:
             The path of the file with these losses.
+
+        Raises:
+            InputError: the file cannot be written.
         """
         losses = {"losses": sample_losses(self.experiment.rule, self.loader, self.fabric)}
         if not self.loader.tokens:
             losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
         about = about_scores(self.experiment.splits, self.result["split"])
         content = safetensors.torch.save(losses, about)
-        name = f"losses-{self._suffix}"
-        path = self.run.path / f"{name}.safetensors"
+        return self._write("losses", ".safetensors", content)
+
+    def _write(self, kind: str, ending: str, content: bytes) -> Path:
+        """Write a file into the run folder, under the first number that holds no other content."""
+        name = f"{kind}-{self._suffix}"
+        path = self.run.path / f"{name}{ending}"
         number = 1
-        while path.exists() and path.read_bytes() != content:
+        while os.path.lexists(path) and not _holds(path, content):
             number += 1
-            path = self.run.path / f"{name}-{number}.safetensors"
-        if not path.exists():
+            path = self.run.path / f"{name}-{number}{ending}"
+        if not os.path.lexists(path):
             self.run.write(path.name, content)
         return path
 
@@ -149,6 +163,13 @@ class Evaluation:
             return text
         rows = ",\n    ".join(map(json.dumps, self.confusion))
         return text[:-2] + f',\n  "confusion": [\n    {rows}\n  ]\n}}'
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.is_file() and path.read_bytes() == content
+    except OSError:  # it may not be read, so it may hold anything
+        return False
 
 
 def _costs(run: Run, blocks: int) -> Costs | None:

@@ -259,7 +259,7 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
             "whose local_step trains one block, trains layers in parallel: DGL"
         )
     if rule.needs & ~PARALLEL:
-        needs = " and ".join(need.name or "" for need in rule.needs).lower()
+        needs = " and ".join(need.name or "" for need in Needs if need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "
             "rule that needs no more than forward information trains layers in parallel: DGL"

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from layerwise.blocks import intercept
 from layerwise.blocks.coroutine import Coroutine
 from layerwise.blocks.cutting.data_flow import InputDependence, Node
 from layerwise.blocks.cutting.flops import FlopCounter
 from layerwise.blocks.cutting.graph import Output
-from layerwise.blocks.nested import Path, at_path, path_of, replaced
+from layerwise.blocks.nested import Path, at_path, replaced, with_paths
 from layerwise.blocks.unchanged import buffer_versions
 from layerwise.inputs import Inputs, leaves, tensors
 
@@ -292,14 +291,14 @@ class _Recorder:
             excluded = (hooks != self.hooks_outside and not ends_checkpoint) or any(
                 _indivisible(c.module) for c in self.stack if c is not call
             )
-            for path, tensor in pytree.tree_flatten_with_path(value)[0]:
+            for path, tensor in with_paths(value):
                 if not isinstance(tensor, Tensor) or tensor.grad_fn is None or id(tensor) in seen:
                     continue
                 seen.add(id(tensor))
                 moment = Moment(
                     call=call,
                     entry=entry,
-                    path=path_of(path),
+                    path=path,
                     event=call.begins if entry else call.ends,
                     time=call.begin_time if entry else call.end_time,
                     output=(tensor.grad_fn, tensor.output_nr),

@@ -105,8 +105,10 @@ def _place(rule: Rule, error: Exception) -> str:
 class BatchCheck:
     """The check that a rule can use the batches it is given.
 
-    The values of labels are read only in the first batch with labels of each type and number of
-    axes, because the host has to wait for the device to read them.
+    Class numbers on the CPU are checked in every batch. Other labels are checked only in the first
+    batch with labels of each type and number of axes: those on an accelerator because the host has
+    to wait for the device to read them. In a later batch on an accelerator, a class number that no
+    class has is not refused here.
 
     Args:
         rule: the rule, whose objectives have been built.
