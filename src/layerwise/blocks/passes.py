@@ -113,7 +113,7 @@ class PausedForward:
 
     def __init__(self, network: Stretches, inputs: Inputs = None, at: int = 0):
         self.network, self.inputs, self.next = network, inputs, at
-        self._gather: Callable[[], Any] | None = getattr(network.model, "unshard", None)
+        self._gather: Any = getattr(network.model, "unshard", None)
         # Whether the forward has reached the boundary at which it begins.
         self._at, self._over, self._entered = at, False, at == 0
         self._coroutine: Coroutine | None = None
