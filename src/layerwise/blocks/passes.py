@@ -43,6 +43,9 @@ class ForwardPasses(Passes):
 
     Each stream is one forward of the network, which lasts as long as its blocks are run in order.
     If they are not, the forward is given up and the block starts a new one (`alone.py`).
+
+    The blocks of an `nn.Sequential`, also of nested ones, are modules called one after the other.
+    As long as nothing about them has changed, these modules are called, and no forward is paused.
     """
 
     def __init__(self, blocks: Stretches, inputs: Inputs):
@@ -50,8 +53,13 @@ class ForwardPasses(Passes):
         self.network, self.stretches = blocks, blocks.stretches
         self._inputs: dict[int, Inputs] = {0: inputs}
         self._forwards: dict[int, PausedForward] = {}
+        self._direct = blocks.is_sequential()
 
     def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        block = self.stretches[k]
+        hooks = block._forward_pre_hooks or block._forward_hooks
+        if self._direct and isinstance(h, Tensor):
+            return _with_hooks(block, block.call_chain, h) if hooks else block.call_chain(h)
         forward = self._forwards.get(stream)
         # A forward that began with other rows (other views of the samples) would continue with
         # those in everything but h, so it cannot take this h.
@@ -59,11 +67,7 @@ class ForwardPasses(Passes):
             if forward is not None:
                 forward.close()
             forward = self._forwards[stream] = self._begin(k, h, stream)
-        block = self.stretches[k]
-        if block._forward_pre_hooks or block._forward_hooks:
-            out = _with_hooks(block, forward.run, h)
-        else:
-            out = forward.run(h)
+        out = _with_hooks(block, forward.run, h) if hooks else forward.run(h)
         forward.rows = out.shape[0]
         return out
 
@@ -77,6 +81,8 @@ class ForwardPasses(Passes):
         return PausedForward(self.network, alone.inputs_for(k, h, inputs), k)
 
     def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        if self._direct and isinstance(h, Tensor):
+            return self.stretches[k].call_chain(h)
         inputs = self._inputs.get(stream, self._inputs[0]) if k else None
         return self.network.alone.run(k, h, inputs)
 

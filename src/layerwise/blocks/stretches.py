@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from layerwise.blocks import intercept
 from layerwise.blocks.alone import Alone
@@ -123,6 +124,26 @@ class Stretches(Blocks):
     def passes(self, inputs: Inputs) -> Passes:
         return ForwardPasses(self, inputs)
 
+    def is_sequential(self) -> bool:
+        """Whether a forward of the network is nothing but calls of the modules of all `chain`s, one
+        after the other: the network is an `nn.Sequential`, as it was when it was cut, and so is
+        each module within which a block begins; and nobody watches these."""
+        chains = [block.chain for block in self.stretches]
+        if self.take is not None or None in chains or _has_any_global_hook():
+            return False
+        containers = {self.model, *self.enclosing}
+        if any(type(m) is not nn.Sequential or _is_watched(m) for m in containers):
+            return False
+        parts: list[nn.Module] = []
+        waiting = [self.model]
+        while waiting:
+            module = waiting.pop()
+            if module in containers:
+                waiting += reversed(module._modules.values())  # type: ignore[arg-type]
+            else:
+                parts.append(module)
+        return parts == [module for chain in chains for module in chain or ()]
+
     def up_to(self, k: int) -> nn.Module:
         from layerwise.blocks.up_to import UpTo  # imports PyTorch's compiler, and only needed here
 
@@ -196,6 +217,17 @@ class Stretches(Blocks):
                 "of its own blocks alone; untie it (tie_word_embeddings=False in transformers), or "
                 "train in one process"
             )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of a module does more than run its forward as its class has it."""
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return bool(hooks) or "forward" in module.__dict__ or intercept.is_compiled(module)
 
 
 def _enclosing(boundaries: Iterable[Boundary], calls: Iterable[Call]) -> frozenset[nn.Module]:
