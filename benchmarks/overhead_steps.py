@@ -46,8 +46,9 @@ def _trainer(
     network: nn.Module, shape: tuple[int, ...], batch: int, batches: int, head: heads.Head
 ) -> float:
     rule = rules.DGL(cut(network, "all", example=torch.randn(2, *shape)), head=head)
-    pixels = torch.randint(0, 256, (batch * batches, *shape), dtype=torch.uint8)
-    images = Images(pixels, torch.randint(10, (len(pixels),)), mean=(0.5,), std=(0.5,))
+    channels, *size = shape
+    pixels = torch.randint(0, 256, (batch * batches, *size, channels), dtype=torch.uint8)
+    images = Images(pixels, torch.randint(10, (len(pixels),)))
     loader = Loader(images, batch, augment=Augment(crop=1), train=True)
     with tempfile.TemporaryDirectory() as folder:
         made = Trainer(

@@ -79,11 +79,13 @@ def test_what_else_a_network_does_is_not_left_out(forwards):
     for module in (network, network[1]):
         handle = module.register_forward_hook(lambda *_: seen.append(1))
         step(blocks)
-        assert seen.pop() and not seen
+        assert seen.pop()
+        assert not seen
         handle.remove()
     with register_module_forward_hook(lambda module, *_: seen.append(module)):
         step(blocks)
-    assert network in seen and network[1] in seen
+    assert network in seen
+    assert network[1] in seen
     network.forward = lambda x: 2 * nn.Sequential.forward(network, x)
     before = step(blocks)["logits"]
     del network.forward
