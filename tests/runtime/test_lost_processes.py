@@ -29,7 +29,8 @@ pytestmark = [
     pytest.mark.gloo,
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc"),
 ]
-LONGER = LONG.replace("--epochs 12", "--epochs 40")
+LONGER = LONG.replace("--epochs 12", "--epochs 60")
+KILL_OR_STOP = (signal.SIGKILL, signal.SIGSTOP)
 STARTER = "starter"  # the process that starts the others
 LOADED_S = 20.0  # a machine with much else to do
 
@@ -114,7 +115,10 @@ def test_any_process_at_any_moment(layout: str, count: int) -> None:
     """Kills and stops of any process, while they start and while they train."""
     chance, path = random.Random(count), Path("experiments/lost")
     options = f"{LONGER} --timeout 4"
-    for k in range(8):
+    rounds = [(who, number) for who in (STARTER, "rank") for number in KILL_OR_STOP]
+    rounds = [("rank", signal.SIGKILL), *chance.sample(rounds, len(rounds))]
+    for k, (who, number) in enumerate(rounds):
+        who = who if who == STARTER else chance.randrange(count)
         before = _saved_at(path)
         begin = f"--resume {path} {layout}" if path.exists() else f"{options} {layout} --name lost"
         process = layerwise(f"train {begin}")
@@ -124,8 +128,6 @@ def test_any_process_at_any_moment(layout: str, count: int) -> None:
             time.sleep(chance.uniform(0, 0.3))
         else:
             time.sleep(chance.uniform(0, 5))
-        number = chance.choice([signal.SIGKILL, signal.SIGSTOP])
-        who = chance.choice([STARTER, *range(count)])
         since = time.monotonic()
         os.kill(process.pid if who == STARTER else ranks[who], number)
         code, said = ended(process)
@@ -143,9 +145,9 @@ def test_any_process_at_any_moment(layout: str, count: int) -> None:
         else:
             assert code == 130, what
             assert "this process was stopped for 4 s, and the others have ended" in said, what
-    code, said = ended(layerwise(f"train --resume {path} {layout}"))
+    code, said = ended(layerwise(f"train --resume {path} {layout}"), 600)
     assert code == 0, said
-    code, said = ended(layerwise(f"train {options} {layout} --name whole"))
+    code, said = ended(layerwise(f"train {options} {layout} --name whole"), 600)
     assert code == 0, said
     assert same("lost", "whole")
 

@@ -230,7 +230,8 @@ def _reach_store(timeout_s: float) -> None:
             return
         except OSError as error:
             said = reason(error)
-            time.sleep(wait_s if isinstance(error, ConnectionRefusedError) else 0.0)
+            if not isinstance(error, TimeoutError):  # that one has waited
+                time.sleep(wait_s)
     raise InputError(_did_not_meet(f"nothing answers there within {timeout_s:g} s: {said}"))
 
 
