@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src"
 NEEDED = (
     *("torch", "torchvision", "numpy", "PIL", "greenlet", "lightning_fabric", "torchmetrics"),
-    *("jsonargparse", "docstring_parser", "typeshed_client", "yaml", "rich", "safetensors"),
+    *("jsonargparse", "docstring_parser", "yaml", "rich", "safetensors"),
     *("matplotlib", "sklearn", "scipy"),
 )
 # The seconds that a section may take.

@@ -2,9 +2,11 @@
 
     python tests/on_pretended_device.py [NETWORK ...]
 
-Every rule on each of the networks, every objective, networks that are cut on the device, and the
-training loop: the CPU's gradients, no operation on tensors of two devices, and no step in which the
-host waits for the device. Prints a line for each failure, and exits with 1 if there is one.
+Every rule in all ways on each of the networks; every objective, networks that are cut on the
+device, and the training loop. Without a network it is shorter: each rule in its first way on an
+MLP. Checked are the CPU's gradients, that no operation takes tensors of two devices, and that the
+host waits for the device in no step but the first. Prints a line for each failure, and exits with 1
+if there is one.
 """
 
 from __future__ import annotations
@@ -98,7 +100,9 @@ def agree(rule: Rule, x: Tensor, y: Tensor) -> None:
 def of_rules(asked: list[str]) -> Iterator[tuple[str, Callable[[], None]]]:
     """Every rule on the networks that were asked for; a rule with networks of its own on those."""
     own = [(make, ways) for make, ways in networks.OWN_NETWORKS.values()]
-    for network, ways in [*((networks.NETWORKS[n], networks.ALL_RULES) for n in asked), *own]:
+    first = {name: ways[name] for ways in networks.RULES.values() for name in list(ways)[:1]}
+    shared = [(networks.NETWORKS[n], networks.ALL_RULES) for n in asked] or [(networks.mlp, first)]
+    for network, ways in [*shared, *own]:
         for name, make in ways.items():
             yield f"{name} on {network.__name__}", lambda n=network, m=make: _rule(n, m)
 
@@ -134,7 +138,7 @@ def _objective(objective: objectives.Objective) -> None:
     agree(rule, x, torch.arange(6) % 3)
 
 
-def of_cuts() -> Iterator[tuple[str, Callable[[], None]]]:
+def of_cuts(short: bool) -> Iterator[tuple[str, Callable[[], None]]]:
     """Networks that are cut after they have moved to the device."""
     images, tokens = torch.randn(4, 3, 8, 8), torch.randint(0, 11, (4, 6))
     y = torch.arange(4) % 3
@@ -145,7 +149,7 @@ def of_cuts() -> Iterator[tuple[str, Callable[[], None]]]:
     ]
     checkpointing = functools.partial(rules.Backprop, checkpoint=True)
     for network, x, y in nets:
-        for make in (rules.DGL, rules.AugLocal, checkpointing):
+        for make in (checkpointing,) if short else (rules.DGL, rules.AugLocal, checkpointing):
             yield (
                 f"{make} on a cut network",
                 lambda n=network, x=x, y=y, m=make: _cut(n(), x, y, m),
@@ -176,8 +180,8 @@ class _Fabric:
         return contextlib.nullcontext()
 
 
-def of_trainings() -> Iterator[tuple[str, Callable[[], None]]]:
-    for config in TRAININGS:
+def of_trainings(short: bool) -> Iterator[tuple[str, Callable[[], None]]]:
+    for config in TRAININGS[1:] if short else TRAININGS:
         yield f"training {config['model']['name']}", lambda c=config: _training(c)
 
 
@@ -219,8 +223,14 @@ def _found(make: Callable[[Blocks], Rule]) -> None:
 
 
 def main(asked: list[str]) -> int:
-    failed = 0
-    checks = [the_checks_fail(), of_rules(asked), of_objectives(), of_cuts(), of_trainings()]
+    failed, short = 0, not asked
+    checks = [
+        the_checks_fail(),
+        of_rules(asked),
+        of_objectives(),
+        of_cuts(short),
+        of_trainings(short),
+    ]
     for name, check in (pair for each in checks for pair in each):
         torch.manual_seed(0)
         try:
