@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -58,7 +59,7 @@ def _trainer(
             optimizer=SGD(),
             schedule=OneCycle(),
             settings=Settings(epochs=10**6, batch_size=batch, precision="32", channels_last=False),
-            run=Run.create(folder, "run", "run", {}),
+            run=Run.create(Path(folder), "run", "run", {}),
             fabric=fabric_for("cpu"),
         )
         (optimizer,) = made.stepper.optimizers.values()
