@@ -24,8 +24,13 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.stride = stride
+        self.stride, self.out = stride, out
         self.new_channels = out - channels
+
+    def fitted(self, channels: int, halves: bool) -> ResidualBlock:
+        """A new block with this block's output channels, for another number of input channels, at
+        most that of the output; with stride 2 if it halves the maps."""
+        return ResidualBlock(channels, self.out, 2 if halves else self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
