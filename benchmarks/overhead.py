@@ -6,11 +6,14 @@
 
 `startup`: the seconds of each command until it ends, in wall-clock time and in CPU time, which work
 of others on the machine lengthens less, and the modules that it imports.
+
+`trainer` and `blocks`: what overhead_steps.py measures, the median of the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -79,8 +82,25 @@ def startup(rounds: int, sources: dict[str, Path]) -> dict[str, Any]:
     }
 
 
+def steps(section: str, rounds: int, sources: dict[str, Path]) -> dict[str, Any]:
+    """What overhead_steps.py finds, for each version: the median, least and largest of `rounds`."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sources}
+    for name in [*sources] * rounds:
+        script = str(Path(__file__).with_name("overhead_steps.py"))
+        found[name].append(json.loads(started([script, section], sources[name])[2]))
+    return {
+        "rounds": rounds,
+        "threads": 1,
+        "found": {
+            name: {key: spread(one[key] for one in of_version) for key in of_version[0]}
+            for name, of_version in found.items()
+        },
+    }
+
+
 def started(arguments: list[str], source: Path, *options: str) -> tuple[float, float, str]:
-    """Run Python with the package in `source`: wall-clock and CPU seconds, and what it reports."""
+    """Run Python with the package in `source`: wall-clock and CPU seconds, and what it reports, on
+    stderr if options of Python were given, otherwise on stdout."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *options, *(a.format(folder=folder) for a in arguments)]
         environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
@@ -90,7 +110,8 @@ def started(arguments: list[str], source: Path, *options: str) -> tuple[float, f
     if done.returncode not in (0, 2):  # 2: an option is refused
         sys.exit(done.stderr)
     cpu = after.children_user + after.children_system
-    return wall, cpu - before.children_user - before.children_system, done.stderr
+    said = done.stderr if options else done.stdout
+    return wall, cpu - before.children_user - before.children_system, said
 
 
 def modules(arguments: list[str], source: Path) -> dict[str, Any]:
@@ -109,7 +130,11 @@ def spread(values: Any) -> dict[str, float]:
     return {name: round(value, 3) for name, value in of.items()}
 
 
-SECTIONS = {"startup": startup}
+SECTIONS = {
+    "startup": startup,
+    "trainer": functools.partial(steps, "trainer"),
+    "blocks": functools.partial(steps, "blocks"),
+}
 
 
 def main() -> None:
