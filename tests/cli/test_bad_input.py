@@ -186,10 +186,18 @@ OTHERS = [
     ("bench stp", "did you mean 'step'"),
     ("bench step --shape 3", "give C, H and W"),
     ("bench step --threads 0", "--threads 0"),
+    *(
+        (f"{command} --out {name}", says)
+        for command in ("bench step", "bench data", "plan mlp", "describe mlp")
+        for name, says in (
+            ("x" * 300, "no file can be written there: File name too long"),
+            ("good.yaml/x.json", "no file can be written there: Not a directory"),
+            ("good.yaml", "never overwritten"),
+        )
+    ),
     ("bench data --threads 2000000000", "--threads 2000000000: give 1 to "),
     ("plan mlp --threads 2000000000", "--threads 2000000000: give 1 to "),
     ("bench step --model.widht 3", "no such option"),
-    ("bench step --out good.yaml", "never overwritten"),
     ("bench step --device cuda:3", "no such device"),
     ("bench data --data digit", "did you mean 'digits'"),
     ("bench data --batch_size 0", "batch_size=0"),

@@ -6,15 +6,13 @@ import functools
 import inspect
 import json
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from layerwise.cli.console import output
-from layerwise.cli.options import data_options
+from layerwise.cli.options import data_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs import compare_steps
@@ -71,7 +69,7 @@ def _step(arguments: list[str]) -> None:
             f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, and "
             "numbers of at least 1"
         )
-    out = _out(found["out"])
+    out = new_file(found["out"])
     set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
@@ -110,7 +108,7 @@ def _data(arguments: list[str]) -> None:
     found = parser.read(tokens)
     if not 0 < found["seconds"] < math.inf:
         raise InputError(f"--seconds {found['seconds']}: give a positive, finite number")
-    out = _out(found["out"])
+    out = new_file(found["out"])
     set_threads(found["threads"])
     splits = load_data(found, seed=0)
     loader = Loader(
@@ -137,15 +135,6 @@ def _data(arguments: list[str]) -> None:
     )
     if out is not None:
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
-
-
-def _out(path: str | None) -> Path | None:
-    """Refuse an output file that exists, before anything is measured."""
-    if path is not None and os.path.exists(path):
-        raise InputError(
-            f"--out {path}: it exists, and files are never overwritten; give another name"
-        )
-    return None if path is None else Path(path)
 
 
 def _device(name: str) -> torch.device:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.text import Text
 
 from layerwise.cli.console import output
-from layerwise.cli.options import cut_options
+from layerwise.cli.options import cut_options, new_file
 from layerwise.cli.parser import Parser, Tokens, tokens_of
 from layerwise.costs.description import CAPTION, Description, by_x
 from layerwise.errors import InputError
@@ -42,16 +41,17 @@ def main(arguments: list[str]) -> None:
             f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, and "
             "numbers of at least 1; a batch of at least 2, as training does"
         )
+    out = new_file(found["out"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
     blocks = cut_network(
         network, torch.zeros(2, *shape), found["blocks"], found["at"], found["balance"]
     )
     rule = make("rule", found["rule"], blocks=blocks)
     description = Description.of(rule, batch)
-    if found["out"] is not None:
+    if out is not None:
         asked = {key: value for key, value in found.items() if key != "out"}
         result = {**provenance(), "asked": asked, **description.as_dict()}
-        write_new(Path(found["out"]), (json.dumps(result, indent=1) + "\n").encode(), "--out")
+        write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     name = found["model"].get("arch", found["model"]["name"])
     # A file has no width; the default of 80 would fold numbers.
     wide = output if output.is_terminal else Console(highlight=False, emoji=False, width=120)

@@ -13,6 +13,7 @@ from layerwise.cli.recipes import RECIPES, recipe_names
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
 from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
+from layerwise.runs.files import check_new
 from layerwise.trainer import Settings
 
 SECTIONS = {
@@ -150,3 +151,12 @@ def data_options(parser: Parser, tokens: Tokens) -> Tokens:
         "data", DEFAULTS["data"], "a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH"
     )
     return [replace_key(token, "data", "data.name") for token in tokens]
+
+
+def new_file(path: str | None) -> Path | None:
+    """The file that `--out` names, which is refused before anything is measured if it cannot be a
+    new one."""
+    if path is None:
+        return None
+    check_new(Path(path), "--out")
+    return Path(path)

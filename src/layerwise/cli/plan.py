@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
-from layerwise.cli.options import cut_options
+from layerwise.cli.options import cut_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs.stages import Plan, bubbles
@@ -63,6 +62,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
     set_threads(found["threads"])
     device = device_for(found["device"])
+    out = new_file(found["out"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
     blocks = cut_network(
         network, torch.zeros(2, *shape), found["blocks"], found["at"], found["balance"]
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> None:
     x = torch.randn(batch * max(1, rule.needs_views), *shape, device=device)
     y = torch.randint(found["num_classes"], (batch,), device=device)
     plan = Plan.of(rule, x, y, found["stages"], found["rounds"])
-    if found["out"] is not None:
+    if out is not None:
         result = {
             **provenance(),
             "asked": {key: value for key, value in found.items() if key != "out"},
@@ -82,7 +82,7 @@ def main(arguments: list[str]) -> None:
             "speedup": plan.speedup,
             "bubbles": bubbles(found["stages"], found["microbatches"]),
         }
-        write_new(Path(found["out"]), (json.dumps(result, indent=1) + "\n").encode(), "--out")
+        write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     output.print(_table(plan, rule.blocks.names, found))
     for line in _expected(plan, found["microbatches"]):
         output.print(line, soft_wrap=True)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 
 TEMPORARY = ".part"  # the suffix of a file that is still being written
 
@@ -28,6 +28,30 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_new(path: Path, asked_by: str) -> None:
+    """Refuse a file that a user named if it exists, or if no file can have that name.
+
+    Args:
+        path: the file.
+        asked_by: the option that named the file, for errors.
+
+    Raises:
+        InputError: it exists; its name is too long, or leads through a file.
+    """
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # too long; a part of it is a file; a zero byte
+        raise InputError(
+            f"{asked_by} {str(path)[:100]}: no file can be written there: "
+            f"{getattr(error, 'strerror', None) or reason(error)}; give another name"
+        ) from error
+    raise InputError(
+        f"{asked_by} {path}: it exists, and files are never overwritten; give another name"
+    )
+
+
 def write_new(path: Path, content: bytes, asked_by: str) -> None:
     """Write a file that a user named, unless it exists.
 
@@ -39,8 +63,7 @@ def write_new(path: Path, content: bytes, asked_by: str) -> None:
     Raises:
         InputError: the file exists; it cannot be written.
     """
-    if path.exists():
-        raise InputError(f"{asked_by} {path}: it exists already and is never overwritten")
+    check_new(path, asked_by)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
