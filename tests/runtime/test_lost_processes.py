@@ -115,7 +115,7 @@ def test_all_are_stopped_and_continued() -> None:
     assert code == 130, said
     assert "all processes have stopped; continue: layerwise train --resume" in said
     assert "this process was stopped" not in said
-    assert main("train --resume experiments/paused --runtime serial".split()) == 0
+    assert main(["train", "--resume", "experiments/paused", "--runtime", "serial"]) == 0
     assert main(f"train {LONGER} --name whole".split()) == 0
     assert same("paused", "whole")
 
