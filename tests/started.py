@@ -28,7 +28,7 @@ def layerwise(arguments: str, module: str = "layerwise") -> subprocess.Popen[str
     )
 
 
-def ended(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
+def ended(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
     """Exit code and what it said; nothing of it is left."""
     _, said = process.communicate(timeout=seconds)
     assert not list(stages_of(process))
@@ -62,7 +62,7 @@ def same(first: str, second: str) -> bool:
     return models[0] == models[1] and rows[0] == rows[1]
 
 
-def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+def until(happened: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < end

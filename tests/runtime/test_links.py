@@ -24,7 +24,6 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(dist, "send", waits)
     monkeypatch.setattr(dist, "recv", waits)
-    monkeypatch.setattr(link, "device_of", lambda group: torch.device("cpu"))
     monkeypatch.setattr(link, "PATIENCE_S", 0.3)
     monkeypatch.setattr(link, "SLICE_S", 0.1)
     yield

@@ -32,7 +32,7 @@ pytestmark = [
 LONGER = LONG.replace("--epochs 12", "--epochs 60")
 KILL_OR_STOP = (signal.SIGKILL, signal.SIGSTOP)
 STARTER = "starter"  # the process that starts the others
-LOADED_S = 20.0  # a machine with much else to do
+LOADED_S = 60.0  # a machine with much else to do
 
 
 @pytest.fixture(autouse=True)
@@ -62,63 +62,78 @@ def test_stopped_and_killed_processes() -> None:
     process = layerwise("train --resume experiments/lost --stages 2")
     ranks = _all_of(process, 2)
     process.kill()
+    assert main(f"train {LONG} --name whole".split()) == 0  # while the ranks start and end
     code, said = ended(process)
-    end_of(ranks, LOADED_S)
+    end_of(ranks)
     assert code == -signal.SIGKILL
     assert "the process that started the others is lost: it has ended" in said
     assert main(["train", "--resume", "experiments/lost", "--runtime", "serial"]) == 0
-    assert main(f"train {LONG} --name whole".split()) == 0
     assert same("lost", "whole")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_any_process_is_asked_to_stop(number: int) -> None:
+def test_any_process_is_asked_to_stop() -> None:
     """What one is asked, all do; what was done is saved once."""
-    for who in (STARTER, 0, 1, 2):
-        path = Path("experiments/asked")
+    path = Path("experiments/asked")
+    for who, number in (
+        (STARTER, signal.SIGINT),
+        (0, signal.SIGTERM),
+        (1, signal.SIGHUP),
+        (2, signal.SIGINT),
+        (STARTER, signal.SIGTERM),
+        (STARTER, signal.SIGHUP),
+    ):
         begin = f"--resume {path}" if path.exists() else f"{LONGER} --name asked"
         before = _saved_at(path)
         process = layerwise(f"train {begin} --stages 3")
         ranks = _all_of(process, 3)
-        until(lambda path=path, before=before: _saved_at(path) != before)
+        until(lambda before=before: _saved_at(path) != before)
         os.kill(process.pid if who == STARTER else ranks[who], number)
         code, said = ended(process)
         end_of(ranks)
         assert code == 130, (who, said)
         assert said.count("stopped at step") == 1
         assert said.count("stopping after this step") <= 1  # the others may stop before it hears
-    assert ended(layerwise("train --resume experiments/asked --stages 3"))[0] == 0
+    assert main(["train", "--resume", str(path), "--runtime", "serial"]) == 0
     assert main(f"train {LONGER} --name whole".split()) == 0
     assert same("asked", "whole")
 
 
 @pytest.mark.slow
 def test_all_are_stopped_and_continued() -> None:
-    """As by Ctrl-Z and `fg` at a terminal: nobody is late."""
-    process = layerwise(f"train {LONG} --name paused --stages 2 --timeout 3")
+    """As by Ctrl-Z and `fg` at a terminal: nobody is late, and Ctrl-C says what it always does."""
+    process = layerwise(f"train {LONGER} --name paused --stages 2 --timeout 3")
     until_saved("paused")
     os.killpg(process.pid, signal.SIGSTOP)
     time.sleep(10)
+    before = _saved_at(Path("experiments/paused"))
     os.killpg(process.pid, signal.SIGCONT)
+    time.sleep(4)
+    until(lambda: _saved_at(Path("experiments/paused")) != before)
+    os.killpg(process.pid, signal.SIGINT)
     code, said = ended(process)
-    assert code == 0, said
-    assert main(f"train {LONG} --name whole".split()) == 0
+    assert code == 130, said
+    assert "all processes have stopped; continue: layerwise train --resume" in said
+    assert "this process was stopped" not in said
+    assert main(["train", "--resume", "experiments/paused", "--runtime", "serial"]) == 0
+    assert main(f"train {LONGER} --name whole".split()) == 0
     assert same("paused", "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "count"), [("--stages 2 --replicas 2", 4), ("--stages 3", 3), ("--replicas 2", 2)]
+    ("layout", "count", "stopped"),
+    [("--stages 2 --replicas 2", 4, 0), ("--stages 3", 3, 1), ("--replicas 2", 2, 0)],
 )
-def test_any_process_at_any_moment(layout: str, count: int) -> None:
+def test_any_process_at_any_moment(layout: str, count: int, stopped: int) -> None:
     """Kills and stops of any process, while they start and while they train."""
     chance, path = random.Random(count), Path("experiments/lost")
     options = f"{LONGER} --timeout 4"
     rounds = [(who, number) for who in (STARTER, "rank") for number in KILL_OR_STOP]
     rounds = [("rank", signal.SIGKILL), *chance.sample(rounds, len(rounds))]
     for k, (who, number) in enumerate(rounds):
-        who = who if who == STARTER else chance.randrange(count)
+        if who != STARTER:
+            who = stopped if number == signal.SIGSTOP else chance.randrange(count)
         before = _saved_at(path)
         begin = f"--resume {path} {layout}" if path.exists() else f"{options} {layout} --name lost"
         process = layerwise(f"train {begin}")
@@ -133,8 +148,8 @@ def test_any_process_at_any_moment(layout: str, count: int) -> None:
         code, said = ended(process)
         end_of(ranks)
         what = (k, who, number, code, said)
-        # Ranks that are starting notice the loss when PyTorch is imported.
-        assert time.monotonic() - since < 4 + 2 * LOADED_S, what
+        # Ranks that are starting notice the loss when everything is imported.
+        assert time.monotonic() - since < 4 + LOADED_S, what
         assert "Traceback" not in said, what
         if who != STARTER:
             assert code == 1, what
@@ -145,10 +160,12 @@ def test_any_process_at_any_moment(layout: str, count: int) -> None:
         else:
             assert code == 130, what
             assert "this process was stopped for 4 s, and the others have ended" in said, what
-    code, said = ended(layerwise(f"train --resume {path} {layout}"), 600)
-    assert code == 0, said
-    code, said = ended(layerwise(f"train {options} {layout} --name whole"), 600)
-    assert code == 0, said
+    for begin in (f"--resume {path}", f"{options} --name whole"):
+        if "replicas" in layout:  # one process gives other bits than replicas
+            code, said = ended(layerwise(f"train {begin} {layout}"), 600)
+            assert code == 0, said
+        else:
+            assert main(f"train {begin} --runtime serial".split()) == 0
     assert same("lost", "whole")
 
 

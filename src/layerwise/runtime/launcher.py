@@ -185,14 +185,19 @@ def _wait(ranks: Sequence[Rank], store: dist.Store, requests: Requests, timeout_
         LostStage, Interrupted: as `launch`.
     """
     told, ending_s, looked = False, 0.0, time.monotonic()
-    said, stopped = "all processes have stopped", False
+    woken_s = ENDING_S  # for which this process has run since it was stopped for too long
     while True:
         now = time.monotonic()
         if now - looked > timeout_s:
-            said = f"this process was stopped for {timeout_s:g} s, and the others have ended"
-            stopped = True
+            woken_s = 0.0
         # If this process was stopped, the others may have been stopped with it.
         passed_s, looked = min(now - looked, 1.0), now
+        woken_s += passed_s
+        # Then the others have counted it as lost, and end now; or they go on, and it is over.
+        stopped = woken_s < ENDING_S and not requests.asked
+        said = "all processes have stopped"
+        if stopped:
+            said = f"this process was stopped for {timeout_s:g} s, and the others have ended"
         for rank in ranks:
             rank.look(passed_s)
         if requests.asked and not told:
