@@ -65,7 +65,7 @@ check: setup    ## format, lint, import contract, types
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/lint-imports
-	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 format: setup   ## format the code
 	$(BIN)/ruff format $(CODE)
