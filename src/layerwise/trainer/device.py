@@ -43,4 +43,4 @@ def seed_generators(device: torch.device, seed: int) -> None:
     if device.type == "cuda":
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
+        torch.manual_seed(seed)
