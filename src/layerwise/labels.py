@@ -198,7 +198,7 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
     if not y.numel() or y.device.type == "meta":
         return
     least, most = y.aminmax()
-    if bool((least >= 0) & (most < classes)):
+    if 0 <= least.item() and most.item() < classes:
         return
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
@@ -252,15 +252,15 @@ def any_counts(y: Tensor) -> Tensor | bool:
         that the host does not wait for it.
     """
     global _asked
-    if torch._C._functorch.is_batchedtensor(y):  # under `torch.vmap` no value can be read
-        return (y != IGNORED).any()
     of, version, answer = _asked
-    if y.is_inference():  # it has no version
-        return (y != IGNORED).any()
-    if of() is not y or version != y._version:
-        found = (y != IGNORED).any()
-        answer = True if y.device.type == "cpu" and bool(found) else found
-        _asked = weakref.ref(y), y._version, answer
+    if of() is y and version == y._version:
+        return answer
+    found = (y != IGNORED).any()
+    # Under `torch.vmap` no value can be read, and a tensor of inference mode has no version.
+    if torch._C._functorch.is_batchedtensor(y) or y.is_inference():
+        return found
+    answer = True if y.is_cpu and bool(found) else found
+    _asked = weakref.ref(y), y._version, answer
     return answer
 
 
