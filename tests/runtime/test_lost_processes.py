@@ -73,13 +73,13 @@ def test_stopped_and_killed_processes() -> None:
 
 @pytest.mark.slow
 def test_any_process_is_asked_to_stop() -> None:
-    """What one is asked, all do; what was done is saved once."""
+    """What one is asked, all do; what was done is saved once. Ctrl-C at the process that starts the
+    others is below."""
     path = Path("experiments/asked")
     for who, number in (
-        (STARTER, signal.SIGINT),
-        (0, signal.SIGTERM),
+        (0, signal.SIGINT),
         (1, signal.SIGHUP),
-        (2, signal.SIGINT),
+        (2, signal.SIGTERM),
         (STARTER, signal.SIGTERM),
         (STARTER, signal.SIGHUP),
     ):
