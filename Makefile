@@ -11,7 +11,7 @@ CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-lowest setup-lowest fuzz check format wheel tables
+.PHONY: help setup demo test test-slow test-lowest setup-lowest gpu-check fuzz check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,9 @@ test: setup     ## the tests, offline, in a few minutes
 
 test-slow: setup ## the long tests
 	$(BIN)/python -m pytest -q -n 2 -m slow
+
+gpu-check: setup ## check the library on a CUDA device; writes benchmarks/results/gpu-check-*.json
+	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
 
 # What depends most on the versions of the libraries. Their own warnings do not count. Modules are
 # compiled when they are imported, because compiling all of them at the installation takes longer.

@@ -244,7 +244,7 @@ def steps(found: list[dict[str, Any]], batch: int, runs: Path, rounds: int) -> N
         Contender("checkpointing", Backprop(built[0].rule.blocks, checkpoint=True)),
     ]
     for row, e in zip(found, built, strict=True):
-        when: When = "block" if isinstance(e.rule, LocalRule) else "end"
+        when: When = "early" if isinstance(e.rule, LocalRule) else "end"
         contenders += [Contender(row["rule"], rule, when) for rule in _phases(e.rule)]
     measured = measure(
         contenders, x, y, lambda p: torch.optim.AdamW(p, lr=1e-5, fused=True), rounds=rounds

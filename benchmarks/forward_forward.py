@@ -86,7 +86,7 @@ def main() -> None:
 
     contenders = [
         Contender("Backprop", rules.Backprop(blocks())),
-        Contender("ForwardForward", rules.ForwardForward(blocks()), "block"),
+        Contender("ForwardForward", rules.ForwardForward(blocks()), "early"),
         Contender("fflib", FFLib(torch.optim.Adam)),
         Contender("fflib, fused Adam", FFLib(fused_adam)),
     ]

@@ -35,7 +35,7 @@ def measure_vgg8b(
     contenders = []
     for of, make in {"backprop": rules.Backprop, **makers}.items():
         rule = make(Blocks(copy.deepcopy(network), example=x))
-        contenders.append(Contender(of, rule, "end" if Needs.BACKWARD in rule.needs else "block"))
+        contenders.append(Contender(of, rule, "end" if Needs.BACKWARD in rule.needs else "early"))
     write(f"step-{name}", title, x, measure(contenders, x, y, sgd, rounds=rounds), SGD)
 
 

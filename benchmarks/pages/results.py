@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pages import accuracy, all_rules, data_path, probes, stages, steps, texts
+from pages import accuracy, all_rules, data_path, overhead, probes, stages, steps, texts
 
 INTRODUCTION = """\
 # Results
@@ -24,6 +24,7 @@ def page() -> str:
     text = "\n".join(
         [
             *steps.sections(),
+            overhead.section(),
             *accuracy.sections(),
             *all_rules.section(),
             *texts.section(),

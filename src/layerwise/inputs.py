@@ -32,7 +32,13 @@ def call(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 def applied(module: nn.Module, h: Tensor, inputs: Inputs) -> Tensor:
     """A module's output for h, (B, ...); if the module `reads_inputs`, it gets these, too."""
-    return module(h, inputs) if getattr(module, "reads_inputs", False) else module(h)
+    return module(h, inputs) if reads_inputs(module) else module(h)
+
+
+def reads_inputs(module: nn.Module) -> bool:
+    """Whether a module is called with the network's inputs as well: its `reads_inputs`."""
+    # `getattr(module, ...)` of an attribute that is missing takes as long as a small layer.
+    return module.__dict__.get("reads_inputs", getattr(type(module), "reads_inputs", False))
 
 
 def scores(output: Any, take: Take, asked_by: str = "cut(output=)") -> Tensor:

@@ -122,3 +122,26 @@ def test_statistics_of_a_layer_without_parameters():
     rule = rules.Backprop(cut(model, "all", example=X), checkpoint=True)
     rule.backward(X, Y)
     assert model[0].num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("rule", [rules.PredictiveCoding, rules.LDRL, rules.DNI])
+def test_a_network_in_another_type_than_when_it_was_cut(rule):
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(3))).double()
+    made = rule(cut(model, "all", example=torch.randn(4, 6, dtype=torch.float64))).float()
+    made.backward(torch.randn(4, 6), torch.randint(6, (4,)))
+    grads = [p.grad for p in model.parameters()]
+    assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in grads)
+
+
+def test_a_network_that_takes_another_type_than_its_weights():
+    class Casts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x):
+            assert x.dtype == torch.float64
+            return self.two(self.one(x.float()))
+
+    x = torch.randn(4, 6, dtype=torch.float64)
+    cut(Casts(), "all", example=x).check_alone(1)

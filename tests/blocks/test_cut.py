@@ -590,6 +590,14 @@ def test_what_cut_leaves_alone():
     assert torch.equal(embedding[0].weight, weight)
 
 
+def test_at_a_module_with_a_layer_that_was_called_before():
+    layer = nn.Linear(4, 4)
+    network = nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer, nn.ReLU()), nn.Linear(4, 3))
+    blocks = cut(network, at=["2", "3"], example=torch.randn(2, 4))
+    assert blocks.names == ("0", "2", "3")
+    assert blocks.shared == {"0.weight": [0, 1], "0.bias": [0, 1]}
+
+
 class Keyless(dict):
     """As the outputs of transformers 4: a mapping, registered as a pytree without its keys."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ FOREIGN = {
     "layers": (f"model: {{name: mlp, layers: {10**30}}}", "give at most 2147483647"),
     "width": (f"model: {{name: mlp, width: {10**9}, layers: 2}}", "emory"),
     "scale": ("augment: {scale: []}", "--augment.scale []: give 2 values"),
-    "precision": ("precision: .nan", "--precision NaN: give 32 or bf16 or 16"),
+    "precision": ("precision: .nan", "--precision NaN: give auto or 32 or bf16 or 16"),
     "seed": ("seed: 1.5", "--seed 1.5: give a whole number"),
     "model": ("model: [1, 2]", "no such model"),
     "nothing": ("rule: ''", "rule '': no such rule"),
@@ -70,7 +71,7 @@ TRAIN = [
     (f"{MLP} --blocks some", "--blocks some: give a whole number or all or null"),
     (f"{MLP} --augment.flip 3", "--augment.flip 3: give true or false"),
     (f"{MLP} --augment.scale 3", "--augment.scale [3]: give 2 values"),
-    (f"{MLP} --precision 8", "--precision 8: give 32 or bf16 or 16"),
+    (f"{MLP} --precision 8", "--precision 8: give auto or 32 or bf16 or 16"),
     (f"{MLP} --epochs", "--epochs: give a whole number"),
     (f"{MLP} --augment.flip --epochs 3", "--augment.flip: give true or false"),
     (f"{MLP} 3", "'3': an option was expected"),
@@ -157,8 +158,12 @@ TRAIN = [
     (f"{MLP} --model.width {10**9} --model.layers 2", "emory"),
     ("train --resume run --stages [", "--stages [: give a whole number or null"),
     ("train --resume missing --stages", "--stages: give a whole number or null"),
+    ("train --resume run --stages 010", "--stages 010: give a whole number or null"),
+    ("train --resume run --replicas 02", "--replicas 02: give a whole number"),
     *((f"train --config foreign/{name}.yaml", says) for name, (_, says) in FOREIGN.items()),
 ]
+# Nothing answers at port 1.
+TWO = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 OTHERS = [
     ("trian", "did you mean 'train'"),
     ("--verson", "no such command"),
@@ -272,7 +277,7 @@ def _foreign(run: Path) -> None:
         (_edit("a: 1\na: 2"), "the key 'a' stands twice"),
         (_edit("rule: &a [*a]"), "stands in what it names"),
         (_edit("seed: 1.5"), "does not describe a run: config seed 1.5: give a whole number"),
-        (_edit("precision: .nan"), "config precision nan: give 32 or bf16 or 16"),
+        (_edit("precision: .nan"), "config precision nan: give auto or 32 or bf16 or 16"),
         (_edit("augment: {scale: []}"), "config augment.scale []: give 2 values"),
         (_edit(f"model: {{name: mlp, layers: {10**30}}}"), "does not describe a run"),
         (_other_network, "belongs to another network or rule"),
@@ -322,14 +327,34 @@ def test_a_library_that_is_not_installed(name, cli, monkeypatch):
         ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1: the environment variable is not"),
         ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE=0: the environment variable is not"),
         ({"RANK": "5", "WORLD_SIZE": "2"}, "RANK=5: WORLD_SIZE=2 processes are numbered from 0"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: the environment variable RANK is missing"),
+        ({"RANK": "1"}, "RANK=1: the environment variable WORLD_SIZE is missing"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "the environment variable MASTER_ADDR is missing"),
+        (TWO | {"MASTER_PORT": ""}, "the environment variable MASTER_PORT is missing"),
+        (TWO | {"MASTER_PORT": "abc"}, "MASTER_PORT=abc: the environment variable is not a whole"),
+        (TWO | {"MASTER_PORT": "65536"}, "MASTER_PORT=65536: ports are numbered from 1 to 65535"),
+        (TWO | {"MASTER_ADDR": "a b"}, "MASTER_ADDR=a b: no machine has this address"),
+        (TWO | {"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT=x: the environ"),
+        (TWO, "rank 1 of 2 did not meet the others at localhost:1: nothing answers there within"),
     ],
 )
 def test_variables_of_processes(environment, says, cli, monkeypatch):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    result = cli(MLP)
+    result = cli(f"{MLP} --timeout 1")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert says in result.err
+
+
+def test_a_first_process_whose_others_never_come(cli, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    for name, value in (TWO | {"RANK": "0", "MASTER_PORT": str(port)}).items():
+        monkeypatch.setenv(name, value)
+    result = cli(f"{MLP} --timeout 1")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert f"rank 0 of 2 did not meet the others at localhost:{port}: " in result.err
 
 
 def test_options_that_are_wrong_do_not_blame_the_run(trained, cli):

@@ -7,8 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from layerwise.cli import console as module
-from layerwise.cli.console import ProgressBar
+from layerwise.cli import console as consoles
+from layerwise.cli import progress as module
+from layerwise.cli.progress import ProgressBar
 
 
 @pytest.fixture
@@ -54,5 +55,5 @@ def test_the_bar_is_drawn_twice_a_second():
 
 
 def test_words_between_colons_stay():
-    for console in (module.console, module.output):
+    for console in (consoles.console, consoles.output):
         assert console.render_str("hf:cat:x", emoji=console._emoji).plain == "hf:cat:x"

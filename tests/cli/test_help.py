@@ -8,7 +8,8 @@ import pytest
 
 import layerwise
 from layerwise import models, rules
-from layerwise.cli.options import SECTIONS, experiment_parser, recipe_names
+from layerwise.cli.options import SECTIONS, experiment_parser
+from layerwise.cli.recipes import recipe_names
 from layerwise.experiment.registry import KINDS
 
 

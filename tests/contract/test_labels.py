@@ -23,7 +23,7 @@ from networks import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise import Batch, Blocks, InputError, Rule, heads, objectives, rules
+from layerwise import Batch, Blocks, InputError, Rule, cut, heads, objectives, rules
 
 Make = Callable[[Blocks], Rule]
 OWN = {name: (case, make) for case, ways in OWN_NETWORKS.values() for name, make in ways.items()}
@@ -511,6 +511,32 @@ def test_batchnorm_of_one_sample_names_its_block() -> None:
         assert said is not None
         assert place in said
         assert "give batches of at least 2 samples" in said
+
+
+@pytest.mark.parametrize("name", ["backprop", "dgl", "direct_feedback_alignment", "spsa"])
+def test_inputs_unlike_the_example_are_named(name: str) -> None:
+    """Of another type, size or number of channels; those that the network can take are taken."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    made_by = {
+        "backprop": rules.Backprop,
+        "dgl": rules.DGL,
+        "direct_feedback_alignment": rules.DirectFeedbackAlignment,
+        "spsa": rules.SPSA,
+    }[name]
+    x, y = torch.randn(2, 3, 8, 8), torch.tensor([0, 2])
+    rule = made_by(cut(network, 2, example=x))
+    for given, what in [
+        (x.double(), "float64 of shape (2, 3, 8, 8)"),
+        (x.byte(), "uint8 of shape (2, 3, 8, 8)"),
+        (torch.randn(2, 3, 9, 9), "float32 of shape (2, 3, 9, 9)"),
+        (torch.randn(2, 1, 8, 8), "float32 of shape (2, 1, 8, 8)"),
+    ]:
+        said = refused(lambda given=given: rule.backward(given, y))
+        assert said is not None
+        assert f"got {what}, but the network was cut with float32 of shape (2, 3, 8, 8)" in said
+        assert "give inputs like the example" in said
+        assert "\n" not in said
+    rule.backward(x, y)  # nothing is left of the failed steps
 
 
 def _normalized(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from layerwise import models, rules
-from layerwise.cli.options import RECIPES, experiment_config, experiment_parser, recipe_names
+from layerwise.cli.options import experiment_config, experiment_parser
 from layerwise.cli.parser import with_config
+from layerwise.cli.recipes import RECIPES, recipe_names
 from layerwise.errors import InputError
 from layerwise.experiment.config import complete
 from layerwise.experiment.registry import KINDS

@@ -323,7 +323,7 @@ def test_projector() -> None:
     torch.testing.assert_close(projector(h), wanted, rtol=1e-12, atol=1e-12)
     linear = heads.Projector(layers=0, pool=1)((6, 4, 4))
     assert [type(m).__name__ for m in linear] == [
-        "AdaptiveAvgPool2d",
+        "MeanPool2d",
         "Flatten",
         "Linear",
         "Normalized",

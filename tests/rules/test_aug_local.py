@@ -48,7 +48,7 @@ def test_layers_of_blocks() -> None:
     assert kinds[-2:] == [["Flatten", "Linear", "BatchNorm1d", "ReLU"], ["Linear"]]
     resnet = [[type(m).__name__ for m in layer] for layer in layers(models.resnet20())]
     assert resnet[0] == conv
-    assert resnet[-2:] == [["ResidualBlock", "AdaptiveAvgPool2d"], ["Flatten", "Linear"]]
+    assert resnet[-2:] == [["ResidualBlock", "MeanPool2d"], ["Flatten", "Linear"]]
     assert [len(layers(m)) for m in (nn.ReLU(), nn.Sequential(), nn.Linear(2, 2))] == [1, 1, 1]
 
 
@@ -77,17 +77,14 @@ def test_convolutions_are_made_to_fit() -> None:
 
 def test_residual_blocks_are_made_to_fit() -> None:
     """ResNet-20, depth 1: the last residual block, 64 channels at 8x8, for the stem's 16 at 32x32:
-    one halving, a projection, the block as it stands, its pooling, linear."""
+    the block takes 16 channels and halves the maps, its pooling, linear."""
     blocks = cut(models.resnet20(), blocks="all", example=torch.zeros(2, 3, 32, 32))
     rule = rules.AugLocal(blocks, depth=1)
     head = rule.objectives[0].head
-    assert [type(m).__name__ for m in head[0]][:4] == [
-        "AdaptiveAvgPool2d",
-        "Conv2d",
-        "BatchNorm2d",
-        "ResidualBlock",
-    ]
-    assert _shapes(head[0], (16, 32, 32))[:4] == [(16, 16, 16), (64, 16, 16)] + [(64, 16, 16)] * 2
+    assert [type(m).__name__ for m in head[0]] == ["ResidualBlock", "MeanPool2d"]
+    assert _shapes(head[0], (16, 32, 32)) == [(64, 16, 16), (64, 1, 1)]
+    block = head[0][0]
+    assert (block.conv1.in_channels, block.stride, block.new_channels) == (16, 2, 48)
     assert head[-1].in_features == 64
     # Nothing but the classifier follows the last residual block, with its pooling.
     assert [type(m).__name__ for m in rule.objectives[9].head] == ["Flatten", "Linear"]

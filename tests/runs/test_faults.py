@@ -496,19 +496,24 @@ def test_other_commands_on_a_closed_pipe(line, closed, code, tmp_path):
 
 
 IMPORTING = """
-import importlib, os, signal, sys, time
+import os, signal, sys, time
 from layerwise.cli import main
-plain = importlib.import_module
-def slow(name):
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(60)
-importlib.import_module = slow
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            except KeyboardInterrupt as error:
+                raise SystemError("a traceback, as libraries make") from error
+sys.meta_path.insert(0, Slow())
 sys.exit(main(["train"]))
 """
 
 
-def test_interrupted_while_libraries_are_imported():
-    command = [sys.executable, "-c", IMPORTING]
+@pytest.mark.parametrize("library", ["torch", "lightning_fabric"])  # for the options; to train
+def test_interrupted_while_libraries_are_imported(library):
+    command = [sys.executable, "-c", IMPORTING, library]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr, done.stdout) == (130, "interrupted\n", "")
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from layerwise import objectives, rules
+from layerwise import Blocks, InputError, objectives, rules
 from layerwise.objectives import Inpaint
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import LocalRule
@@ -350,3 +350,29 @@ def test_replicas_are_the_whole_batch(starts: list[int] | None, tmp_path: Path) 
         networks.assert_same(first, second)
         got |= first
     networks.assert_close(got, networks.grads(rule), atol=1e-13)
+
+
+def test_a_stage_explains_errors(tmp_path: Path) -> None:
+    """BatchNorm on one sample, tensors of `inference_mode`, inputs of another shape."""
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        x, y = torch.randn(2, 4), torch.tensor([0, 2])
+        model = torch.nn.Sequential(
+            torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3)
+        )
+        rule = rules.DGL(Blocks([*model], example=x), head=networks.SMALL_HEAD)
+        stage = LayerParallel(rule, starts=[0])
+        with torch.inference_mode():
+            made_there = x.clone()
+        for given, labels, message in [
+            (x[:1], y[:1], "BatchNorm1d in block '1' is given a single value"),
+            (made_there, y, r"made in torch.inference_mode\(\)"),
+            (x[:, :3], y, r"got float32 of shape \(2, 3\), but the network was cut with"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                stage.backward(given, labels)
+        stage.backward(x, y)
+        stage.close()
+    finally:
+        dist.destroy_process_group()

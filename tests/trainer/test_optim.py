@@ -141,3 +141,25 @@ def test_one_cycle():
 def test_a_training_shorter_than_its_warm_up(schedule):
     factor = schedule.factor(5, 5)
     assert all(0 < factor(step) <= 1 for step in range(5))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_a_parameter_may_get_its_first_gradient_late(nesterov):
+    """As torch's own loop over the parameters does it, which the fused kernel does not."""
+    recipe = SGD(lr=0.1, momentum=0.5, nesterov=nesterov, weight_decay=0.25)
+    ours = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    theirs = [nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    optimizers = (
+        recipe(ours),
+        torch.optim.SGD(
+            theirs, lr=0.1, momentum=0.5, nesterov=nesterov, weight_decay=0.25, foreach=False
+        ),
+    )
+    for trained in ([0], [0, 1], [2], [0, 1, 2]):
+        for parameters, optimizer in zip((ours, theirs), optimizers, strict=True):
+            for i in trained:
+                parameters[i].grad = torch.full((2, 2), 1.0 + i)
+            optimizer.step()
+            optimizer.zero_grad()
+        for mine, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, other)

@@ -16,6 +16,7 @@ from layerwise.errors import InputError, NonFiniteLoss
 from layerwise.runs.run import Run
 from layerwise.trainer import Observer, Settings, Trainer, fabric_for
 from layerwise.trainer import loop as module
+from layerwise.trainer.device import seed_generators
 
 BACKPROP = {"rule": {"name": "Backprop"}}
 
@@ -400,7 +401,7 @@ def test_seeding_a_block_keeps_nothing(trainer_in, monkeypatch):
     """The bits of `torch.manual_seed`, which keeps stack traces."""
     torch.manual_seed(2**63 - 1)
     wanted = torch.rand(3)
-    module._seed(2**63 - 1, torch.device("cpu"))
+    seed_generators(torch.device("cpu"), 2**63 - 1)
     assert torch.equal(torch.rand(3), wanted)
     trainer = trainer_in("run")
     x, y = next(iter(trainer.train_loader))

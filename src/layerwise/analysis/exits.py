@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-)
 
 from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
@@ -25,6 +17,10 @@ from layerwise.labels import IGNORED, true_classes
 from layerwise.objectives.classify import cross_entropy
 from layerwise.rules.base import Rule
 from layerwise.runs.metrics import perplexity
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from torchmetrics import Metric, MetricCollection
 
 CONFUSION_CLASSES = 1000  # with more classes, a confusion matrix is too large
 
@@ -108,6 +104,9 @@ def evaluate(
     Raises:
         InputError: the labels are not classes of the network's scores.
     """
+    from torchmetrics.aggregation import MeanMetric  # slow to import, and only needed here
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
     rule = rule.to(fabric.device).eval()
     metrics: dict[int | str, MetricCollection] = {}
     losses: dict[int | str, MeanMetric] = {}
@@ -231,6 +230,9 @@ class Exit(nn.Module):
 
 
 def _metrics(num_classes: int) -> MetricCollection:
+    from torchmetrics import MetricCollection
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
     metrics: dict[str, Metric | MetricCollection] = {
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "calibration_error": MulticlassCalibrationError(num_classes, validate_args=False),

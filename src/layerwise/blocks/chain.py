@@ -8,7 +8,8 @@ network that was cut.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class Blocks(nn.Module):
         shapes: shape of each block's output without the batch dimension, or None.
         example: samples with which the network can be run, or None.
         shares: whether blocks share a tensor that depends on parameters alone.
+        shared: the parameters that several blocks use: by name, the numbers of these blocks.
 
     Raises:
         InputError: no block; one parameter in two blocks; an example that does not pass through.
@@ -53,6 +55,7 @@ class Blocks(nn.Module):
     shapes: tuple[Shape, ...] | None = None
     example: Inputs = None
     shares = False
+    shared: Mapping[str, Sequence[int]] = MappingProxyType({})
 
     def __init__(
         self,

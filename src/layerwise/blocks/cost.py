@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.unchanged import unchanged
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 def flops(module: nn.Module, *inputs: Any) -> int:
@@ -66,6 +64,8 @@ def counted() -> Iterator[FlopCounterMode]:
     It turns autograd on: without it, PyTorch's attention takes fused kernels whose operations no
     formula counts.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
     with torch.enable_grad(), counter:
         yield counter
@@ -108,6 +108,7 @@ def saved(module: nn.Module) -> Iterator[Saved]:
 
 def _formulas() -> dict[Any, Any]:
     """Formulas for the CPU's fused attention. PyTorch has those for CUDA's only."""
+    from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
     def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)

@@ -31,6 +31,8 @@ from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, call
 
+is_grad_enabled = torch.is_grad_enabled
+
 if TYPE_CHECKING:
     from layerwise.blocks.stretch import Stretch
     from layerwise.blocks.stretches import Stretches
@@ -41,6 +43,9 @@ class ForwardPasses(Passes):
 
     Each stream is one forward of the network, which lasts as long as its blocks are run in order.
     If they are not, the forward is given up and the block starts a new one (`alone.py`).
+
+    The blocks of an `nn.Sequential`, also of nested ones, are modules called one after the other.
+    As long as nothing about them has changed, these modules are called, and no forward is paused.
     """
 
     def __init__(self, blocks: Stretches, inputs: Inputs):
@@ -48,8 +53,13 @@ class ForwardPasses(Passes):
         self.network, self.stretches = blocks, blocks.stretches
         self._inputs: dict[int, Inputs] = {0: inputs}
         self._forwards: dict[int, PausedForward] = {}
+        self._direct = blocks.is_sequential()
 
     def run(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        block = self.stretches[k]
+        hooks = block._forward_pre_hooks or block._forward_hooks
+        if self._direct and isinstance(h, Tensor):
+            return _with_hooks(block, block.call_chain, h) if hooks else block.call_chain(h)
         forward = self._forwards.get(stream)
         # A forward that began with other rows (other views of the samples) would continue with
         # those in everything but h, so it cannot take this h.
@@ -57,11 +67,7 @@ class ForwardPasses(Passes):
             if forward is not None:
                 forward.close()
             forward = self._forwards[stream] = self._begin(k, h, stream)
-        block = self.stretches[k]
-        if block._forward_pre_hooks or block._forward_hooks:
-            out = _with_hooks(block, forward.run, h)
-        else:
-            out = forward.run(h)
+        out = _with_hooks(block, forward.run, h) if hooks else forward.run(h)
         forward.rows = out.shape[0]
         return out
 
@@ -75,6 +81,8 @@ class ForwardPasses(Passes):
         return PausedForward(self.network, alone.inputs_for(k, h, inputs), k)
 
     def again(self, k: int, h: Any, stream: int = 0) -> Tensor:
+        if self._direct and isinstance(h, Tensor):
+            return self.stretches[k].call_chain(h)
         inputs = self._inputs.get(stream, self._inputs[0]) if k else None
         return self.network.alone.run(k, h, inputs)
 
@@ -111,6 +119,7 @@ class PausedForward:
 
     def __init__(self, network: Stretches, inputs: Inputs = None, at: int = 0):
         self.network, self.inputs, self.next = network, inputs, at
+        self._gather: Any = getattr(network.model, "unshard", None)
         # Whether the forward has reached the boundary at which it begins.
         self._at, self._over, self._entered = at, False, at == 0
         self._coroutine: Coroutine | None = None
@@ -120,6 +129,8 @@ class PausedForward:
         # When the forward last continued: whether gradients were on, and whether it was within an
         # activation checkpoint.
         self._gradients, self._checkpointed = True, False
+        # What is set while autocast is off, read once because that takes time.
+        self._autocast_off = None if any_autocast() else settings()[1:]
 
     def run(self, h: Any) -> Tensor:
         """The next block's output, (B, ...); the last block's is the network's class scores.
@@ -130,25 +141,27 @@ class PausedForward:
         Raises:
             InputError: the forward does something else than when it was cut.
         """
-        outside, hooks, modes = settings(), top_hooks(False), count_modes()
         coroutine, contexts, self._checkpointed = self._coroutine, self._contexts, False
-        self._gradients = outside[0]
+        gradients = self._gradients = is_grad_enabled()
+        hooks, modes = top_hooks(False), count_modes()
+        off = None if any_autocast() else self._autocast_off
+        outside = settings() if off is None else (gradients, *off)
         try:
             if contexts.any:
                 self._checkpointed = contexts.enter()
-                self._gradients = torch.is_grad_enabled()
-            gather = getattr(self.network.model, "unshard", None)
-            if coroutine is not None and callable(gather):
-                gather()  # FSDP's backward pass of a block frees what the whole network gathered
+                self._gradients = is_grad_enabled()
+            if self._gather is not None and coroutine is not None:
+                # FSDP's backward pass of a block frees what the whole network has gathered.
+                self._gather()
             out = self._begin(h) if coroutine is None else coroutine.go_on(h)
         except BaseException:
             self._finish()
             raise
         finally:
             if (
-                torch.is_grad_enabled() is not outside[0]
-                or any_autocast()
+                is_grad_enabled() is not gradients
                 or contexts.any
+                or any_autocast()
                 or top_hooks(False) != hooks
                 or count_modes() != modes
             ):
@@ -211,7 +224,8 @@ class PausedForward:
         network, module = self.network, hook.module
         n = self._counts.get(module, 0)
         self._counts[module] = n + 1
-        entry = network.entries.get((module, n))
+        call = module, n
+        entry, leaving = network.entries.get(call), network.exits.get(call)
         if entry is not None:
             follows = self.next + 1 == entry.number and self._entered
             if follows and entry.is_first_argument and len(args) == 1:  # the shortcut
@@ -220,11 +234,12 @@ class PausedForward:
                 args, kwargs = self._cross(entry, (args, kwargs))
         if not self._entered and module in self._passed_over:
             result = self._zeros(hook, n, args, kwargs)
+        elif hook.compiled is None:
+            result = module._call_impl(*args, **kwargs)
         elif module in network.enclosing:  # compiled code cannot be paused
             result = hook.as_written(*args, **kwargs)
         else:
-            result = (hook.compiled or module._call_impl)(*args, **kwargs)
-        leaving = network.exits.get((module, n))
+            result = hook.compiled(*args, **kwargs)
         return result if leaving is None else self._cross(leaving, result)
 
     def _cross(self, boundary: Boundary, value: Any) -> Any:

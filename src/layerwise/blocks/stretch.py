@@ -84,6 +84,13 @@ class Stretch(nn.Module):
         """
         return self.network.alone.run(self.number, h, inputs)
 
+    def call_chain(self, h: Tensor) -> Tensor:
+        """The block's output, (B, ...), from calls of the modules of `chain`."""
+        assert self.chain is not None
+        for module in self.chain:
+            h = module(h)
+        return h
+
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """The parameters that the block owns; see `named_parameters`."""
         for _, parameter in self.named_parameters(recurse=recurse):

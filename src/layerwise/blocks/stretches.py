@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from layerwise.blocks import intercept
 from layerwise.blocks.alone import Alone
@@ -22,9 +23,8 @@ from layerwise.blocks.chain import Blocks, Passes, Shape
 from layerwise.blocks.cutting.recording import Call
 from layerwise.blocks.passes import ForwardPasses
 from layerwise.blocks.stretch import Place, Stretch
-from layerwise.blocks.up_to import UpTo
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, Take, call, leading, moved, scores
+from layerwise.inputs import Inputs, Take, call, converted, leading, moved, scores
 
 
 class Stretches(Blocks):
@@ -79,6 +79,8 @@ class Stretches(Blocks):
         self.boundaries = tuple(boundaries)
         self.names = tuple(names)
         self.example = example
+        weight = next(model.parameters(), None)
+        self._example_follows = weight is not None and weight.dtype == leading(example).dtype
         self.take = take
         self.keep_shapes(leading(example), shapes)
         # Without the tensors and hooks of the run, which must not be kept.
@@ -122,7 +124,29 @@ class Stretches(Blocks):
     def passes(self, inputs: Inputs) -> Passes:
         return ForwardPasses(self, inputs)
 
+    def is_sequential(self) -> bool:
+        """Whether a forward of the network is nothing but calls of the modules of all `chain`s, one
+        after the other: the network is an `nn.Sequential`, as it was when it was cut, and so is
+        each module within which a block begins; and nobody watches these."""
+        chains = [block.chain for block in self.stretches]
+        if self.take is not None or None in chains or _has_any_global_hook():
+            return False
+        containers = {self.model, *self.enclosing}
+        if any(type(m) is not nn.Sequential or _is_watched(m) for m in containers):
+            return False
+        parts: list[nn.Module] = []
+        waiting = [self.model]
+        while waiting:
+            module = waiting.pop()
+            if module in containers:
+                waiting += reversed(module._modules.values())  # type: ignore[arg-type]
+            else:
+                parts.append(module)
+        return parts == [module for chain in chains for module in chain or ()]
+
     def up_to(self, k: int) -> nn.Module:
+        from layerwise.blocks.up_to import UpTo  # imports PyTorch's compiler, and only needed here
+
         return UpTo(self, k)
 
     def key(self, k: int, name: str) -> str:
@@ -153,11 +177,13 @@ class Stretches(Blocks):
         return f"{name}.{key}" if name and key else name or key
 
     def example_here(self) -> Inputs:
-        """The example on the network's device."""
+        """The example on the network's device; in the type of its weights, too, if they had the
+        same type when the network was cut."""
         weight = next(self.model.parameters(), None)
         if weight is None or weight.device.type == "meta":
             return self.example
-        return moved(self.example, weight.device)
+        example = moved(self.example, weight.device)
+        return converted(example, weight.dtype) if self._example_follows else example
 
     def modules_to_intercept(self, first: int) -> tuple[nn.Module, ...]:
         """The modules whose calls a forward that begins with block `first` intercepts."""
@@ -191,6 +217,17 @@ class Stretches(Blocks):
                 "of its own blocks alone; untie it (tie_word_embeddings=False in transformers), or "
                 "train in one process"
             )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether a call of a module does more than run its forward as its class has it."""
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return bool(hooks) or "forward" in module.__dict__ or intercept.is_compiled(module)
 
 
 def _enclosing(boundaries: Iterable[Boundary], calls: Iterable[Call]) -> frozenset[nn.Module]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from layerwise.cli.console import console, output
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError, choices
-from layerwise.experiment.findings import Findings, answered_by
-from layerwise.experiment.subject import OF_IMAGES, QUESTIONS, Subject
-from layerwise.report.comparison import labels_of
+from layerwise.experiment.questions import OF_IMAGES, QUESTIONS
 from layerwise.runs.run import Run
+
+if TYPE_CHECKING:
+    from layerwise.experiment.findings import Findings
+    from layerwise.experiment.subject import Subject
 
 OF_TEXT = [question for question in QUESTIONS if question not in OF_IMAGES]
 
@@ -61,6 +64,10 @@ def main(arguments: list[str]) -> None:
     found = parser.read(tokens_of(arguments, positional=True))
     _check(found)
     runs = [Run.open(path) for path in found["runs"]]
+    with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
+        from layerwise.experiment.findings import Findings, answered_by
+        from layerwise.experiment.subject import Subject
+        from layerwise.report.comparison import labels_of
     labels = labels_of(runs)
     if len(set(labels)) < len(labels):
         raise InputError(f"analyze {' '.join(found['runs'])}: give every run once")

@@ -22,7 +22,7 @@ from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
-from layerwise.trainer import fabric_for
+from layerwise.trainer import device_for
 
 
 def main(arguments: list[str]) -> None:
@@ -61,6 +61,7 @@ def _step(arguments: list[str]) -> None:
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
     parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
+    parser.set_defaults({"keep_freed": True})  # the process ends afterwards
     found = parser.read(tokens)
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
     if len(shape) != 3 or min(*shape, classes, batch) < 1:
@@ -137,4 +138,4 @@ def _data(arguments: list[str]) -> None:
 
 
 def _device(name: str) -> torch.device:
-    return fabric_for(name).device
+    return device_for(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerwise.cli.console import output
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.report.comparison import table, write_comparison
 from layerwise.runs.run import Run
 
 
@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> None:
     )
     found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]
+    with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
+        from layerwise.report.comparison import table, write_comparison
     folder, summaries = write_comparison(runs, Path(found["out"]))
     output.print(table(summaries))
     output.print(

@@ -7,9 +7,9 @@ from typing import Any
 from rich.table import Table
 
 from layerwise.cli.console import console, output
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError
-from layerwise.experiment.evaluation import Evaluation
 from layerwise.runs.metrics import perplexity
 from layerwise.runs.run import Run
 
@@ -34,8 +34,11 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
+    run = Run.open(found["run"])
+    with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
+        from layerwise.experiment.evaluation import Evaluation
     evaluation = Evaluation.of(
-        Run.open(found["run"]),
+        run,
         checkpoint=found["checkpoint"],
         split=found["split"],
         device=found["device"],

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
+from functools import partial
 
 from rich.table import Table
 from rich.text import Text
 
-from layerwise import data
 from layerwise.cli.console import output
-from layerwise.cli.options import RECIPES, recipe_names
-from layerwise.cli.parser import one_line
+from layerwise.cli.recipes import recipes
 from layerwise.errors import InputError, choices
-from layerwise.experiment.registry import KINDS
+from layerwise.experiment.catalog import data_sets, things
+from layerwise.experiment.kinds import KINDS
 
 
 def main(arguments: list[str]) -> None:
     """List what can be chosen by name: `layerwise list [KIND]`."""
-    what = {kind: _things(kind) for kind in KINDS} | {"data": _data(), "recipe": _recipes()}
+    what: dict[str, Callable[[], dict[str, str]]] = {
+        **{kind: partial(things, kind) for kind in KINDS},
+        "data": lambda: dict.fromkeys(data_sets(), ""),
+        "recipe": recipes,
+    }
     if arguments in (["-h"], ["--help"]):
         print(f"usage: layerwise list [{' | '.join(what)}]\n\n{main.__doc__}")
         return
@@ -27,25 +31,7 @@ def main(arguments: list[str]) -> None:
             raise InputError(f"list {kind}: no such kind; {choices(kind, what)}")
     for kind in kinds or what:
         table = Table(title=kind, title_justify="left", show_header=False, box=None)
-        for name, about in what[kind].items():
+        for name, about in what[kind]().items():
             table.add_row(name, Text(about))  # brackets in the text are no markup
         output.print(table)
         output.print()
-
-
-def _things(kind: str) -> dict[str, str]:
-    return {name: one_line(thing) for name, thing in sorted(KINDS[kind].items())}
-
-
-def _data() -> dict[str, str]:
-    return dict.fromkeys(data.NAMES, "")
-
-
-def _recipes() -> dict[str, str]:
-    """Each recipe with the comment at its beginning."""
-    found = {}
-    for name in recipe_names():
-        text = (RECIPES / f"{name}.yaml").read_text()
-        comment = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-        found[name] = " ".join(line.lstrip("# ") for line in comment)
-    return found

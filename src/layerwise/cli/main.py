@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 import layerwise
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.errors import (
     FailedProcess,
     InputError,
@@ -55,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 training failed, 2 bad input, 130 interrupted.
     """
+    # Read when PyTorch is imported. Its warnings about lost connections would hide the line that
+    # names the lost process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
@@ -66,13 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
-        with _interrupts_end_at_once():
+        with interrupts_end_at_once():
             module = importlib.import_module(f"layerwise.cli.{COMMANDS[command]}")
         module.main(rest)
         sys.stdout.flush()
     except InputError as error:
         return _fail(f"layerwise {command}: {error}", 2)
     except LostStage as error:
+        if _started_together():
+            _let_launcher_speak()
         _fail(f"layerwise {command}: {error}", 1)
         if _started_together():
             os._exit(1)  # threads that wait for the lost process would block the exit
@@ -84,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         return _fail(str(error), 130) if _leads() else 130
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", 130) if "RANK" not in os.environ else 130
     except BrokenPipeError:  # the reader of the output has ended, as in `layerwise list | head`
         _discard(sys.stdout)
         _discard(sys.stderr)
@@ -92,33 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _interrupts_end_at_once() -> Iterator[None]:
-    """Within, Ctrl-C ends the program with one line. For the seconds in which libraries are
-    imported: they would turn an exception into tracebacks of their own."""
-
-    def leave(number: int, frame: object) -> None:
-        if "RANK" not in os.environ:  # of several processes, the one that starts them says it
-            os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    try:
-        before = signal.getsignal(signal.SIGINT)
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, leave)
-    except ValueError:  # only the main thread may handle signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _started_together() -> bool:
     from layerwise.runtime import processes  # imports PyTorch
 
     return processes.started_together()
+
+
+def _let_launcher_speak() -> None:
+    from layerwise.runtime.watch import let_launcher_speak
+
+    let_launcher_speak()
 
 
 def _leads() -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
+from layerwise.cli.recipes import RECIPES, recipe_names
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
 from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
@@ -40,6 +41,7 @@ SECTIONS = {
         "device",
         "precision",
         "channels_last",
+        "keep_freed",
         "compile",
         "runtime",
         "stages",
@@ -50,12 +52,6 @@ SECTIONS = {
         "timeout",
     ),
 }
-RECIPES = resources.files("layerwise") / "recipes"
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the library."""
-    return sorted(r.name.removesuffix(".yaml") for r in RECIPES.iterdir() if ".yaml" in r.name)
 
 
 def read_config(tokens: Tokens) -> Tokens:

@@ -13,7 +13,7 @@ import re
 import textwrap
 import warnings
 from argparse import SUPPRESS
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser, get_loader, set_loader
 from layerwise.arguments import alternatives, in_words, is_list, shortened
 from layerwise.cli.help import Option, brief, explained
 from layerwise.errors import InputError
+from layerwise.experiment.catalog import one_line
 from layerwise.experiment.config import (
     WEIGHT,
     default_of,
@@ -151,7 +152,7 @@ class Parser(ArgumentParser):
         if len(names) == 1:
             return self._options(tokens, key, kind, name, default)
         self.add_class_arguments(Sum, key, skip={"terms"})
-        self.name_option(key, name, one_line(Sum))
+        self.name_option(key, name, one_line(Sum.__doc__ or ""))
         for term in names:
             tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
             self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
@@ -171,7 +172,7 @@ class Parser(ArgumentParser):
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
         add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
         add(thing, key, skip={*skip})
-        self.name_option(key, name, one_line(thing))
+        self.name_option(key, name, one_line(thing.__doc__ or ""))
         self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
             given = default_of(thing, parameter, inner_kind)
@@ -235,11 +236,6 @@ class Parser(ArgumentParser):
             warnings.simplefilter("ignore")  # jsonargparse's warnings about how it is called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
-
-
-def one_line(thing: Callable[..., Any]) -> str:
-    """The first paragraph of a docstring, as one line."""
-    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
 def asks_for_help(tokens: Tokens) -> bool:

@@ -23,7 +23,7 @@ from layerwise.rules.base import LocalRule
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
-from layerwise.trainer import fabric_for
+from layerwise.trainer import device_for
 
 BATCHES = 1000  # batches of a simulated training
 
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> None:
     if len(shape) != 3 or min(shape) < 1 or batch < 2:
         raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
     set_threads(found["threads"])
-    device = fabric_for(found["device"]).device
+    device = device_for(found["device"])
     out = new_file(found["out"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
     blocks = cut_network(

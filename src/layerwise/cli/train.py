@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from layerwise.cli.console import ProgressBar
+from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import Tokens, asks_for_help, last, tokens_of
+from layerwise.cli.progress import ProgressBar
 from layerwise.errors import InputError
-from layerwise.experiment.training import resume, train
 from layerwise.runtime import processes
 
 TAKES = {
@@ -29,6 +29,8 @@ def main(arguments: list[str]) -> None:
         raise InputError("--resume: give the folder of a run")
     if (run := last(tokens, "resume")) is not None and not asks_for_help(tokens):
         options = _resume_options(tokens)
+        with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
+            from layerwise.experiment.training import resume
         resume(run, **options, progress=progress)
         return
     parser, tokens = experiment_parser(read_config(tokens), "layerwise train")
@@ -37,6 +39,8 @@ def main(arguments: list[str]) -> None:
         raise InputError(
             f"--checkpoint {found['checkpoint']}: only with --resume RUN, which continues from it"
         )
+    with interrupts_end_at_once():
+        from layerwise.experiment.training import train
     train(experiment_config(found), runs=found["runs"], name=found["name"], progress=progress)
 
 
@@ -65,6 +69,6 @@ def _resume_options(tokens: Tokens) -> dict[str, Any]:
 def _count(name: str, value: str) -> int | None:
     if value == "null":
         return None
-    if not re.fullmatch("-?[0-9]{1,9}", value):
+    if not re.fullmatch("0|-?[1-9][0-9]{0,8}", value):  # elsewhere YAML refuses `010`
         raise InputError(f"--{name} {value}: {TAKES[name]}")
     return int(value)

@@ -32,6 +32,7 @@ def compare_steps(
     global_step: bool = False,
     step_in_backward: bool = False,
     channels_last: bool = False,
+    keep_freed: bool = False,
     lr: float = 0.01,
     momentum: float = 0.9,
     seed: int = 0,
@@ -39,10 +40,11 @@ def compare_steps(
 ) -> StepTable:
     """Compare training steps of backpropagation, activation checkpointing and a local rule.
 
-    Every contender gets its own copy of the same weights, and SGD. The rule steps each block and
-    frees its gradients as soon as they are there. A step is forward, backward, optimizer step and
-    zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate steps, which also warm
-    up. In the timed rounds the contenders take turns, and each is compared with backpropagation in
+    Every contender gets its own copy of the same weights, and SGD. The rule steps parameters and
+    frees their gradients as soon as they are complete (`early_steps`). A step is forward, backward,
+    optimizer step and zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate
+    steps, which also warm up. In the timed rounds the contenders take turns, and each is compared
+    with backpropagation in
     the same round. Torch's number of threads is not changed.
 
     Memory is the largest number of bytes of tensors alive at the same time, above parameters (the
@@ -62,8 +64,10 @@ def compare_steps(
         warmup: number of untimed steps of each contender before them.
         global_step: also measure the rule with one optimizer step for all blocks at the end.
         step_in_backward: also measure backpropagation, with and without checkpointing, that steps
-            and frees each block's gradients while autograd is still running.
+            and frees each parameter's gradient while autograd is still running.
         channels_last: images and convolutions in the channels-last memory format.
+        keep_freed: on Linux CPUs, time as many rounds again while glibc keeps freed memory for the
+            next tensors, as `layerwise train` lets it. It does so from then on.
         lr: learning rate of SGD.
         momentum: of SGD; 0 keeps no optimizer state.
         seed: of the heads' weights and of dropout.
@@ -100,21 +104,24 @@ def compare_steps(
     def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr, momentum, fused=True)
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
         contenders = [
             contender("backprop", Backprop, blocks, "end"),
             contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),
-            contender("{rule}, {pieces} blocks", rule, blocks, "block"),
+            contender("{rule}, {pieces} blocks", rule, blocks, "early"),
         ]
         if global_step:
             name = "{rule}, {pieces} blocks, one step at the end"
             contenders.append(contender(name, rule, blocks, "end"))
         if step_in_backward:
             name = "backprop, step in backward"
-            contenders.append(contender(name, Backprop, segments, "backward"))
+            contenders.append(contender(name, Backprop, segments, "early"))
             name = "checkpointing, {pieces} segments, step in backward"
-            contenders.append(contender(name, checkpointing, segments, "backward"))
-        measured = measure(contenders, x, y, optimizer, rounds=rounds, warmup=warmup)
+            contenders.append(contender(name, checkpointing, segments, "early"))
+        made = provenance()  # before the allocator changes
+        measured = measure(
+            contenders, x, y, optimizer, rounds=rounds, warmup=warmup, keep_freed=keep_freed
+        )
     return StepTable(
         title=title or type(network).__name__,
         batch=tuple(x.shape),
@@ -128,7 +135,7 @@ def compare_steps(
             "warmup": warmup,
             "seed": seed,
         },
-        provenance=provenance(),
+        provenance=made,
         contenders=measured,
     )
 

@@ -17,10 +17,10 @@ from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
-from layerwise.objectives.batch import nothing
-from layerwise.rules.base import Rule
+from layerwise.rules.base import Rule, early_steps
+from layerwise.runs.allocator import keep_freed_memory
 
-When = Literal["end", "block", "backward"]
+When = Literal["end", "early"]
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -32,9 +32,9 @@ class Contender:
         name: in the table.
         rule: fills the gradients.
         when: the moment at which parameters are stepped and their gradients set to None: "end",
-            once for all after the rule; "block", by the rule's `on_block`; "backward", by gradient
-            hooks as soon as autograd has all of a block's gradients, so that backpropagation, too,
-            frees gradients early.
+            once for all after the rule; "early", as soon as they are complete: each large parameter
+            within the backward pass if the rule allows it (`early_steps`), the rest of a block by
+            the rule's `on_block`.
     """
 
     name: str
@@ -50,6 +50,7 @@ def measure(
     *,
     rounds: int,
     warmup: int = 0,
+    keep_freed: bool = False,
 ) -> tuple[Measured, ...]:
     """Measure a training step of every contender.
 
@@ -68,6 +69,8 @@ def measure(
         optimizer: makes an optimizer for a list of parameters.
         rounds: number of timed steps of each contender, at least 1.
         warmup: number of untimed steps of each contender before them.
+        keep_freed: time as many steps again while glibc keeps freed memory (`keep_freed_memory`),
+            if it can; it does so from then on.
 
     Returns:
         One measurement per contender.
@@ -80,20 +83,18 @@ def measure(
             raise InputError(f"bench({name}={count}): give at least {least}")
     steps = [_Step(contender, x, y, optimizer) for contender in contenders]
     costs = [_costs(step) for step in steps]
-    times: list[list[_Times]] = [[] for _ in steps]
-    with _without_collector():
-        for step in steps * warmup:
-            step()
-        for _ in range(rounds):
-            for step, so_far in zip(steps, times, strict=True):
-                so_far.append(_timed(step))
+    times = _in_turns(steps, rounds, warmup)
+    kept: Sequence[Sequence[_Times]] = [[] for _ in steps]
+    if keep_freed and x.device.type == "cpu" and keep_freed_memory():
+        kept = _in_turns(steps, rounds, max(1, warmup))
     return tuple(
         dataclasses.replace(
             cost,
             times_s=tuple(t.wall_s for t in of_step),
             cpu_times_s=tuple(t.cpu_s for t in of_step),
+            kept_times_s=tuple(t.wall_s for t in again),
         )
-        for cost, of_step in zip(costs, times, strict=True)
+        for cost, of_step, again in zip(costs, times, kept, strict=True)
     )
 
 
@@ -111,16 +112,14 @@ class _Step:
         owned = {p for group in groups.values() for p in group}
         rest = [p for p in _trained(self.rule.parameters()) if p not in owned]
         self.optimizers = {i: optimizer(group) for i, group in groups.items() if group}
-        self.groups = groups
         self.rest = [optimizer(rest)] if rest else []
 
     def __call__(self) -> None:
-        when = self.contender.when
-        if when == "backward":
-            with self._step_in_backward():
-                self.rule.backward(self.x, self.y)
+        if self.contender.when == "end":
+            self.rule.backward(self.x, self.y)
         else:
-            self.rule.backward(self.x, self.y, on_block=self.finish if when == "block" else nothing)
+            with early_steps(self.rule, self.optimizers.values()):
+                self.rule.backward(self.x, self.y, on_block=self.finish)
         for optimizer in self.rest:
             optimizer.step()
             optimizer.zero_grad()
@@ -129,32 +128,6 @@ class _Step:
         if i in self.optimizers:
             self.optimizers[i].step()
             self.optimizers[i].zero_grad()
-
-    @contextlib.contextmanager
-    def _step_in_backward(self) -> Iterator[None]:
-        waiting = {i: len(group) for i, group in self.groups.items()}
-
-        def accumulated(i: int) -> Callable[[Tensor], None]:
-            def hook(_: Tensor) -> None:
-                waiting[i] -= 1
-                if waiting[i] == 0:
-                    self.finish(i)
-
-            return hook
-
-        hooks = [
-            p.register_post_accumulate_grad_hook(accumulated(i))
-            for i, group in self.groups.items()
-            for p in group
-        ]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for i, missing in waiting.items():
-            if missing > 0:  # a parameter had no gradient in this step
-                self.finish(i)
 
     def optimizer_state(self) -> list[Tensor]:
         return [
@@ -169,6 +142,18 @@ class _Step:
 class _Times(NamedTuple):
     wall_s: float
     cpu_s: float  # of all threads
+
+
+def _in_turns(steps: Sequence[_Step], rounds: int, warmup: int) -> list[list[_Times]]:
+    """The times of each step in every round, after untimed rounds."""
+    times: list[list[_Times]] = [[] for _ in steps]
+    with _without_collector():
+        for step in [*steps] * warmup:
+            step()
+        for _ in range(rounds):
+            for step, so_far in zip(steps, times, strict=True):
+                so_far.append(_timed(step))
+    return times
 
 
 def _timed(step: _Step) -> _Times:

@@ -18,6 +18,11 @@ from layerwise.costs.live_bytes import Peak
 from layerwise.errors import InputError
 
 BENCHMARK = "step"
+KEPT = 3  # the column of times while freed memory is kept
+KEPT_NOTE = (
+    " Kept: the median ratio in as many rounds afterwards, in which the C library keeps freed "
+    "memory for the next tensors."
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Measured:
         head_flops: the part of `flops` in objectives and heads.
         parameters: number of trained parameters, the heads' included.
         head_parameters: the heads' part of `parameters`.
+        kept_times_s: as `times_s`, while the C library keeps freed memory; empty if not measured.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Measured:
     head_flops: int
     parameters: int
     head_parameters: int
+    kept_times_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,11 +173,13 @@ class StepTable:
             padding=(0, 0, 0, 1),
         )
         table.add_column("", min_width=15)
-        for column in ("time", "quartiles", "CPU", "memory", "act.", "FLOPs", "heads"):
-            table.add_column(column, justify="right", no_wrap=True)
+        columns = ["time", "quartiles", "CPU", "kept", "memory", "act.", "FLOPs", "heads"]
+        shown = [i for i, column in enumerate(columns) if column != "kept" or _has_kept(self)]
+        for i in shown:
+            table.add_column(columns[i], justify="right", no_wrap=True)
         for i, contender in enumerate(self.contenders):
             cells = _cells(self, contender, first=i == 0)
-            table.add_row(contender.name, *cells[:-1])
+            table.add_row(contender.name, *(cells[i] for i in shown))
         yield table
         yield Text(_caption(self), style="dim")
 
@@ -186,23 +195,26 @@ def markdown(paths: Sequence[str | Path]) -> str:
     """
     if not paths:
         raise InputError("markdown(paths): got no file; give results of `layerwise bench step`")
+    tables = [StepTable.load(path) for path in paths]
+    kept = any(map(_has_kept, tables))
     rows = [
-        "| network, batch | heads | | step time | quartiles | CPU time | memory | act. | FLOPs "
+        "| network, batch | heads | | step time | quartiles | CPU time "
+        f"{'| freed memory kept ' if kept else ''}| memory | act. | FLOPs "
         "| heads' FLOPs | heads' parameters |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        f"|---|---|---|--:|--:|--:|{'--:|' if kept else ''}--:|--:|--:|--:|--:|",
     ]
     notes: dict[str, None] = {}
-    for path in paths:
-        table = StepTable.load(path)
+    for table in tables:
         notes[_caption(table)] = None
         for i, contender in enumerate(table.contenders):
-            cells = [
+            cells = _cells(table, contender, first=i == 0)
+            row = [
                 f"{table.title}, {_shape(table.batch)}" if i == 0 else "",
                 str(table.setting.get("heads", "")) if contender.head_parameters else "",
                 contender.name,
-                *_cells(table, contender, first=i == 0),
+                *(cell for j, cell in enumerate(cells) if kept or j != KEPT),
             ]
-            rows.append(f"| {' | '.join(cells)} |")
+            rows.append(f"| {' | '.join(row)} |")
     return "\n".join([*rows, "", *(f"{note}\n" for note in notes)])
 
 
@@ -211,12 +223,29 @@ def _caption(table: StepTable) -> str:
     rounds = len(table.contenders[0].times_s)
     return (
         f"{made['cpu']}, {made['threads']} threads on {made['cores']} cores, torch "
-        f"{made['torch']}, {table.setting['dtype']}, {table.setting['memory_format']}. Time: "
+        f"{made['torch']}, {table.setting['dtype']}, {table.setting['memory_format']}"
+        f"{', ' + made['allocator'] if 'allocator' in made else ''}. Time: "
         f"median of {rounds} rounds' ratios; CPU: of all threads' time. Memory: the most bytes of "
         "activations, gradients and optimizer state alive at once; act.: of saved activations and "
         "temporaries alone. "
         "Parameters and the batch are not counted."
+        f"{KEPT_NOTE if _has_kept(table) else ''}"
     )
+
+
+def _has_kept(table: StepTable) -> bool:
+    return any(contender.kept_times_s for contender in table.contenders)
+
+
+def _kept(table: StepTable, contender: Measured, first: bool) -> str:
+    """The step time while freed memory is kept: in seconds for the first contender, as a ratio to
+    it for the others."""
+    if not contender.kept_times_s:
+        return ""
+    if first:
+        return f"{statistics.median(contender.kept_times_s):.3g} s"
+    ratios = _each(contender.kept_times_s, table.contenders[0].kept_times_s)
+    return f"{statistics.median(ratios):.2f}"
 
 
 def _each(values: Sequence[float], references: Sequence[float]) -> list[float]:
@@ -230,6 +259,7 @@ def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
             f"{statistics.median(contender.times_s):.3g} s",
             "",
             f"{statistics.median(contender.cpu_times_s):.3g} s",
+            _kept(table, contender, first),
             f"{contender.peak.bytes / 2**20:.0f} MiB",
             f"{contender.activation_peak_bytes / 2**20:.0f} MiB",
             f"{contender.flops / 1e9:.3g} G",
@@ -242,6 +272,7 @@ def _cells(table: StepTable, contender: Measured, first: bool) -> list[str]:
         f"{spread['median']:.2f}",
         f"{spread['lower']:.2f}-{spread['upper']:.2f}",
         f"{ratios['cpu_time']['median']:.2f}",
+        _kept(table, contender, first),
         f"{ratios['peak_bytes']:.2f}",
         f"{ratios['activation_peak_bytes']:.2f}",
         f"{ratios['flops']:.2f}",
@@ -262,6 +293,6 @@ def _read(contender: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Measured` from a contender's entry in a file."""
     fields = {k: v for k, v in contender.items() if k not in ("ratios", "time_ratios")}
     fields["peak"] = Peak(**contender["peak"])
-    for name in ("times_s", "cpu_times_s"):
-        fields[name] = tuple(contender[name])
+    for name in ("times_s", "cpu_times_s", "kept_times_s"):
+        fields[name] = tuple(contender.get(name, ()))
     return fields

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from layerwise.data.sources.digits import digits
@@ -14,7 +15,7 @@ from layerwise.data.sources.hierarchical import hierarchical
 from layerwise.data.sources.hub import hub
 from layerwise.data.sources.markov import markov
 from layerwise.data.sources.text_files import characters, read
-from layerwise.data.sources.torchvision_sets import SETS, imagenet
+from layerwise.data.sources.torchvision_sets import SETS, imagenet, load_set
 from layerwise.data.splits import Parts, Splits, complete, relabel
 from layerwise.data.text import CONTEXT, Text
 from layerwise.errors import InputError, choices
@@ -121,7 +122,7 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
         "digits": digits,
         "hierarchical": hierarchical,
         "imagenet": lambda: imagenet(root, size or 224),
-        **{known: lambda get=get: get(root, download) for known, get in SETS.items()},
+        **{known: partial(load_set, known, root, download) for known in SETS},
     }
     kind, _, rest = name.partition(":")
     if name in fixed:

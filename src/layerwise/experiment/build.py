@@ -70,7 +70,7 @@ class Experiment:
                 train=train,
                 device=device,
                 seed=settings.seed,
-                channels_last=settings.channels_last,
+                channels_last=settings.channels_last is True,
                 part=part,
                 views=settings.views,
                 curriculum=curriculum if train else None,

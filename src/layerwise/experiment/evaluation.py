@@ -6,11 +6,10 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 
 from layerwise.analysis.exits import evaluate, sample_losses
 from layerwise.costs.blocks import Costs
@@ -21,6 +20,9 @@ from layerwise.experiment.config import config_of
 from layerwise.experiment.recorded_data import about_scores, check_data
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)

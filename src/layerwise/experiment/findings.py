@@ -15,8 +15,9 @@ from safetensors.torch import save
 from layerwise.analysis import Difficulty, cka, difficulty
 from layerwise.data import Text
 from layerwise.errors import InputError
+from layerwise.experiment.questions import QUESTIONS
 from layerwise.experiment.recorded_data import about_scores
-from layerwise.experiment.subject import QUESTIONS, Subject
+from layerwise.experiment.subject import Subject
 from layerwise.report.analysis_figures import (
     draw_alignment,
     draw_blocks,

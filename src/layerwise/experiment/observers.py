@@ -177,7 +177,7 @@ def _pictures(
         augment=Augment(**tuples(experiment.config["augment"])),
         train=False,
         device=device,
-        channels_last=experiment.settings.channels_last,
+        channels_last=experiment.settings.channels_last is True,
     )
     [(x, y)] = loader.epoch(0)
     return Pictures(x, y, loader.denormalize, run.write, [to.log_image for to in receivers])

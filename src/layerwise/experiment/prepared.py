@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
+from layerwise.experiment.fastest import Fastest, fastest
 from layerwise.experiment.registry import make
 from layerwise.rules.base import LocalRule, Rule
 from layerwise.runs.loggers import check_loggers
@@ -25,8 +25,11 @@ from layerwise.runtime import (
 )
 from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.processes import local_device, resolve
-from layerwise.trainer import fabric_for
+from layerwise.trainer import device_for, fabric_for
 from layerwise.trainer.optim import Optimizer, Schedule
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Prepared:
         schedule: schedule of the learning rate.
         experiment: data, network and rule.
         loaders: a loader for each split; None where the data has no such split.
+        notice: what a probe found about precision and memory format; None if there was none.
     """
 
     config: dict[str, Any]
@@ -49,6 +53,7 @@ class Prepared:
     schedule: Schedule
     experiment: Experiment
     loaders: Mapping[str, Loader | None]
+    notice: str | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Prepared:
@@ -60,7 +65,8 @@ class Prepared:
         replicas = config.get("replicas", 1)
         runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"), replicas)
         config = {**config, "runtime": runtime, "stages": stages}
-        fabric = fabric_for(local_device(config["device"]), config["precision"])
+        device = local_device(config["device"])
+        fabric_for(device, config["precision"])  # refuses what this machine does not have
         check_loggers(config["loggers"])
         optimizer = make("optimizer", config["optimizer"])
         schedule = make("schedule", config["schedule"])
@@ -68,12 +74,16 @@ class Prepared:
         if stages is not None and stages > 1:
             check_rule(experiment.rule, stages, experiment.settings.replay)
         if experiment.settings.sync_batchnorm:
-            check_shared_statistics(fabric.device.type, replicas)
+            check_shared_statistics(device_for(device).type, replicas)
+        experiment, notice = _as_fast_as_possible(experiment, device)
+        for name in ("precision", "channels_last"):
+            config[name] = getattr(experiment.settings, name)
+        fabric = fabric_for(device, experiment.settings.precision)
         config["device"] = str(fabric.device)
         config["data"] = {**config["data"], "name": experiment.splits.name}
         part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)
         loaders = experiment.loaders(fabric.device, part=part)
-        return cls(config, fabric, optimizer, schedule, experiment, loaders)
+        return cls(config, fabric, optimizer, schedule, experiment, loaders, notice)
 
     @property
     def processes(self) -> int | None:
@@ -124,3 +134,28 @@ class Prepared:
             f"curriculum: the last of {batches} batches draws from {admitted} of {size} "
             f"{loader.unit}; a smaller --curriculum.every, or more epochs, admits more"
         )
+
+
+def _as_fast_as_possible(experiment: Experiment, device: str) -> tuple[Experiment, str | None]:
+    """An experiment with its precision and memory format found, and what a probe said of them.
+
+    There is no probe in processes that were started together, which could find different things.
+    """
+    settings = experiment.settings
+    precision, channels_last = settings.precision, settings.channels_last
+    if processes.started_together():
+        precision = "32" if precision == "auto" else precision
+        found = Fastest(precision, channels_last is True, None)
+    else:
+        found = fastest(
+            experiment.rule,
+            device_for(device),
+            settings.batch_size // settings.replicas,
+            settings.views,
+            precision,
+            channels_last,
+        )
+    chosen = replace(settings, precision=found.precision, channels_last=found.channels_last)
+    config = {**experiment.config, "precision": found.precision}
+    config["channels_last"] = found.channels_last
+    return replace(experiment, config=config, settings=chosen), found.line

@@ -7,30 +7,34 @@ A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight `[first, last]` is linea
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
-from layerwise import heads, models, objectives, rules
 from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError, choices
+from layerwise.experiment import kinds
+from layerwise.experiment.kinds import Kind
 from layerwise.experiment.memory import bounded
 from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
-from layerwise.objectives import Objective, Sum
-from layerwise.trainer import optim
+from layerwise.objectives import Objective
 
 
-def _public(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    return {name: getattr(module, name) for name in module.__all__}
-
-
-def _concrete(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
-    """The concrete classes of a module that derive from `base`."""
+def _things(kind: Kind) -> dict[str, Callable[..., Any]]:
+    """The things of a kind by their names, the default first."""
+    module = importlib.import_module(f"layerwise.{kind.module}")
+    names = [name for name in module.__all__ if name not in kind.leave_out]
+    found = {
+        name: getattr(module, name) for name in sorted(names, key=lambda name: name != kind.default)
+    }
+    if kind.base is None:
+        return found
+    base = getattr(module, kind.base)
     return {
         name: thing
-        for name, thing in _public(module).items()
+        for name, thing in found.items()
         if inspect.isclass(thing) and issubclass(thing, base) and not inspect.isabstract(thing)
     }
 
@@ -45,25 +49,7 @@ NESTED: dict[type, str] = {
     Objective: "objective",
 }
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
-    "model": _public(models),
-    "rule": _public(rules),
-    "head": _concrete(heads, Head),
-    "decoder": _concrete(heads, Decoder),
-    "synthesizer": _concrete(heads, Synthesizer),
-    "inverse": _concrete(heads, Inverse),
-    "projector": _concrete(heads, Projector),
-    # The first is the default.
-    "objective": {
-        "Classify": objectives.Classify,
-        **{k: v for k, v in _concrete(objectives, Objective).items() if v is not Sum},
-    },
-    "optimizer": {"SGD": optim.SGD, "AdamW": optim.AdamW},
-    "schedule": {
-        "Constant": optim.Constant,
-        "Cosine": optim.Cosine,
-        "Step": optim.Step,
-        "OneCycle": optim.OneCycle,
-    },
+    name: _things(kind) for name, kind in kinds.KINDS.items()
 }
 
 # Arguments that come from the data, the network and the trainer, never from a config.

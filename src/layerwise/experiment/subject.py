@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of
+from layerwise.experiment.questions import OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
@@ -35,20 +35,10 @@ from layerwise.runs.checksum import load_checked
 from layerwise.runs.run import OUTCOMES, Run
 from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 BATCH = 128
-QUESTIONS = {
-    "alignment": "angle and ratio of norms to backpropagation's gradient",
-    "probe": "accuracy of a linear classifier on each block's output",
-    "separability": "share of the training images that a linear classifier on it can fit",
-    "information": "information of each block's output on the image and on the label",
-    "extent": "effective rank and mean norm of each block's output",
-    "cka": "similarity of blocks, within a run and between the first run and the others",
-    "memorization": "share of random labels that is memorized (needs --data.random_labels)",
-    "feedback": "angle between feedback matrices and weights (FeedbackAlignment and similar rules)",
-    "difficulty": "training images that were learned late or forgotten (needs --outcomes true)",
-}
-# Questions about images that have one label each.
-OF_IMAGES = ("probe", "separability", "information", "memorization", "difficulty")
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,7 @@ class Subject:
             train=shuffled,
             device=self.fabric.device,
             seed=self.options["seed"],
-            channels_last=self.experiment.settings.channels_last,
+            channels_last=self.experiment.settings.channels_last is True,
         )
 
     def blocks(self, questions: Container[str]) -> list[dict[str, Any]]:

@@ -19,10 +19,13 @@ from layerwise.experiment.recorded_data import check_data, record_data
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
 from layerwise.report.curves import draw_run
 from layerwise.rules.base import Rule
+from layerwise.runs.allocator import keep_freed_memory
 from layerwise.runs.loggers import loggers
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import ALIGNMENT, Run, check_name
 from layerwise.runtime import processes
+from layerwise.runtime.launcher import launch
+from layerwise.runtime.watch import Watch
 from layerwise.trainer import Progress, Settings, Trainer, load_evaluated
 
 LONGEST_STEM = 60  # characters, each of up to four bytes
@@ -66,15 +69,18 @@ def train(
         return resume(root / name, progress=progress)
     if not processes.started_together():  # where several start, one of them makes the folder
         check_name(root, name)
-    prepared = Prepared.of(config)
+    prepared, shown = Prepared.of(config), progress or Progress()
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
         record_data(run, prepared.experiment.splits, prepared.config)
+        if prepared.notice is not None:
+            run.log(prepared.notice)
+            shown.say(prepared.notice)
         return run
 
-    return _train(create, prepared, progress or Progress())
+    return _train(create, prepared, shown)
 
 
 def resume(
@@ -156,24 +162,30 @@ def _train(folder: Callable[[], Run], prepared: Prepared, progress: Progress) ->
     settings = prepared.experiment.settings
     if prepared.processes is not None and not processes.started_together():
         run = folder()
-        _launch(run.path, prepared)
+        _launch(run.path, prepared, progress)
         return run
-    with processes.together(prepared.fabric.device, settings.timeout) as leads:
+    with processes.together(prepared.fabric.device, settings.timeout) as watch:
         path = processes.from_leader(lambda: str(folder().path))
-        run = Run(Path(path), writes=leads)
+        run = Run(Path(path), writes=processes.leads())
         with run.locked():
-            _train_here(run, prepared, progress)
+            _train_here(run, prepared, progress, watch)
     return run
 
 
-def _launch(path: Path, prepared: Prepared) -> None:
+def _launch(path: Path, prepared: Prepared, progress: Progress) -> None:
     """Train a run in processes of their own, which resume it from its start."""
     settings, count = prepared.experiment.settings, prepared.processes
     assert count is not None
     arguments = ["train", "--resume", str(path), "--stages", str(prepared.config["stages"])]
     arguments += ["--replicas", str(settings.replicas)]
     try:
-        code = processes.launch(arguments, count, settings.restarts)
+        code = launch(
+            arguments,
+            count,
+            restarts=settings.restarts,
+            timeout_s=settings.timeout,
+            say=progress.say,
+        )
     except (LostStage, Interrupted) as error:
         message = f"{error}; continue: layerwise train --resume {path}"
         raise type(error)(message) from error
@@ -181,8 +193,10 @@ def _launch(path: Path, prepared: Prepared) -> None:
         raise FailedProcess(f"run {path}: a process ended with exit code {code}", code)
 
 
-def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
+def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch | None) -> None:
     config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
+    if experiment.settings.keep_freed and fabric.device.type == "cpu":
+        keep_freed_memory()
     state = run.load("last")
     if state is None:
         run.check_start()
@@ -210,6 +224,8 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress) -> None:
             observers=observers_of(prepared, run, receivers),
             progress=progress,
         )
+        if watch is not None:
+            watch.share(lambda: trainer.stop.asked, trainer.stop.announce)
         if state is not None:
             with run.loading("last"):
                 trainer.state.load_state_dict(state)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
+from layerwise.models.building_blocks import MeanPool2d
 
 Shape = tuple[int, ...]
 
@@ -285,8 +286,11 @@ def feature_vector(
     layers, (channels, *size) = feature_maps(in_shape, asked_by, (3, 4))
     if pool is not None and any(side > pool for side in size):
         size = [min(pool, side) for side in size]
-        pooling = nn.AdaptiveAvgPool2d if len(size) == 2 else nn.AdaptiveAvgPool3d
-        layers.append(pooling(tuple(size)))  # type: ignore[arg-type]
+        if size == [1, 1]:
+            layers.append(MeanPool2d())
+        else:
+            pooling = nn.AdaptiveAvgPool2d if len(size) == 2 else nn.AdaptiveAvgPool3d
+            layers.append(pooling(tuple(size)))  # type: ignore[arg-type]
     return [*layers, nn.Flatten()], channels * math.prod(size)
 
 

@@ -14,6 +14,7 @@ from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.copies import fresh
 from layerwise.blocks.parts import Layers, has_weight
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
+from layerwise.models.resnet import ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ def fitted(placed: Placed, shape: Shape) -> Layers:
 
     Feature maps that are larger than in the network are halved once, by average pooling, and
     brought to the size there where the layer flattens them. Then a convolution or linear layer
-    takes the number of channels that there are. Before any other layer (a residual block) a 1x1
-    convolution with BatchNorm, or a linear layer, brings the channels to the number there.
+    takes the number of channels that there are. So does a residual block of `models.resnet`, which
+    halves the maps by its own stride if that is 1 in the network; its shortcut has no parameters.
+    Before any other layer (another residual block) a 1x1 convolution with BatchNorm, or a linear
+    layer, brings the channels to the number there.
 
     Args:
         placed: the layer.
@@ -81,7 +84,8 @@ def fitted(placed: Placed, shape: Shape) -> Layers:
     if last and len(shape) == 3:
         shape, own = _first(shape), _first(own)
     if len(own) == len(shape) == 3 and (size := _size(layer, shape, own)) != shape[1:]:
-        before.append(nn.AdaptiveAvgPool2d(size))
+        if not _halves(layer, shape, size):
+            before.append(nn.AdaptiveAvgPool2d(size))
         shape = (shape[0], *size)
     if shape != own and not _takes(layer, shape, last):
         before += _projection(shape, own)
@@ -127,7 +131,9 @@ def _takes(layer: Layers, shape: Shape, last: bool) -> bool:
     or a linear layer; gives whether it is."""
     reading = _reading(layer)
     module, flattens = layer[reading], _flattens(layer)
-    if isinstance(module, nn.Conv2d) and module.groups == 1 and reading == 0:
+    if isinstance(module, ResidualBlock) and shape[0] <= module.out:
+        layer[reading] = module.fitted(shape[0], halves=module.stride > 1)
+    elif isinstance(module, nn.Conv2d) and module.groups == 1 and reading == 0:
         layer[reading] = _convolution(module, shape[0])
     elif isinstance(module, nn.Linear) and (flattens or reading == 0):
         features = math.prod(shape) if flattens else shape[0 if last else -1]
@@ -149,6 +155,16 @@ def _convolution(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
         bias=conv.bias is not None,
         padding_mode=conv.padding_mode,
     )
+
+
+def _halves(layer: Layers, shape: Shape, size: Shape) -> bool:
+    """Let a residual block halve the maps by its stride; gives whether it does."""
+    block = layer[0]
+    halved = tuple(-(-side // 2) for side in shape[1:])
+    if not isinstance(block, ResidualBlock) or block.stride > 1 or size != halved:
+        return False
+    layer[0] = block.fitted(block.conv1.in_channels, halves=True)
+    return True
 
 
 def _projection(shape: Shape, own: Shape) -> list[nn.Module]:

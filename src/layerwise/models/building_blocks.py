@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from layerwise.arguments import at_least
 from layerwise.errors import InputError
@@ -99,3 +100,19 @@ def checked_skip(skip: int, layers: int, asked_by: str) -> int:
 def pooled_image(times: int) -> list[tuple[str, nn.Module]]:
     """One max pooling that stands for `times` 2x2 poolings; nothing if `times` is 0."""
     return [("pool", nn.MaxPool2d(2**times))] if times else []
+
+
+class MeanPool2d(nn.AdaptiveAvgPool2d):
+    """The mean of each feature map, (B, C, H, W) -> (B, C, 1, 1).
+
+    Its values are those of `nn.AdaptiveAvgPool2d(1)`, bit for bit. If the maps are channels-last in
+    memory, so is its gradient; PyTorch's is not, and every layer before the pooling copies it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.is_contiguous() or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        return input.permute(0, 2, 3, 1).mean((1, 2))[:, :, None, None]

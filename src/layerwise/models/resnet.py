@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import WIDEST, at_least, checks_arguments, positive
-from layerwise.models.building_blocks import Shape, chain, check_sizes
+from layerwise.models.building_blocks import MeanPool2d, Shape, chain, check_sizes
 
 
 class ResidualBlock(nn.Module):
@@ -24,8 +24,13 @@ class ResidualBlock(nn.Module):
         self.bn1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(out)
-        self.stride = stride
+        self.stride, self.out = stride, out
         self.new_channels = out - channels
+
+    def fitted(self, channels: int, halves: bool) -> ResidualBlock:
+        """A new block with this block's output channels, for another number of input channels, at
+        most that of the output; with stride 2 if it halves the maps."""
+        return ResidualBlock(channels, self.out, 2 if halves else self.stride)
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
@@ -35,6 +40,18 @@ class ResidualBlock(nn.Module):
         if self.new_channels:
             x = F.pad(x, (0, 0, 0, 0, self.new_channels // 2, -(-self.new_channels // 2)))
         return F.relu(h + x)
+
+
+# The docstring of all these functions, after its first line.
+ARGUMENTS = """\
+    Args:
+        shape: of an image, (C, H, W).
+        num_classes: number of classes.
+        width: multiplies the channels 16, 32, 64.
+
+    Raises:
+        InputError: a size below 1; a width that is not positive.
+"""
 
 
 def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Sequential:
@@ -52,7 +69,7 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
             stride = 2 if stage > 0 and i == 0 else 1
             named.append((f"block{len(named)}", ResidualBlock(channels, out, stride)))
             channels = out
-    pool = nn.AdaptiveAvgPool2d(1)
+    pool = MeanPool2d()
     classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(channels, num_classes))
     network = chain([*named, ("classifier", classifier)])
     for module in network.modules():
@@ -61,30 +78,44 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
     return network
 
 
-def _of_depth(layers: int) -> Callable[..., nn.Module]:
-    """A function that makes the network with this number of layers."""
+def _of_depth(layers: int) -> Callable[[Callable[[], None]], Callable[..., nn.Module]]:
+    """Decorates a name and a first line with the function that makes the network with this number
+    of layers."""
 
-    @checks_arguments
-    def network(
-        shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
-    ) -> nn.Sequential:
-        check_sizes(f"resnet{layers}", shape, num_classes)
-        positive(f"resnet{layers}", width=width)
-        at_least(0, f"resnet{layers}", WIDEST, width=width)
-        return _resnet(layers, shape, num_classes, width)
+    def made(named: Callable[[], None]) -> Callable[..., nn.Module]:
+        name = named.__name__
 
-    network.__name__ = network.__qualname__ = f"resnet{layers}"
-    network.__doc__ = f"""ResNet-{layers} for small images: {(layers - 2) // 2} residual blocks.
+        @checks_arguments
+        def network(
+            shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+        ) -> nn.Sequential:
+            check_sizes(name, shape, num_classes)
+            positive(name, width=width)
+            at_least(0, name, WIDEST, width=width)
+            return _resnet(layers, shape, num_classes, width)
 
-    Args:
-        shape: of an image, (C, H, W).
-        num_classes: number of classes.
-        width: multiplies the channels 16, 32, 64.
+        network.__name__ = network.__qualname__ = name
+        network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS}"
+        return network
 
-    Raises:
-        InputError: a size below 1; a width that is not positive.
-    """
-    return network
+    return made
 
 
-resnet20, resnet32, resnet56, resnet110 = map(_of_depth, (20, 32, 56, 110))
+@_of_depth(20)
+def resnet20() -> None:
+    """ResNet-20 for small images: 9 residual blocks."""
+
+
+@_of_depth(32)
+def resnet32() -> None:
+    """ResNet-32 for small images: 15 residual blocks."""
+
+
+@_of_depth(56)
+def resnet56() -> None:
+    """ResNet-56 for small images: 27 residual blocks."""
+
+
+@_of_depth(110)
+def resnet110() -> None:
+    """ResNet-110 for small images: 54 residual blocks."""

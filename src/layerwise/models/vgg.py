@@ -46,6 +46,22 @@ VGG_B: dict[str, Plan] = {
 }
 
 
+# The docstring of all these functions, after its first line.
+ARGUMENTS = """\
+    Args:
+        shape: of an image, (C, H, W); at least {least}x{least}.
+        num_classes: number of classes.
+        width: multiplies the channels.
+        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
+        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
+        skip: leave out this many of the first convolutions but keep their pooling; this shows how
+            well the last layers do alone.
+
+    Raises:
+        InputError: the images are smaller than that; no convolution is left.
+"""
+
+
 def _vgg(
     name: str,
     plan: Plan,
@@ -77,59 +93,88 @@ def _vgg(
     return chain([*named, ("classifier", classifier)])
 
 
-def _family(
-    name: str, plan: Plan, hidden_units: int | None, about: str
-) -> Callable[..., nn.Module]:
-    """A function that makes one of the networks; all these functions take the same arguments."""
+def _plan(
+    plan: Plan, hidden: int | None = None
+) -> Callable[[Callable[[], None]], Callable[..., nn.Module]]:
+    """Decorates a name and a first line with the function that makes the network of this plan; all
+    these functions take the same arguments."""
+    hidden_units, least = hidden, 2 ** plan.count("M")
 
-    @checks_arguments
-    def network(
-        shape: Shape = (3, 32, 32),
-        num_classes: int = 10,
-        width: float = 1.0,
-        hidden: int | None = hidden_units,
-        dropout: float = 0.0,
-        skip: int = 0,
-    ) -> nn.Sequential:
-        check_sizes(name, shape, num_classes, hidden=hidden)
-        positive(name, width=width)
-        at_least(0, name, WIDEST, width=width)
-        share(name, dropout=dropout)
-        return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip)
+    def made(named: Callable[[], None]) -> Callable[..., nn.Module]:
+        name = named.__name__
 
-    least = 2 ** plan.count("M")
-    network.__name__ = network.__qualname__ = name
-    network.__doc__ = f"""{about}
+        @checks_arguments
+        def network(
+            shape: Shape = (3, 32, 32),
+            num_classes: int = 10,
+            width: float = 1.0,
+            hidden: int | None = hidden_units,
+            dropout: float = 0.0,
+            skip: int = 0,
+        ) -> nn.Sequential:
+            check_sizes(name, shape, num_classes, hidden=hidden)
+            positive(name, width=width)
+            at_least(0, name, WIDEST, width=width)
+            share(name, dropout=dropout)
+            return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip)
 
-    Args:
-        shape: of an image, (C, H, W); at least {least}x{least}.
-        num_classes: number of classes.
-        width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
-        dropout: probability of dropping a feature map after each convolution (and a hidden unit).
-        skip: leave out this many of the first convolutions but keep their pooling; this shows how
-            well the last layers do alone.
+        network.__name__ = network.__qualname__ = name
+        network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS.format(least=least)}"
+        return network
 
-    Raises:
-        InputError: the images are smaller than that; no convolution is left.
-    """
-    return network
+    return made
 
 
-def _small(name: str) -> Callable[..., nn.Module]:
-    return _family(name, VGG[name], None, f"{name.upper()} for small images: 5 poolings.")
+@_plan(VGG["vgg11"])
+def vgg11() -> None:
+    """VGG11 for small images: 5 poolings."""
 
 
-def _c(name: str) -> Callable[..., nn.Module]:
-    about = f"{name[:-1].upper()}'s layers with 3 poolings: 32x32 images end at 4x4."
-    return _family(name, VGG_C[name], 512, about)
+@_plan(VGG["vgg13"])
+def vgg13() -> None:
+    """VGG13 for small images: 5 poolings."""
 
 
-def _b(name: str) -> Callable[..., nn.Module]:
-    about = f"{name[:-1].upper()}B of Nøkland & Eidnes 2019: 4 poolings, a hidden layer."
-    return _family(name, VGG_B[name], 1024, about)
+@_plan(VGG["vgg16"])
+def vgg16() -> None:
+    """VGG16 for small images: 5 poolings."""
 
 
-vgg11, vgg13, vgg16, vgg19 = map(_small, ("vgg11", "vgg13", "vgg16", "vgg19"))
-vgg8c, vgg11c, vgg13c, vgg16c, vgg19c = map(_c, ("vgg8c", "vgg11c", "vgg13c", "vgg16c", "vgg19c"))
-vgg8b, vgg11b = map(_b, ("vgg8b", "vgg11b"))
+@_plan(VGG["vgg19"])
+def vgg19() -> None:
+    """VGG19 for small images: 5 poolings."""
+
+
+@_plan(VGG_C["vgg8c"], hidden=512)
+def vgg8c() -> None:
+    """VGG8's layers with 3 poolings: 32x32 images end at 4x4."""
+
+
+@_plan(VGG_C["vgg11c"], hidden=512)
+def vgg11c() -> None:
+    """VGG11's layers with 3 poolings: 32x32 images end at 4x4."""
+
+
+@_plan(VGG_C["vgg13c"], hidden=512)
+def vgg13c() -> None:
+    """VGG13's layers with 3 poolings: 32x32 images end at 4x4."""
+
+
+@_plan(VGG_C["vgg16c"], hidden=512)
+def vgg16c() -> None:
+    """VGG16's layers with 3 poolings: 32x32 images end at 4x4."""
+
+
+@_plan(VGG_C["vgg19c"], hidden=512)
+def vgg19c() -> None:
+    """VGG19's layers with 3 poolings: 32x32 images end at 4x4."""
+
+
+@_plan(VGG_B["vgg8b"], hidden=1024)
+def vgg8b() -> None:
+    """VGG8B of Nøkland & Eidnes 2019: 4 poolings, a hidden layer."""
+
+
+@_plan(VGG_B["vgg11b"], hidden=1024)
+def vgg11b() -> None:
+    """VGG11B of Nøkland & Eidnes 2019: 4 poolings, a hidden layer."""

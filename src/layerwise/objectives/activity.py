@@ -11,7 +11,7 @@ from torch import Tensor
 View = Callable[[Tensor], Tensor]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Activity:
     """The output of one block for a batch of B samples, in every form that an objective can ask
     for.

@@ -45,6 +45,7 @@ class Batch:
         passes: the pass of the batch through the blocks; None outside a step.
         losses: the loss of each block that is done and has one, (), detached.
         scores: the class scores of each block that is done and predicts, detached.
+        rows: the number of samples B.
     """
 
     inputs: Inputs
@@ -59,15 +60,11 @@ class Batch:
     def __post_init__(self) -> None:
         self.augmented = self.inputs
         refuse_no_labels(self.labels)
+        self.rows = self.labels.shape[0]
         if not (self.labels.is_floating_point() or self.labels.is_complex()):
             self.labels = self.labels.long()
         if self.inputs is not None and len(leading(self.inputs)) > self.rows:
             self.inputs = first_rows(self.inputs, self.rows)
-
-    @property
-    def rows(self) -> int:
-        """The number of samples B."""
-        return len(self.labels)
 
     @property
     def x(self) -> Tensor:
@@ -106,9 +103,9 @@ class Batch:
             scores: its class scores, (B, C), or None; recorded detached.
         """
         if loss is not None:
-            self.losses[k] = loss.detach()
+            self.losses[k] = loss.detach() if loss.requires_grad else loss
         if scores is not None:
-            self.scores[k] = scores.detach()
+            self.scores[k] = scores.detach() if scores.requires_grad else scores
         self.finished.append(k)
         self.on_block(k)
 

@@ -45,10 +45,10 @@ def cross_entropy(logits: Tensor, y: Tensor, label_smoothing: float = 0.0) -> Te
             output, for which the loss would always be 0. Use `criterion=` of a rule for these.
     """
     axis = class_axis(logits, y)
-    soft = y.shape == logits.shape
+    soft = y.dim() == logits.dim()
     counts = True if soft else any_counts(y)
     y = y.to(torch.promote_types(logits.dtype, torch.float32)) if soft else y.long()
-    if axis == -1:
+    if axis == -1 and logits.dim() > 2:
         logits, y = logits.flatten(0, -2), y.flatten(0, -2) if soft else y.flatten()
     loss = F.cross_entropy(logits, y, label_smoothing=label_smoothing)
     # The mean over no labels is not a number.
@@ -126,22 +126,22 @@ class Classify(Predicting):
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
     ) -> Tensor:
         h, labels = activity.output, batch.labels
-        if (linear := self._chunked(h, labels)) is not None:
+        if h.dim() == 3 and (linear := self._chunked(h, labels)) is not None:
             *before, _ = self.head  # type: ignore[misc]
             for layer in before:
                 h = layer(h)
             return chunked_cross_entropy(h, linear, labels, _smoothing(self.criterion))
-        logits = self.predict(h, batch.inputs)
+        logits = applied(self.head, h, batch.inputs)
         if scores is not None:
             scores.append(logits.detach())
-        if self.site is not None and not self._classes_seen and is_cross_entropy(self.criterion):
+        if not self._classes_seen and self.site is not None and is_cross_entropy(self.criterion):
             self._refuse_other_classes(logits, labels, self.site.output_shape)
             self._classes_seen = True
         return self.criterion(logits, labels)
 
     def _chunked(self, h: Tensor, y: Tensor) -> nn.Linear | None:
         """The head's last layer if the loss is computed in chunks; otherwise None."""
-        if h.dim() != 3 or self.chunk_above is None or type(self.head) is not nn.Sequential:
+        if self.chunk_above is None or type(self.head) is not nn.Sequential:
             return None
         last = self.head[-1]
         if type(last) is not nn.Linear or last._forward_hooks or last._forward_pre_hooks:

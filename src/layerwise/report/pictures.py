@@ -12,7 +12,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.utils import make_grid
 
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Rule
@@ -152,6 +151,8 @@ def _colours(images: Tensor, side: tuple[int, int]) -> Tensor:
 
 def _titled(images: Tensor, columns: int, title: str) -> np.ndarray:
     """Arrange images (B, 3, H, W) on the scale 0..1 in rows, below a title."""
+    from torchvision.utils import make_grid  # slow to import, and only needed here
+
     grid = make_grid(images, nrow=columns, padding=GAP, pad_value=1.0)
     font = ImageFont.load_default(size=13)
     lacking = max(0, math.ceil(font.getbbox(title)[2]) + 2 * GAP - grid.shape[-1])

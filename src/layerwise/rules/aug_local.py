@@ -32,8 +32,10 @@ class AugLocal(LocalRule):
     input (`heads.later_layers`).
 
     Deviations: the authors halve feature maps by the stride of the layer itself, and give a
-    residual block a projecting shortcut. At depth 1 they have a BatchNorm before the linear layer.
-    They join the network's last `depth` modules into one; here the cut decides.
+    residual block a projecting shortcut; here that holds for the residual blocks of
+    `models.resnet`, whose shortcut pads the channels with zeros. At depth 1 they have a BatchNorm
+    before the linear layer. They join the network's last `depth` modules into one; here the cut
+    decides.
 
     Args:
         blocks: the network's blocks, made with an example input, from which the heads take their

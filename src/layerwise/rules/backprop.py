@@ -40,6 +40,7 @@ class Backprop(Rule):
     """
 
     needs = Needs.BACKWARD
+    one_pass = True
 
     @checks_arguments
     def __init__(

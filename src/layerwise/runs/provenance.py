@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from layerwise.runs.allocator import allocator
 from layerwise.version import VERSION
 
 
@@ -28,6 +29,7 @@ def provenance() -> dict[str, Any]:
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "allocator": allocator(),
         "accelerators": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 

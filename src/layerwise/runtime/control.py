@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerwise.runs.metrics import Metrics
-from layerwise.runtime.link import device_of, losing
+from layerwise.runtime.link import losing
 
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that differ between stages
 
@@ -69,8 +69,8 @@ class Control:
 
 
 def anyone(flag: bool, group: dist.ProcessGroup) -> bool:
-    """Whether any rank of the group gives True."""
-    said = torch.tensor(float(flag), device=device_of(group))
+    """Whether any rank of the group, which is one of gloo, gives True."""
+    said = torch.tensor(float(flag))
     with losing("a rank"):
         dist.all_reduce(said, group=group)
     return bool(said > 0)
@@ -89,6 +89,27 @@ def new_group(
     timeout = datetime.timedelta(days=365) if patient else None
     # Ranks outside the group get a placeholder, which they never use.
     return dist.new_group(ranks, timeout, backend)  # type: ignore[return-value]
+
+
+def backend_of_gradients(device: torch.device) -> str:
+    """The backend that averages gradients: NCCL if every process has a GPU of its own, otherwise
+    gloo, which also averages those of processes that share a GPU. Every rank must call this.
+
+    Args:
+        device: of this process's gradients.
+    """
+    gpu = None
+    if device.type == "cuda" and dist.is_nccl_available():
+        gpu = str(torch.cuda.get_device_properties(device).uuid)
+    found: list[str | None] = [None] * dist.get_world_size()
+    with losing("a rank"):
+        dist.all_gather_object(found, gpu, group=new_group(None, "gloo"))
+    return "nccl" if None not in found and len(set(found)) == len(found) else "gloo"
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's parameters; the CPU for a module without any."""
+    return next(module.parameters(), torch.zeros(())).device
 
 
 def _on_host(value: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerwise.rules.base import Report, Rule
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
-from layerwise.runtime.control import Control, new_group
+from layerwise.runtime.control import Control, backend_of_gradients, device_of, new_group
 from layerwise.runtime.reducer import Reducer
 from layerwise.runtime.runtime import StepOptions
 
@@ -38,10 +38,11 @@ class DataParallel:
         self.replica, count = dist.get_rank(), dist.get_world_size()
         self.leader = self.counts = self.replica == count - 1
         self._control = Control(stages=1)
-        self._reducer = Reducer(new_group(None))
+        backend = backend_of_gradients(device_of(rule))
+        self._reducer = Reducer(new_group(None, backend))
         self._stops = False
         if sync_batchnorm:
-            share_statistics(rule, new_group(None))
+            share_statistics(rule, new_group(None, backend))
 
     def backward(
         self,

@@ -13,10 +13,25 @@ from torch import Tensor
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import Done, LocalRule, Needs, OnBlock, Report, Rule, Scale
+from layerwise.rules.base import (
+    Done,
+    LocalRule,
+    Needs,
+    OnBlock,
+    Report,
+    Rule,
+    Scale,
+    explain,
+)
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime.batchnorm import share_statistics
-from layerwise.runtime.control import Control, anyone, new_group
+from layerwise.runtime.control import (
+    Control,
+    anyone,
+    backend_of_gradients,
+    device_of,
+    new_group,
+)
 from layerwise.runtime.neighbours import connect
 from layerwise.runtime.reducer import Reducer
 from layerwise.runtime.runtime import StepOptions
@@ -94,6 +109,7 @@ class LayerParallel:
         # Every process makes all process groups, in this order.
         self._control = Control(stages)
         self._reducer = _join_replicas(rule, stage, stages, replicas, sync_batchnorm)
+        self._first_stages = new_group(list(range(replicas)), "gloo")
         backward, end = Needs.NEXT in rule.needs, self.blocks[-1]
         self._before, self._after = connect(
             rule, end, stages, replicas, backward, depth, replay, timeout_s
@@ -110,11 +126,15 @@ class LayerParallel:
         stops = options.stops
         if self._reducer is not None and self._before.first and options.completes:
             # The first stages of all replicas stop together.
-            stops = anyone(stops, self._reducer.group)
+            stops = anyone(stops, self._first_stages)
         batch, h, carry = self._begin(x, y, options.scale, stops)
         batch.on_block = functools.partial(self._complete, options)
         with self.rule.blocks.passes(batch.augmented) as batch.passes:
-            out = self._train(batch, h, carry, options.before_block)
+            try:
+                out = self._train(batch, h, carry, options.before_block)
+            except Exception as error:
+                explain(self.rule, error, x)
+                raise
         if self._reducer is not None:
             self._reducer.finish()
         return Report.of(batch, out, len(self.rule.blocks))
@@ -287,9 +307,11 @@ def _join_replicas(
 ) -> Reducer | None:
     """What averages gradients over the replicas of this stage; None if there is one replica."""
     reducer: Reducer | None = None
+    backend = backend_of_gradients(device_of(rule)) if replicas > 1 else "gloo"
     for k in range(stages if replicas > 1 else 0):
         ranks = [k * replicas + r for r in range(replicas)]
-        gradients, statistics = new_group(ranks), new_group(ranks) if sync_batchnorm else None
+        gradients = new_group(ranks, backend)
+        statistics = new_group(ranks, backend) if sync_batchnorm else None
         if k == stage:
             reducer = Reducer(gradients)
         if k == stage and sync_batchnorm:

@@ -1,4 +1,9 @@
-"""One-way links: tensors from one process to another, in order and bounded in number."""
+"""One-way links: tensors from one process to another, in order and bounded in number.
+
+Messages travel through the memory of the host, by gloo. A receiver takes messages in advance; NCCL
+would wait for each of them on the GPU, where everything that waits for the whole device, such as
+reading the time at the end of an epoch, would then wait for a message of the next epoch.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -23,6 +29,10 @@ DTYPES = (
     torch.uint8,
     torch.bool,
 )
+# Seconds that another process is given for its own work, such as the pictures of an epoch, even if
+# stages give each other less to answer.
+PATIENCE_S = 300.0
+SLICE_S = 1.0  # waiting is counted in slices: time for which all processes are stopped is none
 TENSORS, DIMS = 4, 6  # largest number of tensors in a message, and of dimensions in a tensor
 EACH = 3 + DIMS  # dtype, whether channels are last in memory, number of dimensions, sizes
 # Marks of a message: more messages follow; training stops after this one; a training pass has no
@@ -35,12 +45,17 @@ class Sender:
 
     Args:
         to: the rank that receives.
-        group: a process group that only this link uses.
+        group: a process group of gloo that only this link uses.
         depth: largest number of messages that wait to be sent.
+        timeout_s: seconds to wait for room before the receiver counts as hung. The receiver may
+            have work of its own to do, so at least `PATIENCE_S` are given.
     """
 
-    def __init__(self, to: int, group: dist.ProcessGroup, depth: int = 2):
+    def __init__(
+        self, to: int, group: dist.ProcessGroup, depth: int = 2, timeout_s: float = PATIENCE_S
+    ):
         self.to, self.group = to, group
+        self.timeout_s = max(timeout_s, PATIENCE_S)
         self._given: queue.Queue[tuple[tuple[Tensor, ...], int]] = queue.Queue(depth)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._send_all, daemon=True)
@@ -51,10 +66,12 @@ class Sender:
         sent: a slow stage then holds up the stages before it, so memory is bounded.
 
         Raises:
-            LostStage: the other process is gone.
+            LostStage: the other process is gone, or has taken nothing for `timeout_s`.
         """
-        while not self.offer(*tensors, mark=mark, patience_s=1.0):
-            pass
+        for _ in slices(self.timeout_s):
+            if self.offer(*tensors, mark=mark, patience_s=SLICE_S):
+                return
+        self._raise_hung()
 
     def offer(self, *tensors: Tensor, mark: int = MORE, patience_s: float = 0.0) -> bool:
         """Send, or give up if there is no room within `patience_s` seconds; return whether the
@@ -74,12 +91,19 @@ class Sender:
         """Close the link, and wait until the other side has received everything.
 
         Raises:
-            LostStage: the other process is gone.
+            LostStage: the other process is gone, or has taken nothing for `timeout_s`.
         """
         self.send(mark=CLOSED)
-        while self._thread.is_alive():
-            self._thread.join(1.0)
+        for _ in slices(self.timeout_s):
+            self._thread.join(SLICE_S)
+            if not self._thread.is_alive():
+                break
+        else:
+            self._raise_hung()
         self._raise()
+
+    def _raise_hung(self) -> NoReturn:
+        raise LostStage(f"rank {self.to} is lost: it took nothing for {self.timeout_s:g} s")
 
     def _raise(self) -> None:
         if self._error is not None:
@@ -105,7 +129,7 @@ class Sender:
             header[2 + k * EACH :][: len(about)] = torch.tensor(about)
             parts.append(plain)
         for part in parts:
-            dist.send(part.to(device_of(self.group)), self.to, group=self.group)
+            dist.send(part.cpu(), self.to, group=self.group)
 
 
 class Receiver:
@@ -113,10 +137,11 @@ class Receiver:
 
     Args:
         source: the rank that sends.
-        group: a process group that only this link uses.
+        group: a process group of gloo that only this link uses.
         depth: largest number of messages received in advance; 0 for no limit.
         device: the device to which tensors are moved.
         timeout_s: seconds to wait for a message before its sender counts as hung.
+        later_s: further seconds to wait, so that a process nearer to the hung one names it first.
     """
 
     def __init__(
@@ -126,9 +151,10 @@ class Receiver:
         depth: int = 2,
         device: torch.device | str = "cpu",
         timeout_s: float = 600.0,
+        later_s: float = 0.0,
     ):
         self.source, self.group, self.device = source, group, torch.device(device)
-        self.timeout_s = timeout_s
+        self.timeout_s, self.later_s = timeout_s, later_s
         self._taken: queue.Queue[tuple[list[Tensor], int] | Exception] = queue.Queue(depth)
         self._thread = threading.Thread(target=self._take_all, daemon=True)
         self._thread.start()
@@ -139,12 +165,12 @@ class Receiver:
         Raises:
             LostStage: the other process is gone, or has sent nothing for `timeout_s`.
         """
-        try:
-            taken = self._taken.get(timeout=self.timeout_s)
-        except queue.Empty as error:
-            raise LostStage(
-                f"rank {self.source} is lost: it sent nothing for {self.timeout_s:g} s"
-            ) from error
+        for wait_s in slices(self.timeout_s + self.later_s):
+            with contextlib.suppress(queue.Empty):
+                taken = self._taken.get(timeout=wait_s)
+                break
+        else:
+            raise LostStage(f"rank {self.source} is lost: it sent nothing for {self.timeout_s:g} s")
         if isinstance(taken, Exception):
             raise LostStage(f"rank {self.source} is lost: {_why(taken)}") from taken
         return taken
@@ -163,17 +189,27 @@ class Receiver:
             self._taken.put(error)
 
     def _take(self) -> tuple[list[Tensor], int]:
-        device = device_of(self.group)
-        header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64, device=device)
+        header = torch.zeros(2 + TENSORS * EACH, dtype=torch.int64)
         dist.recv(header, self.source, group=self.group)
         mark, count, *about = header.tolist()
         tensors = []
         for k in range(count):
             kind, last, dims, *shape = about[k * EACH : (k + 1) * EACH]
-            tensor = torch.empty(shape[:dims], dtype=DTYPES[kind], device=device)
+            tensor = torch.empty(shape[:dims], dtype=DTYPES[kind])
             dist.recv(tensor, self.source, group=self.group)
             tensors.append((tensor.permute(0, 3, 1, 2) if last else tensor).to(self.device))
         return tensors, mark
+
+
+def slices(wait_s: float) -> Iterator[float]:
+    """Divide a time to wait into slices of at most `SLICE_S`, in seconds.
+
+    If all processes are stopped and later continued, as by Ctrl-Z at a terminal, that counts as one
+    slice and not as time in which another process has not answered.
+    """
+    while wait_s > 0:
+        yield min(wait_s, SLICE_S)
+        wait_s -= SLICE_S
 
 
 @contextlib.contextmanager
@@ -194,10 +230,3 @@ def _why(error: Exception) -> str:
     text = str(error).lower()
     gone = any(word in text for word in ("closed", "reset", "refused", "broken pipe"))
     return "it closed the connection" if gone else reason(error)
-
-
-def device_of(group: dist.ProcessGroup) -> torch.device:
-    """The device on which a group's messages must lie: the host for gloo, a GPU for NCCL."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

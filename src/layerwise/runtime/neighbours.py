@@ -5,15 +5,16 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Done, LocalRule
-from layerwise.runtime.control import new_group
+from layerwise.runtime.control import device_of, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.replay import Replay
+
+NEXT_STAGE_S = 2.0  # seconds by which each stage waits longer for a message than the one before
 
 
 class Progress(enum.Enum):
@@ -213,21 +214,22 @@ def connect(
         Both sides of this stage; the last stage has no stage after it.
     """
     rank = dist.get_rank()
-    device = next(rule.parameters(), torch.zeros(())).device
+    device = device_of(rule)
     link: Receiver | None = None
     back: Sender | None = None
     after: Downstream | None = None
     for left in range((stages - 1) * replicas):  # the same order in every process
         right = left + replicas
         pair = [left, right]
-        forward = new_group(pair, patient=True)
-        returning = new_group(pair, patient=True) if backward else None
+        forward = new_group(pair, "gloo", patient=True)
+        returning = new_group(pair, "gloo", patient=True) if backward else None
         if rank == left:
-            sender = Sender(right, forward, depth)
+            sender = Sender(right, forward, depth, timeout_s)
             # Unbounded here: the outputs on their way bound the number of gradients.
             late = None if returning is None else Receiver(right, returning, 0, device, timeout_s)
             after = Downstream(sender, late, rule, block)
         if rank == right:
-            link = Receiver(left, forward, depth, device, timeout_s)
-            back = None if returning is None else Sender(left, returning, depth)
+            later_s = NEXT_STAGE_S * (left // replicas)
+            link = Receiver(left, forward, depth, device, timeout_s, later_s)
+            back = None if returning is None else Sender(left, returning, depth, timeout_s)
     return Upstream(link, back, replay), after

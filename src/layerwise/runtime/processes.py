@@ -4,28 +4,67 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import logging
 import os
 import re
-import signal
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
-from layerwise.errors import InputError, Interrupted, LostStage, reason
-from layerwise.runtime.link import losing
+from layerwise.errors import InputError, Interrupted, reason
+from layerwise.runtime.link import PATIENCE_S, losing, slices
+from layerwise.runtime.watch import Watch, launcher
 
 T = TypeVar("T")
-PATIENCE_S = 300.0
 RESTARTS = "TORCHELASTIC_RESTART_COUNT"
+HOSTED = "TORCHELASTIC_USE_AGENT_STORE"  # whether the launcher holds the store, not rank 0
+LAST_PORT = 65535
 
 
 def started_together() -> bool:
     """Whether a launcher such as `torchrun` started this process as one of a group."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def check_environment() -> None:
+    """Refuse environment variables with which processes cannot find each other.
+
+    Raises:
+        InputError: a variable is missing, no number, out of range or an address that no machine
+            has.
+    """
+    if not started_together():
+        for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+            if os.environ.get(name, "") not in ("", "0" if name == "RANK" else "1"):
+                raise InputError(
+                    f"{name}={os.environ[name][:60]}: the environment variable {other} is "
+                    f"missing; let torchrun set both, or unset {name}"
+                )
+        return
+    rank()
+    restarts()
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise InputError(
+                f"RANK={rank()} WORLD_SIZE={world_size()}: the environment variable {name} is "
+                "missing; let torchrun set all of them, or unset RANK and WORLD_SIZE"
+            )
+    if _number("MASTER_PORT", 1) > LAST_PORT:
+        raise InputError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']}: ports are numbered from 1 to {LAST_PORT}; "
+            "let torchrun set it"
+        )
+    address = os.environ["MASTER_ADDR"]
+    try:
+        socket.getaddrinfo(address, None)
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"MASTER_ADDR={address[:60]}: no machine has this address: {reason(error)}; give "
+            "the host of rank 0"
+        ) from error
 
 
 def world_size() -> int:
@@ -49,8 +88,8 @@ def _number(name: str, least: int) -> int:
     text = os.environ[name]
     if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
         raise InputError(
-            f"{name}={text}: the environment variable is not a whole number of at least {least}; "
-            "let torchrun set it, or unset it"
+            f"{name}={text[:60]}: the environment variable is not a whole number of at "
+            f"least {least}; let torchrun set it, or unset it"
         )
     return int(text)
 
@@ -80,6 +119,7 @@ def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int |
         InputError: the arguments contradict each other or the number of processes that were started
             together.
     """
+    check_environment()
     together, world = started_together(), world_size()
     for name, value in (("stages", stages), ("replicas", replicas)):
         if value is not None and value < 1:
@@ -112,60 +152,123 @@ def resolve(runtime: str, stages: int | None, replicas: int) -> tuple[str, int |
 
 
 def local_device(device: str) -> str:
-    """The accelerator of this process, if each of several on this machine has one of its own;
-    otherwise `device` as it is."""
+    """The accelerator of this process. Several processes have one each, in the order of their
+    numbers on this machine, or share the one that is named (`cuda:0`).
+
+    Raises:
+        InputError: this machine has more processes than accelerators.
+    """
     kind, _, index = device.partition(":")
-    if world_size() == 1 or kind == "cpu" or not torch.accelerator.is_available():
+    if world_size() == 1 or kind == "cpu" or index or not torch.accelerator.is_available():
         return device
     if kind == "auto":
         current = torch.accelerator.current_accelerator()
         kind = "cpu" if current is None else current.type
-    return f"{kind}:{os.environ.get('LOCAL_RANK', index or '0')}"
+    number = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    count = torch.accelerator.device_count()
+    if number >= count:
+        raise InputError(
+            f"--device {device}: this machine has {count} of them for more processes; start fewer, "
+            f"or let them share one: --device {kind}:0"
+        )
+    return f"{kind}:{number}"
 
 
 @contextlib.contextmanager
-def together(device: torch.device, timeout_s: float) -> Iterator[bool]:
+def together(device: torch.device, timeout_s: float) -> Iterator[Watch | None]:
     """Within, this process is connected to the processes that were started together with it, if
     there are any, at the address in `torchrun`'s environment variables.
 
     Args:
         device: device on which this process trains.
-        timeout_s: seconds that a collective may take; at least `PATIENCE_S` are given.
+        timeout_s: seconds without an answer before another process counts as lost. A collective may
+            take at least `PATIENCE_S`.
 
     Yields:
-        Whether this process keeps the run's files: the last one, or the only one.
+        The watch over the other processes; None if there are none. It ends this process with exit
+        code 1 if one of them is lost.
 
     Raises:
         InputError: the processes cannot connect: a port is in use, an address cannot be reached, or
             one of them is missing.
     """
     if not started_together():
-        yield True
+        yield None
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # Starting up and collectives take their time, even if stages give each other little.
-    timeout = datetime.timedelta(seconds=max(timeout_s, PATIENCE_S))
+    hosted = os.environ.get(HOSTED) == "True"
+    if launcher() is None and rank() > 0:
+        _reach_store(timeout_s)
+    watch = Watch(rank(), world_size(), restarts(), timeout_s, hosted)
     try:
-        store, number, count = next(dist.rendezvous("env://", timeout=timeout))
+        _meet(device, timeout_s, hosted)
+        try:
+            yield watch
+        except Interrupted:  # all stop together; after any other error some may be gone already
+            watch.close()
+            dist.destroy_process_group()
+            raise
+        watch.close()
+        dist.destroy_process_group()
+    finally:
+        watch.close()
+
+
+def _reach_store(timeout_s: float) -> None:
+    """Wait until something answers at MASTER_ADDR and MASTER_PORT. PyTorch would do so with pages
+    of C++ frames on stderr.
+
+    Raises:
+        InputError: nothing answers within `timeout_s`.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    said = ""
+    for wait_s in slices(timeout_s):
+        try:
+            socket.create_connection((address, port), timeout=wait_s).close()
+            return
+        except OSError as error:
+            said = reason(error)
+            if not isinstance(error, TimeoutError):  # that one has waited
+                time.sleep(wait_s)
+    raise InputError(_did_not_meet(f"nothing answers there within {timeout_s:g} s: {said}"))
+
+
+def _did_not_meet(why: str) -> str:
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return (
+        f"rank {rank()} of {world_size()} did not meet the others at {where}: {why}; start all of "
+        "them, with a longer --timeout if some start late; or give torchrun another "
+        "--master-port, or --rdzv-endpoint HOST:PORT that all can reach"
+    )
+
+
+def _meet(device: torch.device, timeout_s: float, hosted: bool) -> None:
+    """Connect to the other processes.
+
+    Raises:
+        InputError: as `together`.
+    """
+    # Collectives take their time, even if stages give each other little. So may the start, where a
+    # launcher looks after the processes.
+    patient_s = max(timeout_s, PATIENCE_S)
+    start_s = patient_s if hosted else timeout_s
+    try:
+        store, number, count = next(
+            dist.rendezvous("env://", timeout=datetime.timedelta(seconds=start_s))
+        )
         # A store may outlive its processes; restarted ones must not read what those before wrote.
         store = dist.PrefixStore(f"start-{restarts()}", store)
-        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=number, world_size=count, timeout=timeout
+            "gloo",  # only gradients go by NCCL, in groups of their own (`backend_of_gradients`)
+            store=store,
+            rank=number,
+            world_size=count,
+            timeout=datetime.timedelta(seconds=patient_s),
         )
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise InputError(
-            f"rank {rank()} of {world_size()} did not meet the others at {where}: {reason(error)}; "
-            "give torchrun another --master-port, or --rdzv-endpoint HOST:PORT that all can reach"
-        ) from error
-    try:
-        yield leads()
-    except Interrupted:  # all stop together; after any other error some may be gone already
-        dist.destroy_process_group()
-        raise
-    dist.destroy_process_group()
+        raise InputError(_did_not_meet(reason(error).rstrip("."))) from error
 
 
 def from_leader(make: Callable[[], T]) -> T:
@@ -188,52 +291,3 @@ def from_leader(make: Callable[[], T]) -> T:
     if isinstance(found[0], InputError):
         raise found[0]
     return found[0]
-
-
-def launch(arguments: Sequence[str], processes: int, restarts: int = 0) -> int:
-    """Run `python -m layerwise ARGUMENTS` in several processes on this machine.
-
-    If one fails, all others are ended; while `restarts` are left, all are started again.
-
-    Args:
-        arguments: of the command line.
-        processes: number of processes.
-        restarts: how often all may be started again.
-
-    Returns:
-        The exit code: 0, or the highest one of the processes that failed.
-
-    Raises:
-        LostStage: a process was killed.
-        Interrupted: this process was asked to stop, and all others have stopped.
-    """
-    # Slow to import, and only needed here.
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    for name in ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=restarts,
-        monitor_interval=0.1,
-    )
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported there
-    try:
-        elastic_launch(config, sys.executable)("-m", "layerwise", *arguments)
-    except SignalException as error:
-        raise Interrupted("all stages have stopped") from error
-    except ChildFailedError as error:
-        codes = {number: failure.exitcode for number, failure in error.failures.items()}
-        killed = [number for number, code in codes.items() if code < 0 and -code != signal.SIGTERM]
-        if killed:  # others, which failed because it was gone, may have been noticed first
-            name = signal.Signals(-codes[killed[0]]).name
-            raise LostStage(f"rank {killed[0]} is lost: it was ended by {name}") from error
-        return max(codes.values())
-    return 0

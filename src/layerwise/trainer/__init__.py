@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerwise.trainer.checkpoint import load_evaluated, load_rule
-    from layerwise.trainer.device import fabric_for
+    from layerwise.trainer.device import device_for
+    from layerwise.trainer.fabric import fabric_for
     from layerwise.trainer.learning_rate import phase_of
     from layerwise.trainer.loop import Trainer
     from layerwise.trainer.observer import Observer
@@ -20,6 +21,7 @@ __all__ = [
     "Progress",
     "Settings",
     "Trainer",
+    "device_for",
     "fabric_for",
     "load_evaluated",
     "load_rule",
@@ -34,7 +36,8 @@ HOMES = {
     "Progress": "progress",
     "Settings": "settings",
     "Trainer": "loop",
-    "fabric_for": "device",
+    "device_for": "device",
+    "fabric_for": "fabric",
     "load_evaluated": "checkpoint",
     "load_rule": "checkpoint",
     "phase_of": "learning_rate",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from layerwise.data import Loader
@@ -20,6 +20,7 @@ from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
 from layerwise.runtime import Runtime, Serial, StepOptions
 from layerwise.trainer.checkpoint import block_keys
+from layerwise.trainer.device import seed_generators
 from layerwise.trainer.epoch_metrics import Row, last_trained, line_of, measured
 from layerwise.trainer.finite import FiniteCheck
 from layerwise.trainer.observer import Observer
@@ -29,6 +30,9 @@ from layerwise.trainer.settings import Settings
 from layerwise.trainer.state import Position, State
 from layerwise.trainer.stepper import Stepper
 from layerwise.trainer.stop import Stop
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 SEEDS = (1 << 63) - 1  # the largest that torch takes
 SHOWN_EVERY_S = 0.5  # at most so often is the display updated
@@ -83,7 +87,7 @@ class Trainer:
         # Before the move to a device, which replaces buffers.
         self.network, self.block_keys = network, block_keys(network, rule)
         self.rule: Rule = rule.to(fabric.device)
-        if settings.channels_last:
+        if settings.channels_last is True:
             self.rule.to(memory_format=torch.channels_last)
         self.runtime = runtime(self.rule)
         self.stepper = Stepper(
@@ -191,10 +195,10 @@ class Trainer:
         def before_block(i: int) -> None:
             # Random numbers of a block on a batch depend on these two and the seed: not on how many
             # other blocks drew, nor on where those are.
-            drawn = hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS
-            _seed(drawn, self.fabric.device)
+            of_block = hash((self.settings.seed, number, i, self.runtime.replica)) & SEEDS
+            seed_generators(self.fabric.device, of_block)
 
-        with self.fabric.autocast():
+        with self.fabric.autocast(), self.stepper.early():
             options = StepOptions(
                 scale=scale,
                 on_block=self.stepper.step_block if self.settings.step_per_block else nothing,
@@ -355,16 +359,3 @@ def _criterion(rule: Rule) -> Criterion:
     last = rule.objectives[len(rule.blocks) - 1]
     found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
     return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]
-
-
-def _seed(number: int, device: torch.device) -> None:
-    """Seed the generators of the CPU and of `device`, as `torch.manual_seed` does.
-
-    That function also keeps a stack trace for each kind of device that has not been used: 1 ms and
-    some memory for every block of every step.
-    """
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.manual_seed_all(number)
-    elif device.type != "cpu":
-        torch.manual_seed(number)

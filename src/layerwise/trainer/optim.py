@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -63,13 +64,31 @@ class SGD(Optimizer):
         at_least(0, "SGD", weight_decay=self.weight_decay)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        made = torch.optim.SGD(
             _groups(parameters, self.weight_decay),
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov and self.momentum > 0,
             fused=True,
         )
+        if self.momentum:
+            made.register_step_pre_hook(_begin_late_momenta)
+        return made
+
+
+def _begin_late_momenta(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Begin the momentum of parameters whose first gradient comes later than that of others, as in
+    stages that learn late. The fused kernel takes the momenta of all parameters or of none; from
+    zero, the first step is the same."""
+    state = optimizer.state
+    if not state or len(state) == sum(len(group["params"]) for group in optimizer.param_groups):
+        return
+    for group in optimizer.param_groups:
+        trained = [p for p in group["params"] if p.grad is not None]
+        late = [p for p in trained if "momentum_buffer" not in state.get(p, ())]
+        if len(late) < len(trained):
+            for p in late:
+                state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 @dataclass(frozen=True)

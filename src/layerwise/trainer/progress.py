@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from layerwise.costs.blocks import Costs
+if TYPE_CHECKING:
+    from layerwise.costs.blocks import Costs
 
 P = TypeVar("P", bound="Progress")
 

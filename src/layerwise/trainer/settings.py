@@ -8,7 +8,7 @@ from typing import Literal
 from layerwise.arguments import check_fields
 from layerwise.errors import InputError
 
-Precision = Literal["32", "bf16", "16"]
+Precision = Literal["auto", "32", "bf16", "16"]
 LONGEST_S = 365 * 24 * 3600  # a year
 
 
@@ -25,9 +25,14 @@ class Settings:
         label_smoothing: share of each label spread over all classes.
         ema: decay of a moving average of the weights; the average is then evaluated; null: none.
         step_per_block: step each block as soon as its gradient is there, and free the gradient, so
-            that the whole network's gradients never exist at once.
-        precision: 32, bf16 or 16 (mixed precision).
-        channels_last: keep images and feature maps channels-last in memory.
+            that the whole network's gradients never exist at once. Large parameters are stepped
+            within the block's backward pass if the rule allows it.
+        precision: 32, bf16 or 16 (mixed precision); auto takes bf16 if a step in it is faster on
+            this machine, by a probe of about a second, otherwise 32.
+        channels_last: keep images and feature maps channels-last in memory; auto does so if it is
+            faster, by the same probe.
+        keep_freed: on Linux CPUs, let glibc keep the memory of freed tensors for the next ones: a
+            step is faster, and the process keeps the memory of its largest moment.
         compile: compile each block with torch.compile.
         device: cpu, cuda, cuda:0, mps, ...; auto takes an accelerator if there is one.
         eval_batch_size: images per batch of an evaluation.
@@ -54,7 +59,7 @@ class Settings:
             another stage. 0: stages stay in step, with the bits of the serial run.
         restarts: restarts of all processes after a failure; from the last checkpoint, of processes
             that layerwise starts itself.
-        timeout: seconds without an answer before a stage counts as hung.
+        timeout: seconds without an answer before a process counts as lost.
     """
 
     epochs: int = 10
@@ -65,8 +70,9 @@ class Settings:
     label_smoothing: float = 0.0
     ema: float | None = None
     step_per_block: bool = False
-    precision: Precision = "32"
-    channels_last: bool = False
+    precision: Precision = "auto"
+    channels_last: bool | Literal["auto"] = "auto"
+    keep_freed: bool = True
     compile: bool = False
     device: str = "auto"
     eval_batch_size: int = 500
@@ -118,7 +124,7 @@ class Settings:
             )
         if self.runtime == "layer_parallel" or self.stages is not None:
             for option, value in (("clip_norm", self.clip_norm), ("precision", self.precision)):
-                if value not in (None, "32", "bf16"):
+                if value not in (None, "auto", "32", "bf16"):
                     raise InputError(
                         f"--runtime layer_parallel contradicts --{option} {value}: it needs all "
                         "gradients at once, but each stage has its own; leave one out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 
@@ -9,10 +10,45 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from layerwise.rules.base import Rule
+from layerwise.rules.base import Rule, early_steps
 from layerwise.trainer.learning_rate import LearningRate
 from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.settings import Settings
+
+
+class Average(AveragedModel):
+    """The moving average of a rule's parameters and buffers.
+
+    The update of `AveragedModel` copies its count to the device in every step, and the host waits
+    for that.
+
+    Args:
+        rule: on its device.
+        decay: of the average.
+    """
+
+    def __init__(self, rule: Rule, decay: float):
+        super().__init__(rule, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        first = bool(self.n_averaged == 0)  # it stays on the CPU
+        kinds: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+        for own, now in zip(_held(self.module), _held(model), strict=True):
+            if first:
+                own.copy_(now)
+            else:
+                owned, given = kinds.setdefault((own.device, own.dtype), ([], []))
+                owned.append(own)
+                given.append(now.to(own.device))
+        assert self.multi_avg_fn is not None
+        for owned, given in kinds.values():
+            self.multi_avg_fn(owned, given, self.n_averaged)
+        self.n_averaged += 1
+
+
+def _held(module: nn.Module) -> Iterable[Tensor]:
+    return (tensor.detach() for tensor in (*module.parameters(), *module.buffers()))
 
 
 class Stepper:
@@ -57,11 +93,7 @@ class Stepper:
             rule.phases(settings.epochs),
             self.steps_per_epoch,
         )
-        self.ema = (
-            AveragedModel(rule, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-            if settings.ema is not None
-            else None
-        )
+        self.ema = None if settings.ema is None else Average(rule, settings.ema)
 
     @property
     def evaluated(self) -> Rule:
@@ -80,6 +112,14 @@ class Stepper:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
                 group["lr"] = lr
+
+    def early(self) -> contextlib.AbstractContextManager[None]:
+        """Within, a step's large parameters are stepped as soon as their gradients are complete,
+        under `step_per_block`; not if replicas have to average the gradients first."""
+        settings = self.settings
+        if not settings.step_per_block or self.scaler is not None or settings.replicas > 1:
+            return contextlib.nullcontext()
+        return early_steps(self.rule, [o for o in self.optimizers.values() if o is not None])
 
     def step_block(self, i: int) -> None:
         """Step one block, under `step_per_block`, and free its gradients."""

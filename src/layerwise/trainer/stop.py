@@ -6,8 +6,9 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
+from layerwise.runtime.launcher import SIGNALS
+
 HANGUP = getattr(signal, "SIGHUP", None)  # a POSIX system has it
-SIGNALS = [n for n in (signal.SIGINT, signal.SIGTERM, HANGUP) if n is not None]
 
 
 class Stop:
@@ -24,17 +25,26 @@ class Stop:
         """Request a stop."""
         self.asked = True
 
+    def announce(self) -> None:
+        """Request a stop, and tell the user if none was requested before."""
+        known, self.asked = self.asked, True
+        if not known:
+            self.say("stopping after this step ...")
+
     @contextlib.contextmanager
     def on_signals(self) -> Iterator[None]:
         """Within, Ctrl-C, SIGTERM and the loss of the terminal (SIGHUP) request a stop; a second
         Ctrl-C or SIGTERM ends the program at once. Where SIGHUP is ignored, as under `nohup`, it
         stays so."""
 
+        received: list[int] = []
+
         def ask(number: int, frame: object) -> None:
-            if self.asked and number != HANGUP:  # a closed terminal may send several
+            # A closed terminal may send several SIGHUP. Other processes' requests are no signals.
+            if received and number != HANGUP:
                 raise KeyboardInterrupt
-            self.ask()
-            self.say("stopping after this step ...")
+            received.append(number)
+            self.announce()
 
         kept = {}
         with contextlib.suppress(ValueError):  # only the main thread may handle signals

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from layerwise.blocks.cutting.data_flow import tensors_in
 
@@ -21,14 +20,16 @@ class FlopCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
         super().__init__()
-        self.total = 0
+        self.total, self._formulas = 0, {**_MORE, **flop_registry}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         packet = getattr(func, "_overloadpacket", None)
-        count = flop_registry.get(packet) or _MORE.get(packet)
+        count = self._formulas.get(packet)
         if count is not None:
             self.total += count(*args, **kwargs, out_val=result)
         return result
@@ -42,6 +43,8 @@ def _of_rnn(x: Tensor, *rest: Any, out_val: Any = None, **_: Any) -> int:
 
 
 def _of_attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
+    from torch.utils.flop_counter import sdpa_flop_count
+
     return int(sdpa_flop_count(query.shape, key.shape, value.shape))
 
 

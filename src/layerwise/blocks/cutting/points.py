@@ -184,9 +184,12 @@ class Points:
         return sorted(begins, key=lambda point: point.event)
 
     def _first_call(self, module: nn.Module) -> Call | None:
-        """The first call of a module or of a module inside it; None if there is none."""
+        """The first call of a module; if it is never called itself, as a `ModuleList`, of a module
+        inside it; None if there is none."""
         inside = set(module.modules())
-        return next((c for c in self.recording.calls if c.module in inside), None)
+        calls = [c for c in self.recording.calls if c.module in inside]
+        # A module inside it may have been called before, elsewhere in the network.
+        return next((c for c in calls if c.module is module), calls[0] if calls else None)
 
     def _point_of(self, first: Call, name: str, asked: str) -> Moment | None:
         """The point at which a named block begins; None if the first block begins there.

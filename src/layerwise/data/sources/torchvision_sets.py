@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ def _stl10(found: Any) -> tuple[Any, Any, tuple[str, ...]]:
 # torchvision's class, the argument that selects train or test, how it is read, where its files lie.
 # CIFAR's batches are pickles. torchvision opens them only if their checksums match its own, so only
 # the authors' published files are ever unpickled. Nothing else here is a pickle.
-_KNOWN: dict[str, tuple[str, str, Reader, str]] = {
+SETS: dict[str, tuple[str, str, Reader, str]] = {
     "mnist": ("MNIST", "train", _idx, "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"),
     "fashion-mnist": (
         "FashionMNIST",
@@ -69,7 +68,7 @@ _KNOWN: dict[str, tuple[str, str, Reader, str]] = {
 }
 
 
-def _load(name: str, root: Path, download: bool) -> Parts:
+def load_set(name: str, root: Path, download: bool) -> Parts:
     """Both official parts of a set, in memory.
 
     Raises:
@@ -77,7 +76,7 @@ def _load(name: str, root: Path, download: bool) -> Parts:
     """
     from torchvision import datasets  # slow to import, and only needed here
 
-    kind, selector, reader, files = _KNOWN[name]
+    kind, selector, reader, files = SETS[name]
     read = {}
     for split in ("train", "test"):
         chosen = {"train": split == "train"} if selector == "train" else {"split": split}
@@ -98,9 +97,6 @@ def _images(images: Any, labels: Any) -> Images:
     if not isinstance(images, Tensor):
         images = torch.from_numpy(np.ascontiguousarray(images))
     return Images(images.contiguous(), torch.as_tensor(np.asarray(labels)).long())
-
-
-SETS: dict[str, Callable[[Path, bool], Parts]] = {name: partial(_load, name) for name in _KNOWN}
 
 
 def imagenet(root: Path, size: int) -> Parts:

@@ -1,11 +1,13 @@
 """The contract of learning rules: base classes, and the tools to write a rule with."""
 
 from layerwise.objectives.batch import OnBlock, Scale
+from layerwise.rules.base.checks import explain
 from layerwise.rules.base.differentiate import (
     differentiate,
     forget_casts,
     refuse_without_gradients,
 )
+from layerwise.rules.base.early import early_steps
 from layerwise.rules.base.local import LocalRule
 from layerwise.rules.base.rule import Done, Needs, Report, Rule, alone
 
@@ -19,6 +21,8 @@ __all__ = [
     "Scale",
     "alone",
     "differentiate",
+    "early_steps",
+    "explain",
     "forget_casts",
     "refuse_without_gradients",
 ]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from layerwise.blocks import Blocks
-from layerwise.errors import InputError
+from layerwise.errors import InputError, LostStage, reason
 from layerwise.heads.layout import channels_first
-from layerwise.inputs import leading
+from layerwise.inputs import Inputs, leading, tensors
 from layerwise.labels import prepared
 from layerwise.objectives import Objective
 from layerwise.objectives.batch import Batch
@@ -40,13 +40,21 @@ def checked(call: str, blocks: Blocks) -> Blocks:
     return blocks
 
 
-def explain(rule: Rule, error: Exception) -> None:
+def explain(rule: Rule, error: Exception, inputs: Inputs = None) -> None:
     """Raise an error of PyTorch's in a step that has a simple remedy as one that says it.
+
+    Args:
+        rule: the rule whose step it is.
+        error: the error.
+        inputs: the network's inputs in this step; None in a process that does not read them.
 
     Raises:
         InputError: gradients are off; BatchNorm was given one value for a channel; the inputs or
-            the labels were made in `torch.inference_mode`.
+            the labels were made in `torch.inference_mode`; the inputs have another shape or type
+            than the example.
     """
+    if isinstance(error, InputError | LostStage | torch.OutOfMemoryError):
+        return  # it says all
     said, call = str(error), type(rule).__name__
     if said.startswith("Inference tensors"):
         refuse_without_gradients()
@@ -60,6 +68,25 @@ def explain(rule: Rule, error: Exception) -> None:
             "channel in train mode, which has no variance; give batches of at least 2 samples, or "
             "call .eval() of the normalization"
         ) from error
+    example = rule.blocks.example
+    if inputs is not None and example is not None and _kinds(inputs) != _kinds(example):
+        raise InputError(
+            f"{call}.backward(x, y): got {_described(inputs)}, but the network was cut with "
+            f"{_described(example)}, and the step fails: {reason(error)}; give inputs like the "
+            "example, or cut the network again with an example like these"
+        ) from error
+
+
+def _kinds(inputs: Inputs) -> list[tuple[torch.dtype, torch.Size]]:
+    """The type and the shape without the batch of each tensor."""
+    return [(tensor.dtype, tensor.shape[1:]) for tensor in tensors(inputs)]
+
+
+def _described(inputs: Inputs) -> str:
+    """The type and shape of each tensor, for errors."""
+    return " and ".join(
+        f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}" for t in tensors(inputs)
+    )
 
 
 def _place(rule: Rule, error: Exception) -> str:

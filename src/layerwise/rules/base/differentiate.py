@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.blocks.contexts import any_autocast
 from layerwise.errors import InputError
 from layerwise.objectives.batch import Scale, identity
 
@@ -52,6 +53,11 @@ def differentiate(
         InputError: gradients are off.
     """
     refuse_without_gradients()
+    if gradient is None and inputs is None and not also and not any_autocast():
+        # Nearly every block. The general case below has lists and names of devices to make.
+        if loss.requires_grad:
+            scale(loss).backward(retain_graph=retain or _KEEPS_GRAPHS.get())
+        return
     wanted = None if inputs is None else [tensor for tensor in inputs if tensor.requires_grad]
     if loss.requires_grad and wanted != []:
         with without_autocast(loss.device):

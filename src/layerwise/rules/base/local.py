@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs
+from layerwise.inputs import Inputs, reads_inputs
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base.differentiate import differentiate
 from layerwise.rules.base.rule import Done, Needs, Rule
@@ -36,6 +36,17 @@ class LocalRule(Rule):
 
     needs = Needs.FORWARD
 
+    @property
+    def one_pass(self) -> bool:  # type: ignore[override]
+        """Whether one backward pass completes the gradient of each parameter that it reaches. So it
+        is in the default step, if no two blocks use the same parameter."""
+        own, base = type(self), LocalRule
+        if own.step is not base.step or own.local_step is not base.local_step:
+            return False
+        found = [id(p) for k in range(len(self.blocks)) for p in self.parameters_of(k)]
+        alone = not self.blocks.shares and not self.blocks.shared
+        return alone and len(found) == len(set(found))
+
     def local_step(self, k: int, h: Any, batch: Batch) -> Done:
         """Make block k's step. When this returns, the block's gradients are in `.grad`, and its
         graph is freed.
@@ -52,11 +63,12 @@ class LocalRule(Rule):
         Returns:
             What the block passes on and reports.
         """
-        if k not in self.objectives:
+        objective = self.objectives.get(k)
+        if objective is None:
             with torch.no_grad():
                 return Done(self.run(k, h, batch)[0])
         h, activity = self.run(k, h, batch)  # h_k = f_k(sg[h_{k-1}])
-        loss, scores = self.loss(k, activity, batch)
+        loss, scores = self.loss(k, activity, batch, objective)
         differentiate(loss, batch.scale)  # d objective_k / d (f_k, head_k)
         return Done(h.detach(), loss.detach(), scores)
 
@@ -97,10 +109,7 @@ class LocalRule(Rule):
         masks = example is not None and not isinstance(example, Tensor)
         return (
             any(o.reads_input for o in objectives)
-            or (
-                masks
-                and any(getattr(m, "reads_inputs", False) for o in objectives for m in o.modules())
-            )
+            or (masks and any(reads_inputs(m) for o in objectives for m in o.modules()))
             or any(k > 0 and self.blocks.reads_inputs(k) for k in blocks)
         )
 

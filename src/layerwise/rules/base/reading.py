@@ -58,6 +58,11 @@ class Reading:
             any(o is not None and o.needs_views for o in objectives[k:]) for k in range(len(blocks))
         ]
         self.needs_views = max((o.needs_views for o in objectives if o is not None), default=0)
+        # Whether block k is given B rows, and its objective reads its output alone.
+        self._plain = [
+            k not in self._parts and not self._views[before] and not self._compared[before]
+            for k, before in enumerate([0, *range(len(blocks) - 1)])
+        ]
 
     def first_input(self, batch: Batch) -> Inputs:
         """The input of the first block, detached, ((V + views) B, ...).
@@ -76,6 +81,13 @@ class Reading:
             )
         first = batch.x.detach()
         return torch.cat([inputs, *(view(first) for view in views)])
+
+    def run(self, k: int, h: Any, batch: Batch, keep: bool = False) -> tuple[Tensor, Activity]:
+        """Run block k: `unpooled`, then `activity`."""
+        if self._plain[k]:  # nearly every block
+            h = batch.run(k, h, keep=keep)
+            return h, Activity(h)
+        return self.activity(k, self.unpooled(k, h, batch, keep), batch)
 
     def unpooled(self, k: int, h: Any, batch: Batch, keep: bool = False) -> Tensor:
         """Run block k on h, without the pooling that ends the block if its objective reads the

@@ -140,6 +140,8 @@ class Rule(nn.Module, ABC):
             has none.
         reading: runs the blocks so that the objectives get what they read.
         needs: the information that a block must receive before its gradient can be computed.
+        one_pass: whether one backward pass completes the gradient of each parameter that it
+            reaches, so that the parameter may be stepped within the pass (`early_steps`).
         stochastic: whether a step draws random numbers of its own, so that the same batch gives
             different gradients in two steps.
         synchronised: whether `backward` may be called in one of several processes, because
@@ -150,6 +152,7 @@ class Rule(nn.Module, ABC):
     """
 
     needs: Needs
+    one_pass: bool = False
     stochastic: bool = False
     synchronised: bool = False
 
@@ -277,8 +280,9 @@ class Rule(nn.Module, ABC):
         Raises:
             InputError: the number of inputs is not the number of labels or a multiple of it; too
                 few augmented views, or views that the rule cannot use; labels that the default
-                criterion cannot use; gradients are off; one of several processes calls this, and
-                nothing averages gradients.
+                criterion cannot use; inputs of another shape or type than the example, if the step
+                fails; gradients are off; one of several processes calls this, and nothing averages
+                gradients.
         """
         if torch.distributed.is_initialized() and not self.synchronised:
             self._refuse_alone()
@@ -290,8 +294,8 @@ class Rule(nn.Module, ABC):
         with self.blocks.passes(batch.augmented) as batch.passes, kept:
             try:
                 output = self.step(batch)
-            except (RuntimeError, ValueError) as error:
-                explain(self, error)
+            except Exception as error:
+                explain(self, error, batch.augmented)
                 raise
         self._check_step(batch, output)
         return Report.of(batch, output, len(self.blocks))
@@ -352,7 +356,7 @@ class Rule(nn.Module, ABC):
             The output of the block, which is the input of block k+1; and what the objective of
             block k reads.
         """
-        return self.reading.activity(k, self.reading.unpooled(k, h, batch, keep), batch)
+        return self.reading.run(k, h, batch, keep)
 
     def loss(
         self, k: int, activity: Activity, batch: Batch, objective: Objective | None = None

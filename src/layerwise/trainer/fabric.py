@@ -1,0 +1,46 @@
+"""Lightning Fabric for a device and a precision.
+
+Only what trains or evaluates imports this module: Lightning Fabric imports TorchMetrics, and with
+it SciPy, torchvision, Transformers and Matplotlib where they are installed, which takes longer than
+PyTorch itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning_fabric import Fabric
+
+from layerwise.errors import InputError, reason
+from layerwise.trainer.device import device_for
+from layerwise.trainer.settings import Precision
+
+FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "auto": "32-true",
+    "32": "32-true",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+}
+
+
+def fabric_for(device: str, precision: Precision = "32") -> Fabric:
+    """Lightning Fabric on one device.
+
+    Args:
+        device: a name, as `device_for` takes it.
+        precision: 32, bf16 or 16 (mixed); auto, which a training resolves before, stands for 32.
+
+    Raises:
+        InputError: this machine has no such device, or the device does not support this precision.
+    """
+    found = device_for(device)
+    kind = found.type
+    if kind == "cpu" and precision == "16":
+        raise InputError(
+            f"--precision 16 --device {kind}: float16 needs an accelerator; give bf16 or 32"
+        )
+    devices: Any = [found.index] if kind not in ("cpu", "mps") else 1
+    try:
+        return Fabric(accelerator=kind, devices=devices, precision=FABRIC_PRECISION[precision])
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--precision {precision} --device {device}: {reason(error)}") from error
