@@ -39,9 +39,11 @@ test-slow: setup ## the long tests
 gpu-check: setup ## check the library on a CUDA device; writes benchmarks/results/gpu-check-*.json
 	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)
 
-# What depends most on the versions of the libraries. Their own warnings do not count.
+# What depends most on the versions of the libraries. Their own warnings do not count. Modules are
+# compiled when they are imported, because compiling all of them at the installation takes longer.
 test-lowest: setup-lowest ## tests with the lowest versions that are allowed, in a few minutes
-	$(LOWEST)/bin/python -m pytest -q -n 2 -m 'not slow' -o filterwarnings=default \
+	PYTHONDONTWRITEBYTECODE= $(LOWEST)/bin/python -m pytest -q -n 2 -m 'not slow' \
+		-o filterwarnings=default \
 		tests/package tests/blocks tests/data/test_disk.py tests/contract/test_features.py \
 		tests/cli/test_bad_input.py tests/cli/test_help.py
 
