@@ -198,7 +198,7 @@ def _refuse_unless_classes(y: Tensor, classes: int, asked_by: str) -> None:
     if not y.numel() or y.device.type == "meta":
         return
     least, most = y.aminmax()
-    if 0 <= least.item() and most.item() < classes:
+    if least.item() >= 0 and most.item() < classes:
         return
     wrong = ((y < 0) & (y != IGNORED)) | (y >= classes)
     if bool(wrong.any()):
