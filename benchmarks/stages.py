@@ -1,6 +1,7 @@
 """Blocks in two processes against other ways to train the same network on two cores.
 
     python benchmarks/stages.py vgg8b           images/s: stages, serial, pipelines, DDP, threads
+    python benchmarks/stages.py resnet56        the same
     python benchmarks/stages.py transformer     sequences/s, the same; transformer-16: with batches
                                                 of 16, where fixed costs weigh more
     python benchmarks/stages.py link            the loss over a link of 1 Gb/s (root, Linux)
@@ -111,6 +112,7 @@ class Network:
 
 NETWORKS = {
     "vgg8b": Network(models.vgg8b, lambda n: torch.randn(n, 3, 32, 32), 128, "all", "images"),
+    "resnet56": Network(models.resnet56, lambda n: torch.randn(n, 3, 32, 32), 128, 14, "images"),
     "transformer": Network(
         transformer, lambda n: torch.randint(1000, (n, 128)), 64, 2, "sequences"
     ),

@@ -1,9 +1,17 @@
 """One thread and a fixed seed for every test."""
 
+import contextlib
+import signal
+
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
