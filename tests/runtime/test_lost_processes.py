@@ -47,6 +47,7 @@ def _all_of(process: subprocess.Popen[str], count: int) -> list[int]:
     return list(stages_of(process))
 
 
+@pytest.mark.slow
 def test_stopped_and_killed_processes() -> None:
     """The last rank, which only takes, is stopped; then the process that started both is killed."""
     process = layerwise(f"train {LONG} --name lost --stages 2 --timeout 2")
