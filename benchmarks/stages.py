@@ -161,7 +161,9 @@ def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
         optimizers[i].step()
         optimizers[i].zero_grad()
 
-    return lambda: runtime.backward(x, y, StepOptions(on_block=finish))
+    if isinstance(runtime, LayerParallel):
+        return lambda: runtime.backward(x, y, StepOptions(on_block=finish))
+    return lambda: runtime.backward(x, y, on_block=finish)
 
 
 def pipeline(
