@@ -31,8 +31,6 @@ from layerwise.blocks.unchanged import random_state, set_random_state
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, call
 
-is_grad_enabled = torch.is_grad_enabled
-
 if TYPE_CHECKING:
     from layerwise.blocks.stretch import Stretch
     from layerwise.blocks.stretches import Stretches
@@ -119,7 +117,8 @@ class PausedForward:
 
     def __init__(self, network: Stretches, inputs: Inputs = None, at: int = 0):
         self.network, self.inputs, self.next = network, inputs, at
-        self._gather: Any = getattr(network.model, "unshard", None)
+        gather = getattr(network.model, "unshard", None)
+        self._gather = gather if callable(gather) else None
         # Whether the forward has reached the boundary at which it begins.
         self._at, self._over, self._entered = at, False, at == 0
         self._coroutine: Coroutine | None = None
@@ -142,14 +141,14 @@ class PausedForward:
             InputError: the forward does something else than when it was cut.
         """
         coroutine, contexts, self._checkpointed = self._coroutine, self._contexts, False
-        gradients = self._gradients = is_grad_enabled()
+        gradients = self._gradients = torch.is_grad_enabled()
         hooks, modes = top_hooks(False), count_modes()
         off = None if any_autocast() else self._autocast_off
         outside = settings() if off is None else (gradients, *off)
         try:
             if contexts.any:
                 self._checkpointed = contexts.enter()
-                self._gradients = is_grad_enabled()
+                self._gradients = torch.is_grad_enabled()
             if self._gather is not None and coroutine is not None:
                 # FSDP's backward pass of a block frees what the whole network has gathered.
                 self._gather()
@@ -159,7 +158,7 @@ class PausedForward:
             raise
         finally:
             if (
-                is_grad_enabled() is not gradients
+                torch.is_grad_enabled() is not gradients
                 or contexts.any
                 or any_autocast()
                 or top_hooks(False) != hooks

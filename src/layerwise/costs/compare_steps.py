@@ -44,8 +44,7 @@ def compare_steps(
     frees their gradients as soon as they are complete (`early_steps`). A step is forward, backward,
     optimizer step and zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate
     steps, which also warm up. In the timed rounds the contenders take turns, and each is compared
-    with backpropagation in
-    the same round. Torch's number of threads is not changed.
+    with backpropagation in the same round. Torch's number of threads is not changed.
 
     Memory is the largest number of bytes of tensors alive at the same time, above parameters (the
     heads' included), buffers and the batch: saved activations, temporaries between operators,

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -28,6 +28,20 @@ SIGNALS = [
     n for n in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)) if n is not None
 ]
 FINAL = {2}  # exit codes after which another start would fail in the same way
+
+
+@contextlib.contextmanager
+def handled(signals: Iterable[int], ask: Callable[[int, object], None]) -> Iterator[None]:
+    """Within, `ask` handles these signals, if this is the main thread, which alone may do so."""
+    kept = {}
+    with contextlib.suppress(ValueError):
+        for number in signals:
+            kept[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 class Rank:
@@ -97,16 +111,9 @@ class Requests:
                 raise KeyboardInterrupt
             self.asked = True
 
-        kept = {}
-        with contextlib.suppress(ValueError):  # only the main thread may handle signals
-            for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP under `nohup`
-                    kept[number] = signal.signal(number, ask)
-        try:
+        # Ignored ones stay ignored, as SIGHUP under `nohup`.
+        with handled([n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN], ask):
             yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
 
 
 def launch(

@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
-from layerwise.runtime.launcher import SIGNALS
+from layerwise.runtime.launcher import SIGNALS, handled
 
 HANGUP = getattr(signal, "SIGHUP", None)  # a POSIX system has it
 
@@ -46,14 +46,6 @@ class Stop:
             received.append(number)
             self.announce()
 
-        kept = {}
-        with contextlib.suppress(ValueError):  # only the main thread may handle signals
-            for number in SIGNALS:
-                if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
-                    continue
-                kept[number] = signal.signal(number, ask)
-        try:
+        stays = {HANGUP} if HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN else set()
+        with handled([n for n in SIGNALS if n not in stays], ask):
             yield
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
