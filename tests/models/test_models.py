@@ -368,3 +368,30 @@ def test_patches_that_cannot_be(options, said):
     with pytest.raises(InputError, match=said) as error:
         models.basic_cnn(**options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("basic_cnn", {"channels": 4}), ("vgg11c", {"width": 0.05}), ("resnet20", {"width": 0.25})],
+)
+def test_circular_padding(name: str, options: dict[str, float]) -> None:
+    """With circular padding an image shifted by the stride of all layers gives shifted maps; zeros
+    beyond the edge do not."""
+    x = torch.randn(1, 3, 32, 32)
+    last = {"basic_cnn": 3, "vgg11c": 8, "resnet20": 10}[name]
+    for padding in ("circular", "zeros"):
+        network = getattr(models, name)(padding_mode=padding, **options).eval()[:last].double()
+        maps, shifted = network(x.double()), network(x.double().roll((8, 16), (2, 3)))
+        by = 8 * maps.shape[-1] // 32
+        same = torch.allclose(shifted, maps.roll((by, 2 * by), (2, 3)), atol=1e-12)
+        assert same == (padding == "circular")
+
+
+def test_padding_that_cannot_be() -> None:
+    with pytest.raises(InputError, match=r"vgg11c\(padding_mode='reflekt'\)"):
+        models.vgg11c(padding_mode="reflekt")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"3 pixels beyond the edge of maps of 2; .* at most 5"):
+        models.basic_cnn((3, 8, 8), kernel_size=7, padding_mode="circular")
+    models.basic_cnn((3, 8, 8), 10, 4, kernel_size=5, padding_mode="circular")(
+        torch.randn(2, 3, 8, 8)
+    )

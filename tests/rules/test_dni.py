@@ -47,11 +47,12 @@ def test_perfect_synthesizers_are_backprop(network: str) -> None:
         assert loss < 1e-28
 
 
+@pytest.mark.parametrize("target", ["sample", "batch"])
 @pytest.mark.parametrize("context", [False, True])
-def test_against_a_naive_implementation(context: bool) -> None:
+def test_against_a_naive_implementation(context: bool, target: str) -> None:
     """Sample by sample, with whole graphs."""
     case = networks.plain_cnn(torch.float64)
-    rule = rules.DNI(case.blocks, SmallSynthesizer, context)
+    rule = rules.DNI(case.blocks, SmallSynthesizer, context, target=target)
     rule.backward(case.x, case.y)
     got = grads(rule)
     rule.zero_grad()
@@ -59,19 +60,27 @@ def test_against_a_naive_implementation(context: bool) -> None:
     first, second, last = rule.blocks
     m1, m2 = rule.synthesizers
     n = len(case.x)
+    # What a prediction counts in the blocks' gradients, what it predicts of the mean loss, and the
+    # share of a sample's mean squared error in the loss of a synthesizer.
+    counts, of_mean = (1 / n, n) if target == "sample" else (1, 1)
+
+    def error(g: Tensor, d: Tensor) -> Tensor:
+        squares = (g - of_mean * d) ** 2
+        return (squares.mean() if target == "sample" else squares.sum()) / n
+
     for x, y in zip(case.x.split(1), case.y.split(1), strict=True):
         c = y if context else None
         h1 = first(x)
         g1 = m1(h1.detach(), c)
-        ((h1 * g1.detach()).sum() / n).backward()
+        ((h1 * g1.detach()).sum() * counts).backward()
         h1 = h1.detach().requires_grad_()
         h2 = second(h1)
         g2 = m2(h2.detach(), c)
-        ((h2 * g2.detach()).sum() / n).backward()
-        (((g1 - n * h1.grad) ** 2).mean() / n).backward()
+        ((h2 * g2.detach()).sum() * counts).backward()
+        error(g1, h1.grad).backward()
         h2 = h2.detach().requires_grad_()
         (F.cross_entropy(last(h2), y) / n).backward()
-        (((g2 - n * h2.grad) ** 2).mean() / n).backward()
+        error(g2, h2.grad).backward()
     assert_close(got, grads(rule), atol=1e-13)
 
 
@@ -224,3 +233,29 @@ def test_bad_input() -> None:
         heads.Synthesizer(kernel_size=4)
     with pytest.raises(ValueError, match="layers=0"):
         heads.Synthesizer(layers=0)
+
+
+def test_the_targets_differ_by_the_batch_size() -> None:
+    """A synthesizer that predicts the mean's gradient gives a block B times the gradient that the
+    same prediction gives as that of a sample's own loss."""
+    found = {}
+    for target in ("sample", "batch"):
+        torch.manual_seed(0)
+        case = networks.plain_cnn(torch.float64)
+        rule = rules.DNI(case.blocks, SmallSynthesizer, target=target)
+        rule.backward(case.x, case.y)
+        found[target] = {n: g for n, g in grads(rule).items() if n.startswith("blocks.0")}
+    for name, gradient in found["sample"].items():
+        torch.testing.assert_close(found["batch"][name], len(case.x) * gradient)
+
+
+def test_the_bias_of_a_synthesizer() -> None:
+    """Without `zero_bias`, the first gradient is PyTorch's default bias, at every position."""
+    torch.manual_seed(0)
+    zero = heads.Synthesizer()((4, 6, 6), None)
+    given = heads.Synthesizer(zero_bias=False)((4, 6, 6), None)
+    h = torch.randn(3, 4, 6, 6)
+    assert torch.equal(zero(h, None), torch.zeros_like(h))
+    bias = given.rest[-1].bias
+    assert 0 < bias.abs().max() <= (4 * 25) ** -0.5
+    assert torch.equal(given(h, None), bias[:, None, None].expand_as(h))

@@ -32,6 +32,8 @@ VARIANTS = {
         "optimizer": {"name": "AdamW", "lr": 0.01},
         "schedule": {"name": "Cosine", "warmup": 0.5},
         "step_per_block": True,
+        "lr_auxiliary": 2.0,
+        "lr_last": 0.5,
         "channels_last": True,
         "save_every": 1,
     },

@@ -296,6 +296,32 @@ def test_the_learning_rate_of_every_step(trainer_in):
     assert rates == pytest.approx([0.1 * f for f in [0.25, 0.5, 0.75] + [1] * 5 + [0.1] * 4])
 
 
+@pytest.mark.parametrize("per_block", [False, True])
+def test_factors_of_the_learning_rate(per_block, trainer_in):
+    """Heads, the last block and the other blocks move by their own rates, on the same gradients."""
+    moved = {}
+    for name, factors in {"one": {}, "own": {"lr_auxiliary": 0.25, "lr_last": 3.0}}.items():
+        sgd = {"name": "SGD", "lr": 0.5, "momentum": 0.0, "weight_decay": 0.0}
+        constant = {"name": "Constant"}
+        trainer = trainer_in(
+            f"{name}-{per_block}",
+            optimizer=sgd,
+            schedule=constant,
+            epochs=1,
+            batch_size=1000,  # one step
+            step_per_block=per_block,
+            **factors,
+        )
+        before = {n: p.detach().clone() for n, p in trainer.rule.named_parameters()}
+        trainer.fit()
+        assert trainer.position.step == 1
+        moved[name] = {n: p.detach() - before[n] for n, p in trainer.rule.named_parameters()}
+    for name, step in moved["one"].items():
+        assert step.abs().max() > 0
+        factor = 0.25 if name.startswith("objectives") else 1.0 if "fc1" in name else 3.0
+        torch.testing.assert_close(moved["own"][name], factor * step, atol=1e-6, rtol=1e-4)
+
+
 def test_divergence_names_block_step_and_rate(trainer_in, tmp_path):
     options = {"optimizer": {"name": "SGD", "lr": 1e30}, "schedule": {"name": "Constant"}}
     with pytest.raises(NonFiniteLoss, match=r"block \d \(.+\) is not finite at step \d, learning"):
@@ -451,6 +477,8 @@ def test_the_network_file_has_every_name(trainer_in, tmp_path):
         {"label_smoothing": 1.0},
         {"ema": 1.0},
         {"clip_norm": 0.0},
+        {"lr_last": -0.1},
+        {"lr_auxiliary": math.inf},
         {"clip_norm": math.nan},
         {"save_every": -1},
         {"seed": -1},

@@ -30,6 +30,8 @@ SECTIONS = {
         "accumulate",
         "views",
         "clip_norm",
+        "lr_auxiliary",
+        "lr_last",
         "label_smoothing",
         "ema",
         "step_per_block",

@@ -21,7 +21,8 @@ class Synthesizer:
     Jaderberg et al. 2017 (arXiv:1608.05343), appendix: `layers` times (convolution, BatchNorm,
     ReLU), convolution, all with the activation's own channels and size. On a vector, and on every
     token or position of a network that keeps channels last, the same with linear layers. The last
-    layer is zero at the start, so training begins without any gradient. With labels (cDNI), a
+    layer's weight is zero at the start, and by default its bias as well, so training begins without
+    any gradient. With labels (cDNI), a
     linear layer of the one-hot label is added to the first layer's output.
 
     Calling it with the activation's shape, and the number of classes (None to ignore labels), makes
@@ -33,6 +34,8 @@ class Synthesizer:
         layers: the number of layers before the last.
         kernel_size: the kernel size of the convolutions, odd.
         width: hidden channels or units; null for the activation's own.
+        zero_bias: whether the last layer's bias is zero at the start; otherwise it is PyTorch's
+            default, so training begins with the same gradient for all samples.
 
     Raises:
         InputError: a size below 1; an even kernel size; when the module is called: real numbers
@@ -42,6 +45,7 @@ class Synthesizer:
     layers: int = 2
     kernel_size: int = 5
     width: int | None = None
+    zero_bias: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Synthesizer")
@@ -58,8 +62,9 @@ class Synthesizer:
         features = shape[0] if maps else shape[-1]
         sizes = [features, *[self.width or features] * self.layers, features]
         first, *rest = _chain(sizes, self.kernel_size if maps else None)
-        for parameter in rest[-1].parameters():
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(rest[-1].weight)  # type: ignore[arg-type]
+        if self.zero_bias:
+            nn.init.zeros_(rest[-1].bias)  # type: ignore[arg-type]
         return _Synthesis(first, nn.Sequential(*rest), sizes[1], classes)
 
 

@@ -7,8 +7,10 @@ from torch import nn
 from layerwise.arguments import at_least, checks_arguments
 from layerwise.errors import InputError
 from layerwise.models.building_blocks import (
+    Padding,
     Shape,
     chain,
+    check_padding,
     check_sizes,
     checked_skip,
     conv_layer,
@@ -28,6 +30,7 @@ def basic_cnn(
     skip: int = 0,
     patch: int | None = None,
     stride: int | None = None,
+    padding_mode: Padding = "zeros",
 ) -> nn.Sequential:
     """3 x (convolution, BatchNorm, ReLU, 2x2 max pooling), then an MLP with one hidden layer.
 
@@ -43,10 +46,13 @@ def basic_cnn(
             InfoMax (Löwe et al. 2019, arXiv:1905.11786); only the MLP sees them together. null: no
             patches.
         stride: distance from one patch to the next, pixels; null for half a patch.
+        padding_mode: what convolutions read beyond the edge: zeros, or circular for the pixels of
+            the opposite edge.
 
     Raises:
         InputError: a size below 1; images or patches are too small for 3 poolings; no convolution
-            is left; a patch is larger than the image, or its side is not a multiple of 8.
+            is left; a patch is larger than the image, or its side is not a multiple of 8; circular
+            padding of more pixels than there are.
     """
     check_sizes("basic_cnn", shape, num_classes, channels=channels, kernel_size=kernel_size)
     at_least(1, "basic_cnn", hidden=hidden, patch=patch, stride=stride)
@@ -64,10 +70,18 @@ def basic_cnn(
     elif stride is not None:
         raise InputError(f"basic_cnn(stride={stride}): there are no patches; give patch as well")
     height, width = halved(shape, 3, "basic_cnn")
+    check_padding("basic_cnn", padding_mode)
+    if padding_mode == "circular" and kernel_size // 2 > (least := min(height, width) * 2):
+        raise InputError(
+            f"basic_cnn(kernel_size={kernel_size}, padding_mode='circular'): the third convolution "
+            f"reads {kernel_size // 2} pixels beyond the edge of maps of {least}; give a kernel of "
+            f"at most {2 * least + 1}"
+        )
     named = pooled_image(checked_skip(skip, 3, "basic_cnn"))
     for number in range(skip + 1, 4):
         before = channels if number > skip + 1 else shape[0]
-        named.append((f"conv{number}", conv_layer(before, channels, kernel_size, pool=True)))
+        layer = conv_layer(before, channels, kernel_size, pool=True, padding_mode=padding_mode)
+        named.append((f"conv{number}", layer))
     classifier = nn.Sequential(
         nn.Flatten(),
         nn.Linear(channels * height * width, hidden),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.arguments import at_least
-from layerwise.errors import InputError
+from layerwise.errors import InputError, choices
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Window = tuple[int]  # (T,) tokens
+Padding = Literal["zeros", "circular"]  # what convolutions read beyond the edge
 
 
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
@@ -49,10 +51,13 @@ def conv_layer(
     *,
     pool: bool = False,
     dropout: float = 0.0,
+    padding_mode: Padding = "zeros",
 ) -> nn.Sequential:
     """Convolution that keeps the resolution, BatchNorm, ReLU, [2x2 max pooling,] [dropout]."""
     layers: list[nn.Module] = [
-        nn.Conv2d(channels, out, kernel_size, padding="same", bias=False),
+        nn.Conv2d(
+            channels, out, kernel_size, padding="same", bias=False, padding_mode=padding_mode
+        ),
         nn.BatchNorm2d(out),
         nn.ReLU(inplace=True),
     ]
@@ -95,6 +100,18 @@ def checked_skip(skip: int, layers: int, asked_by: str) -> int:
             f"0 to {layers - 1}"
         )
     return skip
+
+
+def check_padding(asked_by: str, padding_mode: str) -> None:
+    """Check the name of what convolutions read beyond the edge.
+
+    Raises:
+        InputError: it is not known.
+    """
+    if padding_mode not in get_args(Padding):
+        raise InputError(
+            f"{asked_by}(padding_mode={padding_mode!r}): {choices(padding_mode, get_args(Padding))}"
+        )
 
 
 def pooled_image(times: int) -> list[tuple[str, nn.Module]]:

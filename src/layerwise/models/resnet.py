@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import WIDEST, at_least, checks_arguments, positive
-from layerwise.models.building_blocks import MeanPool2d, Shape, chain, check_sizes
+from layerwise.models.building_blocks import (
+    MeanPool2d,
+    Padding,
+    Shape,
+    chain,
+    check_padding,
+    check_sizes,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -18,11 +25,11 @@ class ResidualBlock(nn.Module):
     pads the new channels with zeros.
     """
 
-    def __init__(self, channels: int, out: int, stride: int):
+    def __init__(self, channels: int, out: int, stride: int, padding_mode: Padding = "zeros"):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False, padding_mode=padding_mode)
         self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False, padding_mode=padding_mode)
         self.bn2 = nn.BatchNorm2d(out)
         self.stride, self.out = stride, out
         self.new_channels = out - channels
@@ -30,7 +37,8 @@ class ResidualBlock(nn.Module):
     def fitted(self, channels: int, halves: bool) -> ResidualBlock:
         """A new block with this block's output channels, for another number of input channels, at
         most that of the output; with stride 2 if it halves the maps."""
-        return ResidualBlock(channels, self.out, 2 if halves else self.stride)
+        stride = 2 if halves else self.stride
+        return ResidualBlock(channels, self.out, stride, self.conv1.padding_mode)  # type: ignore
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.relu(self.bn1(self.conv1(x)))
@@ -48,17 +56,21 @@ ARGUMENTS = """\
         shape: of an image, (C, H, W).
         num_classes: number of classes.
         width: multiplies the channels 16, 32, 64.
+        padding_mode: what convolutions read beyond the edge: zeros, or circular for the pixels of
+            the opposite edge.
 
     Raises:
-        InputError: a size below 1; a width that is not positive.
+        InputError: a size below 1; a width that is not positive; another padding.
 """
 
 
-def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Sequential:
+def _resnet(
+    layers: int, shape: Shape, num_classes: int, width: float, padding_mode: Padding
+) -> nn.Sequential:
     per_stage = (layers - 2) // 6
     channels = max(1, round(16 * width))
     stem = nn.Sequential(
-        nn.Conv2d(shape[0], channels, 3, padding=1, bias=False),
+        nn.Conv2d(shape[0], channels, 3, 1, 1, bias=False, padding_mode=padding_mode),
         nn.BatchNorm2d(channels),
         nn.ReLU(inplace=True),
     )
@@ -67,7 +79,8 @@ def _resnet(layers: int, shape: Shape, num_classes: int, width: float) -> nn.Seq
         out = max(1, round(16 * 2**stage * width))
         for i in range(per_stage):
             stride = 2 if stage > 0 and i == 0 else 1
-            named.append((f"block{len(named)}", ResidualBlock(channels, out, stride)))
+            layer = ResidualBlock(channels, out, stride, padding_mode)
+            named.append((f"block{len(named)}", layer))
             channels = out
     pool = MeanPool2d()
     classifier = nn.Sequential(pool, nn.Flatten(), nn.Linear(channels, num_classes))
@@ -87,12 +100,16 @@ def _of_depth(layers: int) -> Callable[[Callable[[], None]], Callable[..., nn.Mo
 
         @checks_arguments
         def network(
-            shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0
+            shape: Shape = (3, 32, 32),
+            num_classes: int = 10,
+            width: float = 1.0,
+            padding_mode: Padding = "zeros",
         ) -> nn.Sequential:
             check_sizes(name, shape, num_classes)
             positive(name, width=width)
             at_least(0, name, WIDEST, width=width)
-            return _resnet(layers, shape, num_classes, width)
+            check_padding(name, padding_mode)
+            return _resnet(layers, shape, num_classes, width, padding_mode)
 
         network.__name__ = network.__qualname__ = name
         network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS}"

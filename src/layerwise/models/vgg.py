@@ -12,8 +12,10 @@ from torch import nn
 
 from layerwise.arguments import WIDEST, at_least, checks_arguments, positive, share
 from layerwise.models.building_blocks import (
+    Padding,
     Shape,
     chain,
+    check_padding,
     check_sizes,
     checked_skip,
     conv_layer,
@@ -56,6 +58,8 @@ ARGUMENTS = """\
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
         skip: leave out this many of the first convolutions but keep their pooling; this shows how
             well the last layers do alone.
+        padding_mode: what convolutions read beyond the edge: zeros, or circular for the pixels of
+            the opposite edge.
 
     Raises:
         InputError: the images are smaller than that; no convolution is left.
@@ -71,6 +75,7 @@ def _vgg(
     hidden: int | None,
     dropout: float,
     skip: int,
+    padding_mode: Padding,
 ) -> nn.Sequential:
     height, wide = halved(shape, plan.count("M"), name)
     convs = [k for k, here in enumerate(plan) if here != "M"]
@@ -80,7 +85,8 @@ def _vgg(
     for number, k in enumerate(convs[skip:], skip + 1):
         out = max(1, round(int(plan[k]) * width))
         pool = plan[k + 1 : k + 2] == ["M"]
-        named.append((f"conv{number}", conv_layer(channels, out, pool=pool, dropout=dropout)))
+        layer = conv_layer(channels, out, pool=pool, dropout=dropout, padding_mode=padding_mode)
+        named.append((f"conv{number}", layer))
         channels = out
     features = channels * height * wide
     flatten: list[nn.Module] = [nn.Flatten()]
@@ -111,12 +117,14 @@ def _plan(
             hidden: int | None = hidden_units,
             dropout: float = 0.0,
             skip: int = 0,
+            padding_mode: Padding = "zeros",
         ) -> nn.Sequential:
             check_sizes(name, shape, num_classes, hidden=hidden)
             positive(name, width=width)
             at_least(0, name, WIDEST, width=width)
             share(name, dropout=dropout)
-            return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip)
+            check_padding(name, padding_mode)
+            return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip, padding_mode)
 
         network.__name__ = network.__qualname__ = name
         network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS.format(least=least)}"

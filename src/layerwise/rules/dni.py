@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +36,9 @@ class DNI(LocalRule):
     Every block except the last reports the loss of its synthesizer. If the synthesizers are
     perfect, it is backpropagation; with one block it is backpropagation, too.
 
-    Deviations: synthesizers predict the gradient of a sample's own loss instead of the batch
-    mean's, so that what they learn does not depend on the batch size. Their error is a mean over
-    elements.
+    Deviations: by default, synthesizers predict the gradient of a sample's own loss instead of the
+    batch mean's, so that what they learn does not depend on the batch size, and their error is a
+    mean over elements. `target="batch"` is the common implementation.
 
     Args:
         blocks: the network's blocks, made with an example input, from which the synthesizers take
@@ -52,6 +52,9 @@ class DNI(LocalRule):
         update_probability: the probability that a block is updated in a step, in (0, 1] (section
             3.3). A block that is not updated only passes its output on, and the synthesizer before
             it is not updated either.
+        target: whose loss has the gradient that synthesizers predict. "sample": each sample's own.
+            "batch": the mean over the batch; predictions are smaller by the batch size B, and
+            loss_k is the sum of the squared errors of all elements, divided by B.
         criterion: the loss function of the network's output: takes class scores and labels, returns
             the mean over the batch, a scalar.
 
@@ -72,6 +75,7 @@ class DNI(LocalRule):
         context: bool = False,
         synthetic_inputs: bool = False,
         update_probability: float = 1.0,
+        target: Literal["sample", "batch"] = "sample",
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, criterion=criterion)
@@ -79,8 +83,10 @@ class DNI(LocalRule):
             raise InputError(
                 f"DNI(update_probability={update_probability}): give more than 0, at most 1"
             )
+        if target not in ("sample", "batch"):
+            raise InputError(f"DNI(target={target!r}): give sample or batch")
         input_shape, shapes = blocks.known_shapes("DNI", "no synthesizer can be made")
-        self.recipe, self.context = synthesizer, context
+        self.recipe, self.context, self.target = synthesizer, context, target
         self.update_probability = update_probability
         classes = _classes(blocks) if context else None
         between = shapes[:-1]
@@ -117,7 +123,8 @@ class DNI(LocalRule):
         # Its graph is kept for `learn` if the next block is sure to be updated.
         with torch.set_grad_enabled(self.update_probability == 1):
             synthetic = self._synthesize(k, h, batch)  # d^_k
-        differentiate(h, batch.scale, synthetic.detach() / len(h))  # mean_b d^_k dh_k / d f_k
+        # mean_b d^_k dh_k / d f_k
+        differentiate(h, batch.scale, synthetic.detach() / self._losses(h))
         kept = synthetic if synthetic.requires_grad else None
         return Done(h.detach(), back=_taken(before), kept=kept)
 
@@ -126,10 +133,17 @@ class DNI(LocalRule):
         h = done.out
         synthetic = self._synthesize(k, h, batch) if done.kept is None else done.kept
         d = back.to(torch.promote_types(h.dtype, torch.float32))
-        d = d.mul_(len(h) / batch.scaled_one(d))  # d_k, of each sample's own loss; nobody else's
-        loss = F.mse_loss(synthetic.to(d.dtype), d)
+        d = d.mul_(self._losses(h) / batch.scaled_one(d))  # d_k; nobody else reads it
+        if self.target == "batch":
+            loss = F.mse_loss(synthetic.to(d.dtype), d, reduction="sum") / len(h)
+        else:
+            loss = F.mse_loss(synthetic.to(d.dtype), d)
         differentiate(loss, batch.scale)
         return loss
+
+    def _losses(self, h: Tensor) -> int:
+        """The number of losses whose mean is differentiated, if a prediction is of one loss."""
+        return len(h) if self.target == "sample" else 1
 
     def _synthesize(self, k: int, h: Tensor, batch: Batch) -> Tensor:
         return self.synthesizers[k](h.detach(), batch.labels if self.context else None)

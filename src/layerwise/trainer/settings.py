@@ -22,6 +22,9 @@ class Settings:
         views: augmented copies of each image in a batch; for objectives that compare views.
         accumulate: batches whose gradients are averaged for a step.
         clip_norm: largest norm of the whole gradient; null: no clipping.
+        lr_auxiliary: factor of the learning rate of auxiliary networks, such as heads and
+            synthesizers.
+        lr_last: factor of the learning rate of the last block.
         label_smoothing: share of each label spread over all classes.
         ema: decay of a moving average of the weights; the average is then evaluated; null: none.
         step_per_block: step each block as soon as its gradient is there, and free the gradient, so
@@ -67,6 +70,8 @@ class Settings:
     views: int = 1
     accumulate: int = 1
     clip_norm: float | None = None
+    lr_auxiliary: float = 1.0
+    lr_last: float = 1.0
     label_smoothing: float = 0.0
     ema: float | None = None
     step_per_block: bool = False
@@ -107,6 +112,9 @@ class Settings:
             raise InputError(
                 f"--clip_norm {self.clip_norm}: give a positive number, or null for no clipping"
             )
+        for name in ("lr_auxiliary", "lr_last"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"--{name} {getattr(self, name)}: give 0 or more")
         if self.save_every < 0:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
         if self.pictures < 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,33 @@ class Average(AveragedModel):
         self.n_averaged += 1
 
 
+def _factors(rule: Rule, settings: Settings) -> dict[nn.Parameter, float]:
+    """The factor of the learning rate of each parameter that does not learn at the rate itself."""
+    blocks, last = range(len(rule.blocks)), len(rule.blocks) - 1
+    factors = {
+        p: settings.lr_auxiliary for k in blocks for m in rule.auxiliary(k) for p in m.parameters()
+    }
+    factors |= {
+        p: settings.lr_last if k == last else 1.0
+        for k in blocks
+        for p in rule.blocks[k].parameters()
+    }
+    return {p: factor for p, factor in factors.items() if factor != 1}
+
+
+def _split_by_factor(
+    optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]
+) -> None:
+    """Divide the groups of an optimizer, so that the parameters of each have one factor."""
+    groups: list[dict] = []
+    for group in optimizer.param_groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for p in group["params"]:
+            parts.setdefault(factors.get(p, 1.0), []).append(p)
+        groups += [{**group, "params": part, "factor": f} for f, part in parts.items()]
+    optimizer.param_groups[:] = groups
+
+
 def _held(module: nn.Module) -> Iterable[Tensor]:
     return (tensor.detach() for tensor in (*module.parameters(), *module.buffers()))
 
@@ -86,6 +113,9 @@ class Stepper:
             i: optimizer(part) if any(p.requires_grad for p in part) else None
             for i, part in parts.items()
         }
+        for made in self.optimizers.values():
+            if made is not None:
+                _split_by_factor(made, _factors(rule, settings))
         self.steps_per_epoch = math.ceil(batches / settings.accumulate)
         self.rate = LearningRate(
             optimizer.lr,  # type: ignore[attr-defined]
@@ -111,7 +141,7 @@ class Stepper:
         lr = self.rate.at(step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups if optimizer is not None else ():
-                group["lr"] = lr
+                group["lr"] = lr * group.get("factor", 1.0)
 
     def early(self) -> contextlib.AbstractContextManager[None]:
         """Within, a step's large parameters are stepped as soon as their gradients are complete,
