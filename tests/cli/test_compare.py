@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -89,3 +90,21 @@ def test_where_nothing_may_be_written(trained, cli):
     result = cli(f"compare {run} --out file")
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "--out file: cannot be written: File exists" in result.err
+
+
+def test_published_curves(trained, cli):
+    """The steps of an epoch, a distance in percentage points, and the files."""
+    run = trained("dgl-0", "--epochs 1")
+    row = Run.open(str(run)).metrics()[0]
+    points = [[row["step"], 100 * row["test_accuracy"] - 1.5]]
+    curves = {"title": "a study", "source": "a plot", "series": {"dgl": {"test_accuracy": points}}}
+    Path("curves.json").write_text(json.dumps(curves))
+    result = cli(f"compare {run} --reference curves.json")
+    assert result.code == 0, result.err
+    assert "+1.50" in result.out
+    folder = Path("experiments/comparison-1")
+    assert "+1.50" in (folder / "reference.md").read_text()
+    assert {"reference.png", "reference.svg"} <= {f.name for f in folder.iterdir()}
+    result = cli(f"compare {run} --reference original-1")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert not Path("experiments/comparison-2").exists()

@@ -78,6 +78,19 @@ def test_channels_halve() -> None:
     ]  # fmt: skip
 
 
+def test_the_blocks_own_channels_halve() -> None:
+    """Transposed convolutions of kernel 2 copy a pixel to a 2x2 square, by hand."""
+    conv, up = nn.Conv2d, nn.ConvTranspose2d
+    decoder = Transposed(channels=None, overlap=False)
+    assert _convolutions(decoder((64, 8, 8), IMAGE)) == [
+        (up, 64, 32, 2), (up, 32, 16, 2), (conv, 16, 3, 1),
+    ]  # fmt: skip
+    assert _convolutions(decoder((64, 32, 32), IMAGE)) == [(conv, 64, 3, 1)]
+    one = _plain(decoder((1, 2, 2), (1, 4, 4)))
+    h = torch.tensor([[[[0.0, 2.0], [4.0, 1.0]]]])
+    assert one(h)[0, 0].tolist() == [[0, 0, 2, 2], [0, 0, 2, 2], [4, 4, 1, 1], [4, 4, 1, 1]]
+
+
 @pytest.mark.parametrize(("decoder", "last"), [(Bilinear, 3), (Same, 1)])
 def test_convolutions_at_the_blocks_resolution(
     decoder: type[Bilinear] | type[Same], last: int

@@ -12,7 +12,7 @@ from layerwise.runs.run import Run
 
 def main(arguments: list[str]) -> None:
     """Compare runs: a table in the terminal; their curves, and those of every block, as PNG and SVG
-    in a new folder."""
+    in a new folder. With published curves, also the distance to them at equal steps."""
     parser = Parser(prog="layerwise compare", description=main.__doc__)
     parser.add_argument("runs", type=str, nargs="+", help="run folders")
     parser.add_argument(
@@ -21,12 +21,24 @@ def main(arguments: list[str]) -> None:
         default="experiments",
         help="folder in which the new folder comparison-N is made",
     )
+    parser.add_argument(
+        "--reference",
+        type=str | None,
+        default=None,
+        help="published curves: a JSON file, or one of the library's: original-1, original-2, "
+        "original-3; each run has the name of its series",
+    )
     found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
-        from layerwise.report.comparison import table, write_comparison
-    folder, summaries = write_comparison(runs, Path(found["out"]))
+        from layerwise.report.comparison import distance_table, table, write_comparison
+        from layerwise.report.reference import Reference
+    named = found["reference"]
+    reference = None if named is None else Reference.read(named)
+    folder, summaries, distances = write_comparison(runs, Path(found["out"]), reference)
     output.print(table(summaries))
-    output.print(
-        f"{folder}: table.md, curves.png, curves.svg, blocks.png, blocks.svg", soft_wrap=True
-    )
+    files = ["table.md", "curves.png", "curves.svg", "blocks.png", "blocks.svg"]
+    if reference is not None:
+        output.print(distance_table(distances, f"{reference.title}, at equal steps"))
+        files += ["reference.md", "reference.png", "reference.svg"]
+    output.print(f"{folder}: {', '.join(files)}", soft_wrap=True)

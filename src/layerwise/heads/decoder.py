@@ -41,10 +41,10 @@ class Transposed(Decoder):
     """[1x1 convolution, BatchNorm, ReLU,] transposed convolutions that double the resolution, each
     with BatchNorm and ReLU, convolution.
 
-    Transposed convolutions have kernel 4, stride 2, padding 1. Their number is chosen so that the
-    resolution comes nearest to the image's; a bilinear interpolation does the rest. Channels halve
-    from one convolution to the next and end at `channels`. The 1x1 convolution reduces a block with
-    more channels than that, so that all transposed convolutions cost the same, and little.
+    Transposed convolutions have stride 2. Their number is chosen so that the resolution comes
+    nearest to the image's; a bilinear interpolation does the rest. Channels halve from one
+    convolution to the next and end at `channels`. The 1x1 convolution reduces a block with more
+    channels than that, so that all transposed convolutions cost the same, and little.
 
     A vector goes through one linear layer to the whole image. So do tokens, unless they are the
     image's patches in order (with or without a class token before them): then each token predicts
@@ -52,18 +52,22 @@ class Transposed(Decoder):
 
     Args:
         channels: the channels at the image's resolution, before the last convolution; twice as
-            many for each halving of the resolution, but at most the block's own.
+            many for each halving of the resolution, but at most the block's own. null: the block's
+            own channels halve from the start, without the 1x1 convolution.
         kernel_size: the kernel size of the last convolution, odd. With 3 the squared error curves
             up to nine times as much in its weights: on grey images, SGD with momentum 0.9 and
             lr 0.1 diverged with 3 and did not with 1.
+        overlap: whether transposed convolutions have kernel 4, so that neighbouring outputs share
+            inputs, or kernel 2.
 
     Raises:
         InputError: a size below 1; an even kernel size; when called: an output that is not an
             image, or a block's output that is not a vector, feature maps or tokens.
     """
 
-    channels: int = 16
+    channels: int | None = 16
     kernel_size: int = 1
+    overlap: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Transposed")
@@ -75,11 +79,15 @@ class Transposed(Decoder):
             return _linear(in_shape, out_shape, "heads.Transposed")
         layers, (features, h, w) = feature_maps(in_shape, "heads.Transposed")
         doublings = max(0, round(math.log2(height * width / (h * w)) / 2))
-        sizes = [min(features, self.channels << k) for k in reversed(range(doublings + 1))]
+        if self.channels is None:
+            sizes = [max(1, features >> k) for k in range(doublings + 1)]
+        else:
+            sizes = [min(features, self.channels << k) for k in reversed(range(doublings + 1))]
+        kernel, padding = (4, 1) if self.overlap else (2, 0)
         if sizes[0] < features:
             layers += _unit(nn.Conv2d(features, sizes[0], 1, bias=False))
         for channels, out in itertools.pairwise(sizes):
-            layers += _unit(nn.ConvTranspose2d(channels, out, 4, stride=2, padding=1, bias=False))
+            layers += _unit(nn.ConvTranspose2d(channels, out, kernel, 2, padding, bias=False))
         if (h << doublings, w << doublings) != (height, width):
             layers.append(nn.Upsample((height, width), mode="bilinear"))
         layers.append(nn.Conv2d(sizes[-1], image, self.kernel_size, padding="same"))
@@ -183,7 +191,7 @@ class FromPatches(nn.Module):
         return F.pixel_shuffle(patches, self.side)
 
 
-def _check(asked_by: str, kernel_size: int, **sizes: int) -> None:
+def _check(asked_by: str, kernel_size: int, **sizes: int | None) -> None:
     at_least(1, asked_by, kernel_size=kernel_size, **sizes)
     if kernel_size % 2 == 0:
         raise InputError(

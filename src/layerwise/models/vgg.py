@@ -32,13 +32,14 @@ VGG: dict[str, Plan] = {
     "vgg16": [64, 64, "M", 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3, "M"],
     "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
 }
-# The same layers without the first and the last pooling: three are left, so 32x32 ends at 4x4.
+# The same layers with three poolings, so that 32x32 ends at 4x4: after the first two convolutions
+# (four from vgg13c on), after those of 256 channels, and at the end.
 VGG_C: dict[str, Plan] = {
-    "vgg8c": [64, 128, "M", 256, "M", 512, "M", 512],
-    "vgg11c": [64, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512],
-    "vgg13c": [64, 64, 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512],
-    "vgg16c": [64, 64, 128, 128, "M", *[256] * 3, "M", *[512] * 3, "M", *[512] * 3],
-    "vgg19c": [64, 64, 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4],
+    "vgg8c": [64, 128, "M", 256, 256, "M", 512, 512, "M"],
+    "vgg11c": [64, 128, "M", 256, 256, "M", *[512] * 4, "M"],
+    "vgg13c": [64, 64, 128, 128, "M", 256, 256, "M", *[512] * 4, "M"],
+    "vgg16c": [64, 64, 128, 128, "M", *[256] * 3, "M", *[512] * 6, "M"],
+    "vgg19c": [64, 64, 128, 128, "M", *[256] * 4, "M", *[512] * 8, "M"],
 }
 # Nøkland & Eidnes 2019 (arXiv:1901.06656), with 1024 hidden units before the output. Deviations: no
 # bias before BatchNorm; the paper's local losses read a layer before its pooling, ours after it.
@@ -54,7 +55,7 @@ ARGUMENTS = """\
         shape: of an image, (C, H, W); at least {least}x{least}.
         num_classes: number of classes.
         width: multiplies the channels.
-        hidden: units of a hidden layer (linear, BatchNorm, ReLU) before the output; null for none.
+        hidden: units of a hidden layer (linear, {norm}ReLU) before the output; null for none.
         dropout: probability of dropping a feature map after each convolution (and a hidden unit).
         skip: leave out this many of the first convolutions but keep their pooling; this shows how
             well the last layers do alone.
@@ -73,6 +74,7 @@ def _vgg(
     num_classes: int,
     width: float,
     hidden: int | None,
+    norm: bool,
     dropout: float,
     skip: int,
     padding_mode: Padding,
@@ -91,8 +93,8 @@ def _vgg(
     features = channels * height * wide
     flatten: list[nn.Module] = [nn.Flatten()]
     if hidden is not None:
-        fc = [*flatten, nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
-        fc += [nn.Dropout(dropout)] if dropout else []
+        fc = [*flatten, nn.Linear(features, hidden), *([nn.BatchNorm1d(hidden)] if norm else [])]
+        fc += [nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])]
         named.append(("fc", nn.Sequential(*fc)))
         features, flatten = hidden, []
     classifier = nn.Sequential(*flatten, nn.Linear(features, num_classes))
@@ -100,10 +102,10 @@ def _vgg(
 
 
 def _plan(
-    plan: Plan, hidden: int | None = None
+    plan: Plan, hidden: int | None = None, norm: bool = True
 ) -> Callable[[Callable[[], None]], Callable[..., nn.Module]]:
     """Decorates a name and a first line with the function that makes the network of this plan; all
-    these functions take the same arguments."""
+    these functions take the same arguments. A hidden layer has BatchNorm if `norm` is set."""
     hidden_units, least = hidden, 2 ** plan.count("M")
 
     def made(named: Callable[[], None]) -> Callable[..., nn.Module]:
@@ -124,10 +126,13 @@ def _plan(
             at_least(0, name, WIDEST, width=width)
             share(name, dropout=dropout)
             check_padding(name, padding_mode)
-            return _vgg(name, plan, shape, num_classes, width, hidden, dropout, skip, padding_mode)
+            return _vgg(
+                name, plan, shape, num_classes, width, hidden, norm, dropout, skip, padding_mode
+            )
 
         network.__name__ = network.__qualname__ = name
-        network.__doc__ = f"{named.__doc__}\n\n{ARGUMENTS.format(least=least)}"
+        arguments = ARGUMENTS.format(least=least, norm="BatchNorm, " if norm else "")
+        network.__doc__ = f"{named.__doc__}\n\n{arguments}"
         return network
 
     return made
@@ -153,27 +158,27 @@ def vgg19() -> None:
     """VGG19 for small images: 5 poolings."""
 
 
-@_plan(VGG_C["vgg8c"], hidden=512)
+@_plan(VGG_C["vgg8c"], hidden=512, norm=False)
 def vgg8c() -> None:
     """VGG8's layers with 3 poolings: 32x32 images end at 4x4."""
 
 
-@_plan(VGG_C["vgg11c"], hidden=512)
+@_plan(VGG_C["vgg11c"], hidden=512, norm=False)
 def vgg11c() -> None:
     """VGG11's layers with 3 poolings: 32x32 images end at 4x4."""
 
 
-@_plan(VGG_C["vgg13c"], hidden=512)
+@_plan(VGG_C["vgg13c"], hidden=512, norm=False)
 def vgg13c() -> None:
     """VGG13's layers with 3 poolings: 32x32 images end at 4x4."""
 
 
-@_plan(VGG_C["vgg16c"], hidden=512)
+@_plan(VGG_C["vgg16c"], hidden=512, norm=False)
 def vgg16c() -> None:
     """VGG16's layers with 3 poolings: 32x32 images end at 4x4."""
 
 
-@_plan(VGG_C["vgg19c"], hidden=512)
+@_plan(VGG_C["vgg19c"], hidden=512, norm=False)
 def vgg19c() -> None:
     """VGG19's layers with 3 poolings: 32x32 images end at 4x4."""
 

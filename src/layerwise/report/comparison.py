@@ -14,6 +14,7 @@ from rich.table import Table
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError, reason
 from layerwise.report.curves import draw_blocks, draw_runs
+from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import Run
@@ -165,25 +166,30 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def write_comparison(runs: Sequence[Run], root: Path) -> tuple[Path, list[Summary]]:
+def write_comparison(
+    runs: Sequence[Run], root: Path, reference: Reference | None = None
+) -> tuple[Path, list[Summary], list[Distance]]:
     """Write a table of runs, their curves, and those of every block, into a new folder
-    comparison-N.
+    comparison-N; with a reference, also the runs over its published points.
 
     Args:
         runs: the runs.
         root: where the folder is made.
+        reference: published curves.
 
     Returns:
-        The folder, and a summary of each run.
+        The folder, a summary of each run, and the distances to the reference's points.
 
     Raises:
-        InputError: a run cannot be read, or the folder cannot be written.
+        InputError: a run cannot be read, a run belongs to no series of the reference, or the folder
+            cannot be written.
     """
     summaries = []
     for run in runs:
         with run.readable():
             summaries.append(Summary.of(run))
     metrics = {label: run.metrics() for label, run in zip(labels_of(runs), runs, strict=True)}
+    distances = [] if reference is None else reference.distances(metrics)
     try:
         root.mkdir(parents=True, exist_ok=True)
         folder = claim_numbered(root, "comparison")
@@ -196,9 +202,13 @@ def write_comparison(runs: Sequence[Run], root: Path) -> tuple[Path, list[Summar
         write("table.yaml", yaml.safe_dump(rows, sort_keys=False).encode())
         draw_runs(metrics, write)
         draw_blocks(metrics, write)
+        if reference is not None:
+            title = f"{reference.title} ({reference.source}), at equal steps.\n\n"
+            write("reference.md", (title + _rows(rows_of(distances))).encode())
+            reference.draw(metrics, write)
     except OSError as error:
         raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
-    return folder, summaries
+    return folder, summaries, distances
 
 
 def table(summaries: Sequence[Summary]) -> Table:
@@ -210,6 +220,16 @@ def table(summaries: Sequence[Summary]) -> Table:
         made.add_column(cells["run"], overflow="fold", justify="right")
     for column in list(rows[0])[1:]:
         made.add_row(column, *(cells[column] for cells in rows))
+    return made
+
+
+def distance_table(distances: Sequence[Distance], title: str) -> Table:
+    """A table for the terminal with one row per published point."""
+    made = Table(title=title)
+    for column in ("run", "measure", "step", "published", "measured", "difference"):
+        made.add_column(column, justify="left" if column in ("run", "measure") else "right")
+    for row in rows_of(distances):
+        made.add_row(*row.values())
     return made
 
 
@@ -225,6 +245,8 @@ def _of_its_kind(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 
 def _rows(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return "No point has an epoch at its step.\n"
     rows = _of_its_kind(rows)
     same = [c for c in rows[0] if len(rows) > 1 and len({cells[c] for cells in rows}) == 1]
     columns = [column for column in rows[0] if column not in same]
