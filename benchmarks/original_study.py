@@ -5,7 +5,7 @@
 They ask whether reconstructing the image, or the image shifted, helps blocks that learn locally.
 The network is BasicCNN with 32 channels in three blocks, with flips and crops, and the same budget
 for all. OPTIONS go to every `layerwise train`. An interrupted run is continued, a finished run is
-left alone; `python benchmarks/accuracy.py original-3 FOLDER/*` keeps the measurements.
+left alone; `python benchmarks/accuracy.py original-3-small FOLDER/*` keeps the measurements.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("experiments/original-3"))
+    parser.add_argument("--runs", type=Path, default=Path("experiments/original-3-small"))
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     given, options = parser.parse_known_args()
     for seed in given.seeds:

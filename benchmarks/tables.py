@@ -1,11 +1,12 @@
-"""Write the generated pages: docs/results.md, docs/networks.md, the cards of rules and objectives,
-and the tables and figures in README.md and docs/guide.md.
+"""Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md and its
+pictures, the cards of rules and objectives, and the tables and figures in README.md and
+docs/guide.md.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give
 
 Sources are the files in benchmarks/results/, the docstrings of rules and objectives, and the
-stories in docs/rules/stories/ and docs/objectives/stories/.
+stories in docs/stories/, docs/rules/stories/ and docs/objectives/stories/.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import cards, networks, readme, results
+from pages import cards, networks, readme, results, study
 from pages.figures import filled
 from pages.files import ROOT
 
@@ -24,6 +25,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "results.md": results.page(),
         ROOT / "docs" / "networks.md": networks.page(),
+        study.PAGE: study.page(),
         ROOT / "README.md": filled(readme.page()),
         guide: filled(guide.read_text()),
         **cards.pages(),
@@ -41,6 +43,8 @@ def main() -> None:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
             sys.exit(f"{path.relative_to(ROOT)} is not what its sources give; run `make tables`")
+    if sys.argv[1:] != ["--check"]:  # pictures differ between versions of matplotlib
+        study.pictures(lambda name, content: (ROOT / "docs" / name).write_bytes(content))
 
 
 if __name__ == "__main__":

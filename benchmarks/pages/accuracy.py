@@ -13,7 +13,9 @@ from pages.files import RESULTS, commands, result
 TITLES = {
     "basic_cnn": "BasicCNN",
     "original-1": "the original study, first experiments",
+    "original-2": "the original study, second experiments",
     "original-3": "the original study, third experiments",
+    "original-3-small": "the original study, third experiments on a small network",
     "vgg8b": "VGG8b",
 }
 # The original study reports the highest test accuracy of a run, in %.

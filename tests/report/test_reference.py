@@ -56,6 +56,8 @@ def test_the_series_of_a_run(reference: Reference) -> None:
     assert [reference.series_of(name) for name in names] == series
     with pytest.raises(InputError, match=r"compare bp --reference: no series .* dgl, dgl-ssl"):
         reference.distances({"bp": _rows(0.5)})
+    both = reference.distances({"bp": _rows(0.5), "dgl": _rows(0.5)})
+    assert {d.run for d in both} == {"dgl"}
 
 
 def test_the_picture_has_both(reference: Reference) -> None:

@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
         type=str | None,
         default=None,
         help="published curves: a JSON file, or one of the library's: original-1, original-2, "
-        "original-3; each run has the name of its series",
+        "original-3; a run is compared with the series of its name",
     )
     found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]

@@ -181,7 +181,7 @@ def write_comparison(
         The folder, a summary of each run, and the distances to the reference's points.
 
     Raises:
-        InputError: a run cannot be read, a run belongs to no series of the reference, or the folder
+        InputError: a run cannot be read, no run belongs to a series of the reference, or the folder
             cannot be written.
     """
     summaries = []

@@ -14,6 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+# The same picture is the same file.
+matplotlib.rcParams["svg.hashsalt"] = "layerwise"
+METADATA: Mapping[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}
+
 Rows = Sequence[Mapping[str, float | None]]
 Write = Callable[[str, bytes], None]
 
@@ -109,5 +113,5 @@ def _from_zero(axes: Axes) -> None:
 def _save(figure: Figure, name: str, write: Write) -> None:
     for kind in ("png", "svg"):
         content = io.BytesIO()
-        figure.savefig(content, format=kind, dpi=120)
+        figure.savefig(content, format=kind, dpi=120, metadata=METADATA[kind])
         write(f"{name}.{kind}", content.getvalue())

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from layerwise.errors import InputError, choices, reason
-from layerwise.report.curves import COLOURS, PANELS, Rows, Write
+from layerwise.report.curves import COLOURS, METADATA, PANELS, Rows, Write
 
 REFERENCES = resources.files("layerwise") / "references"
 NEAR = 0.02  # an epoch stands for a published step that is at most this share of it away
@@ -110,16 +110,18 @@ class Reference:
             runs: each run's label and rows of metrics.
 
         Raises:
-            InputError: a run belongs to no series.
+            InputError: none of the runs belongs to a series.
         """
+        names = {run: self.series_of(Path(run).name) for run in runs}
+        if not any(names.values()):
+            raise InputError(
+                f"compare {' '.join(runs)} --reference: no series has the name of a run; call a "
+                f"run like the series that it repeats, with --name; {choices('', self.series)}"
+            )
         found = []
         for run, rows in runs.items():
-            name = self.series_of(Path(run).name)
-            if name is None:
-                raise InputError(
-                    f"compare {run} --reference: no series has its name; call a run like the "
-                    f"series that it repeats, with --name: {choices(run, self.series)}"
-                )
+            if (name := names[run]) is None:
+                continue
             for column, points in self.series[name].items():
                 for step, published in points:
                     row = min(rows, key=lambda r: abs((r.get("step") or 0) - step))
@@ -176,7 +178,7 @@ class Reference:
         figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
         for kind in ("png", "svg"):
             content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=120)
+            figure.savefig(content, format=kind, dpi=120, metadata=METADATA[kind])
             write(f"reference.{kind}", content.getvalue())
 
 

@@ -1,0 +1,94 @@
+"""docs/original-study.md: the original study's experiments, run again, next to its own curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from layerwise.report.reference import Reference
+from pages.figures import inserted
+from pages.files import RESULTS, ROOT, commands, result
+
+PAGE = ROOT / "docs" / "original-study.md"
+STORY = ROOT / "docs" / "stories" / "original-study.md"
+EPOCHS = (1, 2, 3, 5, 10, 20)  # of the study, whose points are at their ends
+
+
+def page() -> str:
+    """The document: the story, with a section of each series where it says `[[N]]`."""
+    text = inserted(STORY.read_text())
+    for number in ("1", "2", "3"):
+        text = text.replace(f"[[{number}]]", _section(number))
+    return text
+
+
+def pictures(write: Callable[[str, bytes], None]) -> None:
+    """Draw each series of experiments that has runs, as SVG.
+
+    Args:
+        write: writes a file, from its name and content.
+    """
+    for number in ("1", "2", "3"):
+        runs = _runs(number)
+
+        def write_one(name: str, content: bytes, number: str = number) -> None:
+            if name.endswith(".svg"):
+                write(f"original-study-{number}.svg", content)
+
+        if runs:
+            metrics = {run["run"]: run["metrics"] for run in runs}
+            Reference.read(f"original-{number}").draw(metrics, write_one)
+
+
+def _runs(number: str) -> list[Mapping[str, Any]]:
+    """The runs of a series that have published curves, in the order of the recipes."""
+    if not (RESULTS / f"accuracy-original-{number}.json").exists():
+        return []
+    reference = Reference.read(f"original-{number}")
+    runs = result(f"accuracy-original-{number}")["runs"]
+    return [run for run in runs if reference.series_of(run["run"]) is not None]
+
+
+def _section(number: str) -> str:
+    reference, runs = Reference.read(f"original-{number}"), _runs(number)
+    trained = {reference.series_of(run["run"]) for run in runs}
+    missing = [name for name in reference.series if name not in trained]
+    lines = []
+    if runs:
+        lines += [f"![Test accuracy over steps](original-study-{number}.svg)", ""]
+        lines += [*_table(number, reference, runs), "", _about(runs)]
+    if missing:
+        names = ", ".join(f"`{name}`" for name in missing)
+        lines += ["", f"Published, and not trained here yet: {names}."]
+    return "\n".join(lines)
+
+
+def _table(number: str, reference: Reference, runs: list[Mapping[str, Any]]) -> list[str]:
+    """Test accuracy at the steps of some epochs: measured, and the distance to the study's."""
+    distances = reference.distances({run["run"]: run["metrics"] for run in runs})
+    found = {(d.run, d.step): d for d in distances if d.column == "test_accuracy"}
+    first = min(step for _, step in found)  # the steps of an epoch
+    steps = [first * epoch for epoch in EPOCHS if any(s == first * epoch for _, s in found)]
+    lines = [
+        f"Test accuracy in %, and the distance to the study's, after {first} steps and so on:\n",
+        "| run | " + " | ".join(f"step {step:,}" for step in steps) + " |",
+        "|---|" + "--:|" * len(steps),
+    ]
+    for run in runs:
+        cells = []
+        for step in steps:
+            d = found.get((run["run"], step))
+            cells.append("" if d is None else f"{d.measured:.1f} ({d.difference:+.1f})")
+        lines.append(f"| `{run['run']}` | {' | '.join(cells)} |")
+    return lines
+
+
+def _about(runs: list[Mapping[str, Any]]) -> str:
+    machines = dict.fromkeys(
+        f"{m['cpu']}, torch {m['torch']}, {run['config']['precision']}, "
+        f"{run['config']['data']['name']}"
+        for run in runs
+        for m in [run["environment"]]
+    )
+    text = f"One seed; {'; '.join(machines)}."
+    return f"{text}\n\n{commands([run['environment']['command'] for run in runs])}"
