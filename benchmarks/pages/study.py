@@ -67,10 +67,11 @@ def _table(number: str, reference: Reference, runs: list[Mapping[str, Any]]) -> 
     """Test accuracy at the steps of some epochs: measured, and the distance to the study's."""
     distances = reference.distances({run["run"]: run["metrics"] for run in runs})
     found = {(d.run, d.step): d for d in distances if d.column == "test_accuracy"}
-    first = min(step for _, step in found)  # the steps of an epoch
+    first = min(points[0][0] for of in reference.series.values() for points in of.values())
     steps = [first * epoch for epoch in EPOCHS if any(s == first * epoch for _, s in found)]
     lines = [
-        f"Test accuracy in %, and the distance to the study's, after {first} steps and so on:\n",
+        f"Test accuracy in %, and in brackets the distance to the study's at the same step, in "
+        f"points. An epoch of the study has {first} steps.\n",
         "| run | " + " | ".join(f"step {step:,}" for step in steps) + " |",
         "|---|" + "--:|" * len(steps),
     ]

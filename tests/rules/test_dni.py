@@ -231,8 +231,8 @@ def test_bad_input() -> None:
         rules.DNI(Blocks([nn.Linear(3, 3), nn.Linear(3, 3)]))
     with pytest.raises(ValueError, match="kernel_size=4"):
         heads.Synthesizer(kernel_size=4)
-    with pytest.raises(ValueError, match="layers=0"):
-        heads.Synthesizer(layers=0)
+    with pytest.raises(ValueError, match="layers=-1"):
+        heads.Synthesizer(layers=-1)
 
 
 def test_the_targets_differ_by_the_batch_size() -> None:
@@ -259,3 +259,26 @@ def test_the_bias_of_a_synthesizer() -> None:
     bias = given.rest[-1].bias
     assert 0 < bias.abs().max() <= (4 * 25) ** -0.5
     assert torch.equal(given(h, None), bias[:, None, None].expand_as(h))
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_a_linear_synthesizer(context: bool) -> None:
+    """M(h, c) = W h + b + C_c is zero at first, so its gradients are -2/(B D) sum d h', the same of
+    d, and of d over each class, with the gradient d of each sample's own loss."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1])
+    blocks = Blocks([model[:2], model[2:]], example=x)
+    rule = rules.DNI(blocks, heads.Synthesizer(layers=0), context)
+    rule.backward(x, y)
+    h = model[:2](x).detach()
+    d = (model[2](h).softmax(1) - F.one_hot(y, 3)) @ model[2].weight
+    (made,) = rule.synthesizers
+    wanted = {"first.weight": -2 / 20 * d.T @ h, "first.bias": -2 / 20 * d.sum(0)}
+    if context:
+        of_classes = torch.stack([d[y == c].sum(0) for c in range(3)])
+        wanted["context.weight"] = -2 / 20 * of_classes
+    found = {name: p.grad for name, p in made.named_parameters()}
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient.detach())

@@ -19,7 +19,8 @@ class Synthesizer:
     """The recipe of a network that predicts the gradient of an activation from the activation.
 
     Jaderberg et al. 2017 (arXiv:1608.05343), appendix: `layers` times (convolution, BatchNorm,
-    ReLU), convolution, all with the activation's own channels and size. On a vector, and on every
+    ReLU), convolution, all with the activation's own channels and size; without layers before the
+    last it is linear, as in Czarnecki et al. 2017 (arXiv:1703.00522). On a vector, and on every
     token or position of a network that keeps channels last, the same with linear layers. The last
     layer's weight is zero at the start, and by default its bias as well, so training begins without
     any gradient. With labels (cDNI), a
@@ -31,15 +32,15 @@ class Synthesizer:
     can be used as a synthesizer.
 
     Args:
-        layers: the number of layers before the last.
+        layers: the number of layers before the last; 0 for a linear synthesizer.
         kernel_size: the kernel size of the convolutions, odd.
         width: hidden channels or units; null for the activation's own.
         zero_bias: whether the last layer's bias is zero at the start; otherwise it is PyTorch's
             default, so training begins with the same gradient for all samples.
 
     Raises:
-        InputError: a size below 1; an even kernel size; when the module is called: real numbers
-            that are not the classes' probabilities.
+        InputError: a size below 1, or `layers` below 0; an even kernel size; when the module is
+            called: real numbers that are not the classes' probabilities.
     """
 
     layers: int = 2
@@ -49,7 +50,7 @@ class Synthesizer:
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Synthesizer")
-        at_least(1, "heads.Synthesizer", DEEPEST, layers=self.layers)
+        at_least(0, "heads.Synthesizer", DEEPEST, layers=self.layers)
         at_least(1, "heads.Synthesizer", kernel_size=self.kernel_size, width=self.width)
         if self.kernel_size % 2 == 0:
             raise InputError(
@@ -61,11 +62,15 @@ class Synthesizer:
         maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
         features = shape[0] if maps else shape[-1]
         sizes = [features, *[self.width or features] * self.layers, features]
-        first, *rest = _chain(sizes, self.kernel_size if maps else None)
-        nn.init.zeros_(rest[-1].weight)  # type: ignore[arg-type]
+        layers = _chain(sizes, self.kernel_size if maps else None)
+        nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
         if self.zero_bias:
-            nn.init.zeros_(rest[-1].bias)  # type: ignore[arg-type]
-        return _Synthesis(first, nn.Sequential(*rest), sizes[1], classes)
+            nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+        first, *rest = layers
+        made = _Synthesis(first, nn.Sequential(*rest), sizes[1], classes)
+        if not rest and made.context is not None:  # its output is the gradient, without a layer
+            nn.init.zeros_(made.context.weight)
+        return made
 
 
 @dataclass(frozen=True)
