@@ -38,9 +38,10 @@ class EarlyExit(nn.Module):
 
     In an export (`torch.export`) a batch cannot get smaller: there the whole batch goes on until
     all of its samples would have left, and each has the scores of its own exit. Later blocks are
-    then not run (`torch.cond`). With one sample that is the same as here. Only blocks that are
-    modules called one after the other can be exported so: those of an `nn.Sequential`, or given by
-    hand. For any other network export `Exit(rule, i)` of several exits, and compare their
+    then not run (`torch.cond`). With one sample that is the same as here; a graph for one sample is
+    exported with one, and a graph for several (`dynamic_shapes=(({0: Dim("batch", min=2)},),)`)
+    takes two or more. Only blocks that are modules called one after the other can be exported so:
+    those of an `nn.Sequential`, or given by hand. For any other network export `Exit(rule, i)` of several exits, and compare their
     confidence on the host; each of them computes from the network's input on.
 
     Args:
@@ -111,9 +112,9 @@ class EarlyExit(nn.Module):
             args, kwargs: the inputs that the network takes.
         """
         inputs: Inputs = kwargs or (args[0] if len(args) == 1 else args)
-        rows = len(leading(inputs))
         if torch.compiler.is_exporting():
             return self._exported(0, inputs)
+        rows = len(leading(inputs))
         here = torch.arange(rows, device=leading(inputs).device)  # the samples on their way
         found: list[tuple[Tensor, Tensor, int]] = []
         with contextlib.ExitStack() as stack:
@@ -185,7 +186,7 @@ class EarlyExit(nn.Module):
                 break
             k += 1
         z = self._scores(k, h, None)
-        taken = torch.full((len(z),), k, device=z.device)
+        taken = torch.full(z.shape[:1], k, device=z.device)  # `len` would fix the number
         if k == self.exits[-1]:
             return z, taken
         leaves = self._leaves(k, z)
