@@ -292,12 +292,13 @@ def test_labels_that_are_no_classes_are_refused():
 def naive_exits(run: Path, split: str) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The class scores of both exits of the plain networks, and the labels."""
     weights = iter(Run(run).load("last")["rule"].values())
-    layer, classifier, head = nn.Linear(64, 12), nn.Linear(12, 10), nn.Linear(12, 10)
-    for part in (layer, classifier, head):
+    layer, second = nn.Linear(64, 12), nn.Linear(12, 12)
+    classifier, head = nn.Linear(12, 10), nn.Linear(12, 10)
+    for part in (layer, second, classifier, head):
         part.weight.data, part.bias.data = next(weights), next(weights)
     x, y = next(Loader(getattr(data.load("digits"), split), 2000, train=False).epoch(0))
     h = layer(x.flatten(1)).relu()
-    return [head(h).detach(), classifier(h).detach()], y
+    return [head(h).detach(), classifier(second(h).relu()).detach()], y
 
 
 def test_early_exits_that_decide(trained, cli):
@@ -314,7 +315,8 @@ def test_early_exits_that_decide(trained, cli):
         assert at[1] < min(at[0], at[2])
     scores, y = naive_exits(run, "test")
     p = [(z / t).softmax(1) for z, t in zip(scores, told["temperatures"], strict=True)]
-    first, second = 2 * (64 * 12 + 12 * 10), 2 * (64 * 12 + 2 * 12 * 10)
+    first = 2 * (64 * 12 + 12 * 10)
+    second = first + 2 * (12 * 12 + 12 * 10)
     assert [row["threshold"] for row in told["thresholds"]][4] == 0.95
     for row in told["thresholds"]:
         leaves = p[0].amax(1) >= row["threshold"]

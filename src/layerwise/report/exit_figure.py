@@ -40,14 +40,20 @@ def draw_exits(
     axes.plot(*points(curve), color=COLOURS[0], label="leaves at the first exit that is sure")
     axes.plot(*points(marked), "o", color=COLOURS[0], markersize=4)
     axes.plot(*points(fixed), "s", color=COLOURS[1], markersize=6, label="always the same exit")
+    most, named = max(row["flops"] for row in (*curve, *fixed)) / 1e6, -1.0
     for row, x, y in zip(marked, *points(marked), strict=True):
-        axes.annotate(f"{row['threshold']:g}", (x, y), (3, -10), **_text(COLOURS[0]))
+        if x - named > 0.05 * most:  # otherwise its name would be on another one
+            axes.annotate(f"{row['threshold']:g}", (x, y), (3, -10), **_text(COLOURS[0]))
+            named = x
     for name, x, y in zip(names, *points(fixed), strict=True):
         axes.annotate(name, (x, y), (5, 5), **_text(COLOURS[1]))
     axes.set_xlabel(f"MFLOPs per {of}", fontsize=9)
     axes.set_ylabel("accuracy, %", fontsize=9)
-    axes.set_xlim(left=0)
     axes.margins(0.08)
+    axes.set_xlim(0, 1.15 * most)
+    low, high = axes.get_ylim()
+    room = max(0, 1 - (high - low)) / 2  # a point at least: a few images are no difference
+    axes.set_ylim(low - room, high + room)
     axes.grid(alpha=0.25)
     axes.legend(loc="lower right", fontsize=9)
     content = io.BytesIO()
