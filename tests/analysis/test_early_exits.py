@@ -202,6 +202,10 @@ def test_the_ends(name):
     assert torch.equal(called(first, x), called(Exit(rule, first.exits[0]), x))
     assert torch.equal(called(last, x), exits[-1])
     assert called(last.decide, x)[1].tolist() == [len(rule.blocks) - 1] * ROWS
+    if isinstance(x, dict):
+        assert torch.equal(last(*x.values()), exits[-1])
+        with pytest.raises(InputError, match="by position and mask by name"):
+            last(x["x"], mask=x["mask"])
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -42,7 +42,7 @@ def draw_exits(
     axes.plot(*points(fixed), "s", color=COLOURS[1], markersize=6, label="always the same exit")
     most, named = max(row["flops"] for row in (*curve, *fixed)) / 1e6, -1.0
     for row, x, y in zip(marked, *points(marked), strict=True):
-        if x - named > 0.05 * most:  # otherwise its name would be on another one
+        if x - named > 0.04 * most:  # otherwise its name would be on another one
             axes.annotate(f"{row['threshold']:g}", (x, y), (3, -10), **_text(COLOURS[0]))
             named = x
     for name, x, y in zip(names, *points(fixed), strict=True):

@@ -41,8 +41,9 @@ class EarlyExit(nn.Module):
     then not run (`torch.cond`). With one sample that is the same as here; a graph for one sample is
     exported with one, and a graph for several (`dynamic_shapes=(({0: Dim("batch", min=2)},),)`)
     takes two or more. Only blocks that are modules called one after the other can be exported so:
-    those of an `nn.Sequential`, or given by hand. For any other network export `Exit(rule, i)` of several exits, and compare their
-    confidence on the host; each of them computes from the network's input on.
+    those of an `nn.Sequential`, or given by hand. For any other network export `Exit(rule, i)` of
+    several exits, and compare their confidence on the host; each of them computes from the
+    network's input on.
 
     Args:
         rule: the rule, trained or not; its blocks were made with an example.
@@ -57,8 +58,9 @@ class EarlyExit(nn.Module):
     Raises:
         InputError: a threshold or temperatures that are none; no block but the last predicts; the
             rule does not predict by running its blocks in order; blocks made without an example;
-            `position` without tokens. In a call: a block that does not run by itself, if samples
-            left before it (`cut` then has to cut elsewhere); in an export, other blocks.
+            `position` without tokens. In a call: inputs in both ways; a block that does not run by
+            itself, if samples left before it (`cut` then has to cut elsewhere); in an export, other
+            blocks.
     """
 
     def __init__(
@@ -109,8 +111,13 @@ class EarlyExit(nn.Module):
         """Class scores, and the number of the block at whose exit each sample left, (B,) int64.
 
         Args:
-            args, kwargs: the inputs that the network takes.
+            args, kwargs: the inputs that the network takes, all by position or all by name.
         """
+        if args and kwargs:
+            raise InputError(
+                f"EarlyExit: got inputs by position and {', '.join(kwargs)} by name; give all of "
+                "them in one way"
+            )
         inputs: Inputs = kwargs or (args[0] if len(args) == 1 else args)
         if torch.compiler.is_exporting():
             return self._exported(0, inputs)
