@@ -47,8 +47,8 @@ def _images(setting: str) -> str:
         lines.append(f"| {row['rule']} | {' | '.join(cells)} |")
     lines += [
         "",
-        "Temperatures of the exits, the share of images on which all exits agree, and time of the "
-        "deciding network as a ratio to the full network's, in turns:\n",
+        "Temperatures of the exits, the share of images on which all exits agree, and CPU time of "
+        "the deciding network as a ratio to the full network's, in turns:\n",
         "| | temperatures | exits agree, % | accuracy there, % | on the others, % "
         + "".join(f"| time, threshold {t}, batch {b} " for b, t in _timed(found))
         + "|",
@@ -103,7 +103,8 @@ def _text(found: dict[str, Any]) -> str:
         f"{budget['layers']} layers and width {budget['width']}, every layer a block, "
         f"{budget['steps']} steps. {tokens} tokens follow a prompt of {found['prompt']}, always "
         f"the most probable one; windows of at most {budget['context']} tokens are computed again "
-        "for every token (no cache). Tokens per second are ratios to the full network's, in turns. "
+        "for every token (no cache). Tokens per second of CPU time are ratios to the full "
+        "network's, in turns. "
         f"With drafts, an exit proposes up to {found['ahead']} tokens, and one forward of the full "
         "network verifies them.\n",
         "| | how | tokens/s | as the full network's text, % | drafts accepted, % |",
