@@ -58,8 +58,8 @@ RULES = {
 SETTINGS = {
     "digits": "--recipe demo-dgl --pictures 0",
     "cnn": "--optimizer AdamW --optimizer.lr 0.003 --optimizer.weight_decay 0.0 "
-    "--schedule OneCycle --pictures 0 --augment.flip true --augment.crop 4 --channels_last true "
-    "--batch_size 128 --model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] "
+    "--schedule OneCycle --precision bf16 --pictures 0 --augment.flip true --augment.crop 4 "
+    "--channels_last true --batch_size 128 --model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] "
     "--epochs 4",
 }
 TIMED = (0.8, 0.95)  # thresholds

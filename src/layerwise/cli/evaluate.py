@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -49,13 +50,14 @@ def main(arguments: list[str]) -> None:
     found = parser.read(tokens_of(arguments, positional=True))
     if found["threshold"] is not None and not found["exits"]:
         raise InputError(f"--threshold {found['threshold']:g}: also give --exits true")
+    if found["threshold"] is not None and not 0 <= found["threshold"] < math.inf:
+        raise InputError(
+            f"--threshold {found['threshold']:g}: give a probability, such as 0.95; with 0 all "
+            "samples leave at the first exit, with more than 1 at the last"
+        )
     run = Run.open(found["run"])
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
         from layerwise.experiment.evaluation import Evaluation
-
-        if found["exits"]:
-            from layerwise.cli.exit_tables import print_exits
-            from layerwise.experiment.early_exits import EarlyExits
     evaluation = Evaluation.of(
         run,
         checkpoint=found["checkpoint"],
@@ -66,8 +68,12 @@ def main(arguments: list[str]) -> None:
     output.print(_table(result, names))
     if sum(exit is not None and "flops" in exit for exit in result["exits"]) > 1:
         output.print(_costs(result, names))
-    deciding = EarlyExits.of(evaluation, found["threshold"]) if found["exits"] else None
-    if deciding is not None:
+    deciding = None
+    if found["exits"]:
+        with interrupts_end_at_once():
+            from layerwise.cli.exit_tables import print_exits
+            from layerwise.experiment.early_exits import EarlyExits
+        deciding = EarlyExits.of(evaluation, found["threshold"])
         print_exits(deciding)
     try:
         output.print(f"{evaluation.write()}", soft_wrap=True)

@@ -133,14 +133,13 @@ def predictions(
     labels = []
     with fabric.autocast():
         for x, y in loader.epoch(0):
-            for k, z in enumerate(rule.exits(x)):
-                if z is None:
-                    continue
-                scores, true = _counted(z, y)
+            exits = {k: z for k, z in enumerate(rule.exits(x)) if z is not None}
+            for k, z in exits.items():
+                scores, _ = _counted(z, y)
                 p, predicted = (scores / temperatures[k]).softmax(1).max(1)  # type: ignore[operator]
                 classes.setdefault(k, []).append(predicted)
                 confidence.setdefault(k, []).append(p)
-            labels.append(true)
+            labels.append(_counted(exits[len(rule.blocks) - 1], y)[1])
     return Predictions(
         tuple(classes),
         torch.stack([torch.cat(of) for of in classes.values()]).cpu(),

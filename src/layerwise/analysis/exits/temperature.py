@@ -51,6 +51,6 @@ def temperature(scores: Tensor, y: Tensor) -> float:
         return LOWEST
     if slope(least) >= 0:
         return HIGHEST
-    from scipy.optimize import brentq  # slow to import, and only needed here
+    from scipy.optimize import root_scalar  # slow to import, and only needed here
 
-    return 1 / brentq(slope, least, most, xtol=1e-13)
+    return 1 / root_scalar(slope, bracket=(least, most), method="brentq", xtol=1e-13).root
