@@ -196,6 +196,9 @@ WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
     },
     "DeepSupervision": {
         "deep_supervision": lambda blocks: rules.DeepSupervision(blocks, 0.5, SMALL_HEAD),
+        "deep_supervision_detached": lambda blocks: rules.DeepSupervision(
+            blocks, 0.5, SMALL_HEAD, detach=True
+        ),
     },
     "DGL": {"dgl": lambda blocks: rules.DGL(blocks, num_classes=CLASSES, head=SMALL_HEAD)},
     "DifferenceTargetPropagation": {

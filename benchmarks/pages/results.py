@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import re
 
-from pages import accuracy, all_rules, data_path, overhead, probes, stages, steps, texts
+from pages import (
+    accuracy,
+    all_rules,
+    data_path,
+    early_exits,
+    overhead,
+    probes,
+    stages,
+    steps,
+    texts,
+)
 
 INTRODUCTION = """\
 # Results
@@ -28,6 +38,7 @@ def page() -> str:
             *accuracy.sections(),
             *all_rules.section(),
             *texts.section(),
+            *early_exits.section(),
             *stages.section(),
             *probes.section(),
             *data_path.section(),

@@ -154,6 +154,19 @@ def first_rows(inputs: Inputs, rows: int) -> Inputs:
     return pytree.tree_map_only(Tensor, cut_off, plain(inputs))
 
 
+def chosen_rows(inputs: Inputs, index: Tensor) -> Inputs:
+    """The samples of a batch at `index`, (N,) int64.
+
+    Every tensor whose first axis is as long as the batch is indexed; others stay as they are.
+    """
+    whole = len(leading(inputs))
+
+    def choose(tensor: Tensor) -> Tensor:
+        return tensor[index] if tensor.dim() and len(tensor) == whole else tensor
+
+    return pytree.tree_map_only(Tensor, choose, plain(inputs))
+
+
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs in another precision; integer tensors stay as they are."""
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from layerwise import InputError, data, models, objectives, rules
 from layerwise.analysis import exits as module
+from layerwise.analysis.exits import measure
 from layerwise.blocks import Blocks
 from layerwise.data import Augment, Loader
 from layerwise.runs.run import Run
@@ -151,7 +152,7 @@ def test_confusion(most, monkeypatch):
     true       0 0 0 1 1 2
     predicted  0 0 1 2 1 0
     """
-    monkeypatch.setattr(module, "CONFUSION_CLASSES", most)
+    monkeypatch.setattr(measure, "CONFUSION_CLASSES", most)
     y = torch.tensor([0, 0, 0, 1, 1, 2])
     x = torch.eye(3)[[0, 0, 1, 2, 1, 0]][:, :, None, None]
     loader = SimpleNamespace(tokens=False, epoch=lambda e: [(x[:4], y[:4]), (x[4:], y[4:])])
@@ -286,3 +287,97 @@ def test_labels_that_are_no_classes_are_refused():
     rule = rules.Backprop(Blocks([nn.Linear(2, 1)], example=x))
     with pytest.raises(InputError, match="which are not classes of these"):
         module.evaluate(rule, Batches((x, torch.randn(4))), 2, fabric_for("cpu"))
+
+
+def naive_exits(run: Path, split: str) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The class scores of both exits of the plain networks, and the labels."""
+    weights = iter(Run(run).load("last")["rule"].values())
+    layer, second = nn.Linear(64, 12), nn.Linear(12, 12)
+    classifier, head = nn.Linear(12, 10), nn.Linear(12, 10)
+    for part in (layer, second, classifier, head):
+        part.weight.data, part.bias.data = next(weights), next(weights)
+    x, y = next(Loader(getattr(data.load("digits"), split), 2000, train=False).epoch(0))
+    h = layer(x.flatten(1)).relu()
+    return [head(h).detach(), classifier(second(h).relu()).detach()], y
+
+
+def test_early_exits_that_decide(trained, cli):
+    """Temperatures by a search of their own, decisions image by image."""
+    run = trained("exits", "--rule.head Linear --epochs 2 --outcomes true")
+    result = cli(f"evaluate {run} --exits true")
+    assert (result.code, result.err) == (0, ""), result.err
+    told = json.loads((run / "exits-test-last.json").read_text())
+    assert told["fitted_on"] == "validation"
+    assert "temperatures were fitted on the validation split" in result.out
+    scores, y = naive_exits(run, "validation")
+    for z, t in zip(scores, told["temperatures"], strict=True):
+        at = [F.cross_entropy(z.double() / u, y).item() for u in (0.999 * t, t, 1.001 * t)]
+        assert at[1] < min(at[0], at[2])
+    scores, y = naive_exits(run, "test")
+    p = [(z / t).softmax(1) for z, t in zip(scores, told["temperatures"], strict=True)]
+    first = 2 * (64 * 12 + 12 * 10)
+    second = first + 2 * (12 * 12 + 12 * 10)
+    assert [row["threshold"] for row in told["thresholds"]][4] == 0.95
+    for row in told["thresholds"]:
+        leaves = p[0].amax(1) >= row["threshold"]
+        chosen = torch.where(leaves, p[0].argmax(1), p[1].argmax(1))
+        share = leaves.double().mean().item()
+        assert row["shares"] == pytest.approx([share, 1 - share])
+        assert row["accuracy"] == pytest.approx((chosen == y).double().mean().item())
+        assert row["flops"] == pytest.approx(share * first + (1 - share) * second)
+    classes = [z.argmax(1) for z in scores]
+    agree = classes[0] == classes[1]
+    assert told["agree"]["share"] == pytest.approx(agree.double().mean().item())
+    right = (classes[1] == y).double()
+    assert told["agree"]["accuracy"][1] == pytest.approx(right[agree].mean().item())
+    assert told["agree"]["accuracy_otherwise"][1] == pytest.approx(right[~agree].mean().item())
+    assert told["agreement"][0][1] == told["agree"]["share"]
+    assert told["over_epochs"] is None
+    tensors = load_file(run / "exits-test-last.safetensors")
+    assert torch.equal(tensors["disagree"], (~agree).nonzero()[:, 0])
+    assert torch.equal(tensors["classes"], torch.stack(classes))
+    assert torch.equal(tensors["labels"], y)
+    assert (run / "exits-test-last.png").read_bytes()[:4] == b"\x89PNG"
+
+    files = {path.name: path.read_bytes() for path in run.glob("exits-*")}
+    result = cli(f"evaluate {run} --exits true --threshold 0.7")
+    assert result.code == 0, result.err
+    one = json.loads((run / "exits-test-last-2.json").read_text())
+    assert one["thresholds"] == told["thresholds"][1:2]
+    assert files.items() <= {path.name: path.read_bytes() for path in run.glob("exits-*")}.items()
+    assert not (run / "exits-test-last-2.safetensors").exists()  # the same content
+
+    result = cli(f"evaluate {run} --exits true --split train")
+    scores, _ = naive_exits(run, "train")
+    agree = scores[0].argmax(1) == scores[1].argmax(1)
+    epochs = [load_file(run / f"outcomes/epoch-00{e}.safetensors")["right"] for e in (1, 2)]
+    over = torch.stack(epochs).double().mean(0)
+    told = json.loads((run / "exits-train-last.json").read_text())["over_epochs"]
+    assert told["agree"] == pytest.approx(over[agree].mean().item())
+    assert told["otherwise"] == pytest.approx(over[~agree].mean().item())
+    assert "during the training" in result.out
+
+
+def test_early_exits_without_validation(trained, cli):
+    run = trained("whole", "--rule.head Linear --epochs 1 --data.validation 0")
+    result = cli(f"evaluate {run} --exits true --threshold 1.5")
+    assert result.code == 0, result.err
+    assert "temperatures are 1, not calibrated" in result.out
+    told = json.loads((run / "exits-test-last.json").read_text())
+    assert (told["fitted_on"], told["temperatures"]) == (None, [1.0, 1.0])
+    evaluated = json.loads((run / "evaluation-test-last.json").read_text())["exits"]
+    assert told["thresholds"][0]["accuracy"] == pytest.approx(evaluated[1]["accuracy"])
+    assert told["thresholds"][0]["shares"] == [0, 1]
+    assert told["fixed"][0]["flops"] == evaluated[0]["flops"]
+
+
+def test_early_exits_that_are_none(trained, cli):
+    run = trained("plain", "--rule Backprop --epochs 1")
+    for line, says in (
+        ("--exits true", "no block but the last predicts"),
+        ("--threshold 0.9", "also give --exits true"),
+        ("--exits true --threshold -1", "give a probability"),
+    ):
+        result = cli(f"evaluate {run} {line}")
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert says in result.err

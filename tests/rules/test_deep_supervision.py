@@ -78,3 +78,33 @@ def test_a_block_that_starts_in_place() -> None:
 def test_bad_weight() -> None:
     with pytest.raises(ValueError, match=r"DeepSupervision\(weight=-1\): give at least 0"):
         rules.DeepSupervision(networks.mlp().blocks, -1)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_heads_of_a_network_that_backpropagation_trains(network: str) -> None:
+    """The network's steps are those of `Backprop`, bit for bit; a head learns from its own loss."""
+    case = NETWORKS[network](dropout=0.3)
+    rule = rules.DeepSupervision(case.blocks, 0.5, SMALL_HEAD, detach=True)
+    backprop = rules.Backprop(copy.deepcopy(case.blocks))
+    optimizers = [torch.optim.SGD(r.parameters(), 0.1, momentum=0.9) for r in (backprop, rule)]
+    start = torch.get_rng_state()
+    for of, optimizer in zip((backprop, rule), optimizers, strict=True):
+        torch.set_rng_state(start)
+        for _ in range(3):
+            optimizer.zero_grad()
+            report = of.backward(case.x, case.y)
+            optimizer.step()
+    assert_same(dict(rule.blocks.state_dict()), dict(backprop.blocks.state_dict()))
+    assert_same(grads(rule.blocks), grads(backprop.blocks))
+    assert None not in report.local_losses
+
+    rule.eval().zero_grad()
+    rule.backward(case.x, case.y)
+    k = 0
+    head = rule.objectives[k]
+    got = grads(head)
+    with torch.no_grad():
+        h = rule.activities(case.x)[k]
+    head.zero_grad()
+    (0.5 * F.cross_entropy(head.predict(h), case.y)).backward()
+    assert_close(got, grads(head))

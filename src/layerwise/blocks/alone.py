@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from layerwise.blocks.passes import PausedForward
-from layerwise.blocks.placeholders import ModuleCall, Placeholder, record_placeholders
+from layerwise.blocks.placeholders import ModuleCall, Placeholder, for_rows, record_placeholders
 from layerwise.blocks.unchanged import buffer_versions, seed, unchanged
 from layerwise.errors import InputError, reason
-from layerwise.inputs import Inputs, leading, plain, signature
+from layerwise.inputs import Inputs, first_rows, leading, plain, signature
 
 if TYPE_CHECKING:
     from layerwise.blocks.stretches import Stretches
 
 NEEDS_MORE = "it needs more of earlier blocks than its input"
+Recorded = dict[ModuleCall, Placeholder]
 SIGNATURES = 64  # kinds of batches (shapes, types) whose placeholders are kept
 
 
@@ -46,6 +47,8 @@ class Alone:
         self.moving_buffers: dict[int, list[tuple[nn.Module, str]]] = {}
         self._passed: dict[int, frozenset[nn.Module]] = {}
         self._placeholders: dict[Any, dict[ModuleCall, Placeholder]] = {}
+        # By kind of inputs, the placeholders of two and three samples if they tell all others.
+        self._two_and_three: dict[Any, tuple[Recorded, Recorded] | None] = {}
         self._differs: dict[int, str] = {}  # by block, why it differs alone; "" if it does not
         self._reads: dict[int, Any] = {}
 
@@ -145,10 +148,40 @@ class Alone:
         if key not in self._placeholders:
             if len(self._placeholders) >= SIGNATURES:
                 self._placeholders.pop(next(iter(self._placeholders)))
-            boundaries = self.network.boundaries
-            passed = set().union(*(self.passed_over(b.number) for b in boundaries))
-            self._placeholders[key] = record_placeholders(self.network.model, inputs, passed)
+            found = self._scaled(inputs)
+            self._placeholders[key] = self._recorded(inputs) if found is None else found
         return self._placeholders[key]
+
+    def _recorded(self, inputs: Inputs) -> dict[ModuleCall, Placeholder]:
+        passed = set().union(*(self.passed_over(b.number) for b in self.network.boundaries))
+        return record_placeholders(self.network.model, inputs, passed)
+
+    def _scaled(self, inputs: Inputs) -> dict[ModuleCall, Placeholder] | None:
+        """The placeholders without a recording, which takes a whole forward; None if that cannot
+        be.
+
+        They follow from recordings of two and three samples. The first batch of more samples is
+        recorded as well, to see whether they do. (`EarlyExit` gives batches of many sizes.)
+        """
+        rows = len(leading(inputs))
+        if rows <= 3:
+            return None
+        few = [first_rows(inputs, n) for n in (2, 3)]
+        kind = signature(few[0])
+        if kind not in self._two_and_three:
+            if len(self._two_and_three) >= SIGNATURES:
+                self._two_and_three.clear()
+            self._two_and_three[kind] = None
+            if any(len(leading(x)) != n for x, n in zip(few, (2, 3), strict=True)):
+                return None
+            exact = self._recorded(inputs)
+            with contextlib.suppress(Exception):  # a network for whole batches only
+                two, three = map(self._recorded, few)
+                if for_rows(two, three, rows) == exact:
+                    self._two_and_three[kind] = two, three
+            return exact
+        known = self._two_and_three[kind]
+        return None if known is None else for_rows(*known, rows)
 
     def prepare_for_stage(self, first: int) -> frozenset[nn.Module]:
         """Make `first` the first block whose weights are needed here.

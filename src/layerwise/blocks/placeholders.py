@@ -6,7 +6,8 @@ network (`up_to.py`) passes over those of later blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+import copy
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,33 @@ class Placeholder:
             for t in leaves
         ]
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Placeholder):
+            return NotImplemented
+        return self._spec == other._spec and self._leaves == other._leaves
+
+    def between(self, three: Placeholder, rows: int) -> Placeholder | None:
+        """What the module returns for `rows` samples, if this is for two and `three` for three, and
+        every axis grows equally with each sample; None if the two differ otherwise."""
+        if self._spec != three._spec:
+            return None
+        found = copy.copy(self)
+        found._leaves = []
+        for two, more in zip(self._leaves, three._leaves, strict=True):
+            if not isinstance(two, _Shape) or not isinstance(more, _Shape):
+                if isinstance(two, _Shape) or isinstance(more, _Shape) or two != more:
+                    return None
+                found._leaves.append(two)
+                continue
+            if len(two.shape) != len(more.shape):
+                return None
+            sizes = zip(two.shape, more.shape, strict=True)
+            shape = tuple(a + (rows - 2) * (b - a) for a, b in sizes)
+            if any(n < 0 for n in shape):
+                return None
+            found._leaves.append(_Shape(shape, two.dtype, two.device))
+        return found
+
     def zeros(self, rows: int | None = None, recorded_rows: int | None = None) -> Any:
         """The structure with zeros in its tensors.
 
@@ -60,6 +88,19 @@ class Placeholder:
             return torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
 
         return pytree.tree_unflatten([make(leaf) for leaf in self._leaves], self._spec)
+
+
+def for_rows(
+    two: Mapping[ModuleCall, Placeholder], three: Mapping[ModuleCall, Placeholder], rows: int
+) -> dict[ModuleCall, Placeholder] | None:
+    """The placeholders for `rows` samples, from those for two and three; None if they do not tell.
+
+    (`Placeholder.between`)
+    """
+    if two.keys() != three.keys():
+        return None
+    found = {call: placeholder.between(three[call], rows) for call, placeholder in two.items()}
+    return None if None in found.values() else found  # type: ignore[return-value]
 
 
 def record_placeholders(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from rich.table import Table
@@ -32,8 +33,28 @@ def main(arguments: list[str]) -> None:
         default=False,
         help="also write the loss on every sample, which can order a curriculum",
     )
+    parser.add_argument(
+        "--exits",
+        type=bool,
+        default=False,
+        help="also measure a network in which every sample leaves at the first exit that is sure: "
+        "accuracy and FLOPs for several thresholds, a picture, and where the exits disagree",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float | None,
+        default=None,
+        help="with --exits: the probability at which a sample leaves; null: several",
+    )
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
+    if found["threshold"] is not None and not found["exits"]:
+        raise InputError(f"--threshold {found['threshold']:g}: also give --exits true")
+    if found["threshold"] is not None and not 0 <= found["threshold"] < math.inf:
+        raise InputError(
+            f"--threshold {found['threshold']:g}: give a probability, such as 0.95; with 0 all "
+            "samples leave at the first exit, with more than 1 at the last"
+        )
     run = Run.open(found["run"])
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
         from layerwise.experiment.evaluation import Evaluation
@@ -47,16 +68,26 @@ def main(arguments: list[str]) -> None:
     output.print(_table(result, names))
     if sum(exit is not None and "flops" in exit for exit in result["exits"]) > 1:
         output.print(_costs(result, names))
+    deciding = None
+    if found["exits"]:
+        with interrupts_end_at_once():
+            from layerwise.cli.exit_tables import print_exits
+            from layerwise.experiment.early_exits import EarlyExits
+        deciding = EarlyExits.of(evaluation, found["threshold"])
+        print_exits(deciding)
     try:
         output.print(f"{evaluation.write()}", soft_wrap=True)
     except InputError as error:
-        if found["losses"]:
+        if found["losses"] or found["exits"]:
             raise  # a file was asked for
         # Otherwise the table is the result, also of a run that may only be read.
         said = f"layerwise evaluate: the table was not saved: {error}"
         console.print(said, soft_wrap=True, markup=False)
     if found["losses"]:
         output.print(f"{evaluation.write_losses()}", soft_wrap=True)
+    if deciding is not None:
+        for path in deciding.write():
+            output.print(f"{path}", soft_wrap=True)
 
 
 def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:

@@ -129,6 +129,18 @@ class Costs:
             flops += self.blocks[i].head_flops
         return parameters, flops
 
+    def deciding(self, exits: Sequence[int]) -> list[int]:
+        """Forward FLOPs (one sample) up to each of these exits, with the heads of all exits on the
+        way: the cost of a sample that leaves there because the exits before were not sure.
+
+        Args:
+            exits: numbers of blocks that predict, in order.
+        """
+        heads = [b.head_flops if i in exits else 0 for i, b in enumerate(self.blocks)]
+        heads[-1] = 0  # the last block's is the network's own classifier
+        flops = [b.flops for b in self.blocks]
+        return [sum(flops[: i + 1]) + sum(heads[: i + 1]) for i in exits]
+
     def json(self) -> str:
         """The costs as text that `from_json` reads."""
         return json.dumps(dataclasses.asdict(self), indent=1)

@@ -78,7 +78,7 @@ class Evaluation:
             )
         classes = experiment.splits.num_classes
         exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric)
-        costs = _costs(run, len(exits))
+        costs = costs_of(run, len(exits))
         if costs is not None:
             for i, exit in enumerate(exits):
                 if exit is not None:
@@ -112,7 +112,7 @@ class Evaluation:
         Raises:
             InputError: the file cannot be written.
         """
-        return self._write("evaluation", ".json", self._json().encode())
+        return self.keep("evaluation", ".json", self._json().encode())
 
     def write_losses(self) -> Path:
         """Measure the loss on every sample, and write the losses into the run folder.
@@ -131,10 +131,22 @@ class Evaluation:
             losses["labels"] = torch.cat(list(self.loader.labels(0))).cpu()
         about = about_scores(self.experiment.splits, self.result["split"])
         content = safetensors.torch.save(losses, about)
-        return self._write("losses", ".safetensors", content)
+        return self.keep("losses", ".safetensors", content)
 
-    def _write(self, kind: str, ending: str, content: bytes) -> Path:
-        """Write a file into the run folder, under the first number that holds no other content."""
+    def keep(self, kind: str, ending: str, content: bytes) -> Path:
+        """Write a file into the run folder, under the first number that holds no other content.
+
+        Args:
+            kind: the beginning of its name, which goes on with the split and the checkpoint.
+            ending: the end of its name.
+            content: what it holds.
+
+        Returns:
+            Its path.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         name = f"{kind}-{self._suffix}"
         path = self.run.path / f"{name}{ending}"
         number = 1
@@ -172,7 +184,7 @@ def _holds(path: Path, content: bytes) -> bool:
         return False
 
 
-def _costs(run: Run, blocks: int) -> Costs | None:
+def costs_of(run: Run, blocks: int) -> Costs | None:
     """The costs in a run's cost.json; None if it has none.
 
     Raises:

@@ -7,18 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from layerwise.analysis import feedback_angles, gradient_alignment
 from layerwise.analysis.exits import sample_outcomes
 from layerwise.data import Augment, Loader, Text
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, tuples
 from layerwise.experiment.prepared import Prepared
 from layerwise.report.pictures import Pictures
 from layerwise.rules.base import Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
-from layerwise.runs.checksum import save_checked
+from layerwise.runs.checksum import load_checked, save_checked
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.trainer import Observer
 
@@ -126,6 +127,42 @@ class OutcomesRecorder(Observer):
         losses, right = sample_outcomes(rule, self.loader, self.fabric)
         content = save_checked({"losses": losses, "right": right})
         self.run.write(f"{OUTCOMES}/epoch-{epoch:03d}.safetensors", content)
+
+
+def outcomes_of(run: Run, count: int) -> tuple[Tensor, Tensor] | None:
+    """What `OutcomesRecorder` wrote: losses and whether each was right, both (epochs, N); None if
+    the run has none.
+
+    Args:
+        run: the run.
+        count: number of its training images.
+
+    Raises:
+        InputError: files are missing, cannot be read, or are of other data.
+    """
+    paths = run.outcomes()
+    if not paths:
+        return None
+    lacking = sorted({*range(1, max(paths) + 1)} - paths.keys()) if max(paths) < 1e6 else [1]
+    where = f"run {run.path}: {OUTCOMES}"
+    if lacking:
+        raise InputError(
+            f"{where} lacks the file of epoch {lacking[0]}, without which nobody can tell what "
+            "was forgotten; put it back"
+        )
+    try:
+        files = [load_checked(path) for path in paths.values()]
+        losses, right = (torch.stack([f[k] for f in files]) for k in ("losses", "right"))
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        raise InputError(f"{where} cannot be read: {reason(error)}") from error
+    of_set = right.shape == losses.shape == (len(files), count)
+    if not of_set or right.dtype != torch.bool or not losses.is_floating_point():
+        raise InputError(
+            f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not "
+            f"one for each of {count} training images after every epoch; restore the "
+            "run's own files"
+        )
+    return losses, right
 
 
 class MetricsLogger(Observer):

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from layerwise.analysis import (
@@ -23,16 +22,15 @@ from layerwise.analysis import (
 )
 from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part
-from layerwise.errors import InputError, reason
+from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.config import config_of
-from layerwise.experiment.observers import alignment_of
+from layerwise.experiment.observers import alignment_of, outcomes_of
 from layerwise.experiment.questions import OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
-from layerwise.runs.checksum import load_checked
-from layerwise.runs.run import OUTCOMES, Run
+from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated, phase_of
 
 if TYPE_CHECKING:
@@ -236,28 +234,5 @@ class Subject:
 
     @cached_property
     def outcomes(self) -> tuple[Tensor, Tensor] | None:
-        """Losses and whether each was right, both (epochs, N); None if the run has
-        none."""
-        paths = self.run.outcomes()
-        if not paths:
-            return None
-        lacking = sorted({*range(1, max(paths) + 1)} - paths.keys()) if max(paths) < 1e6 else [1]
-        train, where = self.experiment.splits.train, f"run {self.run.path}: {OUTCOMES}"
-        if lacking:
-            raise InputError(
-                f"{where} lacks the file of epoch {lacking[0]}, without which nobody can tell what "
-                "was forgotten; put it back"
-            )
-        try:
-            files = [load_checked(path) for path in paths.values()]
-            losses, right = (torch.stack([f[k] for f in files]) for k in ("losses", "right"))
-        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
-            raise InputError(f"{where} cannot be read: {reason(error)}") from error
-        of_set = right.shape == losses.shape == (len(files), len(train))
-        if not of_set or right.dtype != torch.bool or not losses.is_floating_point():
-            raise InputError(
-                f"{where} are of other data: shape {tuple(right.shape)}, {right.dtype}, and not "
-                f"one for each of {len(train)} training images after every epoch; restore the "
-                "run's own files"
-            )
-        return losses, right
+        """Losses and whether each was right, both (epochs, N); None if the run has none."""
+        return outcomes_of(self.run, len(self.experiment.splits.train))

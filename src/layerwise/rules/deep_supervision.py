@@ -28,6 +28,11 @@ class DeepSupervision(Rule):
     greedy learning with the same heads. With weight 0 the heads do not run and it is
     backpropagation, bit for bit; with one block it is backpropagation, too.
 
+    With `detach`, the heads read detached activations, so their losses train only the heads. The
+    network then gets the gradients of `Backprop`, bit for bit: these are early exits for a network
+    that backpropagation trains. (It also gets the same weights if the optimizer does not mix
+    parameters, as clipping by the norm of all gradients does.)
+
     Deviations: all heads have the same weight, which stays constant during training (the paper's
     falls to 0). The losses are cross entropies (the paper's are squared hinge losses, cut off at a
     threshold).
@@ -39,6 +44,7 @@ class DeepSupervision(Rule):
         head: the recipe of the auxiliary network of every block except the last.
         criterion: the loss function of every block: takes class scores and labels, returns a
             scalar.
+        detach: whether the heads' losses train only the heads.
 
     Raises:
         InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a negative
@@ -54,13 +60,14 @@ class DeepSupervision(Rule):
         weight: float = 1.0,
         head: Head = MLP(),
         criterion: Criterion = cross_entropy,
+        detach: bool = False,
     ):
         super().__init__(blocks, of_heads("DeepSupervision", blocks, head, criterion), criterion)
         if not weight >= 0:
             raise InputError(
                 f"DeepSupervision(weight={weight}): give at least 0; with 0 it is backpropagation"
             )
-        self.weight = weight
+        self.weight, self.detach = weight, detach
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
@@ -69,7 +76,8 @@ class DeepSupervision(Rule):
         for k in range(last + 1):
             h = batch.run(k, h, keep=k > 0)  # head k-1 still needs h_{k-1}
             if k == last or self.weight > 0:
-                found[k] = self.loss(k, Activity(h), batch)
+                read = h.detach() if self.detach and k < last else h
+                found[k] = self.loss(k, Activity(read), batch)
         total, _ = found[last]  # L_K + weight sum over k < K of L_k
         for k in range(last if self.weight > 0 else 0):
             total = total + self.weight * found[k][0]

@@ -1,4 +1,4 @@
-"""Measuring every exit of a trained network on data, and the network that ends at an exit."""
+"""Loss, accuracy and calibration of every exit of a trained network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.blocks.chain import dry_run
 from layerwise.data import Loader
 from layerwise.errors import InputError
-from layerwise.inputs import call
 from layerwise.labels import IGNORED, true_classes
 from layerwise.objectives.classify import cross_entropy
 from layerwise.rules.base import Rule
@@ -68,7 +66,7 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
     with fabric.autocast():
         for x, y in loader.epoch(0):
             scores = rule(x).float()
-            classes, axis = _classes_of(scores, y)
+            classes, axis = classes_of(scores, y)
             each = F.cross_entropy(
                 scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
             ).view(len(y), -1)
@@ -150,13 +148,13 @@ def evaluate(
 
 def _counted(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The probabilities (N, C) and the true classes (N,) of all labels that count."""
-    classes, axis = _classes_of(scores, y)
+    classes, axis = classes_of(scores, y)
     p_NC, true = scores.softmax(axis).movedim(axis, -1).flatten(0, -2), classes.flatten()
     counts = true != IGNORED
     return (p_NC, true) if bool(counts.all()) else (p_NC[counts], true[counts])
 
 
-def _classes_of(scores: Tensor, y: Tensor) -> tuple[Tensor, int]:
+def classes_of(scores: Tensor, y: Tensor) -> tuple[Tensor, int]:
     """The true classes, and the axis of the classes in `scores`."""
     found = true_classes(scores, y)
     if found is None:
@@ -179,54 +177,6 @@ def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) ->
     best = max(exit["accuracy"] for exit in there.values())
     enough = [i for i, exit in there.items() if exit["accuracy"] >= best - within]
     return min(enough, key=lambda i: there[i]["flops"])
-
-
-class Exit(nn.Module):
-    """The network that ends at an exit: the blocks up to it, and that block's class scores.
-
-    Its modules are the rule's own; nothing after the exit runs.
-
-    Args:
-        rule: the rule, trained or not; its blocks were made with an example.
-        i: number of the exit's block, such as `cheapest` gives.
-
-    Raises:
-        InputError: there is no such block; the block does not predict; the rule does not predict by
-            running its blocks in order.
-    """
-
-    def __init__(self, rule: Rule, i: int):
-        super().__init__()
-        name, last = type(rule).__name__, len(rule.blocks) - 1
-        if not 0 <= i <= last:
-            raise InputError(f"Exit({name}, {i}): give the number of a block, 0 to {last}")
-        if type(rule).exit is not Rule.exit:
-            raise InputError(
-                f"Exit({name}, {i}): {name} does not predict by running its blocks in order; "
-                "use rule.exits(x)"
-            )
-        self.blocks, self.i = rule.blocks.up_to(i), i
-        self.head = rule.objectives.get(i) if i < last else None
-        if i < last and not self._predicts(rule):
-            raise InputError(
-                f"Exit({name}, {i}): block {rule.blocks.names[i]!r} gives no class scores; choose "
-                "another block, or an objective that predicts: Classify"
-            )
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Class scores, from the inputs that the network takes."""
-        h = self.blocks(*args, **kwargs)
-        if self.head is None:
-            return h
-        inputs = kwargs or (args[0] if len(args) == 1 else args)
-        return self.head.predict(h, inputs)  # type: ignore[operator]
-
-    def _predicts(self, rule: Rule) -> bool:
-        if self.head is None:
-            return False
-        weight = next(rule.parameters(), torch.zeros(()))
-        with dry_run(self):
-            return call(self, rule.blocks.zeros(1, weight)) is not None
 
 
 def _metrics(num_classes: int) -> MetricCollection:
