@@ -39,7 +39,9 @@ def rule_of(model: nn.Module, kind: Any = lw.rules.DGL) -> lw.Rule:
 
 
 @pytest.fixture
-def fit(tmp_path: Path) -> Any:
+def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
+    if "plain_loop" not in request.node.name:  # one test looks at the pictures, which take a second
+        monkeypatch.setattr("layerwise.experiment.fit.draw_run", lambda run: None)
     return functools.partial(lw.fit, runs=tmp_path, progress=False, device="cpu")
 
 
@@ -100,7 +102,7 @@ def test_a_run_continues_to_the_same_bits(source: str, fit: Any) -> None:
     def given() -> Any:
         if source == "loader":
             return DataLoader(Noisy(), 20, shuffle=True)
-        return Noisy() if source == "dataset" else list(DataLoader(data(), 20))
+        return Noisy() if source == "dataset" else list(DataLoader(data(100), 20))
 
     options: dict[str, Any] = {
         "optimizer": AdamW(lr=0.01),
