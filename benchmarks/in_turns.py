@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from layerwise import models, rules
 from layerwise.blocks import Blocks
-from layerwise.cli.console import console
+from layerwise.report.console import console
 from layerwise.costs import Contender, Measured, StepTable, measure
 from layerwise.rules.base import Needs, Rule
 from layerwise.runs.provenance import provenance

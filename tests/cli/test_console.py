@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from layerwise.cli import console as consoles
-from layerwise.cli import progress as module
-from layerwise.cli.progress import ProgressBar
+from layerwise.report import console as consoles
+from layerwise.report import progress_bar as module
+from layerwise.report.progress_bar import ProgressBar
 
 
 @pytest.fixture

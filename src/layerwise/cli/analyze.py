@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from layerwise.cli.console import console, output
 from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError, choices
 from layerwise.experiment.questions import OF_IMAGES, QUESTIONS
+from layerwise.report.console import console, output
 from layerwise.runs.run import Run
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from layerwise.cli.console import output
 from layerwise.cli.options import data_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
@@ -20,6 +19,7 @@ from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
 from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
+from layerwise.report.console import output
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.trainer import device_for

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layerwise.cli.console import output
 from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.report.console import output
 from layerwise.runs.run import Run
 
 

@@ -8,13 +8,13 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from layerwise.cli.console import output
 from layerwise.cli.options import cut_options, new_file
 from layerwise.cli.parser import Parser, Tokens, tokens_of
 from layerwise.costs.description import CAPTION, Description, by_x
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import KINDS, make
+from layerwise.report.console import output
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
-from layerwise.cli.console import console, output
 from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.errors import InputError
+from layerwise.report.console import console, output
 from layerwise.runs.metrics import perplexity
 from layerwise.runs.run import Run
 

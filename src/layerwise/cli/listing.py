@@ -8,11 +8,11 @@ from functools import partial
 from rich.table import Table
 from rich.text import Text
 
-from layerwise.cli.console import output
 from layerwise.cli.recipes import recipes
 from layerwise.errors import InputError, choices
 from layerwise.experiment.catalog import data_sets, things
 from layerwise.experiment.kinds import KINDS
+from layerwise.report.console import output
 
 
 def main(arguments: list[str]) -> None:

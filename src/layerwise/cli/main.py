@@ -116,7 +116,7 @@ def _leads() -> bool:
 
 
 def _fail(message: str, code: int) -> int:
-    from layerwise.cli.console import console
+    from layerwise.report.console import console
 
     try:
         console.print(" ".join(message.split()), soft_wrap=True, markup=False)

@@ -26,6 +26,7 @@ SECTIONS = {
     "Optimizer and schedule": ("optimizer", "schedule"),
     "Training": (
         "epochs",
+        "patience",
         "batch_size",
         "accumulate",
         "views",

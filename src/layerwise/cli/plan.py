@@ -10,7 +10,6 @@ import torch
 from rich import box
 from rich.table import Table
 
-from layerwise.cli.console import output
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
@@ -19,6 +18,7 @@ from layerwise.costs.stages import Plan, bubbles
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
+from layerwise.report.console import output
 from layerwise.rules.base import LocalRule
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance

@@ -8,8 +8,8 @@ from typing import Any
 from layerwise.cli.interrupts import interrupts_end_at_once
 from layerwise.cli.options import experiment_config, experiment_parser, read_config
 from layerwise.cli.parser import Tokens, asks_for_help, last, tokens_of
-from layerwise.cli.progress import ProgressBar
 from layerwise.errors import InputError
+from layerwise.report.progress_bar import ProgressBar
 from layerwise.runtime import processes
 
 TAKES = {

@@ -1,6 +1,7 @@
 """Images and texts: `load` loads a data set by name, and a `Loader` gives batches of it."""
 
 from layerwise.data.augment import Augment
+from layerwise.data.batches import Batches, batches_of
 from layerwise.data.curriculum import Curriculum, read_scores
 from layerwise.data.images import Images
 from layerwise.data.load import NAMES, load
@@ -13,12 +14,14 @@ from layerwise.data.throughput import throughput
 __all__ = [
     "NAMES",
     "Augment",
+    "Batches",
     "Curriculum",
     "Images",
     "Loader",
     "Splits",
     "Stream",
     "Text",
+    "batches_of",
     "load",
     "read_scores",
     "throughput",

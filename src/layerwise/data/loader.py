@@ -181,6 +181,10 @@ class Loader:
 
     def _generator(self, e: int, stream: int, view: int = 0) -> torch.Generator:
         """The generator of (seed, epoch, stream, view): stream 0 is the order, b + 1 is batch b."""
-        entropy = (self.seed, e, stream, view) if view else (self.seed, e, stream)
-        mixed = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(mixed[0]))
+        numbers = (self.seed, e, stream, view) if view else (self.seed, e, stream)
+        return torch.Generator().manual_seed(seed_of(*numbers))
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that is well mixed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

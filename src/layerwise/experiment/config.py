@@ -20,7 +20,7 @@ from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices, nearest
 from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
-from layerwise.runs.run import Run
+from layerwise.runs.run import MADE_BY, Run
 from layerwise.trainer import Settings
 from layerwise.trainer.optim import SGD, OneCycle
 
@@ -90,6 +90,12 @@ def config_of(run: Run) -> dict[str, Any]:
         InputError: the file cannot be read, an unknown option, or a value of the wrong type.
     """
     config = run.config
+    if MADE_BY in config:
+        raise InputError(
+            f"run {run.path}: lw.fit made it, from a network, a rule and data of your own, which "
+            f"no command has; continue it by lw.fit(..., resume={str(run.path)!r}), and measure it "
+            "by lw.analysis"
+        )
     try:
         complete(config)
     except InputError as error:

@@ -53,6 +53,7 @@ from layerwise.runs.files import (
 
 CONFIG, METRICS, ALIGNMENT, OUTCOMES = "config.yaml", "metrics.csv", "alignment.jsonl", "outcomes"
 NETWORK = "model.safetensors"
+MADE_BY = "made_by"  # in a config: what made the run, if not `layerwise train`
 # What a training writes, as set aside where a run goes back to an earlier checkpoint.
 GROWING = (METRICS, ALIGNMENT)  # appended to in place; all other files are replaced
 TRAINED = (*GROWING, NETWORK, "checkpoints", OUTCOMES, "pictures", "curves")

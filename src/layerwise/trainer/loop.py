@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from layerwise.data import Loader
+from layerwise.data import Batches, Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives.batch import identity, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
@@ -64,7 +64,7 @@ class Trainer:
         *,
         network: nn.Module,
         rule: Rule,
-        loaders: Mapping[str, Loader | None],
+        loaders: Mapping[str, Loader | Batches | None],
         optimizer: Optimizer,
         schedule: Schedule,
         settings: Settings,
@@ -78,7 +78,7 @@ class Trainer:
         self.observers = list(observers)
         self.stop = Stop(lambda line: self.progress.say(line))
         self.progress = Watched(progress or Progress(), on_loss=self.stop.ask)
-        self.train_loader: Loader = loaders["train"]  # type: ignore[assignment]
+        self.train_loader: Loader | Batches = loaders["train"]  # type: ignore[assignment]
         self.eval_loaders = {
             name: loader
             for name in ("validation", "test")
@@ -119,7 +119,7 @@ class Trainer:
             Interrupted: a signal asked to stop, or the display is lost; everything done is saved.
         """
         with self.stop.on_signals():
-            while self.position.epoch < self.settings.epochs:
+            while self.position.epoch < self.settings.epochs and not self._out_of_patience():
                 self._train_epoch()
                 results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
                 self._finish_epoch(results)
@@ -172,10 +172,18 @@ class Trainer:
         self.progress.update(images, *last_trained(self.state.metrics))
 
     def _batches(
-        self, loader: Loader, epoch: int, start: int = 0
+        self, loader: Loader | Batches, epoch: int, start: int = 0
     ) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Batches; without the images in a process that does not read them."""
-        if self.runtime.reads_input:
+        if isinstance(loader, Batches):
+            for b, batch in enumerate(loader.epoch(epoch, start), start):
+                if b == start > 0 and self.position.mark not in (None, loader.marks[b - 1]):
+                    self._say(
+                        "the loader gives other batches than before, so the run goes on, but not "
+                        "to the bits of one that was never interrupted"
+                    )
+                yield batch
+        elif self.runtime.reads_input:
             yield from loader.epoch(epoch, start)
         else:
             yield from ((None, y) for y in loader.labels(epoch, start))
@@ -215,7 +223,7 @@ class Trainer:
     # ---------------------------------------------------------------- the end of an epoch
 
     @torch.no_grad()
-    def _evaluate(self, loader: Loader) -> Metrics:
+    def _evaluate(self, loader: Loader | Batches) -> Metrics:
         rule = self.stepper.evaluated
         rule.eval()
         metrics, criterion = self.state.new_metrics(), _criterion(rule)
@@ -242,7 +250,7 @@ class Trainer:
         score = selected_by(row)
         improved = score is not None and (position.best is None or score > position.best)
         if improved:
-            position.best = score
+            position.best, position.best_epoch = score, position.epoch
             line += "  (best)"
         self.run.log(line)
         self.progress.say(line)
@@ -300,9 +308,27 @@ class Trainer:
         with torch.no_grad(), forked, self.fabric.autocast():
             yield rule
 
+    def _out_of_patience(self) -> bool:
+        """Whether training ends early, because no epoch has been the best for too long."""
+        position, patience = self.position, self.settings.patience
+        if patience is None or position.epoch - position.best_epoch < patience:
+            return False
+        self._say(
+            f"stopped after epoch {position.epoch}: the best was epoch {position.best_epoch}, and "
+            f"--patience is {patience}"
+        )
+        return True
+
+    def _say(self, line: str) -> None:
+        self.run.log(line)
+        self.progress.say(line)
+
     # ---------------------------------------------------------------- saving and stopping
 
     def _save_last(self) -> None:
+        loader, batch = self.train_loader, self.position.batch
+        known = isinstance(loader, Batches) and batch
+        self.position.mark = loader.marks[batch - 1] if known else None  # type: ignore[union-attr]
         state = self.state.gathered()
         if state is not None:
             self.run.save("last", state)

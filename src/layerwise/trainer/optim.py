@@ -25,6 +25,8 @@ Factor = Callable[[int], float]  # step -> factor of the learning rate
 class Optimizer(ABC):
     """A recipe of an optimizer. Norms and biases (parameters of one axis) get no weight decay."""
 
+    lr: float
+
     @abstractmethod
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Make the optimizer of these parameters."""

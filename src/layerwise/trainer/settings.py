@@ -22,6 +22,8 @@ class Settings:
         views: augmented copies of each image in a batch; for objectives that compare views.
         accumulate: batches whose gradients are averaged for a step.
         clip_norm: largest norm of the whole gradient; null: no clipping.
+        patience: epochs without a better one on the validation split after which training ends;
+            null: it runs all epochs.
         lr_auxiliary: factor of the learning rate of auxiliary networks, such as heads and
             synthesizers.
         lr_last: factor of the learning rate of the last block.
@@ -70,6 +72,7 @@ class Settings:
     views: int = 1
     accumulate: int = 1
     clip_norm: float | None = None
+    patience: int | None = None
     lr_auxiliary: float = 1.0
     lr_last: float = 1.0
     label_smoothing: float = 0.0
@@ -115,6 +118,8 @@ class Settings:
         for name in ("lr_auxiliary", "lr_last"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"--{name} {getattr(self, name)}: give 0 or more")
+        if self.patience is not None and self.patience < 1:
+            raise InputError(f"--patience {self.patience}: give at least 1 epoch, or null")
         if self.save_every < 0:
             raise InputError(f"--save_every {self.save_every}: give 0 or more steps")
         if self.pictures < 0:

@@ -38,6 +38,8 @@ class Position:
         step: optimizer steps completed.
         seconds: seconds of the epoch under way, training only.
         best: the best epoch's score so far; None if there is none.
+        best_epoch: its number, from 1.
+        mark: a checksum over what was read of the epoch under way; None if it is not known.
     """
 
     epoch: int = 0
@@ -45,6 +47,8 @@ class Position:
     step: int = 0
     seconds: float = 0.0
     best: float | None = None
+    best_epoch: int = 0
+    mark: int | None = None
 
 
 class State:
@@ -129,8 +133,8 @@ class State:
             stepper.scaler.load_state_dict(entry(state, "scaler", dict))
         self.metrics.load_state_dict(entry(state, "tally", Mapping))
         self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
-        for name in asdict(self.position):
-            setattr(self.position, name, state[name])
+        for name, value in asdict(Position()).items():
+            setattr(self.position, name, state.get(name, value))  # an older one lacks the last two
         tensors_in(entry(state, "rng", Mapping), "rng")
         torch.set_rng_state(entry(state["rng"], "cpu", Tensor))
         if "cuda" in state["rng"] and self.device.type == "cuda":

@@ -70,7 +70,8 @@ def _split_by_factor(
         parts: dict[float, list[nn.Parameter]] = {}
         for p in group["params"]:
             parts.setdefault(factors.get(p, 1.0), []).append(p)
-        groups += [{**group, "params": part, "factor": f} for f, part in parts.items()]
+        own = group["lr"] / optimizer.defaults["lr"] if optimizer.defaults["lr"] else 1.0
+        groups += [{**group, "params": part, "factor": own * f} for f, part in parts.items()]
     optimizer.param_groups[:] = groups
 
 
@@ -118,7 +119,7 @@ class Stepper:
                 _split_by_factor(made, _factors(rule, settings))
         self.steps_per_epoch = math.ceil(batches / settings.accumulate)
         self.rate = LearningRate(
-            optimizer.lr,  # type: ignore[attr-defined]
+            optimizer.lr,
             schedule,
             rule.phases(settings.epochs),
             self.steps_per_epoch,

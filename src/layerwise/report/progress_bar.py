@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from layerwise.cli.console import console
+from layerwise.report.console import console
 from layerwise.trainer import Progress
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ class ProgressBar(Progress):
 
     Args:
         shown: whether anything is shown; False in all but one of several processes.
+        unit: what is counted.
     """
 
-    def __init__(self, shown: bool = True) -> None:
+    def __init__(self, shown: bool = True, unit: str = "images") -> None:
         self.shown = shown
         self._progress = progress.Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[speed]} images/s"),
+            TextColumn(f"{{task.fields[speed]}} {unit}/s"),
             TextColumn("{task.fields[state]}"),
             TimeRemainingColumn(),
             console=console,

@@ -1,0 +1,304 @@
+"""Training with a rule, a network and data of your own, with all that a run has."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerwise.arguments import shortened
+from layerwise.costs.blocks import Costs
+from layerwise.data import Batches, Loader, batches_of
+from layerwise.errors import InputError, choices
+from layerwise.experiment.fastest import fastest
+from layerwise.experiment.observers import MetricsLogger
+from layerwise.report.curves import draw_run
+from layerwise.report.progress_bar import ProgressBar
+from layerwise.rules.base import Rule
+from layerwise.runs.allocator import keep_freed_memory
+from layerwise.runs.loggers import check_loggers
+from layerwise.runs.loggers import loggers as opened
+from layerwise.runs.provenance import provenance
+from layerwise.runs.run import MADE_BY, Run
+from layerwise.trainer import Observer, Progress, Settings, Trainer, device_for, fabric_for
+from layerwise.trainer.optim import SGD, OneCycle, Optimizer, Schedule
+
+# Settings of the built-in data, or of several processes, which `fit` does not start.
+NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
+NOT_HERE += ("stages", "replicas", "sync_batchnorm", "replay", "restarts", "timeout")
+NOT_HERE += ("eval_batch_size",)
+Parameters = Iterable[nn.Parameter]
+DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE = SGD(), OneCycle()
+
+
+def fit(
+    rule: Rule,
+    train: Iterable[Any] | Loader,
+    *,
+    validation: Iterable[Any] | Loader | None = None,
+    test: Iterable[Any] | Loader | None = None,
+    optimizer: Callable[[Parameters], torch.optim.Optimizer] = DEFAULT_OPTIMIZER,
+    schedule: Schedule = DEFAULT_SCHEDULE,
+    runs: str | os.PathLike[str] = "experiments",
+    name: str | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    loggers: Sequence[str] = (),
+    observers: Sequence[Observer] = (),
+    progress: bool | Progress = True,
+    **settings: Any,
+) -> Run:
+    """Train a rule on your own data: a run folder, metrics, checkpoints, and exact resuming, as
+    `layerwise train` has them.
+
+    Args:
+        rule: the rule with its blocks, on the CPU.
+        train: batches of (inputs, labels), read once for each epoch: a `DataLoader`, a data set of
+            single samples, a list of batches, or a `data.Loader`; see `data.Batches`.
+        validation: the same; the best epoch is selected on it.
+        test: the same; measured after each epoch.
+        optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
+            such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the learning
+            rates of its groups are kept.
+        schedule: of the learning rate, per step.
+        runs: the folder in which the run folder is made.
+        name: the name of the run folder; by default network and rule, and a number.
+        resume: a run folder of `fit` to continue, with the same arguments. More epochs than before
+            are allowed if the schedule is `Constant`.
+        loggers: tensorboard, wandb, mlflow.
+        observers: watch the training.
+        progress: whether progress is shown, or a display of your own.
+        **settings: fields of `Settings`, such as `epochs=20`, `batch_size` (of data sets of single
+            samples), `patience`, `ema`, `clip_norm`, `precision`, `device`, `seed`.
+
+    Returns:
+        The run: `run.metrics()` has a row per epoch, `run.path` holds the files.
+
+    Raises:
+        InputError: an argument that cannot be used; a run of that name; `resume` of another run.
+        NonFiniteLoss: training diverged; the last checkpoint is kept.
+        Interrupted: Ctrl-C or SIGTERM; everything done is saved.
+    """
+    if not isinstance(rule, Rule):
+        raise InputError(f"fit(rule={shortened(rule)}): give a learning rule, lw.rules.DGL(...)")
+    chosen = _settings(settings)
+    check_loggers(list(loggers))
+    device = device_for(chosen.device)
+
+    def read(source: Any, which: str) -> Loader | Batches | None:
+        if source is None:
+            return None
+        return batches_of(
+            source,
+            batch_size=chosen.batch_size,
+            train=which == "train",
+            device=device,
+            seed=chosen.seed,
+            name=f"fit({which}=...)",
+        )
+
+    if chosen.patience is not None and validation is None:
+        raise InputError(
+            f"fit(patience={chosen.patience}): there is no validation data to tell a better epoch; "
+            "give validation=..., or leave patience out"
+        )
+    loaders = {
+        which: read(source, which)
+        for which, source in (("train", train), ("validation", validation), ("test", test))
+    }
+    batch_size = loaders["train"].batch_size  # type: ignore[union-attr]
+    found = fastest(rule, device, batch_size, 1, chosen.precision, chosen.channels_last)
+    chosen = dataclasses.replace(
+        chosen,
+        batch_size=batch_size,
+        precision=found.precision,
+        channels_last=found.channels_last,
+    )
+    for loader in loaders.values():
+        if isinstance(loader, Batches):
+            loader.channels_last = found.channels_last
+    recipe = optimizer if isinstance(optimizer, Optimizer) else Given.of(optimizer)
+    config = _config(rule, loaders, recipe, schedule, chosen, list(loggers))
+    if resume is None:
+        stem = f"{config['model']['name']}-{config['rule']['name']}".lower()
+        run = Run.create(Path(runs), name, stem, config)
+        run.write("environment.json", json.dumps(provenance(), indent=1).encode())
+    else:
+        run = _continued(resume, config)
+    shown = _progress(progress)
+    with run.locked():
+        _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
+    return run
+
+
+@dataclass(frozen=True)
+class Given(Optimizer):
+    """An optimizer that a function of the parameters makes.
+
+    Args:
+        lr: the learning rate that the schedule's factors multiply.
+        make: the function.
+    """
+
+    lr: float
+    make: Callable[[Parameters], torch.optim.Optimizer]
+
+    @classmethod
+    def of(cls, make: Callable[[Parameters], torch.optim.Optimizer]) -> Given:
+        """Find the learning rate by making the optimizer of one small matrix.
+
+        Raises:
+            InputError: the function makes no optimizer with a learning rate.
+        """
+        try:
+            made = make([nn.Parameter(torch.zeros(2, 2))])
+            return cls(float(made.defaults["lr"]), make)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"fit(optimizer={shortened(make)}): give a recipe such as trainer.AdamW(lr=1e-3), "
+                "or a function of the parameters alone, such as "
+                f"functools.partial(torch.optim.Adam, lr=1e-3): {error}"
+            ) from error
+
+    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
+        return self.make([p for p in parameters if p.requires_grad])
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    names = [f.name for f in dataclasses.fields(Settings) if f.name not in NOT_HERE]
+    for key in given:
+        if key not in names:
+            raise InputError(f"fit({key}=...): no such option; {choices(key, names)}")
+    options: dict[str, Any] = {"pictures": 0, **given}
+    return Settings(**options)
+
+
+def _config(
+    rule: Rule,
+    loaders: Mapping[str, Loader | Batches | None],
+    optimizer: Optimizer,
+    schedule: Schedule,
+    settings: Settings,
+    receivers: list[str],
+) -> dict[str, Any]:
+    """What config.yaml records: settings, and the names of what came from the caller."""
+    network = type(_network(rule)).__name__
+    data = {which: len(of) for which, of in loaders.items() if of is not None}
+    return {
+        MADE_BY: "fit",
+        "loggers": receivers,
+        "data": {"name": "your own", "validation": "given" if "validation" in data else 0.0}
+        | {"batches": data},
+        "augment": {},
+        "model": {"name": network},
+        "blocks": list(rule.blocks.names),
+        "rule": {"name": type(rule).__name__},
+        "optimizer": {"name": _name_of(optimizer), "lr": optimizer.lr},
+        "schedule": {"name": type(schedule).__name__, **vars(schedule)},
+        **{k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_HERE},
+    }
+
+
+def _name_of(optimizer: Optimizer) -> str:
+    made = optimizer([nn.Parameter(torch.zeros(2, 2))])
+    return type(made).__name__
+
+
+def _network(rule: Rule) -> nn.Module:
+    """The network that was cut, or the chain of its blocks."""
+    model = getattr(rule.blocks, "model", None)
+    return model if isinstance(model, nn.Module) else rule.blocks
+
+
+# Options that may differ when a run is continued.
+FREE = ("epochs", "device", "keep_freed", "save_every", "patience", "loggers", "compile")
+
+
+def _continued(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
+    """The run that is continued.
+
+    Raises:
+        InputError: another program made it, or other arguments.
+    """
+    run = Run.open(path)
+    then = run.config
+    if then.get(MADE_BY) != "fit":
+        raise InputError(
+            f"fit(resume={str(run.path)!r}): the run was made by `layerwise train`; continue "
+            f"it with layerwise train --resume {run.path}"
+        )
+    now = json.loads(json.dumps(config))  # as a file gives it back: lists for tuples
+    differing = [k for k in now if k not in FREE and json.loads(json.dumps(then.get(k))) != now[k]]
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"fit(resume={str(run.path)!r}): the run has {key} {shortened(then.get(key))}, and "
+            f"this call {shortened(now[key])}; give the same, or train a new run"
+        )
+    if now["epochs"] != then["epochs"] and now["schedule"]["name"] != "Constant":
+        raise InputError(
+            f"fit(resume={str(run.path)!r}, epochs={now['epochs']}): the run has {then['epochs']} "
+            f"epochs, and the schedule {now['schedule']['name']} depends on their number; only "
+            "with Constant can it be longer"
+        )
+    return run
+
+
+def _progress(progress: bool | Progress) -> Progress:
+    if isinstance(progress, Progress):
+        return progress
+    return ProgressBar(unit="samples") if progress else Progress()
+
+
+def _train(
+    run: Run,
+    rule: Rule,
+    loaders: Mapping[str, Loader | Batches | None],
+    optimizer: Optimizer,
+    schedule: Schedule,
+    settings: Settings,
+    config: Mapping[str, Any],
+    observers: Sequence[Observer],
+    progress: Progress,
+) -> None:
+    fabric = fabric_for(settings.device, settings.precision)
+    if settings.keep_freed and fabric.device.type == "cpu":
+        keep_freed_memory()
+    costs = Costs.of(rule, 1)
+    state = run.load("last")
+    if state is None:
+        run.check_start()
+        run.write("cost.json", costs.json().encode())
+    with progress, opened(config["loggers"], run, config) as receivers:
+        trainer = Trainer(
+            network=_network(rule),
+            rule=rule,
+            loaders=loaders,
+            optimizer=optimizer,
+            schedule=schedule,
+            settings=settings,
+            run=run,
+            fabric=fabric,
+            observers=[*([MetricsLogger(receivers)] if receivers else []), *observers],
+            progress=progress,
+        )
+        if state is not None:
+            with run.loading("last"):
+                trainer.state.load_state_dict(state)
+            run.log(f"resumed at step {trainer.position.step}, for {settings.epochs} epochs")
+        run.keep_metrics(trainer.position.epoch)
+        trainer.progress.costs(costs)
+        trainer.progress.say(f"{run.path}: {fabric.device}")
+        try:
+            trainer.fit()
+        finally:
+            if run.metrics():
+                draw_run(run)
+    run.check_there()
+    trainer.progress.say(f"done: {run.path}")
