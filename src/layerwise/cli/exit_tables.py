@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from layerwise.cli.console import output
+from layerwise.report.console import output
 from layerwise.experiment.early_exits import EarlyExits
 
 
