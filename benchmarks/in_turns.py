@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from layerwise import models, rules
 from layerwise.blocks import Blocks
-from layerwise.report.console import console
 from layerwise.costs import Contender, Measured, StepTable, measure
+from layerwise.report.console import console
 from layerwise.rules.base import Needs, Rule
 from layerwise.runs.provenance import provenance
 

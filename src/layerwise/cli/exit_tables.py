@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from layerwise.report.console import output
 from layerwise.experiment.early_exits import EarlyExits
+from layerwise.report.console import output
 
 
 def print_exits(found: EarlyExits) -> None:
