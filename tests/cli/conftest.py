@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from layerwise.cli import (
-    console,  # noqa: F401 (the consoles are made before the terminal is a narrow one)
-    main,
-)
+from layerwise.cli import main
 from layerwise.experiment import training
-from layerwise.report import analysis_figures
+from layerwise.report import (
+    analysis_figures,
+    console,  # noqa: F401 (the consoles are made before the terminal is a narrow one)
+)
 
 TINY = (
     "--model mlp --model.layers 2 --model.width 12 --blocks 2 --epochs 2 --batch_size 200 "
