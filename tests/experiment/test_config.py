@@ -80,3 +80,17 @@ def test_what_cannot_be_used(config, says):
     with pytest.raises(InputError, match=says) as error:
         complete(config)
     assert "\n" not in str(error.value)
+
+
+def test_options_of_the_data_are_kept_for_another_set() -> None:
+    """All sets have the same options, while those of another rule are dropped."""
+    config = {
+        "data": {"name": "cifar10", "validation": 0.0},
+        "rule": {"name": "DNI", "context": True},
+    }
+    tokens = with_config(["--data=digits", "--rule=DGL"], config)
+    parser, tokens = experiment_parser(tokens, "layerwise train")
+    found = parser.read(tokens)
+    assert found["data"]["name"] == "digits"
+    assert found["data"]["validation"] == 0.0
+    assert found["rule"]["name"] == "DGL"

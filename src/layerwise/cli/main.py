@@ -69,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
+        rest = _trusting(rest)
         with interrupts_end_at_once():
             module = importlib.import_module(f"layerwise.cli.{COMMANDS[command]}")
         module.main(rest)
@@ -95,6 +96,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _discard(sys.stderr)
         return 0
     return 0
+
+
+def _trusting(arguments: list[str]) -> list[str]:
+    """Trust the code that the command line names, or with --trust all code that a config names; the
+    other arguments."""
+    given = [k for k, a in enumerate(arguments) if a.partition("=")[0] == "--trust"]
+    named = [a for a in arguments if "." in a]
+    if not given and not named:
+        return arguments
+    from layerwise.experiment import own  # imports PyTorch
+
+    own.trust(*own.named_in(named))
+    rest = list(arguments)
+    for k in reversed(given):
+        _, _, value = rest.pop(k).partition("=")
+        if not value and k < len(rest) and rest[k] in ("true", "false"):
+            value = rest.pop(k)
+        if value not in ("", "true", "false"):
+            raise InputError(f"--trust {value}: give true or false")
+        if value != "false":
+            own.trust_everything()
+    return rest
 
 
 def _started_together() -> bool:

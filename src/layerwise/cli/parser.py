@@ -296,14 +296,14 @@ def take(tokens: Tokens, key: str) -> tuple[str | None, Tokens]:
 def with_config(tokens: Tokens, config: Mapping[str, Any]) -> Tokens:
     """A config's options, then the command line's. If the command line names another thing than
     the config, the config's options of that thing are dropped, except those of objectives that both
-    name."""
+    name, and those of the data, which are the same for all sets."""
     before = list(_flatten(config))
     # From the outside in: the options of a thing matter only once the thing is known.
     for token in sorted(tokens, key=lambda token: token.partition("=")[0].count(".")):
         key, _, value = token[2:].partition("=")
         key = key.removesuffix(".name")
         was = last(before, f"{key}.name") or last(before, key)
-        if was is not None and was.lower() != value.lower():
+        if was is not None and was.lower() != value.lower() and key != "data":
             before = _renamed(before, key, _objectives(was), _objectives(value))
     return before + tokens
 

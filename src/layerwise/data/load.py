@@ -80,6 +80,44 @@ def load(
     Raises:
         InputError: the set cannot be loaded as asked; the message says what to do instead.
     """
+    _check(size, context, validation, random_labels, seed)
+    parts = _parts(name, path_of(root, "--data.root"), size, context, download)
+    return split(
+        parts, name, size=size, validation=validation, random_labels=random_labels, seed=seed
+    )
+
+
+def split(
+    parts: Parts,
+    name: str,
+    *,
+    size: int | None = None,
+    validation: float = 0.1,
+    random_labels: float = 0.0,
+    seed: int = 0,
+) -> Splits:
+    """Cut a set that is already there into training, validation and test parts.
+
+    Args:
+        parts: the set.
+        name: what it is called.
+        size, validation, random_labels, seed: as in `load`.
+
+    Raises:
+        InputError: the set cannot be divided so.
+    """
+    _check(size, None, validation, random_labels, seed)
+    if size is not None:
+        parts = _resized(parts, size)
+    for sentence in parts.left_out:
+        log.warning("data %s: %s", name, sentence)
+    splits = complete(parts, name=name, validation=validation, seed=seed)
+    return relabel(splits, random_labels, seed) if random_labels else splits
+
+
+def _check(
+    size: int | None, context: int | None, validation: float, random_labels: float, seed: int
+) -> None:
     if not 0 <= validation < 1:
         raise InputError(
             f"load(validation={validation}): give a share of the training part, 0 <= validation < 1"
@@ -96,13 +134,6 @@ def load(
         raise InputError(f"load(seed={seed}): give 0 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _parts(name, path_of(root, "--data.root"), size, context, download)
-    if size is not None:
-        parts = _resized(parts, size)
-    for sentence in parts.left_out:
-        log.warning("data %s: %s", name, sentence)
-    splits = complete(parts, name=name, validation=validation, seed=seed)
-    return relabel(splits, random_labels, seed) if random_labels else splits
 
 
 def _parts(name: str, root: Path, size: int | None, context: int | None, download: bool) -> Parts:

@@ -1,4 +1,4 @@
-"""From a config to a trained run: `train` and `resume`."""
+"""From a config to a trained run: `train` and `resume`; `fit` for things of your own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerwise.experiment.build import Experiment
+    from layerwise.experiment.fit import fit
+    from layerwise.experiment.own import trust
     from layerwise.experiment.training import resume, train
 
-__all__ = ["Experiment", "resume", "train"]
+__all__ = ["Experiment", "fit", "resume", "train", "trust"]
 
 # Imported when they are asked for: the registry is needed without the trainer.
-HOMES = {"Experiment": "build", "resume": "training", "train": "training"}
+HOMES = {
+    "Experiment": "build",
+    "fit": "fit",
+    "resume": "training",
+    "train": "training",
+    "trust": "own",
+}
 
 
 def __getattr__(name: str) -> Any:

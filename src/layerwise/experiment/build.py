@@ -16,8 +16,11 @@ from torch import nn
 from layerwise import data
 from layerwise.blocks import Blocks, cut
 from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_scores
+from layerwise.data.load import split
+from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
+from layerwise.experiment import own
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
@@ -123,7 +126,7 @@ def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
     """Refuse text for a network that takes images."""
     name, _ = find("model", config["model"].get("name", ""))
     of_text = [key for key, thing in KINDS["model"].items() if _shape_of(thing) == Window]
-    if isinstance(splits.train, Text) and name not in of_text:
+    if isinstance(splits.train, Text) and name not in of_text and not own.is_path(name):
         raise InputError(
             f"--model {name} --data {splits.name}: the network takes images, not text; give "
             f"--model {' or '.join(of_text)}"
@@ -132,7 +135,7 @@ def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
 
 def _shape_of(network: Callable[..., Any]) -> Any:
     """The type of a network's parameter `shape`, which tells images from text."""
-    return typing.get_type_hints(network)["shape"]
+    return typing.get_type_hints(network).get("shape")
 
 
 def _normalization(config: Mapping[str, Any], splits: Splits) -> Normalization | None:
@@ -169,7 +172,17 @@ def _check_curriculum(config: Mapping[str, Any]) -> None:
 
 def load_data(config: Mapping[str, Any], seed: int) -> Splits:
     """Load the data set of a config."""
-    return data.load(**tuples(config["data"]), seed=seed)
+    options = tuples(config["data"])
+    name = options.pop("name")
+    if not own.is_path(name):
+        return data.load(name, **options, seed=seed)
+    made = own.imported("data", name, None)
+    try:
+        parts = parts_of(made())
+    except (InputError, TypeError, ValueError, RuntimeError, OSError) as error:
+        raise InputError(f"data {name}: {reason(error)}") from error
+    takes = inspect.signature(split).parameters
+    return split(parts, name, **{k: v for k, v in options.items() if k in takes}, seed=seed)
 
 
 def cut_network(

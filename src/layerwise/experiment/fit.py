@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from layerwise.runs.loggers import loggers as opened
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import MADE_BY, Run
 from layerwise.trainer import Observer, Progress, Settings, Trainer, device_for, fabric_for
-from layerwise.trainer.optim import SGD, OneCycle, Optimizer, Schedule
+from layerwise.trainer.optim import SGD, OfFunction, OneCycle, Optimizer, Schedule
 
 # Settings of the built-in data, or of several processes, which `fit` does not start.
 NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
@@ -123,7 +122,7 @@ def fit(
     for loader in loaders.values():
         if isinstance(loader, Batches):
             loader.channels_last = found.channels_last
-    recipe = optimizer if isinstance(optimizer, Optimizer) else Given.of(optimizer)
+    recipe = optimizer if isinstance(optimizer, Optimizer) else OfFunction.of(optimizer)
     config = _config(rule, loaders, recipe, schedule, chosen, list(loggers))
     if resume is None:
         stem = f"{config['model']['name']}-{config['rule']['name']}".lower()
@@ -135,39 +134,6 @@ def fit(
     with run.locked():
         _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
     return run
-
-
-@dataclass(frozen=True)
-class Given(Optimizer):
-    """An optimizer that a function of the parameters makes.
-
-    Args:
-        lr: the learning rate that the schedule's factors multiply.
-        make: the function.
-    """
-
-    lr: float
-    make: Callable[[Parameters], torch.optim.Optimizer]
-
-    @classmethod
-    def of(cls, make: Callable[[Parameters], torch.optim.Optimizer]) -> Given:
-        """Find the learning rate by making the optimizer of one small matrix.
-
-        Raises:
-            InputError: the function makes no optimizer with a learning rate.
-        """
-        try:
-            made = make([nn.Parameter(torch.zeros(2, 2))])
-            return cls(float(made.defaults["lr"]), make)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise InputError(
-                f"fit(optimizer={shortened(make)}): give a recipe such as trainer.AdamW(lr=1e-3), "
-                "or a function of the parameters alone, such as "
-                f"functools.partial(torch.optim.Adam, lr=1e-3): {error}"
-            ) from error
-
-    def __call__(self, parameters: Parameters) -> torch.optim.Optimizer:
-        return self.make([p for p in parameters if p.requires_grad])
 
 
 def _settings(given: Mapping[str, Any]) -> Settings:

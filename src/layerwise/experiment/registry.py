@@ -15,11 +15,13 @@ from typing import Any
 
 from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError, choices
-from layerwise.experiment import kinds
+from layerwise.experiment import kinds, own
 from layerwise.experiment.kinds import Kind
 from layerwise.experiment.memory import bounded
 from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
 from layerwise.objectives import Objective
+from layerwise.rules.base import Rule
+from layerwise.trainer.optim import Optimizer, Schedule
 
 
 def _things(kind: Kind) -> dict[str, Callable[..., Any]]:
@@ -52,6 +54,14 @@ KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     name: _things(kind) for name, kind in kinds.KINDS.items()
 }
 
+# The classes from which code of your own derives; networks may be any function.
+BASES: dict[str, type] = {
+    **{kind: base for base, kind in NESTED.items()},
+    "rule": Rule,
+    "optimizer": Optimizer,
+    "schedule": Schedule,
+}
+
 # Arguments that come from the data, the network and the trainer, never from a config.
 GIVEN = {
     "model": {"shape", "num_classes"},
@@ -61,15 +71,20 @@ GIVEN = {
 
 
 def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
-    """The registered name and the thing that it stands for; case, `-` and `_` do not matter.
+    """The registered name and the thing that it stands for; case, `-` and `_` do not matter. A
+    dotted path stands for code of your own, and a name for an entry point of an installed package.
 
     Raises:
-        InputError: no such name.
+        InputError: no such name, or code that cannot be used.
     """
     known = KINDS[kind]
     for key, thing in known.items():
         if _plain(key) == _plain(name):
             return key, thing
+    if own.is_path(name):
+        return name, own.imported(kind, name, BASES.get(kind))
+    if (found := own.registered(kind, name, BASES.get(kind))) is not None:
+        return name, found
     raise InputError(f"{kind} {name!r}: no such {kind}; {choices(str(name), known)}")
 
 

@@ -14,6 +14,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
 from layerwise.experiment.observers import alignment_of, observers_of
+from layerwise.experiment.own import trusts
 from layerwise.experiment.prepared import Prepared
 from layerwise.experiment.recorded_data import check_data, record_data
 from layerwise.report.analysis_figures import draw_alignment, draw_feedback_training
@@ -177,7 +178,7 @@ def _launch(path: Path, prepared: Prepared, progress: Progress) -> None:
     settings, count = prepared.experiment.settings, prepared.processes
     assert count is not None
     arguments = ["train", "--resume", str(path), "--stages", str(prepared.config["stages"])]
-    arguments += ["--replicas", str(settings.replicas)]
+    arguments += ["--replicas", str(settings.replicas), *trusts()]
     try:
         code = launch(
             arguments,

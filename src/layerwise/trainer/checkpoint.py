@@ -149,22 +149,32 @@ def load_optimizer_state(
                     state[key] = torch.empty_like(parameter).copy_(value)
 
 
+# What optimizers keep for each weight, in the weight's shape; Adafactor, for example, keeps other
+# shapes as well.
+OF_EACH_WEIGHT = ("momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg")
+
+
 def _check_optimizer_state(
     parameters: Mapping[str, nn.Parameter], states: Mapping[str, Mapping[str, Any]]
 ) -> None:
+    first: dict[int, Any] = {}  # the keys of matrices, of vectors, ...: they may differ
     for name, state in states.items():
         if name not in parameters:
             raise InputError(
                 f"checkpoint: its optimizer's state belongs to another network or rule: {name!r} "
                 "is no parameter here; use the config that it was trained with"
             )
-        if not isinstance(state, Mapping) or state.keys() != next(iter(states.values())).keys():
+        axes = parameters[name].ndim
+        whole = isinstance(state, Mapping) and state.keys() == first.setdefault(axes, state).keys()
+        if not whole:
             raise InputError(
                 f"checkpoint: the optimizer's state of {name} is not whole; {USE_ANOTHER}"
             )
         for key, value in state.items():
             here = tuple(parameters[name].shape)
-            if isinstance(value, Tensor) and value.ndim and (there := tuple(value.shape)) != here:
+            if key not in OF_EACH_WEIGHT or not isinstance(value, Tensor):
+                continue
+            if (there := tuple(value.shape)) != here:
                 raise InputError(
                     f"checkpoint: the optimizer's {key} of {name} is {there} there and {here} "
                     f"here; {USE_ANOTHER}"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerwise.arguments import at_least, check_fields, positive, share
-from layerwise.errors import InputError
+from layerwise.arguments import at_least, check_fields, positive, share, shortened
+from layerwise.errors import InputError, reason
 
 Factor = Callable[[int], float]  # step -> factor of the learning rate
 
@@ -122,6 +122,39 @@ class AdamW(Optimizer):
             betas=(self.beta1, self.beta2),
             fused=True,
         )
+
+
+@dataclass(frozen=True)
+class OfFunction(Optimizer):
+    """What a function of the parameters makes: an optimizer of PyTorch or of your own.
+
+    Args:
+        lr: the learning rate that the schedule's factors multiply.
+        make: the function.
+    """
+
+    lr: float
+    make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+    @classmethod
+    def of(cls, make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> OfFunction:
+        """Find the learning rate by making the optimizer of one small matrix.
+
+        Raises:
+            InputError: the function makes no optimizer with a learning rate.
+        """
+        try:
+            made = make([nn.Parameter(torch.zeros(2, 2))])
+            return cls(float(made.defaults["lr"]), make)
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"optimizer {shortened(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
+                "or a function of the parameters alone, such as "
+                f"functools.partial(torch.optim.Adam, lr=1e-3): {reason(error)}"
+            ) from error
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        return self.make([p for p in parameters if p.requires_grad])
 
 
 class Schedule(ABC):
