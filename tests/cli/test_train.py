@@ -321,3 +321,57 @@ def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     assert torch.equal(
         net.state_dict()["bn1.num_batches_tracked"], torch.tensor(2)
     )  # it was trained
+
+
+def test_several_seeds(cli, no_pictures):
+    """A run for each; given again, complete runs are left alone and the others continued."""
+    line = "train --model mlp --blocks 2 --epochs 1 --pictures 0 --runs r --name a --batch_size 200"
+    result = cli(f"{line} --seed 3,1")
+    assert result.code == 0, result.err
+    runs = {seed: Run.open(f"r/a-{seed}") for seed in (3, 1)}
+    assert [run.config["seed"] for run in runs.values()] == [3, 1]
+    assert cli(f"{line.replace('--name a', '--name b')} --seed 1").code == 0
+    alone = Run.open("r/b").metrics()[0]
+    again = runs[1].metrics()[0]
+    assert {k: v for k, v in alone.items() if k not in ("seconds", "images_per_s")} == {
+        k: v for k, v in again.items() if k not in ("seconds", "images_per_s")
+    }
+    (runs[1].path / "model.safetensors").unlink()
+    before = runs[3].metrics()
+    result = cli(f"{line} --seed [3,1,0]")
+    assert result.code == 0, result.err
+    assert "r/a-3: complete" in result.err
+    assert runs[3].metrics() == before
+    assert (runs[1].path / "model.safetensors").exists()
+    assert Run.open("r/a-0").config["seed"] == 0
+
+    result = cli("compare r/a-0 r/a-1 r/a-3 r/b --out r")
+    assert result.code == 0, result.err
+    table = Path("r/comparison-1/table.md").read_text()
+    assert " ± " in table
+    assert "| 0, 1, 3 |" in table
+    assert "a (seeds 0, 1, 3)" in Path("r/comparison-1/curves.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--seed 0,1", "give --name NAME, and they are called NAME-SEED"),
+        ("--seed 0,x --name a", "--seed 0,x: give a whole number, or several"),
+        ("--seed 1,1 --name a", "a seed is named twice"),
+        ("--seed 0,-1 --name a", "--seed 0,-1: give a whole number"),
+    ],
+)
+def test_seeds_that_cannot_be(options, said, cli):
+    result = cli(f"train --model mlp --epochs 1 {options}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert said in result.err
+    assert not Path("experiments").exists()
+
+
+def test_seeds_of_another_experiment(cli, no_pictures):
+    line = "train --model mlp --blocks 2 --epochs 1 --pictures 0 --runs r --name a --batch_size 200"
+    assert cli(f"{line} --seed 0,1").code == 0
+    result = cli(f"{line} --seed 0,1 --optimizer.lr 0.01")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "it is there already, with optimizer" in result.err

@@ -94,3 +94,19 @@ def test_a_blocks_training_loss_is_not_said_to_be_in_nats(figures):
     titles = [axes.get_title() for axes in figures["blocks"].axes]
     assert titles[0] == "a\ntrain loss of the block's own objective"
     assert titles[1:] == ["test loss, nats", "train accuracy, %", "test accuracy, %"]
+
+
+def test_means_over_seeds(figures):
+    """1, 2, 3: mean 2, standard deviation 1; an epoch that one seed lacks is left out."""
+    seeds = [[row(1, test_loss=loss), row(2)] for loss in (1.0, 2.0, 3.0)]
+    seeds[0].append(row(3))
+    seeds[1][1]["test_loss"] = None
+    found = curves.means(seeds)
+    assert [r["epoch"] for r in found] == [1, 2]
+    assert (found[0]["test_loss"], found[0]["spread of test_loss"]) == (2.0, 1.0)
+    assert "test_loss" not in found[1]
+    curves.draw_runs({"a": found, "b": [row(1), row(2)]}, lambda *_: None)
+    [axes] = [a for a in figures["curves"].axes if a.get_title() == "test loss, nats"]
+    [band] = axes.collections  # of the run with several seeds alone
+    low, high = band.get_paths()[0].get_extents().intervaly
+    assert (low, high) == (1.0, 3.0)

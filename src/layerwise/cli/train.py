@@ -33,7 +33,8 @@ def main(arguments: list[str]) -> None:
             from layerwise.experiment.training import resume
         resume(run, **options, progress=progress)
         return
-    parser, tokens = experiment_parser(read_config(tokens), "layerwise train")
+    seeds, tokens = several_seeds(read_config(tokens))
+    parser, tokens = experiment_parser(tokens, "layerwise train")
     found = parser.read(tokens)
     if found["checkpoint"] is not None:
         raise InputError(
@@ -41,7 +42,31 @@ def main(arguments: list[str]) -> None:
         )
     with interrupts_end_at_once():
         from layerwise.experiment.training import train
-    train(experiment_config(found), runs=found["runs"], name=found["name"], progress=progress)
+    if seeds is None:
+        train(experiment_config(found), runs=found["runs"], name=found["name"], progress=progress)
+    else:
+        with interrupts_end_at_once():
+            from layerwise.experiment.seeds import train_seeds
+        train_seeds(experiment_config(found), seeds, found["runs"], found["name"], progress)
+
+
+def several_seeds(tokens: Tokens) -> tuple[list[int] | None, Tokens]:
+    """The seeds in `--seed 0,1,2`, and the tokens with the first of them; None if there is one.
+
+    Raises:
+        InputError: something else than whole numbers, or one of them twice.
+    """
+    value = last(tokens, "seed")
+    if value is None or "," not in value:
+        return None, tokens
+    words = value.strip("[]").split(",")
+    if not all(re.fullmatch(r"\s*(0|[1-9]\d{0,18})\s*", word) for word in words):
+        raise InputError(f"--seed {value}: give a whole number, or several, as 0,1,2")
+    seeds = [int(word) for word in words]
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seed {value}: a seed is named twice; give each once")
+    kept = [token for token in tokens if not token.startswith("--seed=")]
+    return seeds, [*kept, f"--seed={seeds[0]}"]
 
 
 def _resume_options(tokens: Tokens) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError, reason
-from layerwise.report.curves import draw_blocks, draw_runs
+from layerwise.report.curves import Rows, draw_blocks, draw_runs, means
 from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
@@ -188,7 +188,7 @@ def write_comparison(
     for run in runs:
         with run.readable():
             summaries.append(Summary.of(run))
-    metrics = {label: run.metrics() for label, run in zip(labels_of(runs), runs, strict=True)}
+    metrics = _by_experiment(runs, summaries)
     distances = [] if reference is None else reference.distances(metrics)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,8 @@ def write_comparison(
         def write(name: str, content: bytes) -> None:
             write_atomically(folder / name, content)
 
-        write("table.md", markdown(summaries).encode())
+        several = len(metrics) < len(runs)
+        write("table.md", (over_seeds if several else markdown)(summaries).encode())
         rows = [asdict(summary) for summary in summaries]
         write("table.yaml", yaml.safe_dump(rows, sort_keys=False).encode())
         draw_runs(metrics, write)
@@ -211,13 +212,44 @@ def write_comparison(
     return folder, summaries, distances
 
 
+def _by_experiment(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[str, Rows]:
+    """Rows of metrics of each run; of runs that differ in their seed alone, their means."""
+    labels: dict[int, str] = dict(zip(map(id, summaries), labels_of(runs), strict=True))
+    of = dict(zip(map(id, summaries), runs, strict=True))
+    found: dict[str, Rows] = {}
+    for (name, *_), several in _together(summaries).items():
+        rows = [of[id(summary)].metrics() for summary in several]
+        if len(several) == 1:
+            found[labels[id(several[0])]] = rows[0]
+        else:
+            seeds = ", ".join(str(summary.seed) for summary in several)
+            found[f"{name} (seeds {seeds})"] = means(rows)
+    return found
+
+
+def experiment_of(summary: Summary) -> tuple[str, ...]:
+    """What the runs of one experiment share: the name up to "-SEED", and all that is neither seed,
+    speed nor result."""
+    differ = ("run", "seed", "images/s")
+    shared = [
+        value
+        for column, value in summary.cells().items()
+        if column not in differ and " accuracy, " not in column and " perplexity, " not in column
+    ]
+    return (summary.run.removesuffix(f"-{summary.seed}"), *shared)
+
+
 def table(summaries: Sequence[Summary]) -> Table:
-    """A table for the terminal with one column per run."""
-    rows = _of_its_kind([summary.cells() for summary in summaries])
+    """A table for the terminal with one column per run, or per experiment if some runs differ in
+    their seed alone."""
+    together = _together(summaries)
+    several = len(together) < len(summaries)
+    each = _means_of(together) if several else [summary.cells() for summary in summaries]
+    rows, first = _of_its_kind(each), "experiment" if several else "run"
     made = Table()
-    made.add_column("run", no_wrap=True)
+    made.add_column(first, no_wrap=True)
     for cells in rows:
-        made.add_column(cells["run"], overflow="fold", justify="right")
+        made.add_column(cells[first], overflow="fold", justify="right")
     for column in list(rows[0])[1:]:
         made.add_row(column, *(cells[column] for cells in rows))
     return made
@@ -262,18 +294,24 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
     The runs of one experiment have the same name up to "-SEED". The columns alone do not identify
     an experiment: a learning rate, for example, is not among them.
     """
-    experiments: dict[tuple[str, ...], list[Summary]] = {}
+    return _rows(_means_of(_together(summaries)))
+
+
+def _together(summaries: Sequence[Summary]) -> dict[tuple[str, ...], list[Summary]]:
+    """The runs of each experiment; the same seed twice is no further seed, but another run."""
+    found: dict[tuple[str, ...], list[Summary]] = {}
+    for k, summary in enumerate(summaries):
+        experiment = experiment_of(summary)
+        if any(summary.seed == other.seed for other in found.get(experiment, ())):
+            experiment = (*experiment, str(k))
+        found.setdefault(experiment, []).append(summary)
+    return found
+
+
+def _means_of(experiments: Mapping[tuple[str, ...], Sequence[Summary]]) -> list[dict[str, str]]:
+    """A row of cells for each experiment."""
     differ = ("run", "seed", "images/s")
-    for summary in summaries:
-        cells = summary.cells()
-        same = {
-            k: v
-            for k, v in cells.items()
-            if k not in differ and " accuracy, " not in k and " perplexity, " not in k
-        }
-        experiment = summary.run.removesuffix(f"-{summary.seed}")
-        experiments.setdefault((experiment, *same.values()), []).append(summary)
-    rows = [
+    return [
         {
             "experiment": experiment,
             **{k: v for k, v in runs[0].cells().items() if k not in differ},
@@ -286,7 +324,6 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
         }
         for (experiment, *_), runs in experiments.items()
     ]
-    return _rows(rows)
 
 
 def _spread(shares: Sequence[float | None]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
@@ -19,6 +20,7 @@ matplotlib.rcParams["svg.hashsalt"] = "layerwise"
 METADATA: Mapping[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}}
 
 Rows = Sequence[Mapping[str, float | None]]
+SPREAD = "spread of "  # before the name of a column: its standard deviation over seeds
 Write = Callable[[str, bytes], None]
 
 # Okabe & Ito's colours, which people with colour blindness can distinguish.
@@ -33,11 +35,35 @@ PANELS = (
 BLOCK_PANELS = (("train_loss", "train loss of the block's own objective"), *PANELS[1:])
 
 
+def means(seeds: Sequence[Rows]) -> list[dict[str, float | None]]:
+    """Mean and standard deviation over runs that differ in their seed.
+
+    Args:
+        seeds: rows of metrics of each run.
+
+    Returns:
+        A row for each epoch that all runs have: the mean of every column that they have, and under
+        "spread of COLUMN" its sample standard deviation.
+    """
+    found = []
+    for rows in zip(*seeds, strict=False):
+        row: dict[str, float | None] = {}
+        for column in rows[0]:
+            values = [r.get(column) for r in rows]
+            known = [value for value in values if value is not None]
+            if len(known) == len(values):
+                row[column] = statistics.mean(known)
+                row[f"{SPREAD}{column}"] = statistics.stdev(known)
+        found.append(row)
+    return found
+
+
 def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
     """Draw train and test loss and accuracy of several runs, one colour per run.
 
     Args:
-        runs: each run's label and rows of metrics.
+        runs: each run's label and rows of metrics; those of `means` get a band of one standard
+            deviation on both sides.
         write: writes a file, from its name and content.
     """
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -96,6 +122,11 @@ def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style
     marker = "o" if len(points) == 1 else None
     epochs, values = zip(*points, strict=True)
     axes.plot(epochs, values, label=label, color=colour, linestyle=style, marker=marker)
+    spreads = [r.get(f"{SPREAD}{column}") for r in rows if r.get(column) is not None]
+    if all(spread is not None for spread in spreads):
+        pairs = [(v, factor * s) for v, s in zip(values, spreads, strict=True)]  # type: ignore[operator]
+        low, high = [v - s for v, s in pairs], [v + s for v, s in pairs]
+        axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _finish(axes: Axes, title: str) -> None:

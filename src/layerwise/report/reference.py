@@ -98,8 +98,9 @@ class Reference:
             ) from error
 
     def series_of(self, run: str) -> str | None:
-        """The series of a run: it has the run's name, or its beginning before a hyphen, as in
-        `dgl-0`."""
+        """The series of a run, or of several seeds: it has the run's name, or its beginning before
+        a hyphen, as in `dgl-0`."""
+        run = run.partition(" (seeds ")[0]
         fitting = [s for s in self.series if run == s or run.startswith(f"{s}-")]
         return max(fitting, key=len, default=None)
 

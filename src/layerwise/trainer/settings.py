@@ -50,7 +50,8 @@ class Settings:
             whether it is right, in eval mode and without augmentation. This costs a forward pass;
             `layerwise analyze` computes difficulty from it.
         save_every: steps between checkpoints; 0: only after each epoch.
-        seed: seed of weights, data order, augmentation, dropout.
+        seed: seed of weights, data order, augmentation, dropout; several, as 0,1,2, on the command
+            line train a run NAME-SEED for each.
         runtime: auto, serial or layer_parallel. serial: in one process; layer_parallel: one process
             per stage and replica, where several stages need a rule whose blocks use nothing but
             forward information; auto: layer_parallel where several processes were started together,
