@@ -33,6 +33,9 @@ class Synthesizer:
         layers: the number of layers before the last.
         kernel_size: the kernel size of the convolutions, odd.
         width: hidden channels or units; null for the activation's own.
+        batch_norm: whether BatchNorm follows every layer but the last; without it, layers before
+            the last have a bias. A batch's mean holds what all its samples have in common, such as
+            the position in a sequence, which BatchNorm takes away.
 
     Raises:
         InputError: a size below 1; an even kernel size; when the module is called: real numbers
@@ -42,6 +45,7 @@ class Synthesizer:
     layers: int = 2
     kernel_size: int = 5
     width: int | None = None
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Synthesizer")
@@ -57,7 +61,7 @@ class Synthesizer:
         maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
         features = shape[0] if maps else shape[-1]
         sizes = [features, *[self.width or features] * self.layers, features]
-        first, *rest = _chain(sizes, self.kernel_size if maps else None)
+        first, *rest = _chain(sizes, self.kernel_size if maps else None, self.batch_norm)
         for parameter in rest[-1].parameters():
             nn.init.zeros_(parameter)
         return _Synthesis(first, nn.Sequential(*rest), sizes[1], classes)
@@ -137,19 +141,24 @@ class _PositionNorm(nn.BatchNorm1d):
         return super().forward(input.flatten(0, -2)).view(input.shape)
 
 
-def _chain(sizes: list[int], kernel_size: int | None) -> list[nn.Module]:
+def _chain(
+    sizes: list[int], kernel_size: int | None, batch_norm: bool = True
+) -> list[nn.Module]:
     """Layers with BatchNorm and ReLU between them: convolutions, or linear without a kernel size.
 
     Args:
         sizes: the channels or units before, between and after the layers.
         kernel_size: the kernel size of the convolutions; None for linear layers.
+        batch_norm: whether there is BatchNorm.
     """
     layers: list[nn.Module] = []
     for k, (features, out) in enumerate(itertools.pairwise(sizes)):
-        last = k == len(sizes) - 2
+        bias = k == len(sizes) - 2 or not batch_norm
         if kernel_size is None:
-            layers += [nn.Linear(features, out, bias=last), _PositionNorm(out), nn.ReLU()]
+            layers.append(nn.Linear(features, out, bias=bias))
+            layers += [_PositionNorm(out)] if batch_norm else []
         else:
-            conv = nn.Conv2d(features, out, kernel_size, padding="same", bias=last)
-            layers += [conv, nn.BatchNorm2d(out), nn.ReLU()]
-    return layers[:-2]
+            layers.append(nn.Conv2d(features, out, kernel_size, padding="same", bias=bias))
+            layers += [nn.BatchNorm2d(out)] if batch_norm else []
+        layers.append(nn.ReLU())
+    return layers[: -2 if batch_norm else -1]
