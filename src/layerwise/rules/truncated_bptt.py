@@ -135,9 +135,9 @@ class TruncatedBPTT(Rule):
                 state = end.detach().requires_grad_(ahead is not None)
         self.state = None if state is None else state.detach()
         output = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
-        batch.done(last, torch.stack(losses).sum() if len(losses) > 1 else losses[0], output)
-        for k in reversed(range(last)):
+        for k in range(last):
             batch.done(k)
+        batch.done(last, torch.stack(losses).sum() if len(losses) > 1 else losses[0], output)
         return output
 
     def _windows(self, batch: Batch) -> list[tuple[Inputs, Tensor, Tensor | float | None]]:
