@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pages import accuracy, all_rules, data_path, overhead, probes, stages, steps, texts
+from pages import accuracy, all_rules, data_path, overhead, probes, sequences, stages, steps, texts
 
 INTRODUCTION = """\
 # Results
@@ -28,6 +28,7 @@ def page() -> str:
             *accuracy.sections(),
             *all_rules.section(),
             *texts.section(),
+            *sequences.section(),
             *stages.section(),
             *probes.section(),
             *data_path.section(),

@@ -104,18 +104,3 @@ def test_local_critics_train_a_stack_of_layers() -> None:
     rule.backward(X, Y)
     of_first = {n: g for n, g in got.items() if ".layers.0." in n}
     networks.assert_same({n: g for n, g in grads(rule).items() if ".layers.0." in n}, of_first)
-
-
-def test_it_learns_to_copy_with_local_critics() -> None:
-    from layerwise.data.sources.copying import copies
-
-    torch.manual_seed(0)
-    network = models.lstm((6,), 3, layers=2, width=24)
-    x, y = copies(64, 3)
-    rule = rules.LocalCritic(cut(network, at=["layers.1"], example=x[:2]), heads.MLP(width=24))
-    optimizer = torch.optim.Adam(rule.parameters(), 0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        report = rule.backward(x, y)
-        optimizer.step()
-    assert report.loss < 0.1  # log 2 = 0.69 without memory

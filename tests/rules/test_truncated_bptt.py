@@ -1,4 +1,4 @@
-"""Backpropagation through windows of time: by hand, its limits, a naive implementation, resuming."""
+"""Backpropagation through windows of time: by hand, limits, a naive implementation, resuming."""
 
 from __future__ import annotations
 
@@ -171,8 +171,8 @@ def test_a_zero_synthesizer_is_truncated_bptt_bit_for_bit(synthetic: float) -> N
 def naive(
     net: nn.Module, synthesizer: nn.Module, x: Tensor, y: Tensor, window: int, factor: float
 ) -> dict[str, Tensor]:
-    """The equations, with one autograd call for every gradient: no window's graph reaches another's,
-    and the state's gradient is computed apart from the weights'."""
+    """The equations, with one autograd call for every gradient: no window's graph reaches
+    another's, and the state's gradient is computed apart from the weights'."""
     names = dict(net.named_parameters())
     total = {name: torch.zeros_like(p) for name, p in names.items()}
     learned = [torch.zeros_like(p) for p in synthesizer.parameters()]
@@ -192,7 +192,10 @@ def naive(
             total[name] += gradient
         if t:
             target = torch.stack(
-                [torch.autograd.grad(of, state, retain_graph=True)[0][b] for b, of in enumerate(of_row)]
+                [
+                    torch.autograd.grad(of, state, retain_graph=True)[0][b]
+                    for b, of in enumerate(of_row)
+                ]
             )
             error = (synthesizer(state.detach()) - target).square().mean()
             for kept, gradient in zip(
@@ -227,7 +230,7 @@ def test_a_window_without_labels_learns_from_the_synthetic_gradient_alone() -> N
     rule.backward(X, none)
     assert all(not g.any() for g in grads(net).values())
     net.zero_grad()
-    scores, after = net(X, ())
+    _, after = net(X, ())
     state = flat(after)
     rule = rules.TruncatedBPTT(
         blocks_of(net),
@@ -393,9 +396,7 @@ def test_bad_calls() -> None:
         (lambda: rules.TruncatedBPTT(blocks_of(net), synthetic=1.5), "synthetic=1.5"),
         (lambda: rules.TruncatedBPTT(plain, 2), "no recurrent layer"),
         (
-            lambda: rules.TruncatedBPTT(
-                Blocks([nn.LSTM(2, 2, bidirectional=True)]), carry=True
-            ),
+            lambda: rules.TruncatedBPTT(Blocks([nn.LSTM(2, 2, bidirectional=True)]), carry=True),
             "bidirectional",
         ),
         (

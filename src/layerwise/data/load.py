@@ -175,6 +175,7 @@ def _sequences(
     else:
         tokens, vocabulary = characters(read(path_of(path, "--data text"), name))
         parts = Parts(Text(tokens, size), None, None, vocabulary)
+    assert isinstance(parts.train, Text)
     return replace(parts, train=replace(parts.train, contiguous=contiguous))
 
 

@@ -78,13 +78,16 @@ class Samples(ABC):
     Attributes:
         unit: what `len` counts, in the plural.
         labels_tokens: whether every token of a sample has a label of its own.
-        contiguous: whether each sample continues in the next one, and batches have to keep this:
-            row r of a batch continues in row r of the next batch.
     """
 
     unit: ClassVar[str] = "images"
     labels_tokens: ClassVar[bool] = False
-    contiguous = False
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether each sample continues in the next one and batches keep this: row r of a batch
+        continues in row r of the next batch."""
+        return False
 
     @property
     @abstractmethod

@@ -141,9 +141,7 @@ class _PositionNorm(nn.BatchNorm1d):
         return super().forward(input.flatten(0, -2)).view(input.shape)
 
 
-def _chain(
-    sizes: list[int], kernel_size: int | None, batch_norm: bool = True
-) -> list[nn.Module]:
+def _chain(sizes: list[int], kernel_size: int | None, batch_norm: bool = True) -> list[nn.Module]:
     """Layers with BatchNorm and ReLU between them: convolutions, or linear without a kernel size.
 
     Args:

@@ -110,8 +110,10 @@ class TruncatedBPTT(Rule):
             )
 
     def auxiliary(self, k: int) -> list[nn.Module]:
-        last = k == len(self.blocks) - 1 and self.synthesizer is not None
-        return [*super().auxiliary(k), *([self.synthesizer] if last else [])]
+        found = super().auxiliary(k)
+        if k == len(self.blocks) - 1 and self.synthesizer is not None:
+            found.append(self.synthesizer)
+        return found
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1

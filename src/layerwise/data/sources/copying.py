@@ -80,7 +80,9 @@ def copies(
     """
     least = {"length": length, "repeats": 1 if repeats is None else repeats, "symbols": symbols}
     if min(many, *least.values()) < 1:
-        raise InputError(f"copies({', '.join(f'{k}={v}' for k, v in least.items())}): give 1 or more")
+        raise InputError(
+            f"copies({', '.join(f'{k}={v}' for k, v in least.items())}): give 1 or more"
+        )
     read = torch.randint(symbols, (many, length), generator=generator)
     unlabelled = torch.full((many, length), IGNORED)
     if repeats is None:
