@@ -77,8 +77,8 @@ def _predicted(found: Row) -> str:
         f"Sequences of {fixed['length']} symbols in windows of {fixed['window']} steps; learning "
         f"rate {fixed['rate']:g}, that of synthesizers {found['budget']['faster']:g} times as "
         "high. *Explained* is the share of the true gradient's mean square, at the end of the "
-        "first window, that the synthesizer explains: 1 if it is right, 0 if it predicts nothing, below "
-        "0 if it is worse than nothing.\n",
+        "first window, that the synthesizer explains: 1 if it is right, 0 if it predicts nothing, "
+        "below 0 if it is worse than nothing.\n",
         "| factor of the synthetic gradient | step | error, bits per symbol | explained | cosine "
         "with the true gradient |",
         "|---|--:|--:|--:|--:|",

@@ -50,7 +50,8 @@ class TruncatedBPTT(Rule):
 
     Deviations: a synthesizer predicts the gradient of a sequence's own loss instead of the batch
     mean's; its error is a mean over elements; `synthetic` also discounts the gradient with which
-    synthesizers are bootstrapped; one optimizer steps the network and the synthesizer.
+    synthesizers are bootstrapped; one optimizer steps the network and the synthesizer; the
+    auxiliary task, in which the network predicts later synthetic gradients, is left out.
 
     Args:
         blocks: the network's blocks.
