@@ -14,7 +14,7 @@ The second part trains on sequences of a fixed length and measures how well the 
 the true gradient, while its prediction is used in full, in part, or hardly at all.
 
 Finished trainings lie in `experiments/sequences` and are not repeated. Everything goes into
-`results/sequences.json`.
+`results/sequences.json`; with `--finished`, nothing is trained, and the file has what is finished.
 """
 
 from __future__ import annotations
@@ -166,9 +166,11 @@ def predicted(synthetic: float, seed: int, fixed: Fixed, budget: Budget) -> dict
     return {"synthetic": synthetic, "seed": seed, "looks": looks}
 
 
-def kept(name: str, train: Any) -> dict[str, Any]:
-    """The result of a training, from its file if it has one."""
+def kept(name: str, train: Any) -> dict[str, Any] | None:
+    """The result of a training, from its file if it has one; None without a file and `train`."""
     path = RUNS / f"{name}.json"
+    if not path.exists() and train is None:
+        return None
     if not path.exists():
         found = train()
         path.write_text(json.dumps(found) + "\n")
@@ -185,6 +187,9 @@ def main() -> None:
         "--windows", type=int, nargs="*", default=[], help="T; 0 for whole sequences"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing; write what is finished"
+    )
     given = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
     budget, fixed = Budget(), Fixed()
@@ -194,7 +199,9 @@ def main() -> None:
     rows = [
         kept(
             f"copy-{t}-{a:g}-{rate:g}-{s}",
-            lambda t=t, a=a, rate=rate, s=s: longest(t or None, a, rate, s, budget),
+            None
+            if given.finished
+            else lambda t=t, a=a, rate=rate, s=s: longest(t or None, a, rate, s, budget),
         )
         for s in given.seeds
         for t, a in kinds
@@ -203,7 +210,10 @@ def main() -> None:
     if given.windows:
         return
     observed = [
-        kept(f"fixed-{a:g}-{s}", lambda a=a, s=s: predicted(a, s, fixed, budget))
+        kept(
+            f"fixed-{a:g}-{s}",
+            None if given.finished else lambda a=a, s=s: predicted(a, s, fixed, budget),
+        )
         for s in given.seeds
         for a in fixed.synthetic
     ]
@@ -213,8 +223,8 @@ def main() -> None:
         "budget": dataclasses.asdict(budget),
         "fixed": dataclasses.asdict(fixed),
         "seeds": given.seeds,
-        "rows": rows,
-        "observed": observed,
+        "rows": [row for row in rows if row is not None],
+        "observed": [row for row in observed if row is not None],
     }
     out = RESULTS / "sequences.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
