@@ -187,9 +187,7 @@ def main() -> None:
         "--windows", type=int, nargs="*", default=[], help="T; 0 for whole sequences"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument(
-        "--finished", action="store_true", help="train nothing; write what is finished"
-    )
+    parser.add_argument("--finished", action="store_true", help="train nothing")
     given = parser.parse_args()
     RUNS.mkdir(parents=True, exist_ok=True)
     budget, fixed = Budget(), Fixed()

@@ -54,7 +54,8 @@ def _longest(found: Row) -> str:
         "| learning rate | CPU time, s |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for window in dict.fromkeys(row["window"] for row in found["rows"]):
+    windows = {row["window"] for row in found["rows"]}
+    for window in sorted(windows, key=lambda window: window or float("inf")):
         cells = [WHOLE if window is None else str(window)]
         for synthetic in (False, True):
             rows = chosen(window, synthetic)
@@ -65,7 +66,8 @@ def _longest(found: Row) -> str:
     return (
         "\n".join(lines)
         + f"\n\nMeans ± standard deviations over {len(found['seeds'])} seeds, with the better "
-        "learning rate. Whole sequences are what perfect synthetic gradients would give. "
+        "learning rate; a cell without a deviation is one seed, and an empty one is not measured. "
+        "Whole sequences are what perfect synthetic gradients would give. "
         f"{found['cpu']}, torch {found['torch']}.\n"
     )
 
