@@ -114,3 +114,26 @@ def test_a_network_for_images(cli) -> None:
     result = cli("train --data text:alphabet.txt --model vit --runs runs")
     assert result.code == 2
     assert "the network takes images, not text; give --model gpt" in result.err
+
+
+LSTM = (
+    "train --data text:alphabet.txt --data.context 4 --model lstm --model.width 8 --blocks 1 "
+    "--rule TruncatedBPTT --rule.carry true --batch_size 32 --eval_batch_size 8 --epochs 1 "
+    "--optimizer AdamW --optimizer.lr 0.02 --runs runs --device cpu"
+)
+
+
+def test_a_carried_state(cli, no_pictures) -> None:
+    """In training, in the evaluation after an epoch, and in that of the finished run."""
+    result = cli(f"{LSTM} --name a")
+    assert (result.code, "give a text with --data.contiguous true" in result.err) == (2, True)
+    result = cli(f"{LSTM} --data.contiguous true --replicas 2 --name a")
+    assert (result.code, "train in one process" in result.err) == (2, True)
+    result = cli(f"{LSTM} --data.contiguous true --name a")
+    assert result.code == 0, result.err
+    (row,) = csv.DictReader(Path("runs/a/metrics.csv").read_text().splitlines())
+    assert cli("evaluate runs/a").code == 0
+    (exit,) = json.loads(Path("runs/a/evaluation-test-last.json").read_text())["exits"]
+    assert exit["loss"] == pytest.approx(float(row["test_loss"]))
+    state = Run.open(Path("runs/a")).load("last")["rule"]["_extra_state"]
+    assert state.shape == (32, 2 * 8)

@@ -130,3 +130,42 @@ def test_what_cannot_be_read_is_said_in_one_line(
         load(name, **options)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def contiguous(windows: int) -> Text:
+    """Windows of one token; window n holds n."""
+    return Text(torch.arange(windows + 1, dtype=torch.uint8), 1, contiguous=True)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_each_row_of_a_contiguous_text_continues(train: bool) -> None:
+    """Eleven windows in three rows are 4, 4 and 3; whole batches alone have 3 each."""
+    loader = Loader(contiguous(11), 3, train=train)
+    rows = [x.flatten().tolist() for x, _ in loader.epoch(1)]
+    longer = [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7]]
+    assert rows == ([[0, 3, 6], [1, 4, 7], [2, 5, 8]] if train else longer)
+    assert len(rows) == len(loader)
+    assert [x.flatten().tolist() for x, _ in loader.epoch(1, 2)] == rows[2:]
+    assert [y.flatten().tolist() for y in loader.labels(1, 2)] == [
+        [token + 1 for token in row] for row in rows[2:]
+    ]
+
+
+def test_fewer_contiguous_windows_than_rows() -> None:
+    (x, _), *more = Loader(contiguous(3), 8, train=False).epoch(0)
+    assert (x.tolist(), more) == ([[0], [1], [2]], [])
+
+
+def test_no_curriculum_of_contiguous_windows() -> None:
+    with pytest.raises(InputError, match="contiguous"):
+        Loader(contiguous(8), 2, train=True, curriculum=Curriculum(torch.arange(8.0)))
+
+
+def test_labels_of_tokens() -> None:
+    """Two windows of three; a cut is between windows, and the shift by one is gone."""
+    text = Text(torch.arange(6), 3, labels=torch.arange(10, 16))
+    x, y = text.subset(torch.tensor([1])).windows(torch.tensor([0]))
+    assert (x.tolist(), y.tolist()) == ([[3, 4, 5]], [[13, 14, 15]])
+    first, second = text.cut(0.4)
+    assert (len(first), len(second)) == (1, 1)
+    assert second.windows(torch.tensor([0]))[1].tolist() == [[13, 14, 15]]

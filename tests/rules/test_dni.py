@@ -282,3 +282,17 @@ def test_a_linear_synthesizer(context: bool) -> None:
     assert found.keys() == wanted.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient.detach())
+
+
+def test_a_synthesizer_without_batch_norm() -> None:
+    """Linear, ReLU, linear: a sample's gradient does not depend on its batch."""
+    made = heads.Synthesizer(layers=1, batch_norm=False)((4,), None)
+    first, _, last = made.first, *made.rest
+    assert not last.weight.any()
+    torch.nn.init.normal_(last.weight)
+    h = torch.randn(5, 4)
+    wanted = (h @ first.weight.T + first.bias).relu() @ last.weight.T + last.bias
+    torch.testing.assert_close(made(h), wanted)
+    torch.testing.assert_close(made(h[:1]), wanted[:1])
+    maps = heads.Synthesizer(batch_norm=False)((2, 4, 4), None)
+    assert [type(m).__name__ for m in maps.rest] == ["ReLU", "Conv2d", "ReLU", "Conv2d"]

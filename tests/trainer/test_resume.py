@@ -43,6 +43,16 @@ VARIANTS = {
         "accumulate": 2,
         "save_every": 1,
     },
+    "a state that batches carry": {
+        "data": {"name": "markov", "context": 6, "contiguous": True},
+        "model": {"name": "lstm", "width": 4},
+        "blocks": 1,
+        "rule": {"name": "TruncatedBPTT", "window": 3, "carry": True, "synthetic": 0.5},
+        "batch_size": 4000,
+        "eval_batch_size": 4000,
+        "ema": 0.5,
+        "save_every": 2,
+    },
     "bf16": {"precision": "bf16", "save_every": 4, "ema": 0.5, "seed": 3},
 }
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from layerwise.data.sources.copying import LENGTH, REPEATS, copying
 from layerwise.data.sources.digits import digits
 from layerwise.data.sources.files import path_of
 from layerwise.data.sources.folder import folder
@@ -29,6 +30,8 @@ NAMES = (
     "hf:NAME_OR_DIRECTORY",
     "markov",
     "text:PATH",
+    "copy",
+    "repeat-copy",
 )
 
 LARGEST_SIDE = 8192  # pixels of an image; a batch of larger ones fits into no memory
@@ -42,6 +45,9 @@ def load(
     root: str | Path = "~/.cache/layerwise",
     size: int | None = None,
     context: int | None = None,
+    contiguous: bool = False,
+    length: int | None = None,
+    repeats: int | None = None,
     validation: float = 0.1,
     random_labels: float = 0.0,
     seed: int = 0,
@@ -62,11 +68,16 @@ def load(
             `folder:PATH` or a path (class folders, with or without train/val/test above them),
             `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`);
             markov (a generated language of known entropy rate), `text:PATH` (the characters of a
-            UTF-8 file, or of a folder's .txt files).
+            UTF-8 file, or of a folder's .txt files); copy and repeat-copy (generated sequences
+            that a network has to remember).
         root: the folder for downloads and decoded images.
         size: scale every image to `size` x `size` pixels: first its shorter side, then the centre
             is cut out. None keeps the images' own size (imagenet: 224).
         context: of a text, the number of tokens in a window; None: 64.
+        contiguous: whether the windows of a text come in order, so that each row of a batch
+            continues in the next batch and a state can be carried.
+        length: of `copy` and `repeat-copy`, the number of symbols to copy; None: 8.
+        repeats: of `repeat-copy`, the largest number of copies; None: 4.
         validation: share of the training part that is held out, in [0, 1); 0 for none.
         random_labels: share of the training images whose label is drawn anew, every class with the
             same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test parts keep
@@ -80,8 +91,19 @@ def load(
     Raises:
         InputError: the set cannot be loaded as asked; the message says what to do instead.
     """
-    _check(size, context, validation, random_labels, seed)
-    parts = _parts(name, path_of(root, "--data.root"), size, context, download)
+    _check(size, validation, random_labels, seed)
+    for option, value in (("length", length), ("repeats", repeats)):
+        if value is not None and value < 1:
+            raise InputError(f"load({option}={value}): give 1 or more")
+    if context is not None and context < 1:
+        raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
+    parts = _sequences(name, context, contiguous, length, repeats)
+    if parts is None:
+        parts = _parts(name, path_of(root, "--data.root"), size, download)
+    elif size is not None:
+        raise InputError(
+            f"load({name!r}, size={size}): images have a size; leave it out for a text"
+        )
     return split(
         parts, name, size=size, validation=validation, random_labels=random_labels, seed=seed
     )
@@ -106,7 +128,7 @@ def split(
     Raises:
         InputError: the set cannot be divided so.
     """
-    _check(size, None, validation, random_labels, seed)
+    _check(size, validation, random_labels, seed)
     if size is not None:
         parts = _resized(parts, size)
     for sentence in parts.left_out:
@@ -115,9 +137,7 @@ def split(
     return relabel(splits, random_labels, seed) if random_labels else splits
 
 
-def _check(
-    size: int | None, context: int | None, validation: float, random_labels: float, seed: int
-) -> None:
+def _check(size: int | None, validation: float, random_labels: float, seed: int) -> None:
     if not 0 <= validation < 1:
         raise InputError(
             f"load(validation={validation}): give a share of the training part, 0 <= validation < 1"
@@ -132,23 +152,9 @@ def _check(
         )
     if seed < 0:
         raise InputError(f"load(seed={seed}): give 0 or more")
-    if context is not None and context < 1:
-        raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
 
 
-def _parts(name: str, root: Path, size: int | None, context: int | None, download: bool) -> Parts:
-    text = _text(name, context or CONTEXT)
-    if text is not None:
-        if size is not None:
-            raise InputError(
-                f"load({name!r}, size={size}): images have a size; leave it out for a text"
-            )
-        return text
-    if context is not None:
-        raise InputError(
-            f"load({name!r}, context={context}): texts, such as markov, have a context; leave "
-            "it out for images"
-        )
+def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
     fixed: dict[str, Callable[[], Parts]] = {
         "digits": digits,
         "hierarchical": hierarchical,
@@ -168,15 +174,38 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
 
 
-def _text(name: str, context: int) -> Parts | None:
-    """The parts of a set of text, or None if `name` is not one."""
-    kind, _, rest = name.partition(":")
+def _sequences(
+    name: str, context: int | None, contiguous: bool, length: int | None, repeats: int | None
+) -> Parts | None:
+    """The parts of a set of text or of other sequences, or None if `name` is not one.
+
+    Raises:
+        InputError: an option that the set does not have.
+    """
+    kind, _, path = name.partition(":")
+    of_text = name == "markov" or (kind == "text" and bool(path))
+    of_copies = name in ("copy", "repeat-copy")
+    for option, value, fits, which in (
+        ("context", context, of_text, "texts, such as markov, have a context"),
+        ("contiguous", contiguous or None, of_text, "only texts, such as markov, are contiguous"),
+        ("length", length, of_copies, "only copy and repeat-copy have a length"),
+        ("repeats", repeats, name == "repeat-copy", "only repeat-copy has repeats"),
+    ):
+        if value is not None and not fits:
+            raise InputError(f"load({name!r}, {option}={value}): {which}; leave it out")
+    if of_copies:
+        most = (repeats or REPEATS) if name == "repeat-copy" else None
+        return copying(length or LENGTH, most)
+    if not of_text:
+        return None
+    size = context or CONTEXT
     if name == "markov":
-        return markov(context)
-    if kind == "text" and rest:
-        tokens, vocabulary = characters(read(path_of(rest, "--data text"), name))
-        return Parts(Text(tokens, context), None, None, vocabulary)
-    return None
+        parts = markov(size)
+    else:
+        tokens, vocabulary = characters(read(path_of(path, "--data text"), name))
+        parts = Parts(Text(tokens, size), None, None, vocabulary)
+    assert isinstance(parts.train, Text)
+    return replace(parts, train=replace(parts.train, contiguous=contiguous))
 
 
 def _resized(parts: Parts, size: int) -> Parts:

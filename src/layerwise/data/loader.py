@@ -25,6 +25,10 @@ class Loader:
     The order of epoch e and the augmentation of its batch b depend only on (seed, e, b) and not on
     any global generator, so a run that is resumed in the middle of an epoch sees the same bits.
 
+    If the samples are contiguous (`Text(contiguous=True)`), each row of a batch continues in the
+    same row of the next batch, in training, too: row r has the windows from number r n on, for n
+    batches. If the last batch is not full, its rows are the first ones. Every epoch is the same.
+
     With `views`, every image of a batch is drawn several times and augmented anew each time: x is
     then (V B, C, H, W), view after view, and y stays (B,). The first view has the same bits as a
     loader with one view.
@@ -42,7 +46,8 @@ class Loader:
             images have in the whole batch. A part of a small last batch may be empty; then it is
             left out.
         views: V, how often each image is drawn in training; outside training it is drawn once.
-        curriculum: chooses the images that training batches are drawn from.
+        curriculum: chooses the images that training batches are drawn from; not for contiguous
+            samples.
 
     Attributes:
         size: the number of images or windows.
@@ -82,6 +87,7 @@ class Loader:
         self.drop_last = train if drop_last is None else drop_last
         self.size, self.unit, self.tokens = len(images), images.unit, images.labels_tokens
         self.shape: tuple[int, ...] = images.shape
+        self.contiguous = images.contiguous
         self._check(views)
         self._passes = 0
         self._reader = images.reader(
@@ -107,6 +113,11 @@ class Loader:
             raise InputError(
                 f"Loader(batch_size={batch_size}, drop_last=True): the set holds {self.size} "
                 f"{self.unit}, so no batch is full; give a batch of at most {self.size}"
+            )
+        if self.curriculum is not None and self.contiguous:
+            raise InputError(
+                f"Loader(curriculum): it changes the order of {self.unit}, and these are "
+                "contiguous; leave one of both out"
             )
         if self.curriculum is not None and len(self.curriculum) != self.size:
             raise InputError(
@@ -159,9 +170,20 @@ class Loader:
                 yield Job(index, partial(self._draws, e, b))
 
     def _order(self, e: int) -> Tensor:
+        if self.contiguous:
+            return self._rows()
         if self.train:
             return torch.randperm(self.size, generator=self._generator(e, 0))
         return torch.arange(self.size)
+
+    def _rows(self) -> Tensor:
+        """Contiguous samples: batch after batch, in row r the next one of part r."""
+        rows = min(self.batch_size, self.size)
+        whole, rest = divmod(self.size, rows)
+        longer = torch.arange(rows) < (0 if self.drop_last else rest)  # parts with one more
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), (whole + longer).cumsum(0)[:-1]])
+        order = (starts + torch.arange(whole)[:, None]).flatten()
+        return torch.cat([order, (starts + whole)[longer]])
 
     def _mine(self, rows: Tensor) -> Tensor:
         k, n = self.part

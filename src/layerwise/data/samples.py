@@ -84,6 +84,12 @@ class Samples(ABC):
     labels_tokens: ClassVar[bool] = False
 
     @property
+    def contiguous(self) -> bool:
+        """Whether each sample continues in the next one and batches keep this: row r of a batch
+        continues in row r of the next batch."""
+        return False
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""

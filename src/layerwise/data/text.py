@@ -1,4 +1,4 @@
-"""Text as numbered characters, cut into windows."""
+"""Text as numbered characters, cut into windows, and other sequences of tokens."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ class Text(Samples):
     """Consecutive windows of one long text; every token is predicted from those before it.
 
     Window n is x = tokens[n T : n T + T] and y = tokens[n T + 1 : n T + T + 1], so every token
-    except the first is predicted once.
+    except the first is predicted once. With `labels`, y = labels[n T : n T + T].
 
     Args:
         tokens: (L,), of any integer type.
         context: T, the number of tokens in a window.
         index: the windows that belong to this set, int64 (N,); None for all.
+        labels: the label of every token if it is not the next token, (L,), with -100 for a label
+            that does not count; L is a multiple of T.
+        contiguous: as in `Samples`; a `Loader` then divides the windows into consecutive parts, one
+            for each row of a batch.
     """
 
     unit: ClassVar[str] = "windows"
@@ -35,11 +39,13 @@ class Text(Samples):
     tokens: Tensor
     context: int
     index: Tensor | None = None
+    labels: Tensor | None = None
+    contiguous: bool = False
 
     def __len__(self) -> int:
         if self.index is not None:
             return len(self.index)
-        return max(0, len(self.tokens) - 1) // self.context
+        return max(0, len(self.tokens) - (self.labels is None)) // self.context
 
     def __repr__(self) -> str:
         return f"Text({len(self)} windows of {self.context} on {self.tokens.device})"
@@ -53,13 +59,18 @@ class Text(Samples):
         """x and y of the windows at `index` (B,): int64, (B, T) each, on the tokens' device."""
         number = index if self.index is None else self.index.index_select(0, index)
         within = torch.arange(self.context + 1, device=self.tokens.device)
-        tokens = self.tokens[self.context * number[:, None] + within].long()
+        places = self.context * number[:, None] + within
+        if self.labels is not None:
+            places = places[:, :-1]
+            return self.tokens[places].long(), self.labels[places].long()
+        tokens = self.tokens[places].long()
         return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def to(self, device: str | torch.device) -> Text:
         """The same windows on `device`."""
         index = None if self.index is None else self.index.to(device)
-        return replace(self, tokens=self.tokens.to(device), index=index)
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, tokens=self.tokens.to(device), index=index, labels=labels)
 
     def subset(self, indices: Tensor) -> Text:
         """The windows at `indices` (int64, (M,)), in that order."""
@@ -69,14 +80,16 @@ class Text(Samples):
     def cut(self, share: float, seed: int = 0) -> tuple[Text, Text]:
         """Cut the text at a position; the second part is `share` of it.
 
-        No token is in both parts, and `seed` has no influence.
+        No token is in both parts, and `seed` has no influence. With labels, the position is
+        between two windows.
 
         Raises:
             InputError: one of the parts has no whole window.
         """
         assert self.index is None, "a text is cut before windows are chosen"
-        at = len(self.tokens) - round(share * len(self.tokens))
-        parts = replace(self, tokens=self.tokens[:at]), replace(self, tokens=self.tokens[at:])
+        step = 1 if self.labels is None else self.context
+        at = len(self.tokens) - step * round(share * len(self.tokens) / step)
+        parts = self._part(0, at), self._part(at, len(self.tokens))
         if not all(map(len, parts)):
             raise InputError(
                 f"data: {len(self.tokens)} characters, {share:g} of them held out, leave no window "
@@ -84,6 +97,10 @@ class Text(Samples):
                 "--data.context or another --data.validation"
             )
         return parts
+
+    def _part(self, start: int, end: int) -> Text:
+        labels = None if self.labels is None else self.labels[start:end]
+        return replace(self, tokens=self.tokens[start:end], labels=labels)
 
     def reader(self, reading: Reading) -> Reader:
         """A reader of this text.

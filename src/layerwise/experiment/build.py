@@ -111,6 +111,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         criterion=criterion,
         normalization=_normalization(config, splits),
     )
+    _check_carried(config, splits)
     rule.check.views(settings.views)
     rule.phases(settings.epochs)  # refuses too few epochs
     _check_curriculum(config)
@@ -130,6 +131,22 @@ def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
         raise InputError(
             f"--model {name} --data {splits.name}: the network takes images, not text; give "
             f"--model {' or '.join(of_text)}"
+        )
+
+
+def _check_carried(config: Mapping[str, Any], splits: Splits) -> None:
+    """Refuse a rule that carries a state from batch to batch on data that do not continue."""
+    if not config["rule"].get("carry"):
+        return
+    if not splits.train.contiguous:
+        raise InputError(
+            f"--rule.carry true --data {splits.name}: batches are drawn in random order and do not "
+            "continue those before; give a text with --data.contiguous true, or leave carry out"
+        )
+    if config.get("replicas", 1) > 1:
+        raise InputError(
+            f"--rule.carry true --replicas {config['replicas']}: a checkpoint holds the state of "
+            "one process; train in one process"
         )
 
 

@@ -37,6 +37,9 @@ class Synthesizer:
         width: hidden channels or units; null for the activation's own.
         zero_bias: whether the last layer's bias is zero at the start; otherwise it is PyTorch's
             default, so training begins with the same gradient for all samples.
+        batch_norm: whether BatchNorm follows every layer but the last; without it, layers before
+            the last have a bias. A batch's mean holds what all its samples have in common, such as
+            the position in a sequence, which BatchNorm takes away.
 
     Raises:
         InputError: a size below 1, or `layers` below 0; an even kernel size; when the module is
@@ -47,6 +50,7 @@ class Synthesizer:
     kernel_size: int = 5
     width: int | None = None
     zero_bias: bool = True
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Synthesizer")
@@ -62,7 +66,7 @@ class Synthesizer:
         maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
         features = shape[0] if maps else shape[-1]
         sizes = [features, *[self.width or features] * self.layers, features]
-        layers = _chain(sizes, self.kernel_size if maps else None)
+        layers = _chain(sizes, self.kernel_size if maps else None, self.batch_norm)
         nn.init.zeros_(layers[-1].weight)  # type: ignore[arg-type]
         if self.zero_bias:
             nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
@@ -147,19 +151,22 @@ class _PositionNorm(nn.BatchNorm1d):
         return super().forward(input.flatten(0, -2)).view(input.shape)
 
 
-def _chain(sizes: list[int], kernel_size: int | None) -> list[nn.Module]:
+def _chain(sizes: list[int], kernel_size: int | None, batch_norm: bool = True) -> list[nn.Module]:
     """Layers with BatchNorm and ReLU between them: convolutions, or linear without a kernel size.
 
     Args:
         sizes: the channels or units before, between and after the layers.
         kernel_size: the kernel size of the convolutions; None for linear layers.
+        batch_norm: whether there is BatchNorm.
     """
     layers: list[nn.Module] = []
     for k, (features, out) in enumerate(itertools.pairwise(sizes)):
-        last = k == len(sizes) - 2
+        bias = k == len(sizes) - 2 or not batch_norm
         if kernel_size is None:
-            layers += [nn.Linear(features, out, bias=last), _PositionNorm(out), nn.ReLU()]
+            layers.append(nn.Linear(features, out, bias=bias))
+            layers += [_PositionNorm(out)] if batch_norm else []
         else:
-            conv = nn.Conv2d(features, out, kernel_size, padding="same", bias=last)
-            layers += [conv, nn.BatchNorm2d(out), nn.ReLU()]
-    return layers[:-2]
+            layers.append(nn.Conv2d(features, out, kernel_size, padding="same", bias=bias))
+            layers += [nn.BatchNorm2d(out)] if batch_norm else []
+        layers.append(nn.ReLU())
+    return layers[: -2 if batch_norm else -1]

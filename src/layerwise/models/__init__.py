@@ -4,6 +4,7 @@ from layerwise.models.basic_cnn import basic_cnn
 from layerwise.models.denoisers import noprop_cnn
 from layerwise.models.diffusion import diffusion_vit
 from layerwise.models.gpt import gpt
+from layerwise.models.lstm import lstm
 from layerwise.models.mlp import mlp
 from layerwise.models.resnet import resnet20, resnet32, resnet56, resnet110
 from layerwise.models.vgg import (
@@ -26,6 +27,7 @@ __all__ = [
     "basic_cnn",
     "diffusion_vit",
     "gpt",
+    "lstm",
     "mlp",
     "noprop_cnn",
     "resnet20",

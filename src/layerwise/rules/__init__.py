@@ -43,5 +43,6 @@ from layerwise.rules.sgr import SGR as SGR
 from layerwise.rules.shared_readout import SharedReadout as SharedReadout
 from layerwise.rules.sign_symmetry import SignSymmetry as SignSymmetry
 from layerwise.rules.spsa import SPSA as SPSA
+from layerwise.rules.truncated_bptt import TruncatedBPTT as TruncatedBPTT
 
 __all__ = sorted(name for name, found in globals().items() if inspect.isclass(found))

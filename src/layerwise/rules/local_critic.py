@@ -33,6 +33,10 @@ class LocalCritic(LocalRule):
     block it is backpropagation. The blocks up to k and critic k together are a network of their own
     (`rule.exits`). The reported loss of block k is mean_b L_k(b).
 
+    Lee, Hsieh & Lee 2021 (arXiv:2102.01963) also train recurrent networks, by groups of layers.
+    Here `cut` divides such a network between its layers; a block's gradient passes back through
+    time, but not to other blocks. The loss of a sample of tokens is the mean over its tokens.
+
     Deviation: one optimizer steps blocks and critics (the authors' critics have Adam with learning
     rate 1e-4).
 

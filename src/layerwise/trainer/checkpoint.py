@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from layerwise.errors import InputError
 from layerwise.rules.base import Rule
@@ -35,6 +36,8 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
     tensors_in(state, "rule")
     state = renamed(state) if any(key.startswith("blocks.model.") for key in own) else state
     for key in own.keys() | state.keys():
+        if key == _EXTRA_STATE_KEY_SUFFIX and key in own and key in state:
+            continue  # what a rule carries from batch to batch is as long as a batch
         here = tuple(own[key].shape) if key in own else "nothing"
         there = tuple(state[key].shape) if key in state else "nothing"
         if here != there:

@@ -133,6 +133,8 @@ class Trainer:
         batches = len(loader)
         self.rule.begin(self.stepper.rate.phase(position.epoch))
         self.rule.train()
+        if not position.batch:
+            self.rule.restart()
         images = batches * settings.batch_size
         done = position.batch * settings.batch_size
         self.progress.start(position.epoch + 1, settings.epochs, images, done)

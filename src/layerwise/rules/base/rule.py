@@ -246,6 +246,10 @@ class Rule(nn.Module, ABC):
             phase: number of the phase, from 0.
         """
 
+    def restart(self) -> None:
+        """Called where batches do not continue those before, such as at the start of an epoch; a
+        rule that carries a state from batch to batch forgets it. Does nothing by default."""
+
     # ------------------------------------------------------------ written once, for all rules
 
     def backward(
