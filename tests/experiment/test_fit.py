@@ -212,7 +212,7 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
         ({"train": []}, "there is no batch in it"),
         ({"train": [torch.zeros(2, 6)]}, r"a batch is a tensor \(2, 6\); give \(inputs, labels\)"),
         ({"train": [{"x": torch.zeros(2, 6)}]}, "a mapping of x"),
-        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, r"fit\(optimizer="),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "give a recipe such as"),
         ({"epoch": 3}, r"fit\(epoch=...\): no such option; did you mean 'epochs'"),
         ({"stages": 2}, r"fit\(stages=...\): no such option"),
         ({"patience": 2}, "no validation data"),
