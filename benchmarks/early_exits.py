@@ -59,12 +59,12 @@ SETTINGS = {
     "digits": "--recipe demo-dgl --pictures 0",
     "cnn": "--optimizer AdamW --optimizer.lr 0.003 --optimizer.weight_decay 0.0 "
     "--schedule OneCycle --precision bf16 --pictures 0 --augment.flip true --augment.crop 4 "
-    "--channels_last true --batch_size 128 --model basic_cnn --model.channels 32 --at [conv2,conv3,classifier] "
-    "--epochs 4",
+    "--channels_last true --batch_size 128 --model basic_cnn --model.channels 32 "
+    "--at [conv2,conv3,classifier] --epochs 4",
 }
 TIMED = (0.8, 0.95)  # thresholds
 BATCHES = {1: 256, 128: 1024}  # and how many images, at most
-ROUNDS = 9
+ROUNDS = 5
 
 
 def in_turns(contenders: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -125,7 +125,7 @@ def of_images(setting: str, options: list[str], seeds: list[int]) -> list[dict[s
 
 BUDGET = of_text.Budget(context=64, layers=6)
 RATE = 3e-3
-COUNT, PROMPT, AHEAD = 192, 16, 4
+COUNT, PROMPT, AHEAD = 128, 16, 4
 HEADS = heads.MLP(width=64)
 TEXT_RULES: dict[str, Callable[[Blocks], Rule]] = {
     "DGL": lambda blocks: rules.DGL(blocks, head=HEADS),
