@@ -3,6 +3,7 @@
     python benchmarks/early_exits.py digits              the demo's CNN on digits: a minute
     python benchmarks/early_exits.py cnn --data NAME     CIFAR-10 images, a CNN with 32 channels
     python benchmarks/early_exits.py text                a transformer on the help texts of Python
+    python benchmarks/early_exits.py text --only DGL     only this rule; other rows are kept
 
 Three rules train the same network with the same heads: `DGL`, `DeepSupervision`, and
 backpropagation, whose heads read detached activations. Temperatures are fitted on the validation
@@ -102,9 +103,13 @@ def timed(found: EarlyExits) -> list[dict[str, Any]]:
     return rows
 
 
-def of_images(setting: str, options: list[str], seeds: list[int]) -> list[dict[str, Any]]:
+def of_images(
+    setting: str, options: list[str], seeds: list[int], only: list[str]
+) -> list[dict[str, Any]]:
     rows = []
     for name, rule in RULES.items():
+        if name not in only:
+            continue
         runs = []
         for seed in seeds:
             path = (
@@ -227,6 +232,7 @@ def main() -> None:
     parser.add_argument("setting", choices=(*SETTINGS, "text"))
     parser.add_argument("--data", help="of `layerwise train`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
     given = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"benchmark": "early-exits", **provenance(), "setting": given.setting}
@@ -241,15 +247,18 @@ def main() -> None:
             "tokens": COUNT,
             "prompt": PROMPT,
             "ahead": AHEAD,
-            "rows": [of_a_text(name, splits, folder) for name in TEXT_RULES],
+            "rows": [of_a_text(name, splits, folder) for name in given.only],
         }
     else:
         options = ["--data", given.data] if given.data else []
         result |= {
             "options": SETTINGS[given.setting],
-            "rows": of_images(given.setting, options, given.seeds),
+            "rows": of_images(given.setting, options, given.seeds, given.only),
         }
     out = RESULTS / f"early-exits-{given.setting}.json"
+    kept = json.loads(out.read_text())["rows"] if out.exists() else []
+    rows = {row["rule"]: row for row in [*kept, *result["rows"]]}
+    result["rows"] = [rows[name] for name in RULES if name in rows]
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(out)
 
