@@ -10,7 +10,7 @@ from pages.files import commands, result
 from pages.spread import mean, ratio
 
 IMAGES = {"digits": "A small CNN on digits", "cnn": "A CNN on CIFAR-10"}
-SHOWN = (0.8, 0.9, 0.95, 0.99)
+SHOWN = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 INTRODUCTION = """\
 ## Early exits that decide

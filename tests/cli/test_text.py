@@ -46,6 +46,19 @@ def test_perplexity_is_the_exponential_of_the_loss(cli, no_pictures, monkeypatch
         assert exit["perplexity"] == pytest.approx(math.exp(exit["loss"]))
     assert found["exits"][1]["perplexity"] == pytest.approx(float(rows[1]["test_perplexity"]))
 
+    # FLOPs of early exits are those of a token: a part of its window's.
+    result = cli("evaluate runs/a --exits true --threshold 1.1")
+    assert result.code == 0, result.err
+    assert "every token leaves" in result.out
+    told = json.loads(Path("runs/a/exits-test-last.json").read_text())
+    assert told["labels"] == 8 * 49
+    for of_token, of_window in zip(told["fixed"], found["exits"], strict=True):
+        assert of_token["accuracy"] == pytest.approx(of_window["accuracy"])
+        assert of_token["flops"] == of_window["flops"] / 8
+    (row,) = told["thresholds"]
+    assert (row["shares"], row["accuracy"]) == ([0, 1], told["fixed"][1]["accuracy"])
+    assert row["flops"] > max(one["flops"] for one in told["fixed"])  # the first head's, too
+
     result = cli("compare runs/a runs/b --out out")
     assert result.code == 0, result.err
     assert "test perplexity, last" in Path("out/comparison-1/table.md").read_text()

@@ -13,16 +13,19 @@ def print_exits(found: EarlyExits) -> None:
     evaluation = found.evaluation
     unit = "token" if evaluation.loader.tokens else "image"
     names = [f"{k} {evaluation.names[k]}" for k in found.predictions.blocks]
-    output.print(_thresholds(found, names, unit))
+    output.print(_thresholds(found, unit))
     output.print(_agreement(found, names))
     for line in _sentences(found, unit):
         output.print(line, soft_wrap=True, markup=False)
 
 
-def _thresholds(found: EarlyExits, names: list[str], unit: str) -> Table:
-    table = Table(title=f"every {unit} leaves at the first exit that is sure")
-    columns = ["threshold", "accuracy, %", *([f"MFLOPs per {unit}"] if found.flops else [])]
-    for column in [*columns, *(f"leave at {name}, %" for name in names)]:
+def _thresholds(found: EarlyExits, unit: str) -> Table:
+    costs = f"MFLOPs per {unit}, and the " if found.flops else ""
+    table = Table(
+        title=f"every {unit} leaves at the first exit that is sure: {costs}share at each exit"
+    )
+    columns = ["threshold", "accuracy, %", *(["MFLOPs"] if found.flops else [])]
+    for column in [*columns, *(f"at {k}, %" for k in found.predictions.blocks)]:
         table.add_column(column, justify="right")
     for row in found.result["thresholds"]:
         table.add_row(
@@ -37,7 +40,7 @@ def _thresholds(found: EarlyExits, names: list[str], unit: str) -> Table:
 def _agreement(found: EarlyExits, names: list[str]) -> Table:
     table = Table(title="exits: temperature, and how often they predict the same class")
     table.add_column("block")
-    for column in ("temperature", *(f"as {name}, %" for name in names)):
+    for column in ("temperature", *(f"as {k}, %" for k in found.predictions.blocks)):
         table.add_column(column, justify="right")
     result = found.result
     rows = zip(names, result["temperatures"], result["agreement"], strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,8 @@ class EarlyExits:
         temperatures: of every block's exit; None for a block that does not predict.
         fitted: whether the temperatures were fitted; otherwise they are 1.
         predictions: of the exits, on the split.
-        flops: of a sample that leaves at each exit; None if the run's costs are not known.
+        flops: of an image, or of a window's token, that leaves at each exit; None if the run's
+            costs are not known.
         result: what the JSON file holds.
     """
 
@@ -43,7 +45,7 @@ class EarlyExits:
     temperatures: Sequence[float | None]
     fitted: bool
     predictions: Predictions
-    flops: Sequence[int] | None
+    flops: Sequence[float] | None
     result: dict[str, Any]
 
     @classmethod
@@ -70,7 +72,8 @@ class EarlyExits:
             temperatures = fit_temperatures(rule, validation, fabric)
         found = predictions(rule, evaluation.loader, fabric, temperatures)
         costs = costs_of(evaluation.run, len(rule.blocks))
-        flops = None if costs is None else costs.deciding(found.blocks)
+        tokens = math.prod(evaluation.loader.shape) if evaluation.loader.tokens else 1
+        flops = None if costs is None else [f / tokens for f in costs.deciding(found.blocks)]
         agree, right = found.agree, found.right.double()
 
         def accuracies(of: torch.Tensor) -> list[float] | None:
@@ -87,7 +90,7 @@ class EarlyExits:
                 found.at(t, flops) for t in (THRESHOLDS if threshold is None else (threshold,))
             ],
             "fixed": [
-                {"accuracy": a, **({} if costs is None else {"flops": costs.up_to(k)[1]})}
+                {"accuracy": a, **({} if costs is None else {"flops": costs.up_to(k)[1] / tokens})}
                 for k, a in zip(found.blocks, fixed, strict=True)
             ],
             "agreement": found.agreement.tolist(),

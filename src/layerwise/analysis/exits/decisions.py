@@ -92,7 +92,7 @@ class Predictions:
         enough[-1] = True
         return enough.int().argmax(0)  # the first of several
 
-    def at(self, threshold: float, flops: Sequence[int] | None = None) -> dict[str, Any]:
+    def at(self, threshold: float, flops: Sequence[float] | None = None) -> dict[str, Any]:
         """The results of deciding with a threshold.
 
         Args:
