@@ -10,6 +10,11 @@ def test_flops_of_a_linear_layer():
     assert flops(nn.Linear(5, 7), torch.randn(3, 5)) == 2 * 3 * 5 * 7
 
 
+def test_flops_of_a_recurrent_layer():
+    """Four gates, each of 5 units that read 6 inputs and 5 units, in 2 x 3 steps."""
+    assert flops(nn.LSTM(6, 5, batch_first=True), torch.randn(2, 3, 6)) == 2 * 6 * 4 * 5 * (6 + 5)
+
+
 def test_flops_of_attention():
     class Attention(nn.Module):
         def forward(self, x):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -107,7 +108,8 @@ def saved(module: nn.Module) -> Iterator[Saved]:
 
 
 def _formulas() -> dict[Any, Any]:
-    """Formulas for the CPU's fused attention. PyTorch has those for CUDA's only."""
+    """Formulas for the CPU's fused attention, as PyTorch has them for CUDA's, and for recurrent
+    layers."""
     from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
 
     def forward(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
@@ -118,7 +120,17 @@ def _formulas() -> dict[Any, Any]:
     ) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
+    def recurrent(x: torch.Size, weight: Any, *rest: Any, **_: Any) -> int:
+        """Every weight multiplies the input, or the state, of each step once."""
+        weights = [weight, rest[0]] if isinstance(weight, torch.Size) else weight
+        return 2 * math.prod(x[:-1]) * sum(math.prod(w) for w in weights if len(w) == 2)
+
+    def recurrent_backward(*given: Any, **_: Any) -> int:
+        return 2 * recurrent(*given)
+
     aten = torch.ops.aten
     name = "_scaled_dot_product_flash_attention_for_cpu"
-    known = {name: forward, f"{name}_backward": backward}
+    known: dict[str, Any] = {name: forward, f"{name}_backward": backward}
+    for layer in ("mkldnn_rnn_layer", "_cudnn_rnn"):
+        known |= {layer: recurrent, f"{layer}_backward": recurrent_backward}
     return {getattr(aten, op): count for op, count in known.items() if hasattr(aten, op)}
