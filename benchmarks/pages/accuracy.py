@@ -14,6 +14,7 @@ TITLES = {
     "basic_cnn": "BasicCNN",
     "original-1": "the original study, first experiments",
     "original-3": "the original study, third experiments",
+    "shifted": "crops and decoders under the shifted task",
     "vgg8b": "VGG8b",
 }
 # The original study reports the highest test accuracy of a run, in %.

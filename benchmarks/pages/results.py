@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import re
 
-from pages import accuracy, all_rules, data_path, overhead, probes, stages, steps, texts
+from pages import (
+    accuracy,
+    all_rules,
+    asynchronous,
+    by_depth,
+    data_path,
+    overhead,
+    probes,
+    stages,
+    steps,
+    texts,
+)
 
 INTRODUCTION = """\
 # Results
@@ -29,6 +40,8 @@ def page() -> str:
             *all_rules.section(),
             *texts.section(),
             *stages.section(),
+            *asynchronous.section(),
+            *by_depth.section(),
             *probes.section(),
             *data_path.section(),
         ]
