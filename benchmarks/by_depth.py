@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 TRAINING = "--optimizer AdamW --schedule OneCycle --pictures 0 --precision 32 "
 VGG = (
     f"{TRAINING}--optimizer.lr 0.003 --model vgg11c --model.width 0.25 --blocks all --data.size 16 "
-    "--batch_size 128 --epochs 2 --channels_last true --alignment_every 50 "
+    "--batch_size 128 --epochs 1 --channels_last true --alignment_every 50 "
 )
 PLAIN = "--augment.flip true --augment.crop 2 "
 VIEWS = (
