@@ -43,7 +43,6 @@ VGG = (
     f"{TRAINING}--optimizer.lr 0.003 --model vgg11c --model.width 0.25 --blocks all --data.size 16 "
     "--batch_size 128 --epochs 1 --channels_last true --alignment_every 50 "
 )
-PLAIN = "--augment.flip true --augment.crop 2 "
 VIEWS = (
     "--views 2 --augment.resized_crop true --augment.scale [0.2,1.0] --augment.flip true "
     "--augment.jitter [0.4,0.4,0.4,0.1] --augment.grey 0.2 "
@@ -51,7 +50,6 @@ VIEWS = (
 BASIC = (
     f"{TRAINING}--optimizer.lr 0.003 --model basic_cnn --model.channels 32 "
     "--at [conv2,conv3,classifier] --batch_size 64 --epochs 1 --channels_last true "
-    "--augment.flip true --augment.crop 4 "
 )
 RANDOM = (
     f"{TRAINING}--optimizer.lr 0.003 --data digits --data.random_labels 1 --model basic_cnn "
@@ -102,24 +100,29 @@ PLANS = {
         "vgg", ("backprop", "dgl", "infopro", "simclr"), "information,probe", "--samples 5000"
     ),
     "random-labels": Plan("random", ("backprop", "overlap", "dgl"), "memorization"),
-    "filters": Plan("basic", ("backprop", "overlap", "dgl", "simclr"), "filters"),
+    "filters": Plan("basic", ("backprop", "overlap", "dgl"), "filters"),
 }
 NETWORKS = {"vgg": VGG, "basic": BASIC, "random": RANDOM}
+AUGMENT = {
+    "vgg": "--augment.flip true --augment.crop 2 ",
+    "basic": "--augment.flip true --augment.crop 4 ",
+    "random": "",
+}
+
+
+def options_of(network: str, rule: str) -> str:
+    """Options of `layerwise train`, without seed and data."""
+    augment = VIEWS if rule == "simclr" else AUGMENT[network]
+    return f"{NETWORKS[network]}{augment}{RULES[rule]}"
 
 
 def train(network: str, rule: str, seed: int, data: str | None, runs: Path) -> Run:
     """The run of a rule; trained unless it is finished."""
     path = runs / network / f"{rule}-{seed}"
-    options = NETWORKS[network] + RULES[rule]
-    if rule == "simclr":
-        options = f"{options} {VIEWS}".replace("--augment.crop 4 ", "")
-    elif network == "vgg":
-        options += f" {PLAIN}"
-    arguments = [*shlex.split(options), "--seed", str(seed)]
+    arguments = [*shlex.split(options_of(network, rule)), "--seed", str(seed)]
     arguments += [] if network == "random" else ["--data", str(data)]
-    if (left := left_to_train(path, arguments)) is not None and (
-        code := layerwise(["train", *left])
-    ):
+    left = left_to_train(path, arguments)
+    if left is not None and (code := layerwise(["train", *left])):
         raise SystemExit(code)
     return Run.open(str(path))
 
@@ -209,7 +212,9 @@ def main() -> None:
         "figure": given.figure,
         "data": given.called or config["data"]["name"],
         "options": NETWORKS[plan.network].strip(),
-        "commands": {r: RULES[r] for r in plan.rules},
+        "commands": {
+            r: options_of(plan.network, r).removeprefix(NETWORKS[plan.network]) for r in plan.rules
+        },
         **provenance(),
         "rows": rows,
     }

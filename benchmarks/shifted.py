@@ -24,7 +24,7 @@ from runs import left_to_train
 
 COMMON = (
     "--model basic_cnn --model.channels 32 --data.size 16 --at [conv2,conv3] --augment.flip true "
-    "--optimizer SGD --optimizer.lr 0.05 --schedule OneCycle --epochs 2 --batch_size 64 "
+    "--optimizer SGD --optimizer.lr 0.05 --schedule OneCycle --epochs 1 --batch_size 64 "
     "--channels_last true --precision 32 --pictures 0"
 )
 SHIFTED = "--rule Greedy --rule.objectives Reconstruct --rule.objectives.shift [2,8]"
