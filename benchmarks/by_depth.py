@@ -68,9 +68,9 @@ RULES = {
     "backprop": "--rule Backprop",
     "deep-supervision": f"--rule DeepSupervision {MLP}",
     "local-critic": f"--rule LocalCritic {MLP}",
+    "local-critic-4": f"--rule LocalCritic {MLP} --blocks 4",
     "dgl": f"--rule DGL {MLP}",
     "overlap": f"--rule Overlap --rule.overlap 1 {CLASSIFY}",
-    "overlap-3": f"--rule Overlap --rule.overlap 3 {CLASSIFY}",
     "infopro": INFOPRO,
     "simclr": "--rule Greedy --rule.objectives NTXent",
 }
@@ -94,10 +94,12 @@ class Plan:
 
 
 PLANS = {
-    "exits": Plan("vgg", ("deep-supervision", "local-critic", "dgl", "overlap"), None),
-    "gradients": Plan("vgg", ("dgl", "overlap", "overlap-3"), "alignment"),
+    "exits": Plan(
+        "vgg", ("deep-supervision", "local-critic", "local-critic-4", "dgl", "overlap"), None
+    ),
+    "gradients": Plan("vgg", ("dgl", "overlap", "local-critic"), "alignment"),
     "information": Plan(
-        "vgg", ("backprop", "dgl", "infopro", "simclr"), "information,probe", "--samples 5000"
+        "vgg", ("backprop", "dgl", "infopro", "simclr"), "information", "--samples 1500"
     ),
     "random-labels": Plan("random", ("backprop", "overlap", "dgl"), "memorization"),
     "filters": Plan("basic", ("backprop", "overlap", "dgl"), "filters"),

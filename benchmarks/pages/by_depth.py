@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import RESULTS, commands, result
 from pages.spread import mean
 
 Rows = list[dict[str, Any]]
+Found = dict[str, Any]
 
 
 def section() -> list[str]:
@@ -19,11 +20,12 @@ def section() -> list[str]:
         "What the blocks of one network learn under different rules (`benchmarks/by_depth.py`). "
         "The network of the\nfirst three parts is VGG11c with a quarter of its channels, every "
         "layer a block, on images of 16x16 pixels.\n",
-        *_exits(),
-        *_gradients(),
-        *_information(),
-        *_random_labels(),
-        *_filters(),
+        *(
+            line
+            for name, part in PARTS.items()
+            if (RESULTS / f"by-depth-{name}.json").exists()
+            for line in part(result(f"by-depth-{name}"))
+        ),
     ]
 
 
@@ -45,8 +47,7 @@ def chosen(rule: str) -> tuple[list[float], list[float]]:
     return accuracy, [100 * exits[i]["flops"] / exits[-1]["flops"] for exits, i in of]
 
 
-def _exits() -> list[str]:
-    found = result("by-depth-exits")
+def _exits(found: Found) -> list[str]:
     lines = [
         "### Choosing a sub-network\n",
         "Local Critic Training (Lee et al. 2021) gives a network for every budget: the blocks up "
@@ -66,8 +67,7 @@ def _exits() -> list[str]:
     return [*lines, *_end(found, "test accuracy of exits over their FLOPs")]
 
 
-def _gradients() -> list[str]:
-    found = result("by-depth-gradients")
+def _gradients(found: Found) -> list[str]:
     return [
         "### Gradients\n",
         "Angle in degrees of each block's gradient to backpropagation's after training, for the "
@@ -78,8 +78,7 @@ def _gradients() -> list[str]:
     ]
 
 
-def _information() -> list[str]:
-    found = result("by-depth-information")
+def _information(found: Found) -> list[str]:
     lines = [
         "### Information on image and label\n",
         "The measurement of Wang et al. 2021 "
@@ -101,8 +100,7 @@ def _information() -> list[str]:
     return [*lines, *_end(found, "information on image and label by block")]
 
 
-def _random_labels() -> list[str]:
-    found = result("by-depth-random-labels")
+def _random_labels(found: Found) -> list[str]:
     return [
         "### Random labels\n",
         "Share in % of the training images with random labels (digits) whose label each exit "
@@ -112,8 +110,7 @@ def _random_labels() -> list[str]:
     ]
 
 
-def _filters() -> list[str]:
-    found = result("by-depth-filters")
+def _filters(found: Found) -> list[str]:
     return [
         "### Filters\n",
         f"The first layer's filters of BasicCNN with 32 channels after one epoch on "
@@ -152,3 +149,12 @@ def _end(found: dict[str, Any], about: str) -> list[str]:
             ]
         ),
     ]
+
+
+PARTS: dict[str, Callable[[Found], list[str]]] = {
+    "exits": _exits,
+    "gradients": _gradients,
+    "information": _information,
+    "random-labels": _random_labels,
+    "filters": _filters,
+}
