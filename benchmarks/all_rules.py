@@ -124,6 +124,8 @@ RULES = {
     "deep-supervision-narrow": f"--rule DeepSupervision {_narrow('rule.head')}",
     "dgl": f"--rule DGL {MLP}",
     "dgl-256": "--rule DGL --rule.head MLP --rule.head.width 256",
+    "dgl-linear": "--rule DGL --rule.head Linear",
+    "dgl-fixed": "--rule DGL --rule.head Linear --rule.head.fixed true",
     "dgl-mlpsr": "--rule DGL --rule.head MLPSR",
     "dgl-conv": "--rule DGL --rule.head Conv --rule.head.pool 4 --rule.head.hidden 64",
     "dgl-narrow": f"--rule DGL {_narrow('rule.head')}",
@@ -147,6 +149,9 @@ RULES = {
     "cdni-5": "--rule DNI --rule.context true --rule.synthesizer Synthesizer",
     "dtp": "--rule DifferenceTargetPropagation",
     "ldrl": "--rule LDRL",
+    "ddtp": "--rule DirectDifferenceTargetPropagation",
+    "ddtp-rhl": "--rule DirectDifferenceTargetPropagation --rule.inverse.layers 1 "
+    "--rule.inverse.width 512 --rule.inverse.fixed true",
     "forward-gradient": "--rule ForwardGradient",
     "forward-gradient-8": "--rule ForwardGradient --rule.directions 8",
     "spsa": "--rule SPSA",

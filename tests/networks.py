@@ -206,6 +206,11 @@ WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
             rules.DifferenceTargetPropagation, blocks
         ),
     },
+    "DirectDifferenceTargetPropagation": {
+        "direct_difference_target_propagation": lambda blocks: _targets(
+            rules.DirectDifferenceTargetPropagation, blocks
+        ),
+    },
     "DirectFeedbackAlignment": {
         "direct_feedback_alignment": rules.DirectFeedbackAlignment,
         "direct_feedback_alignment_shared": lambda blocks: rules.DirectFeedbackAlignment(

@@ -16,6 +16,7 @@ TITLES = {
     "original-2": "the original study, second experiments",
     "original-3": "the original study, third experiments",
     "original-3-small": "the original study, third experiments on a small network",
+    "shifted": "crops and decoders under the shifted task",
     "vgg8b": "VGG8b",
 }
 # The original study reports the highest test accuracy of a run, in %.

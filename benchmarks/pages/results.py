@@ -7,6 +7,8 @@ import re
 from pages import (
     accuracy,
     all_rules,
+    asynchronous,
+    by_depth,
     data_path,
     early_exits,
     overhead,
@@ -42,6 +44,8 @@ def page() -> str:
             *early_exits.section(),
             *sequences.section(),
             *stages.section(),
+            *asynchronous.section(),
+            *by_depth.section(),
             *probes.section(),
             *data_path.section(),
         ]

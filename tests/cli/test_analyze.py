@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from layerwise.analysis import feedback_angles
 from layerwise.data import Curriculum, read_scores
 from layerwise.experiment.build import build
+from layerwise.report.pictures import TITLE
 from layerwise.runs.run import Run
 
 WATCHED = "--alignment_every 3 --outcomes true"
@@ -100,6 +102,32 @@ def test_two_runs(trained, cli):
     assert [block["angle"] for block in found["runs"][0]["blocks"]] == [0, 0]
     assert [block["angle"] for block in found["runs"][1]["blocks"]] == [None, 0]
     assert "probe" not in found["runs"][0]["blocks"][0]
+
+
+def test_filters(trained, cli):
+    """The runs' own pictures of their last epoch, one below another."""
+    options = "--model basic_cnn --model.channels 4 --model.hidden 8 --blocks 2 --epochs 1"
+    rows = []
+    for name in ("dgl", "bp"):
+        rule = "Backprop" if name == "bp" else "DGL"
+        more = f"--rule {rule} --batch_size 500 --device cpu --runs runs --name {name}"
+        assert cli(f"train {options} {more}").code == 0
+        with Image.open(f"runs/{name}/pictures/epoch-001-filters.png") as picture:
+            rows.append(np.asarray(picture)[TITLE:])
+    trained("mlp", "--epochs 1")
+    result = cli(f"analyze runs/dgl runs/bp runs/mlp --questions filters {QUICK}")
+    assert result.code == 0, result.err
+    assert "left out of filters: runs/mlp: the first layer is no convolution" in result.err
+    folder = Path("runs/dgl/analysis-1")
+    assert sorted(p.name for p in folder.iterdir()) == ["analysis.json", "filters.png"]
+    with Image.open(folder / "filters.png") as picture:
+        both = np.asarray(picture)
+    height = len(both) // 2
+    for k, row in enumerate(rows):
+        shown = both[k * height + TITLE : k * height + TITLE + len(row)]
+        wide = min(shown.shape[1], row.shape[1])  # titles of another length
+        assert np.array_equal(shown[:, :wide], row[:, :wide])
+    assert not np.array_equal(rows[0], rows[1])
 
 
 def test_the_way_back(trained, cli):

@@ -12,7 +12,6 @@ from networks import LOCAL_RULES, NETWORKS, WHOLE_RULES, assert_same, grads
 from torch import nn
 
 from layerwise import LocalRule, Rule, rules
-from layerwise.rules.families.targets import TargetRule
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
@@ -20,7 +19,13 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 # All graphs are there before the first is differentiated, and the last ones are the smallest.
-FROM_THE_LAST = (rules.Backprop, rules.DirectFeedbackAlignment, rules.DirectGlobal, TargetRule)
+FROM_THE_LAST = (
+    rules.Backprop,
+    rules.DirectFeedbackAlignment,
+    rules.DirectGlobal,
+    rules.DifferenceTargetPropagation,
+    rules.LDRL,
+)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -27,14 +27,14 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
 @pytest.mark.parametrize("shape", [(8, 8, 3), (5, 9, 1)])
 def test_pad_is_torchs(noise, mode, shape):
     images = noise(4, *shape).images
     expected = F.pad(
         images.permute(0, 3, 1, 2).float(),
         (3, 3, 3, 3),
-        mode="constant" if mode == "zeros" else "reflect",
+        mode="constant" if mode == "zeros" else mode,
     )
     assert torch.equal(pad(images, 3, mode).permute(0, 3, 1, 2).float(), expected)
 
@@ -52,6 +52,15 @@ def test_crop_and_flip_are_the_slices_of_each_image(noise, height, width, channe
         if draw.flip[b]:
             expected = torch.flip(expected, [1])
         assert torch.equal(got[b], expected)
+
+
+def test_a_circular_crop_is_a_rolled_image(noise):
+    """Nothing of the image is lost, so a shifted image can be predicted at every pixel."""
+    images = noise(6).images
+    corner = torch.tensor([[0, 0], [0, 4], [4, 1], [2, 2], [3, 4], [1, 0]])
+    got = crop_flip(pad(images, 2, "circular"), torch.arange(6), corner, None, (8, 8))
+    for image, (top, left), crop in zip(images, corner.tolist(), got, strict=True):
+        assert torch.equal(crop, image.roll((2 - top, 2 - left), (0, 1)))
 
 
 def test_crop_in_the_middle_is_the_image(noise):
@@ -188,7 +197,7 @@ def test_a_box_that_never_fits_is_the_central_one():
     ("options", "said"),
     [
         ({"normalize": "standart"}, "did you mean 'standard'?"),
-        ({"pad_mode": "mirror"}, "there is: reflect, zeros"),
+        ({"pad_mode": "mirror"}, "there is: circular, reflect, zeros"),
         ({"crop": 0}, "1 pixel or more"),
         ({"cutout": -3}, "1 pixel or more"),
         ({"crop": 4, "resized_crop": True}, "only one of them"),
@@ -211,6 +220,7 @@ def test_options_that_cannot_be_are_refused(options, said):
     [
         (Augment(crop=9), "at most 8"),
         (Augment(crop=8, pad_mode="reflect"), "at most 7"),
+        (Augment(crop=9, pad_mode="circular"), "at most 8"),
         (Augment(cutout=9), "at most 8"),
         (Augment(normalize="standard", mean=(0.5,), std=(0.5,)), "3 channels"),
     ],

@@ -14,6 +14,7 @@ KINDS = {
     "crop": Augment(crop=2),
     "all": FULL,
     "reflect": Augment(crop=2, flip=True, pad_mode="reflect", normalize="none"),
+    "circular": Augment(crop=3, pad_mode="circular"),
     "resized": Augment(resized_crop=True, flip=True, cutout=2),
     "colours": Augment(crop=1, jitter=(0.4, 0.4, 0.4, 0.1), grey=0.2),
 }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
+import networks
 import pytest
 import torch
 from hypothesis import given, settings
@@ -42,6 +46,42 @@ def test_linear_keeps_every_position() -> None:
     h = torch.randn(5, 3, 4, 6)
     head = heads.Linear(pool=None)((3, 4, 6), CLASSES)
     assert torch.equal(head(h), F.linear(h.reshape(5, 72), *_linear(head)))
+
+
+def test_a_fixed_head_stays_as_it_was_drawn() -> None:
+    """Blocks get the gradient that a learning head with the same weights gives, bit for bit; the
+    head gets none, and weight decay does not reach it."""
+    case = networks.cnn()
+    learning = rules.DGL(copy.deepcopy(case.blocks), head=heads.Linear())
+    fixed = rules.DGL(case.blocks, head=heads.Linear(fixed=True))
+    fixed.load_state_dict(learning.state_dict())
+    optimizer = torch.optim.AdamW(fixed.parameters(), lr=0.1, weight_decay=0.5)
+    drawn = copy.deepcopy(fixed.objectives.state_dict())
+    learning.backward(case.x, case.y)
+    for step in range(3):
+        optimizer.zero_grad()
+        fixed.backward(case.x, case.y)
+        if step == 0:
+            networks.assert_same(networks.grads(fixed.blocks), networks.grads(learning.blocks))
+        optimizer.step()
+    assert drawn
+    for name, weight in fixed.objectives.state_dict().items():
+        assert torch.equal(weight, drawn[name]), name
+    assert all(p.grad is None for p in fixed.objectives.parameters())
+    assert not torch.equal(case.blocks[0][0][0].weight, learning.blocks[0][0][0].weight)
+
+
+def test_a_fixed_head_by_hand() -> None:
+    """h = W x = 2 * 1, scores (3 h, 0), y = 1: p_0 = 1 / (1 + e^-6), dL/dW = 3 p_0 x."""
+    parts = [nn.Linear(1, 1, bias=False).double(), nn.Linear(1, 2).double()]
+    rule = rules.DGL(
+        Blocks(parts, example=torch.ones(1, 1).double()), head=heads.Linear(fixed=True)
+    )
+    weight, bias = _linear(rule.objectives[0])
+    weight.data[:], bias.data[:] = torch.tensor([[3.0], [0.0]]), 0
+    parts[0].weight.data[:] = 2
+    rule.backward(torch.ones(1, 1).double(), torch.tensor([1]))
+    assert parts[0].weight.grad.item() == pytest.approx(3 / (1 + math.exp(-6)), abs=1e-14)
 
 
 @pytest.mark.parametrize("pool", [1, 2, 3])

@@ -13,7 +13,12 @@ from torch import nn
 from layerwise import cut, models, rules
 from layerwise.objectives import Objective
 from layerwise.report import pictures
-from layerwise.report.pictures import Pictures, draw_filters, draw_reconstructions
+from layerwise.report.pictures import (
+    Pictures,
+    draw_filters,
+    draw_reconstructions,
+    one_below_another,
+)
 
 GAP, TITLE = pictures.GAP, pictures.TITLE
 
@@ -82,7 +87,7 @@ def test_first_middle_and_last(blocks, chosen):
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_each_filter_from_its_least_to_its_greatest(channels):
     conv = nn.Conv2d(channels, 20, 5)
-    picture = draw_filters(nn.Sequential(nn.Identity(), conv, nn.Conv2d(20, 4, 3)), 1)["filters"]
+    picture = draw_filters(nn.Sequential(nn.Identity(), conv, nn.Conv2d(20, 4, 3)), "")
     side = 5 * 8
     assert picture.shape == (TITLE + 2 * side + 3 * GAP, 16 * side + 17 * GAP, 3)
     for k in (0, 19):
@@ -99,7 +104,17 @@ def test_each_filter_from_its_least_to_its_greatest(channels):
 def test_a_constant_filter_can_be_drawn():
     conv = nn.Conv2d(3, 2, 3)
     nn.init.zeros_(conv.weight)
-    assert cell(draw_filters(conv, 1)["filters"], 0, 0, (42, 42)).max() == 0
+    assert cell(draw_filters(conv, ""), 0, 0, (42, 42)).max() == 0
+
+
+def test_pictures_one_below_another():
+    wide, tall = np.zeros((2, 9, 3), np.uint8), np.ones((5, 3, 3), np.uint8)
+    both = one_below_another([wide, tall])
+    assert both.shape == (2 + GAP + 5 + GAP, 9, 3)
+    assert np.array_equal(both[:2], wide)
+    assert np.array_equal(both[2 + GAP : 7 + GAP, :3], tall)
+    assert (both[2 : 2 + GAP] == 255).all()
+    assert (both[2 + GAP :, 3:] == 255).all()
 
 
 @pytest.mark.parametrize(
@@ -113,7 +128,7 @@ def test_a_constant_filter_can_be_drawn():
     ],
 )
 def test_no_filters_to_see(network):
-    assert draw_filters(network, 1) == {}
+    assert draw_filters(network, "") is None
 
 
 def test_files_and_loggers_get_the_same_on_the_scale_of_the_images():

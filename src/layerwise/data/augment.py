@@ -43,7 +43,8 @@ class Augment:
     Args:
         crop: pad every side by this many pixels, then crop to the original size at a uniformly
             drawn position. Not together with `resized_crop`.
-        pad_mode: what fills the padding: zeros (black) or the reflected image.
+        pad_mode: what fills the padding: zeros (black), the reflected image, or what lies at the
+            opposite edge (circular).
         resized_crop: crop a random box and scale it back to the original size, bilinear
             (torchvision's RandomResizedCrop).
         scale: smallest and largest area of that box, as a share of the image.
@@ -67,7 +68,7 @@ class Augment:
 
     flip: bool = False
     crop: int | None = None
-    pad_mode: Literal["zeros", "reflect"] = "zeros"
+    pad_mode: Literal["zeros", "reflect", "circular"] = "zeros"
     resized_crop: bool = False
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -80,7 +81,10 @@ class Augment:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        known = {"normalize": ("symmetric", "standard", "none"), "pad_mode": ("zeros", "reflect")}
+        known = {
+            "normalize": ("symmetric", "standard", "none"),
+            "pad_mode": ("zeros", "reflect", "circular"),
+        }
         for name, values in known.items():
             if (got := getattr(self, name)) not in values:
                 raise InputError(

@@ -23,11 +23,13 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def pad(images: Tensor, margin: int, mode: str) -> Tensor:
-    """(N, H, W, C) -> (N, H + 2 margin, W + 2 margin, C), zeros or reflected about the edge."""
+    """(N, H, W, C) -> (N, H + 2 margin, W + 2 margin, C): zeros, reflected about the edge, or
+    circular, continued at the opposite edge."""
     count, height, width, channels = images.shape
-    if mode == "reflect":
-        rows = _reflected(height, margin, images.device)
-        columns = _reflected(width, margin, images.device)
+    if mode in ("reflect", "circular"):
+        continued = _reflected if mode == "reflect" else _wrapped
+        rows = continued(height, margin, images.device)
+        columns = continued(width, margin, images.device)
         return images.index_select(1, rows).index_select(2, columns)
     out = images.new_zeros(count, height + 2 * margin, width + 2 * margin, channels)
     out[:, margin : margin + height, margin : margin + width] = images
@@ -37,6 +39,10 @@ def pad(images: Tensor, margin: int, mode: str) -> Tensor:
 def _reflected(side: int, margin: int, device: torch.device) -> Tensor:
     place = torch.arange(-margin, side + margin, device=device).abs()
     return torch.where(place >= side, 2 * (side - 1) - place, place)
+
+
+def _wrapped(side: int, margin: int, device: torch.device) -> Tensor:
+    return torch.arange(-margin, side + margin, device=device) % side
 
 
 def crop_flip(

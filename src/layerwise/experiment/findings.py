@@ -26,6 +26,7 @@ from layerwise.report.analysis_figures import (
     draw_feedback,
     draw_feedback_training,
 )
+from layerwise.report.pictures import as_png, draw_filters, one_below_another
 from layerwise.runs.files import claim_numbered
 
 Row = dict[str, Any]
@@ -187,9 +188,20 @@ class Findings:
             "feedback.png": draw_feedback(_finite(self.feedback)),
             "feedback-training.png": draw_feedback_training(feedback_in_training),
             "cka.png": draw_cka(_finite(self.cka)),
+            "filters.png": self._filters(),
             "difficulty.png": self._picture_of_difficulty(),
         }
         return {k: v for k, v in found.items() if v is not None} | self._tensors_of_difficulty()
+
+    def _filters(self) -> bytes | None:
+        """The first layers' filters, a row of pictures per run."""
+        drawn = [
+            draw_filters(s.rule.blocks, f"{s.label}, epoch {s.epoch}: filters of the first layer")
+            for s in self.subjects
+            if self._asks(s, "filters")
+        ]
+        known = [picture for picture in drawn if picture is not None]
+        return as_png(one_below_another(known)) if known else None
 
     def _picture_of_difficulty(self) -> bytes | None:
         found = self.difficulty

@@ -9,7 +9,8 @@ QUESTIONS = {
     "cka": "similarity of blocks, within a run and between the first run and the others",
     "memorization": "share of random labels that is memorized (needs --data.random_labels)",
     "feedback": "angle between feedback matrices and weights (FeedbackAlignment and similar rules)",
+    "filters": "a picture of the first layer's filters",
     "difficulty": "training images that were learned late or forgotten (needs --outcomes true)",
 }
-# Questions about images that have one label each.
-OF_IMAGES = ("probe", "separability", "information", "memorization", "difficulty")
+# Questions about images, which have one label each.
+OF_IMAGES = ("probe", "separability", "information", "memorization", "filters", "difficulty")

@@ -28,6 +28,7 @@ from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of, outcomes_of
 from layerwise.experiment.questions import OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
+from layerwise.report.pictures import first_filters
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.run import Run
@@ -92,6 +93,11 @@ class Subject:
             return (
                 f"{path} did not record which images were right after each epoch; train one with "
                 "--outcomes true"
+            )
+        if question == "filters" and first_filters(self.rule.blocks) is None:
+            return (
+                f"{path}: the first layer is no convolution of more than one pixel; give a run of "
+                "a convolutional network"
             )
         if question == "feedback" and not isinstance(self.rule, FeedbackRule):
             return (

@@ -39,20 +39,30 @@ class Inverse:
         kernel_size: the kernel size of the convolutions, odd.
         pool: from a vector to feature maps, predict pool x pool positions, each for its part of
             the map, which suits a block that averages over positions; null predicts every position.
+        fixed: whether all layers but the last stay as they were drawn, so that only a linear layer
+            learns (the random hidden layer of Meulemans et al. 2020, arXiv:2006.14331, who have
+            tanh, and one such layer for all blocks).
 
     Raises:
-        InputError: a size below 1 (`layers` below 0); an even kernel size.
+        InputError: a size below 1 (`layers` below 0); an even kernel size; `fixed` without layers
+            that could be fixed.
     """
 
     layers: int = 0
     width: int | None = None
     kernel_size: int = 3
     pool: int | None = None
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "heads.Inverse")
         at_least(0, "heads.Inverse", DEEPEST, layers=self.layers)
         at_least(1, "heads.Inverse", width=self.width, kernel_size=self.kernel_size, pool=self.pool)
+        if self.fixed and not self.layers:
+            raise InputError(
+                "heads.Inverse(fixed=True, layers=0): all layers but the last are fixed, and there "
+                "are no others; give layers=1 or more"
+            )
         if self.kernel_size % 2 == 0:
             raise InputError(
                 f"heads.Inverse(kernel_size={self.kernel_size}): an even kernel has no centre, so "
@@ -79,7 +89,7 @@ class Inverse:
         layers: list[nn.Module] = []
         for _ in range(self.layers):
             units = self.width or features
-            layers += [nn.Linear(features, units), nn.ReLU()]
+            layers += [nn.Linear(features, units).requires_grad_(not self.fixed), nn.ReLU()]
             features = units
         return [*layers, nn.Linear(features, out)]
 
@@ -98,7 +108,8 @@ class Inverse:
         last, (channels, height, width) = feature_maps(in_shape, "heads.Inverse")
         for _ in range(self.layers):
             units = self.width or features
-            layers += [nn.Conv2d(features, units, self.kernel_size, padding="same"), nn.ReLU()]
+            convolution = nn.Conv2d(features, units, self.kernel_size, padding="same")
+            layers += [convolution.requires_grad_(not self.fixed), nn.ReLU()]
             features = units
         if h > height or w > width:  # the block interpolates
             h, w = min(h, height), min(w, width)

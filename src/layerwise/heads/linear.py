@@ -36,6 +36,8 @@ class Linear(Head):
             left; height and width are halved in turn, height first. This is the local classifier
             of Nøkland & Eidnes 2019 (arXiv:1901.06656), who take 2048 or 4096.
         bias: whether the classifier has a bias.
+        fixed: whether its weights stay as they were drawn, and only the block learns (Mostafa et
+            al. 2018, arXiv:1711.06756).
 
     Raises:
         InputError: a size below 1; when called: shapes that the head does not support.
@@ -44,6 +46,7 @@ class Linear(Head):
     pool: int | None = 2
     features: int | None = None
     bias: bool = True
+    fixed: bool = False
 
     takes_tokens: ClassVar[bool] = True
 
@@ -52,6 +55,10 @@ class Linear(Head):
         at_least(1, "heads.Linear", pool=self.pool, features=self.features)
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        return self._learning(in_shape, out_shape).requires_grad_(not self.fixed)
+
+    def _learning(self, in_shape: Shape, out_shape: Shape) -> nn.Sequential:
+        """The classifier, with weights that learn."""
         if len(out_shape) > 2:
             return head_of_maps(in_shape, out_shape, (), self.bias, "heads.Linear")
         if self.features is not None and len(in_shape) == 3 and len(out_shape) == 1:

@@ -52,11 +52,10 @@ class Pictures:
             for i, (target, prediction) in found.items()
         }
         drawn = draw_reconstructions(images, rule.blocks.names, epoch)
-        drawn |= draw_filters(rule.blocks, epoch)
+        filters = draw_filters(rule.blocks, f"epoch {epoch}, filters of the first layer")
+        drawn |= {} if filters is None else {"filters": filters}
         for name, picture in drawn.items():
-            content = io.BytesIO()
-            Image.fromarray(picture).save(content, format="png")
-            self.write(f"pictures/epoch-{epoch:03d}-{name}.png", content.getvalue())
+            self.write(f"pictures/epoch-{epoch:03d}-{name}.png", as_png(picture))
             for log in self.log:
                 log(f"pictures/{name}", picture, epoch)
 
@@ -113,28 +112,53 @@ def draw_reconstructions(
     return drawn
 
 
-def draw_filters(network: nn.Module, epoch: int) -> dict[str, np.ndarray]:
+def first_filters(network: nn.Module) -> nn.Conv2d | None:
+    """The network's first layer with weights; None if it is not a convolution, or has a kernel of
+    one pixel."""
+    layers = (m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor))
+    first = next(layers, None)
+    drawn = isinstance(first, nn.Conv2d) and first.kernel_size != (1, 1)
+    return first if drawn else None  # type: ignore[return-value]
+
+
+def draw_filters(network: nn.Module, title: str) -> np.ndarray | None:
     """Draw the filters of the first layer, each scaled from its smallest to its largest weight.
 
     Args:
         network: the network; its first layer with weights is drawn.
-        epoch: for the title.
+        title: above the filters.
 
     Returns:
-        `filters` -> (H', W', 3) uint8; empty if that layer is not a convolution, or has a kernel of
-        one pixel.
+        (H', W', 3) uint8; None if there are no filters to see (`first_filters`).
     """
-    layers = (m for m in network.modules() if isinstance(getattr(m, "weight", None), Tensor))
-    first = next(layers, None)
-    if not isinstance(first, nn.Conv2d) or first.kernel_size == (1, 1):
-        return {}
+    first = first_filters(network)
+    if first is None:
+        return None
     height, width = first.kernel_size
     filters = _colours(
         first.weight.detach().float(), (_enlarged(height, FILTER), _enlarged(width, FILTER))
     )
     low, high = filters.amin((1, 2, 3), keepdim=True), filters.amax((1, 2, 3), keepdim=True)
     scaled = (filters - low) / (high - low).clamp_min(torch.finfo(filters.dtype).tiny)
-    return {"filters": _titled(scaled, 16, f"epoch {epoch}, filters of the first layer")}
+    return _titled(scaled, 16, title)
+
+
+def one_below_another(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 in one, on white."""
+    width = max(picture.shape[1] for picture in pictures)
+    return np.concatenate(
+        [
+            np.pad(p, ((0, GAP), (0, width - p.shape[1]), (0, 0)), constant_values=255)
+            for p in pictures
+        ]
+    )
+
+
+def as_png(picture: np.ndarray) -> bytes:
+    """A PNG file of a picture, (H, W, 3) uint8."""
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="png")
+    return content.getvalue()
 
 
 def _enlarged(side: int, least: int) -> int:

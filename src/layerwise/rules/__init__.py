@@ -13,6 +13,9 @@ from layerwise.rules.difference_target_propagation import (
     DifferenceTargetPropagation as DifferenceTargetPropagation,
 )
 from layerwise.rules.diffusion_blocks import DiffusionBlocks as DiffusionBlocks
+from layerwise.rules.direct_difference_target_propagation import (
+    DirectDifferenceTargetPropagation as DirectDifferenceTargetPropagation,
+)
 from layerwise.rules.direct_feedback_alignment import (
     DirectFeedbackAlignment as DirectFeedbackAlignment,
 )

@@ -35,7 +35,8 @@ class TargetRule(Rule):
         grad_K  = mean_b dL_b / d f_K
 
     The division by 2 beta gives gradients the size of backpropagation's. They equal
-    backpropagation's if dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0.
+    backpropagation's if dg_k/dh_k is the transpose of df_k/dh_{k-1} and beta -> 0. Inverses that
+    are `direct` read the class scores instead of h_k.
 
     Each rule defines the loss of its inverses. An inverse trains with its block. The reported loss
     of a block, except the last, is that of its inverse, over the draws of noise. Inverses and
@@ -54,6 +55,8 @@ class TargetRule(Rule):
     Attributes:
         from_scores: whether targets start from the class scores, so that the last block has an
             inverse; otherwise they start from the last block's input.
+        direct: whether an inverse reads the class scores instead of its block's output, so that it
+            inverts its block and all later ones.
         inverses: `inverses[k]` is the inverse of block k.
         draw: from a tensor to normal noise in its shape, with standard deviation 1.
 
@@ -64,6 +67,7 @@ class TargetRule(Rule):
     needs = Needs.BACKWARD
     stochastic = True
     from_scores: ClassVar[bool]
+    direct: ClassVar[bool] = False
 
     @checks_arguments
     def __init__(
@@ -87,7 +91,7 @@ class TargetRule(Rule):
         last = len(blocks) - 1
         self.inverses = OfBlocks[nn.Module]()
         for k in range(1, last + 1 if self.from_scores else last):
-            self.inverses[k] = inverse(shapes[k], shapes[k - 1])
+            self.inverses[k] = inverse(shapes[last if self.direct else k], shapes[k - 1])
         self.moved(0, self.inverses)
 
     def auxiliary(self, k: int) -> list[nn.Module]:
@@ -101,13 +105,13 @@ class TargetRule(Rule):
         Args:
             k: number of the block.
             before: the block's input h_{k-1}, (B, ...).
-            h: the block's output h_k, (B, ...).
+            h: what the inverse reads: the block's output h_k or the class scores, (B, ...).
             batch: the step's batch.
         """
 
     def invert(self, k: int, h: Tensor) -> Tensor:
         """g_k(h), in the shape of the block's input, (B, ...), and in the precision of the
-        inverse's weights."""
+        inverse's weights; `h` is what the inverse reads."""
         inverse = self.inverses[k]
         with full_precision(h, inverse) as h:
             return inverse(h)
@@ -121,19 +125,10 @@ class TargetRule(Rule):
 
     def step(self, batch: Batch) -> Tensor:
         last = len(self.blocks) - 1
-        before: list[Tensor] = []  # h_{k-1}
-        outputs: list[Tensor] = []  # h_k, with block k's graph
-        h = batch.inputs
-        for k in range(last + 1):
-            h = detached(h)
-            if 0 < k == last and not self.from_scores:
-                h.requires_grad_()
-            before.append(h)
-            h = batch.run(k, h, keep=k > 0)
-            outputs.append(h)
-        scores = h.detach()
+        before, outputs = self._forward(batch)
+        scores = outputs[last].detach()
         loss, e = self.output_error(scores, batch, batch.scale)
-        differentiate(h, gradient=e)
+        differentiate(outputs[last], gradient=e)
         of_input = before[last].grad if last and not self.from_scores else e
         assert of_input is not None
         change = self._first_change(of_input, batch)  # t - h of the first target
@@ -142,7 +137,7 @@ class TargetRule(Rule):
             h, given = outputs.pop(), detached(before.pop())
             below = self._below(k, h, change)  # with inverse k before its step
             if k < last:
-                differentiate(h, batch.scale, -change / (self.beta * len(h)))
+                self._towards(h, change, batch)
             h = h.detach()  # without block k's graph
             if k in self.inverses:
                 of_inverse = self._learn(k, given, h, batch)
@@ -151,6 +146,25 @@ class TargetRule(Rule):
             change = below
         return scores
 
+    def _forward(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """Every block's input h_{k-1}, detached, and its output h_k with the block's own graph."""
+        last = len(self.blocks) - 1
+        before: list[Tensor] = []
+        outputs: list[Tensor] = []
+        h = batch.inputs
+        for k in range(last + 1):
+            h = detached(h)
+            if 0 < k == last and not self.from_scores:
+                h.requires_grad_()
+            before.append(h)
+            h = batch.run(k, h, keep=k > 0)
+            outputs.append(h)
+        return before, outputs
+
+    def _towards(self, h: Tensor, change: Tensor, batch: Batch) -> None:
+        """Add the gradient of mean_b |h_k - sg[t_k]|^2 / (2 beta), with `change` = t_k - h_k."""
+        differentiate(h, batch.scale, -change / (self.beta * len(h)))
+
     def _first_change(self, gradient: Tensor, batch: Batch) -> Tensor:
         """t_j - h_j of the first target, from its scaled dL/dh_j."""
         gradient = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
@@ -158,7 +172,8 @@ class TargetRule(Rule):
 
     @torch.no_grad()
     def _below(self, k: int, h: Tensor, change: Tensor) -> Tensor:
-        """t_{k-1} - h_{k-1} from t_k - h_k; the change itself if block k has no inverse."""
+        """t_{k-1} - h_{k-1} from the change of h, what inverse k reads; the change itself if block
+        k has no inverse."""
         if k not in self.inverses:
             return change
         h = h.to(change.dtype)
