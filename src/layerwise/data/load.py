@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from layerwise.data.sources.boolean import circuit, digit_parity, parity
 from layerwise.data.sources.digits import digits
 from layerwise.data.sources.files import path_of
 from layerwise.data.sources.folder import folder
@@ -16,13 +18,21 @@ from layerwise.data.sources.hub import hub
 from layerwise.data.sources.markov import markov
 from layerwise.data.sources.text_files import characters, read
 from layerwise.data.sources.torchvision_sets import SETS, imagenet, load_set
+from layerwise.data.sources.views import views
 from layerwise.data.splits import Parts, Splits, complete, relabel
 from layerwise.data.text import CONTEXT, Text
 from layerwise.errors import InputError, choices
 
+GENERATED: dict[str, Callable[..., Parts]] = {
+    "hierarchical": hierarchical,
+    "parity": parity,
+    "digit-parity": digit_parity,
+    "circuit": circuit,
+    "views": views,
+}
 NAMES = (
     "digits",
-    "hierarchical",
+    *GENERATED,
     *SETS,
     "imagenet",
     "folder:PATH",
@@ -58,11 +68,13 @@ def load(
     end of the rest is the validation part.
 
     Args:
-        name: digits, hierarchical, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
+        name: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
             `folder:PATH` or a path (class folders, with or without train/val/test above them),
             `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`);
             markov (a generated language of known entropy rate), `text:PATH` (the characters of a
-            UTF-8 file, or of a folder's .txt files).
+            UTF-8 file, or of a folder's .txt files); or one of the generated sets hierarchical,
+            parity, digit-parity, circuit and views, with options of its function in
+            `layerwise.data.sources`: `parity:bits=128,relevant=5,bias=0.6`.
         root: the folder for downloads and decoded images.
         size: scale every image to `size` x `size` pixels: first its shorter side, then the centre
             is cut out. None keeps the images' own size (imagenet: 224).
@@ -120,13 +132,14 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
         )
     fixed: dict[str, Callable[[], Parts]] = {
         "digits": digits,
-        "hierarchical": hierarchical,
         "imagenet": lambda: imagenet(root, size or 224),
         **{known: partial(load_set, known, root, download) for known in SETS},
     }
     kind, _, rest = name.partition(":")
     if name in fixed:
         return fixed[name]()
+    if kind in GENERATED:
+        return _generated(name, kind, rest)
     if kind == "hf" and rest:
         return hub(rest, root=root, size=size, download=download)
     if kind == "folder" and rest:
@@ -135,6 +148,24 @@ def _parts(name: str, root: Path, size: int | None, context: int | None, downloa
     if path.is_dir() or name.startswith((".", "/", "~")):
         return folder(path, name=name, root=root, size=size)
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
+
+
+def _generated(name: str, kind: str, options: str) -> Parts:
+    """Make a generated set with options such as `bits=128,bias=0.6`."""
+    make = GENERATED[kind]
+    known = inspect.signature(make).parameters
+    given: dict[str, int | float | str] = {}
+    for option in options.split(",") if options else ():
+        key, _, value = option.partition("=")
+        if key not in known:
+            raise InputError(f"load({name!r}): {key!r}: {choices(key, known)}")
+        of_type = type(known[key].default)
+        try:
+            given[key] = of_type(value)
+        except ValueError:
+            words = "a whole number" if of_type is int else "a number"
+            raise InputError(f"load({name!r}): {key}={value}: give {words}") from None
+    return make(**given)
 
 
 def _text(name: str, context: int) -> Parts | None:
