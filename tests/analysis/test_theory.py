@@ -48,8 +48,8 @@ def test_correlation_of_a_parity_by_its_bias() -> None:
 
 
 def test_correlation_of_blocks() -> None:
-    """Of three classes and four pixels: between classes (0, 0, 2) there is 8/9 of (0, 0, 2)'s own
-    variance 8/9; a constant has none. Against the sums of squares by another way."""
+    """Of three pixels, the first tells the last class from the two others, the second is constant,
+    the third is only partly explained; images come in batches of 3 and 1."""
     pixels = torch.tensor([[0, 7, 3], [0, 7, 9], [2, 7, 4], [2, 7, 5]], dtype=torch.uint8)
     y = torch.tensor([0, 1, 2, 2])
     images = Images(pixels.view(4, 1, 3, 1), y)

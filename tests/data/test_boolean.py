@@ -1,4 +1,4 @@
-"""Generated bits: the label is the function that it should be, the distribution the one asked for."""
+"""Generated bits: their label is the function asked for, and so is their distribution."""
 
 from __future__ import annotations
 

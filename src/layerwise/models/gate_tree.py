@@ -12,9 +12,7 @@ from layerwise.models.building_blocks import Shape, chain, check_sizes
 
 
 @checks_arguments
-def gate_tree(
-    shape: Shape = (1, 1, 8), num_classes: int = 2, width: int = 8
-) -> nn.Sequential:
+def gate_tree(shape: Shape = (1, 1, 8), num_classes: int = 2, width: int = 8) -> nn.Sequential:
     """A full binary tree of neural gates, (linear, ReLU, linear) on two neighbours each, and a
     linear classifier of the root.
 

@@ -51,9 +51,7 @@ def views(
     generator = torch.Generator().manual_seed(seed)
     centres = 10 * torch.rand(2, classes, features, generator=generator)
     y = torch.randint(classes, (samples + TEST,), generator=generator)
-    first, second = centres[:, y] + noise * torch.randn(
-        2, len(y), features, generator=generator
-    )
+    first, second = centres[:, y] + noise * torch.randn(2, len(y), features, generator=generator)
     second = (1 - dependence) * second + dependence * first
     half = features // 2
     row = torch.cat([first[:, :half], second, first[:, half:]], 1)
