@@ -1,6 +1,6 @@
 """The claims of papers on the theory of learning, in small: `results/theory-PART.json`.
 
-    python benchmarks/theory.py                    all parts, about five minutes of one core
+    python benchmarks/theory.py                    all parts, about ten minutes of one core
     python benchmarks/theory.py circuits views     only these parts
 
     parity     biased bits, and bits that reveal the parity, against uniform ones; fixed features
@@ -91,7 +91,7 @@ def parity(runs: Path) -> list[dict[str, Any]]:
     even = "--data.validation 0.0 --data.name parity:bits=128,relevant=5,bias=0.5,samples=320000"
     uniform = f"--data.validation 0.0 --data.name {UNIFORM}"
     return [
-        trained(runs, "biased", "parity-biased", "", 2),
+        trained(runs, "biased", "parity-biased", "", 3),
         trained(runs, "uniform, 128 bits", "parity-biased", even, 1),
         trained(runs, "mixture", "parity-mixture", "", 2),
         trained(runs, "mixture, linear", "parity-mixture", LINEAR, 1),

@@ -24,7 +24,8 @@ class EffectiveRank:
             if they spread equally in all directions, 0 if they do not differ.
         norm: mean Euclidean norm.
         knee: the number of singular values before the largest drop, which is where s_i / s_{i+1}
-            is largest; 0 if the vectors do not differ. A linear prediction of one view from another
+            is largest; values below a hundredth of the largest count as that. 0 if the vectors do
+            not differ. A linear prediction of one view from another
             that is independent of it given one of k classes has k - 1 directions (Lee et al. 2020,
             arXiv:2008.01064).
     """
@@ -111,7 +112,7 @@ def _extent(products: Tensor, total: Tensor, norm: float) -> EffectiveRank:
     if not s.any():
         return EffectiveRank(0.0, norm, 0)
     p = s / s.sum()
-    falling = squares.maximum(smallest)
+    falling = squares.clamp_min(1e-4 * squares[0].item())
     knee = 1 + int((falling[:-1] / falling[1:]).argmax()) if len(falling) > 1 else 1
     return EffectiveRank(torch.special.entr(p).sum().exp().item(), norm, knee)
 
