@@ -47,6 +47,8 @@ def test_one_run(trained, cli):
         assert block["reconstruction"] > 0
         assert 1 < block["rank"] < 500
         assert block["norm"] > 0
+        assert 1 <= block["knee"] < 500
+        assert 0 < block["correlation"] < block["strongest"] < 1
     assert 0 < first["angle"] < 180
     assert (last["angle"], last["ratio"]) == (0, 1)
     (similar,) = found["cka"]

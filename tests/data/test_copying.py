@@ -35,7 +35,7 @@ def test_repeat_copy_by_definition() -> None:
 
 
 def test_parts_hold_whole_sequences() -> None:
-    splits = load("repeat-copy", length=2, repeats=3, validation=0.25)
+    splits = load("repeat-copy:length=2,repeats=3", validation=0.25)
     assert splits.classes == ("0", "1", "go", "x1", "x2", "x3", "end")
     assert (splits.shape, splits.entropy_rate) == ((10,), 0.0)
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [
@@ -53,11 +53,11 @@ def test_parts_hold_whole_sequences() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("copy", {"repeats": 2}, "only repeat-copy has repeats"),
-        ("copy", {"context": 8}, "texts, such as markov, have a context"),
+        ("copy:repeats=2", {}, "'repeats'"),
+        ("copy", {"context": 8}, "only texts, such as markov, have a context"),
         ("copy", {"contiguous": True}, "only texts, such as markov, are contiguous"),
-        ("digits", {"length": 3}, "only copy and repeat-copy have a length"),
-        ("copy", {"length": 0}, "give 1 or more"),
+        ("copy:length=0", {}, "give at least 1"),
+        ("copy:length=x", {}, "give a whole number"),
         ("copy", {"size": 8}, "images have a size"),
     ],
 )

@@ -205,6 +205,14 @@ def test_mlp(layers: int, batch_norm: bool) -> None:
     assert torch.equal(network(x), network[-1][-1](h))
 
 
+def test_mlp_without_relus_is_linear() -> None:
+    """f(x) - f(0) of a sum is the sum; a layer of its own is left for every hidden layer."""
+    network = models.mlp((1, 1, 4), 3, layers=2, width=5, linear=True).double()
+    x, y, zero = (*torch.randn(2, 1, 1, 1, 4).double(), torch.zeros(1, 1, 1, 4).double())
+    assert [len(layer) for layer in network] == [2, 1, 1]
+    torch.testing.assert_close(network(x + y) + network(zero), network(x) + network(y))
+
+
 def test_vit_size() -> None:
     """Per layer: 4 D^2 + 4 D of attention, 8 D^2 + 5 D of the MLP, 4 D of two norms."""
     d, patch, tokens = 256, 4, 64
@@ -243,7 +251,8 @@ def test_vit_sizes(options: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in models.__all__ if n not in ("gpt", "lstm", "timm", "torchvision")]
+    "name",
+    [n for n in models.__all__ if n not in ("gate_tree", "gpt", "lstm", "timm", "torchvision")],
 )
 def test_every_network_is_a_chain_of_blocks(name: str) -> None:
     """Each module of the chain is a block, and the last gives class scores."""

@@ -1,4 +1,4 @@
-"""Effective rank and norm of block outputs."""
+"""Effective rank, norm and knee of block outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerwise.rules.base import Rule
 
 @dataclass(frozen=True)
 class EffectiveRank:
-    """The effective rank of a block's feature vectors, and their norm.
+    """The effective rank of a block's feature vectors, their norm, and the knee of their spectrum.
 
     A feature vector belongs to a sample, to a token, or to a position of feature maps.
 
@@ -23,14 +23,20 @@ class EffectiveRank:
         rank: number of effective dimensions: 1 if all vectors lie on a line, the number of features
             if they spread equally in all directions, 0 if they do not differ.
         norm: mean Euclidean norm.
+        knee: the number of singular values before the largest drop, which is where s_i / s_{i+1}
+            is largest; values below a hundredth of the largest count as that. 0 if the vectors do
+            not differ. A linear prediction of one view from another
+            that is independent of it given one of k classes has k - 1 directions (Lee et al. 2020,
+            arXiv:2008.01064).
     """
 
     rank: float
     norm: float
+    knee: int
 
 
 def effective_rank(network: Rule | Blocks, loader: Loader) -> tuple[EffectiveRank, ...]:
-    """The effective rank and the mean norm of every block's feature vectors.
+    """The effective rank, the mean norm and the knee of every block's feature vectors.
 
     Roy & Vetterli 2007 (The effective rank, EUSIPCO), definition 1: with s the singular values of
     the matrix of all vectors, (N, D), here centred,
@@ -72,8 +78,8 @@ class _OfPositions:
 
     def result(self) -> EffectiveRank:
         scatter = self.second - self.first.outer(self.first) / self.count
-        norm = self.norm / self.count
-        return EffectiveRank(_rank(scatter, self.second.diagonal().sum()), norm.item())
+        norm = (self.norm / self.count).item()
+        return _extent(scatter, self.second.diagonal().sum(), norm)
 
 
 class _OfSamples:
@@ -89,21 +95,26 @@ class _OfSamples:
         v_ND = torch.cat(self.vectors)
         c_ND = v_ND - v_ND.mean(0)
         products = c_ND.T @ c_ND if c_ND.shape[1] < len(c_ND) else c_ND @ c_ND.T
-        return EffectiveRank(_rank(products, v_ND.square().sum()), v_ND.norm(dim=1).mean().item())
+        return _extent(products, v_ND.square().sum(), v_ND.norm(dim=1).mean().item())
 
 
-def _rank(products: Tensor, total: Tensor) -> float:
-    """The effective rank of centred vectors.
+def _extent(products: Tensor, total: Tensor, norm: float) -> EffectiveRank:
+    """Effective rank and knee of centred vectors.
 
     Args:
         products: of the centred vectors, (D, D) or (N, N).
         total: the sum of all squares before centring. Eigenvalues that are tiny compared with it
             are rounding errors and do not count, so vectors that do not differ have rank 0.
     """
-    squares = torch.linalg.eigvalsh(products)
-    s = (squares * (squares > 1e-12 * total)).sqrt()
+    squares = torch.linalg.eigvalsh(products).flip(0)
+    smallest = 1e-12 * total
+    s = (squares * (squares > smallest)).sqrt()
+    if not s.any():
+        return EffectiveRank(0.0, norm, 0)
     p = s / s.sum()
-    return torch.special.entr(p).sum().exp().item() if s.any() else 0.0
+    falling = squares.clamp_min(1e-4 * squares[0].item())
+    knee = 1 + int((falling[:-1] / falling[1:]).argmax()) if len(falling) > 1 else 1
+    return EffectiveRank(torch.special.entr(p).sum().exp().item(), norm, knee)
 
 
 def _vectors(h: Tensor) -> Tensor:

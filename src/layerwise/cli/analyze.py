@@ -125,7 +125,12 @@ TABLES = {
     },
     "each block's output": {
         "effective rank": ("rank", 1, 1),
+        "knee": ("knee", 1, 0),
         "mean norm": ("norm", 1, 1),
+    },
+    "correlation of single features with the label": {
+        "strongest": ("strongest", 1, 3),
+        "mean": ("correlation", 1, 3),
     },
     "random labels that are known by heart": {"memorized, %": ("memorized", 100, 1)},
     "the gradient, compared with backpropagation's": {

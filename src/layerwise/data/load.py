@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from layerwise.data.sources.copying import LENGTH, REPEATS, copying
+from layerwise.data.sources.boolean import circuit, digit_parity, parity
+from layerwise.data.sources.copying import copy, repeat_copy
 from layerwise.data.sources.digits import digits
 from layerwise.data.sources.files import path_of
 from layerwise.data.sources.folder import folder
@@ -17,21 +19,29 @@ from layerwise.data.sources.hub import hub
 from layerwise.data.sources.markov import markov
 from layerwise.data.sources.text_files import characters, read
 from layerwise.data.sources.torchvision_sets import SETS, imagenet, load_set
+from layerwise.data.sources.views import views
 from layerwise.data.splits import Parts, Splits, complete, relabel
 from layerwise.data.text import CONTEXT, Text
 from layerwise.errors import InputError, choices
 
+GENERATED: dict[str, Callable[..., Parts]] = {
+    "hierarchical": hierarchical,
+    "parity": parity,
+    "digit-parity": digit_parity,
+    "circuit": circuit,
+    "views": views,
+    "copy": copy,
+    "repeat-copy": repeat_copy,
+}
 NAMES = (
     "digits",
-    "hierarchical",
+    *GENERATED,
     *SETS,
     "imagenet",
     "folder:PATH",
     "hf:NAME_OR_DIRECTORY",
     "markov",
     "text:PATH",
-    "copy",
-    "repeat-copy",
 )
 
 LARGEST_SIDE = 8192  # pixels of an image; a batch of larger ones fits into no memory
@@ -46,8 +56,6 @@ def load(
     size: int | None = None,
     context: int | None = None,
     contiguous: bool = False,
-    length: int | None = None,
-    repeats: int | None = None,
     validation: float = 0.1,
     random_labels: float = 0.0,
     seed: int = 0,
@@ -64,20 +72,19 @@ def load(
     end of the rest is the validation part.
 
     Args:
-        name: digits, hierarchical, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
+        name: digits, mnist, fashion-mnist, cifar10, cifar100, svhn, stl10, imagenet,
             `folder:PATH` or a path (class folders, with or without train/val/test above them),
             `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`);
             markov (a generated language of known entropy rate), `text:PATH` (the characters of a
-            UTF-8 file, or of a folder's .txt files); copy and repeat-copy (generated sequences
-            that a network has to remember).
+            UTF-8 file, or of a folder's .txt files); or one of the generated sets hierarchical,
+            parity, digit-parity, circuit, views, copy and repeat-copy, with options of its function
+            in `layerwise.data.sources`: `parity:bits=128,relevant=5,bias=0.6`.
         root: the folder for downloads and decoded images.
         size: scale every image to `size` x `size` pixels: first its shorter side, then the centre
             is cut out. None keeps the images' own size (imagenet: 224).
         context: of a text, the number of tokens in a window; None: 64.
         contiguous: whether the windows of a text come in order, so that each row of a batch
             continues in the next batch and a state can be carried.
-        length: of `copy` and `repeat-copy`, the number of symbols to copy; None: 8.
-        repeats: of `repeat-copy`, the largest number of copies; None: 4.
         validation: share of the training part that is held out, in [0, 1); 0 for none.
         random_labels: share of the training images whose label is drawn anew, every class with the
             same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test parts keep
@@ -92,15 +99,12 @@ def load(
         InputError: the set cannot be loaded as asked; the message says what to do instead.
     """
     _check(size, validation, random_labels, seed)
-    for option, value in (("length", length), ("repeats", repeats)):
-        if value is not None and value < 1:
-            raise InputError(f"load({option}={value}): give 1 or more")
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
-    parts = _sequences(name, context, contiguous, length, repeats)
+    parts = _text(name, context, contiguous)
     if parts is None:
         parts = _parts(name, path_of(root, "--data.root"), size, download)
-    elif size is not None:
+    if size is not None and isinstance(parts.train, Text):
         raise InputError(
             f"load({name!r}, size={size}): images have a size; leave it out for a text"
         )
@@ -157,13 +161,14 @@ def _check(size: int | None, validation: float, random_labels: float, seed: int)
 def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
     fixed: dict[str, Callable[[], Parts]] = {
         "digits": digits,
-        "hierarchical": hierarchical,
         "imagenet": lambda: imagenet(root, size or 224),
         **{known: partial(load_set, known, root, download) for known in SETS},
     }
     kind, _, rest = name.partition(":")
     if name in fixed:
         return fixed[name]()
+    if kind in GENERATED:
+        return _generated(name, kind, rest)
     if kind == "hf" and rest:
         return hub(rest, root=root, size=size, download=download)
     if kind == "folder" and rest:
@@ -174,28 +179,41 @@ def _parts(name: str, root: Path, size: int | None, download: bool) -> Parts:
     raise InputError(f"load({name!r}): no such data set; {choices(name, NAMES)}")
 
 
-def _sequences(
-    name: str, context: int | None, contiguous: bool, length: int | None, repeats: int | None
-) -> Parts | None:
-    """The parts of a set of text or of other sequences, or None if `name` is not one.
+def _generated(name: str, kind: str, options: str) -> Parts:
+    """Make a generated set with options such as `bits=128,bias=0.6`."""
+    make = GENERATED[kind]
+    known = inspect.signature(make).parameters
+    given: dict[str, int | float | str] = {}
+    for option in options.split(",") if options else ():
+        key, _, value = option.partition("=")
+        if key not in known:
+            raise InputError(f"load({name!r}): {key!r}: {choices(key, known)}")
+        of_type = type(known[key].default)
+        try:
+            given[key] = of_type(value)
+        except ValueError:
+            words = "a whole number" if of_type is int else "a number"
+            raise InputError(f"load({name!r}): {key}={value}: give {words}") from None
+    return make(**given)
+
+
+def _text(name: str, context: int | None, contiguous: bool) -> Parts | None:
+    """The parts of a set of text, or None if `name` is not one.
 
     Raises:
         InputError: an option that the set does not have.
     """
     kind, _, path = name.partition(":")
     of_text = name == "markov" or (kind == "text" and bool(path))
-    of_copies = name in ("copy", "repeat-copy")
-    for option, value, fits, which in (
-        ("context", context, of_text, "texts, such as markov, have a context"),
-        ("contiguous", contiguous or None, of_text, "only texts, such as markov, are contiguous"),
-        ("length", length, of_copies, "only copy and repeat-copy have a length"),
-        ("repeats", repeats, name == "repeat-copy", "only repeat-copy has repeats"),
+    for option, value, which in (
+        ("context", context, "have a context"),
+        ("contiguous", contiguous or None, "are contiguous"),
     ):
-        if value is not None and not fits:
-            raise InputError(f"load({name!r}, {option}={value}): {which}; leave it out")
-    if of_copies:
-        most = (repeats or REPEATS) if name == "repeat-copy" else None
-        return copying(length or LENGTH, most)
+        if value is not None and not of_text:
+            raise InputError(
+                f"load({name!r}, {option}={value}): only texts, such as markov, {which}; leave it "
+                "out"
+            )
     if not of_text:
         return None
     size = context or CONTEXT

@@ -5,12 +5,21 @@ QUESTIONS = {
     "probe": "accuracy of a linear classifier on each block's output",
     "separability": "share of the training images that a linear classifier on it can fit",
     "information": "information of each block's output on the image and on the label",
-    "extent": "effective rank and mean norm of each block's output",
+    "extent": "effective rank, knee of the singular values and mean norm of each block's output",
+    "correlation": "correlation of single features of each block's output with the label",
     "cka": "similarity of blocks, within a run and between the first run and the others",
     "memorization": "share of random labels that is memorized (needs --data.random_labels)",
     "feedback": "angle between feedback matrices and weights (FeedbackAlignment and similar rules)",
     "filters": "a picture of the first layer's filters",
     "difficulty": "training images that were learned late or forgotten (needs --outcomes true)",
 }
-# Questions about images, which have one label each.
-OF_IMAGES = ("probe", "separability", "information", "memorization", "filters", "difficulty")
+# Questions about images that have one label each.
+OF_IMAGES = (
+    "probe",
+    "separability",
+    "information",
+    "correlation",
+    "memorization",
+    "filters",
+    "difficulty",
+)

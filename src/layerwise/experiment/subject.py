@@ -15,6 +15,7 @@ from layerwise.analysis import (
     feedback_angles,
     gradient_alignment,
     information,
+    label_correlation,
     linear_probe,
     linear_separability,
     memorization,
@@ -186,6 +187,7 @@ class Subject:
                 lambda: {"separability": linear_separability(self.rule, self.fitted, **pool)},
             )
             answer("extent", self._extent)
+            answer("correlation", self._correlation)
             answer("information", lambda: self._information(reads))
             answer("memorization", self._memorization)
             answer("alignment", self._alignment)
@@ -200,7 +202,14 @@ class Subject:
 
     def _extent(self) -> dict[str, tuple[Any, ...]]:
         found = effective_rank(self.rule, self.held)
-        return {"rank": tuple(f.rank for f in found), "norm": tuple(f.norm for f in found)}
+        return {key: tuple(getattr(f, key) for f in found) for key in ("rank", "norm", "knee")}
+
+    def _correlation(self) -> dict[str, tuple[Any, ...]]:
+        found = label_correlation(self.rule, self.held)
+        return {
+            "strongest": tuple(f.max().item() for f in found),
+            "correlation": tuple(f.mean().item() for f in found),
+        }
 
     def _memorization(self) -> dict[str, tuple[Any, ...]]:
         relabelled = self.experiment.splits.relabelled

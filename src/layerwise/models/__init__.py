@@ -3,6 +3,7 @@
 from layerwise.models.basic_cnn import basic_cnn
 from layerwise.models.denoisers import noprop_cnn
 from layerwise.models.diffusion import diffusion_vit
+from layerwise.models.gate_tree import gate_tree
 from layerwise.models.gpt import gpt
 from layerwise.models.lstm import lstm
 from layerwise.models.mlp import mlp
@@ -26,6 +27,7 @@ from layerwise.models.zoo import timm, torchvision
 __all__ = [
     "basic_cnn",
     "diffusion_vit",
+    "gate_tree",
     "gpt",
     "lstm",
     "mlp",

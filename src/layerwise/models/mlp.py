@@ -18,6 +18,7 @@ def mlp(
     width: int = 512,
     batch_norm: bool = False,
     dropout: float = 0.0,
+    linear: bool = False,
 ) -> nn.Sequential:
     """`layers` hidden layers of `width` units, (linear, [BatchNorm,] ReLU, [dropout]) each.
 
@@ -28,6 +29,7 @@ def mlp(
         width: units in each of them.
         batch_norm: normalise before the ReLU.
         dropout: probability of dropping a unit.
+        linear: leave the ReLUs out: a deep linear network.
 
     Raises:
         InputError: a size below 1 (`layers` below 0); a probability outside [0, 1).
@@ -41,7 +43,7 @@ def mlp(
         parts: list[nn.Module] = [nn.Flatten()] if i == 0 else []
         parts.append(nn.Linear(features, width))
         parts += [nn.BatchNorm1d(width)] if batch_norm else []
-        parts.append(nn.ReLU(inplace=True))
+        parts += [] if linear else [nn.ReLU(inplace=True)]
         parts += [nn.Dropout(dropout)] if dropout else []
         named.append((f"fc{i + 1}", nn.Sequential(*parts)))
         features = width

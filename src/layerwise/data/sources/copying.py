@@ -10,18 +10,23 @@ from layerwise.data.text import Text
 from layerwise.errors import InputError
 from layerwise.labels import IGNORED
 
-LENGTH, REPEATS = 8, 4  # by default
 SYMBOLS = 2
 SEQUENCES = 10_000
 
 
-def copying(
-    length: int = LENGTH,
-    repeats: int | None = None,
-    symbols: int = SYMBOLS,
-    sequences: int = SEQUENCES,
-    seed: int = 0,
+def copy(length: int = 8, symbols: int = SYMBOLS, sequences: int = SEQUENCES) -> Parts:
+    """The task of copying a sequence once; see `copying`."""
+    return copying(length, None, symbols, sequences)
+
+
+def repeat_copy(
+    length: int = 8, repeats: int = 4, symbols: int = SYMBOLS, sequences: int = SEQUENCES
 ) -> Parts:
+    """The task of copying a sequence as often as it says; see `copying`."""
+    return copying(length, repeats, symbols, sequences)
+
+
+def copying(length: int, repeats: int | None, symbols: int, sequences: int, seed: int = 0) -> Parts:
     """Sequences of random symbols, each to be written down again after it was read.
 
     These are the tasks of Jaderberg et al. 2017 (arXiv:1608.05343), section 3.2, after Graves et

@@ -1,0 +1,123 @@
+"""docs/theory.md: claims of papers on the theory of learning, in small (benchmarks/theory.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pages.files import RESULTS, ROOT, commands, result
+from pages.spread import mean
+
+PAGE = ROOT / "docs" / "theory.md"
+STORY = ROOT / "docs" / "stories" / "theory.md"
+
+
+def page() -> str:
+    """The document: the story, with the table of each part where it says `[[PART]]`."""
+    text = STORY.read_text()
+    for part, table in TABLES.items():
+        if (RESULTS / f"theory-{part}.json").exists():
+            found = result(f"theory-{part}")
+            about = f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
+            text = text.replace(f"[[{part}]]", f"{table(found['rows'])}\n\n{about}".rstrip())
+    return text
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return mean([100 * epochs[-1] for epochs in row["accuracy"]], 1)
+
+
+# Name of a row -> words for what is trained on what, and what the paper has.
+LEARNERS = {
+    "biased": ("a hidden layer; 5 of 128 bits, P(1) = 0.6", "94, 100 after 20,000"),
+    "uniform, 128 bits": ("the same; P(1) = 0.5", "47, 50 after 20,000"),
+    "mixture": ("a hidden layer; 5 of 64 bits, half of the samples reveal them", "learned"),
+    "mixture, linear": ("a linear model; the same", "not learned"),
+    "mixture, fixed": ("a linear model of 512 random ReLU features; the same", "not learned"),
+    "uniform, 64 bits": ("a hidden layer; 5 of 64 uniform bits", "not learned"),
+    "digits": ("a hidden layer of 512; three digits", "learned"),
+    "digits, linear": ("a linear model of the pixels; the same", ""),
+    "digits, fixed": ("a linear model of 512 random ReLU features; the same", "far below"),
+}
+
+
+def _learners(rows: list[dict[str, Any]]) -> str:
+    return _table(
+        ["learner and data", "steps", "test accuracy of each seed, %", "paper"],
+        [
+            [
+                LEARNERS[row["name"]][0],
+                f"{row['steps'] * done:,.0f}",
+                cell,
+                LEARNERS[row["name"]][1],
+            ]
+            for row in rows
+            for done in ((2 / 3, 1) if row["recipe"] == "parity-biased" else (1,))
+            for cell in [
+                ", ".join(f"{100 * _after(epochs, done):.1f}" for epochs in row["accuracy"])
+            ]
+        ],
+    )
+
+
+def _after(epochs: list[float], done: float) -> float:
+    """The accuracy when a part of the training is done."""
+    return epochs[round(len(epochs) * done) - 1]
+
+
+def _circuits(rows: list[dict[str, Any]]) -> str:
+    kinds = [run["name"].removeprefix(f"{rows[0]['name']}, ") for run in rows[0]["runs"]]
+    return _table(
+        ["gates", "weakest correlation", "larger class, %", *(f"{kind}, %" for kind in kinds)],
+        [
+            [
+                row["name"],
+                f"{row['weakest']:.3f}",
+                f"{100 * row['majority']:.1f}",
+                *map(_accuracy, row["runs"]),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _variance(rows: list[dict[str, Any]]) -> str:
+    return _table(
+        ["bits", "all, uniform", "3 bits, uniform", "3 bits, P(1) = 0.6", "3 bits, mixture"],
+        [
+            [str(row["bits"])]
+            + [f"{row[key]:.4f}" for key in ("all", "uniform", "biased", "mixture")]
+            for row in rows
+        ],
+    )
+
+
+def _views(rows: list[dict[str, Any]]) -> str:
+    labels = [probe["labels"] for probe in rows[0]["probes"]]
+    return _table(
+        ["dependence", "features", "knee", *(f"{count} labels" for count in labels)],
+        [
+            [
+                f"{row['dependence']}" if kind == "raw" else "",
+                "the view itself" if kind == "raw" else "learned without labels",
+                "" if kind == "raw" else str(row["knee"]),
+                *(mean([100 * a for a in probe[kind]], 1) for probe in row["probes"]),
+            ]
+            for row in rows
+            for kind in ("raw", "learned")
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "parity": _learners,
+    "digits": _learners,
+    "circuits": _circuits,
+    "variance": _variance,
+    "views": _views,
+}
