@@ -56,7 +56,7 @@ def test_parts_hold_whole_sequences() -> None:
         ("copy:repeats=2", {}, "'repeats'"),
         ("copy", {"context": 8}, "only texts, such as markov, have a context"),
         ("copy", {"contiguous": True}, "only texts, such as markov, are contiguous"),
-        ("copy:length=0", {}, "give at least 1"),
+        ("copy:length=0", {}, "give 1 or more"),
         ("copy:length=x", {}, "give a whole number"),
         ("copy", {"size": 8}, "images have a size"),
     ],
