@@ -28,6 +28,13 @@ def main(arguments: list[str]) -> None:
         help="published curves: a JSON file, or one of the library's: original-1, original-2, "
         "original-3; a run is compared with the series of its name",
     )
+    parser.add_argument(
+        "--html",
+        type=bool,
+        default=False,
+        help="also write report.html, one self-contained page with table, curves, blocks, options "
+        "that differ and pictures; also of a single run",
+    )
     found = parser.read(tokens_of(arguments, positional=True))
     runs = [Run.open(path) for path in found["runs"]]
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
@@ -35,10 +42,13 @@ def main(arguments: list[str]) -> None:
         from layerwise.report.reference import Reference
     named = found["reference"]
     reference = None if named is None else Reference.read(named)
-    folder, summaries, distances = write_comparison(runs, Path(found["out"]), reference)
+    folder, summaries, distances = write_comparison(
+        runs, Path(found["out"]), reference, html=found["html"]
+    )
     output.print(table(summaries))
     files = ["table.md", "curves.png", "curves.svg", "blocks.png", "blocks.svg"]
     if reference is not None:
         output.print(distance_table(distances, f"{reference.title}, at equal steps"))
         files += ["reference.md", "reference.png", "reference.svg"]
+    files += ["report.html"] if found["html"] else []
     output.print(f"{folder}: {', '.join(files)}", soft_wrap=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError, reason
 from layerwise.report.curves import Rows, draw_blocks, draw_runs, means
+from layerwise.report.html import page
 from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
@@ -167,7 +168,7 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 
 def write_comparison(
-    runs: Sequence[Run], root: Path, reference: Reference | None = None
+    runs: Sequence[Run], root: Path, reference: Reference | None = None, html: bool = False
 ) -> tuple[Path, list[Summary], list[Distance]]:
     """Write a table of runs, their curves, and those of every block, into a new folder
     comparison-N; with a reference, also the runs over its published points.
@@ -176,6 +177,7 @@ def write_comparison(
         runs: the runs.
         root: where the folder is made.
         reference: published curves.
+        html: whether to write one self-contained page, report.html, as well.
 
     Returns:
         The folder, a summary of each run, and the distances to the reference's points.
@@ -207,6 +209,9 @@ def write_comparison(
             title = f"{reference.title} ({reference.source}), at equal steps.\n\n"
             write("reference.md", (title + _rows(rows_of(distances))).encode())
             reference.draw(metrics, write)
+        if html:
+            title = ", ".join(metrics)
+            write("report.html", page(title, _columns(summaries), metrics, runs).encode())
     except OSError as error:
         raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
     return folder, summaries, distances
@@ -242,10 +247,8 @@ def experiment_of(summary: Summary) -> tuple[str, ...]:
 def table(summaries: Sequence[Summary]) -> Table:
     """A table for the terminal with one column per run, or per experiment if some runs differ in
     their seed alone."""
-    together = _together(summaries)
-    several = len(together) < len(summaries)
-    each = _means_of(together) if several else [summary.cells() for summary in summaries]
-    rows, first = _of_its_kind(each), "experiment" if several else "run"
+    rows = _columns(summaries)
+    first = next(iter(rows[0]))
     made = Table()
     made.add_column(first, no_wrap=True)
     for cells in rows:
@@ -295,6 +298,14 @@ def over_seeds(summaries: Sequence[Summary]) -> str:
     an experiment: a learning rate, for example, is not among them.
     """
     return _rows(_means_of(_together(summaries)))
+
+
+def _columns(summaries: Sequence[Summary]) -> list[dict[str, str]]:
+    """Cells of each run, or of each experiment if some runs differ in their seed alone."""
+    together = _together(summaries)
+    if len(together) < len(summaries):
+        return _of_its_kind(_means_of(together))
+    return _of_its_kind([summary.cells() for summary in summaries])
 
 
 def _together(summaries: Sequence[Summary]) -> dict[tuple[str, ...], list[Summary]]:
