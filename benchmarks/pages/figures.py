@@ -22,6 +22,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     step FILE CONTENDER MEASURE time, cpu_time, flops or peak_bytes of a step, as a ratio to the
                                 first contender's; over=NAME for another one (layerwise bench step)
     faster FILE CONTENDER       by how much two stages are faster (benchmarks/stages.py)
+    written RULE WAY            tokens per second of a way to generate text, as a ratio to the full
+                                network's (benchmarks/early_exits.py)
     networks                    how many networks docs/networks.md lists
 """
 
@@ -138,6 +140,13 @@ def faster(file: str, contender: str, places: int = 2) -> str:
     return f"{statistics.median(a / b for a, b in ours):.{places}f}"
 
 
+def written(rule: str, way: str, places: int = 1) -> str:
+    [row] = [row for row in result("early-exits-text")["rows"] if row["rule"] == rule]
+    times = {found["way"]: found["times_s"] for found in row["generated"]}
+    both = zip(times["full"], times[way], strict=True)
+    return f"{statistics.median(full / ours for full, ours in both):.{places}f}"
+
+
 def networks() -> str:
     return str(len(result("zoo")["rows"]))
 
@@ -162,6 +171,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         above,
         step,
         faster,
+        written,
         networks,
     )
 }
