@@ -47,10 +47,7 @@ from layerwise.trainer import load_evaluated
 RESULTS = Path(__file__).parent / "results"
 LINEAR = "--model.layers 0"
 FIXED = "--rule LastBlock --blocks null --at [classifier]"
-MIXTURE, UNIFORM = (
-    "parity:bits=64,relevant=5,equal=0.5,samples=64000",
-    ("parity:bits=64,relevant=5,samples=64000"),
-)
+UNIFORM = "parity:bits=64,relevant=5,samples=64000"
 DEPENDENCES, LABELS, DRAWS, PROBE_STEPS = (0.0, 0.1, 0.3, 0.9), (20, 50, 100, 1000), 3, 500
 
 

@@ -17,7 +17,7 @@ def gate_tree(shape: Shape = (1, 1, 8), num_classes: int = 2, width: int = 8) ->
     linear classifier of the root.
 
     Malach & Shalev-Shwartz 2019 (arXiv:1910.11923). Level l is the module `level<l>`, from the
-    inputs up; it gives one number per gate, (B, G).
+    inputs up; it gives one number per gate, as maps (B, G, 1, 1).
 
     Args:
         shape: of a sample, (C, H, W); C H W inputs, a power of two from 2 on.
@@ -38,13 +38,13 @@ def gate_tree(shape: Shape = (1, 1, 8), num_classes: int = 2, width: int = 8) ->
     named: list[tuple[str, nn.Module]] = []
     for level in range(1, depth + 1):
         gates = inputs >> level
+        first = [nn.Flatten(), nn.Unflatten(1, (inputs, 1, 1))] if level == 1 else []
         layers = [
-            nn.Flatten(),
-            nn.Unflatten(1, (2 * gates, 1, 1)),
+            *first,
             nn.Conv2d(2 * gates, gates * width, 1, groups=gates),
             nn.ReLU(inplace=True),
             nn.Conv2d(gates * width, gates, 1, groups=gates),
-            nn.Flatten(),
         ]
         named.append((f"level{level}", nn.Sequential(*layers)))
-    return chain([*named, ("classifier", nn.Linear(1, num_classes))])
+    last = nn.Sequential(nn.Flatten(), nn.Linear(1, num_classes))
+    return chain([*named, ("classifier", last)])
