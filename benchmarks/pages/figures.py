@@ -22,6 +22,9 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     step FILE CONTENDER MEASURE time, cpu_time, flops or peak_bytes of a step, as a ratio to the
                                 first contender's; over=NAME for another one (layerwise bench step)
     faster FILE CONTENDER       by how much two stages are faster (benchmarks/stages.py)
+    copied T KIND               longest sequence copied (benchmarks/sequences.py); KIND is truncated
+                                or synthetic, and T 0 for whole sequences
+    observed FACTOR MEASURE LOOK    bits, explained or cosine at a look at the synthesizer
     written RULE WAY            tokens per second of a way to generate text, as a ratio to the full
                                 network's (benchmarks/early_exits.py)
     networks                    how many networks docs/networks.md lists
@@ -36,7 +39,7 @@ from collections.abc import Callable
 from typing import Any
 
 from layerwise.costs import StepTable
-from pages import all_rules, probes
+from pages import all_rules, probes, sequences
 from pages.files import RESULTS, result
 from pages.spread import mean
 
@@ -140,6 +143,16 @@ def faster(file: str, contender: str, places: int = 2) -> str:
     return f"{statistics.median(a / b for a, b in ours):.{places}f}"
 
 
+def copied(window: str, kind: str, places: int = 1) -> str:
+    rows = sequences.chosen(int(window) or None, kind == "synthetic")
+    return f"{statistics.mean(row['solved'] for row in rows):.{places}f}"
+
+
+def observed(factor: str, measure: str, look: str, places: int = 2) -> str:
+    of_seeds = [looks[int(look)][measure] for looks in sequences.looks(float(factor))]
+    return f"{statistics.mean(of_seeds):.{places}f}"
+
+
 def written(rule: str, way: str, places: int = 1) -> str:
     [row] = [row for row in result("early-exits-text")["rows"] if row["rule"] == rule]
     times = {found["way"]: found["times_s"] for found in row["generated"]}
@@ -171,6 +184,8 @@ QUERIES: dict[str, Callable[..., str]] = {
         above,
         step,
         faster,
+        copied,
+        observed,
         written,
         networks,
     )
