@@ -11,7 +11,7 @@ CODE   := src tests benchmarks
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-lowest setup-lowest gpu-check fuzz check format wheel tables
+.PHONY: docs help setup demo test test-slow test-lowest setup-lowest gpu-check fuzz check format wheel tables
 
 help:           ## show this
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -78,3 +78,7 @@ wheel: setup    ## build the wheel into dist/
 
 tables: setup   ## write the cards, results and figures in docs/ and the README
 	$(BIN)/python benchmarks/tables.py
+
+docs: setup     ## build the documentation's site into site/, and fail on a warning or a broken link
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

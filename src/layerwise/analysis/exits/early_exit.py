@@ -111,7 +111,8 @@ class EarlyExit(nn.Module):
         """Class scores, and the number of the block at whose exit each sample left, (B,) int64.
 
         Args:
-            args, kwargs: the inputs that the network takes, all by position or all by name.
+            *args: the inputs that the network takes, all of them by position,
+            **kwargs: or all by name.
         """
         if args and kwargs:
             raise InputError(

@@ -28,7 +28,9 @@ class LocalRule(Rule):
     `local_step`; `step` calls it for one block after the other.
 
     Args:
-        blocks, objectives, criterion: as in `Rule`.
+        blocks: as in `Rule`.
+        objectives: as in `Rule`.
+        criterion: as in `Rule`.
 
     Raises:
         InputError: as in `Rule`.

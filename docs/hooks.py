@@ -1,0 +1,97 @@
+"""A hook of MkDocs: pages from outside docs/, the API reference, and their place in the menu."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+OUTSIDE = {
+    "index.md": "README.md",
+    "CONTRIBUTING.md": "CONTRIBUTING.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+}
+# The public modules of the reference, with what each has.
+MODULES = {
+    "layerwise": "cutting a network, and training it",
+    "layerwise.rules": "learning rules",
+    "layerwise.objectives": "local objectives",
+    "layerwise.heads": "auxiliary networks",
+    "layerwise.models": "networks",
+    "layerwise.data": "data sets and batches",
+    "layerwise.analysis": "what networks have learned",
+    "layerwise.analysis.exits": "early exits",
+    "layerwise.experiment": "training from a config",
+    "layerwise.trainer": "the training loop",
+    "layerwise.trainer.optim": "optimizers and schedules",
+    "layerwise.runtime": "several processes",
+    "layerwise.costs": "FLOPs, bytes and time",
+}
+
+
+def on_config(config: Any) -> Any:
+    """The menu: every card and every module by itself."""
+
+    def cards(folder: str) -> list[str]:
+        pages = sorted(p.name for p in (ROOT / "docs" / folder).glob("*.md"))
+        return [f"{folder}/README.md", *(f"{folder}/{p}" for p in pages if p != "README.md")]
+
+    config.nav = [
+        {"Start": "index.md"},
+        {"Guide": "guide.md"},
+        {"Rules": cards("rules")},
+        {"Objectives": cards("objectives")},
+        {"Networks": "networks.md"},
+        {"Results": "results.md"},
+        {"The original study": "original-study.md"},
+        {"Theory in small": "theory.md"},
+        {"API": ["api/index.md", *(f"api/{module}.md" for module in MODULES)]},
+        {"Faults": "faults.md"},
+        {"Architecture": "architecture.md"},
+        {"Contributing": "CONTRIBUTING.md"},
+        {"Changelog": "CHANGELOG.md"},
+    ]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add pages that are made here."""
+    sys.path.insert(0, str(ROOT / "src"))  # of this checkout, whatever is installed
+    for name, path in OUTSIDE.items():
+        files.append(File.generated(config, name, content=_moved((ROOT / path).read_text())))
+    index = ["# API reference\n", "| module | |", "|---|---|"]
+    for module, about in MODULES.items():
+        page = f"{module}.md"
+        index.append(f"| [`{module}`]({page}) | {about} |")
+        files.append(File.generated(config, f"api/{page}", content=_reference(module, about)))
+    files.append(File.generated(config, "api/index.md", content="\n".join(index)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
+    """Links of the pages in docs/ to pages outside."""
+    return re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", markdown).replace(
+        "](../README.md", "](index.md"
+    )
+
+
+def _moved(text: str) -> str:
+    """A page from the root, as it stands in docs/."""
+    return text.replace("](docs/README.md", "](guide.md").replace("](docs/", "](")
+
+
+def _reference(module: str, about: str) -> str:
+    """The reference of a module: each of its public names."""
+    names = importlib.import_module(module).__all__
+    parts = [f"# `{module}`\n\n{about.capitalize()}.\n"]
+    for name in names:
+        thing = getattr(importlib.import_module(module), name)
+        if isinstance(thing, type(importlib)) or not callable(thing):
+            continue
+        parts.append(f"::: {thing.__module__}.{thing.__qualname__}\n")
+    return "\n".join(parts)
