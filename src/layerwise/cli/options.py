@@ -12,7 +12,7 @@ from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, w
 from layerwise.cli.recipes import RECIPES, recipe_names
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
-from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES
+from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES, START
 from layerwise.runs.files import check_new
 from layerwise.trainer import Settings
 
@@ -21,7 +21,7 @@ SECTIONS = {
     "Data": ("data",),
     "Augmentation": ("augment",),
     "Curriculum": ("curriculum",),
-    "Network and cut": ("model", "blocks", "at", "balance"),
+    "Network and cut": ("model", "init", "freeze", "blocks", "at", "balance"),
     "Rule": ("rule",),
     "Optimizer and schedule": ("optimizer", "schedule"),
     "Training": (
@@ -54,6 +54,13 @@ SECTIONS = {
         "restarts",
         "timeout",
     ),
+}
+
+
+START_HELP = {
+    "init": "start from the weights of a complete run (its folder) or of a safetensors file, where "
+    "name and shape are the same",
+    "freeze": "modules whose parameters are not trained",
 }
 
 
@@ -120,6 +127,8 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
         "--losses true` writes it; null: no curriculum",
     )
     tokens = parser.component(tokens, "model", "model", DEFAULTS["model"])
+    for name, (hint, default) in START.items():
+        parser.add_argument(f"--{name}", type=hint, default=default, help=START_HELP[name])
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", DEFAULTS["rule"])
     tokens = parser.component(tokens, "optimizer", "optimizer", DEFAULTS["optimizer"])

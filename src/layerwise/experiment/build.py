@@ -21,6 +21,7 @@ from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
+from layerwise.experiment.initial import freeze
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
@@ -100,6 +101,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
     network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
+    freeze(network, config.get("freeze") or [])
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
     blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])

@@ -40,6 +40,10 @@ CUT: dict[str, tuple[Hint, Any]] = {
     "at": (list[str] | None, None),
     "balance": (Literal["flops", "memory"], "flops"),
 }
+START: dict[str, tuple[Hint, Any]] = {
+    "init": (str | None, None),
+    "freeze": (list[str] | None, None),
+}
 SCORES: tuple[Hint, Any] = (str | None, None)  # a file, where `Curriculum` takes a tensor
 WEIGHT: tuple[Hint, Any] = (float | tuple[float, float], 1.0)  # of a term in a sum of objectives
 
@@ -74,7 +78,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
             options = parameters(thing)
         found[key] = completion.all_of(_mapping(of_thing, key), key, options)
     found["model"] = completion.component(given.pop("model", {}), "model", "model")
-    found |= completion.options(given, "", CUT)
+    found |= completion.options(given, "", START | CUT)
     for kind in ("rule", "optimizer", "schedule"):
         found[kind] = completion.component(given.pop(kind, {}), kind, kind)
     found |= completion.options(given, "", parameters(Settings))

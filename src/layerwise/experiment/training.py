@@ -13,6 +13,7 @@ from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
+from layerwise.experiment.initial import initialise
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.own import trusts
 from layerwise.experiment.prepared import Prepared
@@ -71,6 +72,8 @@ def train(
     if not processes.started_together():  # where several start, one of them makes the folder
         check_name(root, name)
     prepared, shown = Prepared.of(config), progress or Progress()
+    if (source := config["init"]) is not None:
+        initialise(prepared.experiment.network, source)  # refuses before a folder is made
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
@@ -201,6 +204,10 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
     state = run.load("last")
     if state is None:
         run.check_start()
+        if (source := config.get("init")) is not None:
+            notice = f"--init: {initialise(experiment.network, source)}"
+            run.log(notice)
+            progress.say(notice)
     if (run.path / "cost.json").exists():  # it was trained before
         where = "at the start: no checkpoint was written"
         if state is not None:

@@ -1,0 +1,73 @@
+"""Starting from the weights of another run, with parts that are not trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from layerwise.runs.run import Run
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "model.safetensors")
+
+
+def test_from_a_run_with_frozen_parts(trained, cli, no_pictures):
+    """The frozen layer keeps the other run's bits, the next starts from them, the output is new."""
+    first = trained("first", "--epochs 1")
+    before = tensors(first)
+    sgd = "--optimizer SGD --optimizer.momentum 0 --optimizer.nesterov false"
+    run = trained(
+        "second",
+        f"--epochs 1 --init {first} --freeze fc1 {sgd} --optimizer.lr 1e-30 --rule Backprop "
+        "--optimizer.weight_decay 0",
+    )
+    after = tensors(run)
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert "6 of 6 tensors" in (run / "log.txt").read_text()
+    moved = tensors(trained("third", f"--epochs 1 --init {first} --freeze fc1 --rule Backprop"))
+    for name, tensor in before.items():
+        assert torch.equal(moved[name], tensor) == name.startswith("fc1"), name
+    assert Run.open("runs/third").config["freeze"] == ["fc1"]
+    assert cli("evaluate runs/third").code == 0
+
+
+def test_what_does_not_fit_stays_as_initialised(trained, cli):
+    first = trained("first", "--epochs 1")
+    run = trained("wide", f"--epochs 1 --model.layers 1 --blocks 1 --init {first} --rule Backprop")
+    said = (run / "log.txt").read_text()
+    assert "--init: " in said
+    assert "from runs/first" in said
+
+
+def test_a_run_continues_without_the_file(trained, cli, no_pictures):
+    first = trained("first", "--epochs 1")
+    run = trained("second", f"--epochs 1 --init {first}", fresh=True)
+    (first / "model.safetensors").unlink()
+    assert cli(f"train --resume {run}").code == 0
+    assert cli(f"evaluate {run}").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--init nowhere", "--init nowhere: cannot be read"),
+        ("--init .", "it holds no model.safetensors"),
+        ("--init text", "--init text: cannot be read"),
+        ("--init other.safetensors", "no tensor fits this network; it has fc1.1.weight"),
+        ("--freeze nothing", "--freeze nothing: no such module"),
+        ("--freeze fc1.0", "--freeze fc1.0: it has no parameters"),
+        ("--freeze fc1,fc2,classifier", "no parameter is left to train"),
+    ],
+)
+def test_what_cannot_be_used(options, said, cli):
+    Path("text").write_text("no tensors")
+    safetensors.torch.save_file({"a": torch.zeros(2)}, "other.safetensors")
+    result = cli(f"train --model mlp --model.layers 2 --blocks 2 --epochs 1 {options}")
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    assert said in result.err
+    assert not Path("experiments").exists()
