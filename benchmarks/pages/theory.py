@@ -100,12 +100,13 @@ def _variance(rows: list[dict[str, Any]]) -> str:
 def _views(rows: list[dict[str, Any]]) -> str:
     labels = [probe["labels"] for probe in rows[0]["probes"]]
     return _table(
-        ["dependence", "features", "knee", *(f"{count} labels" for count in labels)],
+        ["dependence", "features", "knee", "effective rank", *(f"{count} labels" for count in labels)],
         [
             [
                 f"{row['dependence']}" if kind == "raw" else "",
                 "the view itself" if kind == "raw" else "learned without labels",
                 "" if kind == "raw" else str(row["knee"]),
+                "" if kind == "raw" else f"{row['rank']:.1f}",
                 *(mean([100 * a for a in probe[kind]], 1) for probe in row["probes"]),
             ]
             for row in rows

@@ -82,6 +82,9 @@ def test_by_name() -> None:
         ("parity:relevant=129", r"parity\(relevant=129\): give at most 128"),
         ("circuit:gates=and+nor+maybe", r"'maybe': there is: and, nand, nor, or, xnor, xor"),
         ("circuit:depth=0", r"circuit\(depth=0\): give at least 1"),
+        ("parity:samples=99999999", r"parity\(samples=99999999\): give at most 33554432"),
+        ("hierarchical:side=0", r"hierarchical\(side=0\): give at least 1"),
+        ("views:features=5", r"views\(features=5\): give an even number"),
         ("views:noise=0", r"views\(noise=0.0\): give a positive number"),
     ],
 )

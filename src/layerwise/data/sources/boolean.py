@@ -29,6 +29,7 @@ GATES = {
 }
 TEST = 10_000  # samples of the test part
 MOST_BITS = 24  # of a function that is enumerated
+MOST_BYTES = 1 << 32  # of a training part
 
 
 @checks_arguments
@@ -60,9 +61,10 @@ def parity(
     Raises:
         InputError: a number out of range.
     """
+    at_least(1, "parity", bits=bits)
     at_least(1, "parity", bits, relevant=relevant)
     at_least(0, "parity", 1, bias=bias, equal=equal)
-    generator = _generator("parity", samples, seed)
+    generator = _generator("parity", samples, seed, bits)
     x = _random_bits(samples + TEST, bits, bias, generator)
     same = torch.rand(len(x), generator=generator) < equal
     value = torch.randint(2, (len(x), 1), generator=generator, dtype=torch.uint8)
@@ -87,7 +89,7 @@ def digit_parity(digits: int = 3, samples: int = 60_000, seed: int = 0) -> Parts
         InputError: a number out of range.
     """
     at_least(1, "digit_parity", 100, digits=digits)
-    generator = _generator("digit_parity", samples, seed)
+    generator = _generator("digit_parity", samples, seed, 64 * digits)
     whole = load_digits().train
     assert isinstance(whole, Images)
     made = []
@@ -123,7 +125,7 @@ def circuit(
     """
     tree = Circuit.drawn(depth, gates, seed)
     at_least(0, "circuit", 1, bias=bias)
-    x = _random_bits(samples + TEST, 2**depth, bias, _generator("circuit", samples, seed))
+    x = _random_bits(samples + TEST, 2**depth, bias, _generator("circuit", samples, seed, 2**depth))
     return _parts(x, tree(x)[-1][:, 0], ("false", "true"))
 
 
@@ -146,7 +148,7 @@ class Circuit:
             InputError: an unknown gate; a depth outside 1 to 12; a negative seed.
         """
         at_least(1, "circuit", 12, depth=depth)
-        generator = _generator("circuit", 1, seed)
+        generator = _generator("circuit", 1, seed, 1)
         kinds = gates.split("+")
         for kind in kinds:
             if kind not in GATES:
@@ -197,8 +199,9 @@ def parities(bits: int, relevant: int | None = None) -> Tensor:
     return 1 - 2 * (chosen @ every_input(bits).double().T % 2)
 
 
-def _generator(call: str, samples: int, seed: int) -> torch.Generator:
-    at_least(1, call, samples=samples)
+def _generator(call: str, samples: int, seed: int, width: int) -> torch.Generator:
+    """A generator for samples of `width` bytes."""
+    at_least(1, call, MOST_BYTES // width, samples=samples)
     at_least(0, call, seed=seed)
     return torch.Generator().manual_seed(seed)
 

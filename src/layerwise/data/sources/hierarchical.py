@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.arguments import at_least, checks_arguments
 from layerwise.data.images import Images
 from layerwise.data.sources.digits import digits
 from layerwise.data.splits import Parts
@@ -13,6 +14,7 @@ from layerwise.errors import InputError
 THRESHOLD = 128  # a pixel of at least this value belongs to the stroke of a digit
 
 
+@checks_arguments
 def hierarchical(classes: int = 4, patterns: int = 3, side: int = 2, seed: int = 0) -> Parts:
     """The 1,797 digits, hidden two levels deep in black and white images (32x32 for `side` = 2).
 
@@ -35,8 +37,11 @@ def hierarchical(classes: int = 4, patterns: int = 3, side: int = 2, seed: int =
         seed: of the patches and of the images.
 
     Raises:
-        InputError: there are too few different patches.
+        InputError: there are too few different patches; a number out of range.
     """
+    at_least(1, "hierarchical", 8, side=side)
+    at_least(1, "hierarchical", 256, classes=classes, patterns=patterns)
+    at_least(0, "hierarchical", seed=seed)
     generator = torch.Generator().manual_seed(seed)
     whole = digits().train
     assert isinstance(whole, Images)

@@ -7,8 +7,10 @@ import torch
 from layerwise.arguments import at_least, checks_arguments, positive
 from layerwise.data.images import Images
 from layerwise.data.splits import Parts
+from layerwise.errors import InputError
 
 TEST = 4_000  # samples of the test part
+MOST_NUMBERS = 1 << 28  # of a view of all samples
 REACH = 4  # standard deviations of the noise that bytes hold
 
 
@@ -45,7 +47,9 @@ def views(
     """
     at_least(0, "views", 1, dependence=dependence)
     at_least(2, "views", classes=classes, features=features)
-    at_least(1, "views", samples=samples)
+    if features % 2:
+        raise InputError(f"views(features={features}): give an even number")
+    at_least(1, "views", MOST_NUMBERS // features, samples=samples, classes=classes)
     at_least(0, "views", seed=seed)
     positive("views", noise=noise)
     generator = torch.Generator().manual_seed(seed)
