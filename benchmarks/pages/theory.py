@@ -100,7 +100,13 @@ def _variance(rows: list[dict[str, Any]]) -> str:
 def _views(rows: list[dict[str, Any]]) -> str:
     labels = [probe["labels"] for probe in rows[0]["probes"]]
     return _table(
-        ["dependence", "features", "knee", "effective rank", *(f"{count} labels" for count in labels)],
+        [
+            "dependence",
+            "features",
+            "knee",
+            "effective rank",
+            *(f"{count} labels" for count in labels),
+        ],
         [
             [
                 f"{row['dependence']}" if kind == "raw" else "",
