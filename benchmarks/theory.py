@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ def trained(runs: Path, name: str, recipe: str, options: str, seeds: int) -> dic
 
 
 def _run(runs: Path, name: str, recipe: str, options: str) -> Run:
-    path = runs / name.replace(",", "").replace(" ", "-")
+    path = runs / re.sub(r"[^\w.]+", "-", name)
     left = left_to_train(path, ["--recipe", recipe, "--pictures", "0", *shlex.split(options)])
     if left is not None:
         layerwise(["train", *left])
@@ -109,13 +110,14 @@ def digits(runs: Path) -> list[dict[str, Any]]:
 CIRCUITS = {  # depth, gates, bias
     "and, or, nand, nor": (4, "and+or+nand+nor", 0.5),
     "and, or, nand, xor": (3, "and+or+nand+xor", 0.7),
-    "xor, biased": (3, "xor", 0.9),
+    "xor, P(1) = 0.9": (3, "xor", 0.9),
+    "xor, P(1) = 0.75": (3, "xor", 0.75),
     "xor, uniform": (3, "xor", 0.5),
 }
 
 
 def circuits(runs: Path) -> list[dict[str, Any]]:
-    """Four circuits, each level by level, all levels at once with local losses, and end to end."""
+    """Five circuits, each level by level, all levels at once with local losses, and end to end."""
     rows = []
     for name, (depth, gates, bias) in CIRCUITS.items():
         tree, bits = Circuit.drawn(depth, gates, 1), every_input(2**depth)

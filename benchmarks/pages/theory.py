@@ -40,9 +40,9 @@ LEARNERS = {
     "mixture, linear": ("a linear model; the same", "not learned"),
     "mixture, fixed": ("a linear model of 512 random ReLU features; the same", "not learned"),
     "uniform, 64 bits": ("a hidden layer; 5 of 64 uniform bits", "not learned"),
-    "digits": ("a hidden layer of 512; three digits", "learned"),
+    "digits": ("a hidden layer of 512; three digits", ""),
     "digits, linear": ("a linear model of the pixels; the same", ""),
-    "digits, fixed": ("a linear model of 512 random ReLU features; the same", "far below"),
+    "digits, fixed": ("a linear model of 512 random ReLU features; the same", ""),
 }
 
 

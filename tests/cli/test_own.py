@@ -74,7 +74,13 @@ def test_every_kind_by_its_path(cli, no_pictures, monkeypatch):
     config = yaml.safe_load(Path("r/a/config.yaml").read_text())
     assert config["rule"] == {
         "name": "mine.MyRule",
-        "head": {"name": "mine.MyHead", "pool": 2, "features": None, "bias": True},
+        "head": {
+            "name": "mine.MyHead",
+            "pool": 2,
+            "features": None,
+            "bias": True,
+            "fixed": False,
+        },
     }
     assert config["model"] == {"name": "mine.net", "width": 16}
     assert config["optimizer"]["name"] == "torch.optim.Adafactor"

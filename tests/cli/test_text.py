@@ -89,7 +89,7 @@ def test_what_a_text_has_to_say(cli, no_pictures, undrawn) -> None:
     assert (result.code, "left out" in result.err) == (0, False), result.err
     found = json.loads(Path("runs/fa/analysis-1/analysis.json").read_text())
     (of_run,) = found["runs"]
-    numbers = {"angle", "ratio", "rank", "norm"}
+    numbers = {"angle", "ratio", "rank", "norm", "knee"}
     assert all(set(block) == {"name", *numbers} for block in of_run["blocks"])
     assert of_run["difficulty"] is None
     assert {layer["name"] for layer in of_run["feedback"]} == set(first["feedback"])

@@ -32,7 +32,7 @@ def views(
 
     With dependence 0, X1 and X2 are independent given the class. `Inpaint`, whose hole is the
     middle half of an image, predicts X2 from X1. Deviations: both views have the same number of
-    features, here 50, there 50 and 40; features are bytes; the noise is ours.
+    features, and features are bytes. The noise is ours; the paper's own is not known to us.
 
     Args:
         dependence: a, from 0 to 1.
