@@ -100,7 +100,7 @@ def test_two_networks_batch_by_batch():
             own = sum(hsic_1(k[i], k[i]) for k, _ in kernels)
             other = sum(hsic_1(l[j], l[j]) for _, l in kernels)
             wanted = both.item() / math.sqrt(own * other)
-            assert found[i, j].item() == pytest.approx(wanted, abs=1e-6)
+            assert found[i, j].item() == pytest.approx(wanted, abs=1e-5)
 
 
 @torch.no_grad()
