@@ -13,6 +13,7 @@ from pages.files import RESULTS, commands, result
 TITLES = {
     "basic_cnn": "BasicCNN",
     "original-1": "the original study, first experiments",
+    "original-1-lr-0.0003": "the original study, first experiments at ten times the learning rate",
     "original-2": "the original study, second experiments",
     "original-3": "the original study, third experiments",
     "original-3-small": "the original study, third experiments on a small network",
@@ -47,7 +48,7 @@ def _section(name: str) -> str:
     )
     several = len({run["config"]["seed"] for run in runs}) > 1
     table = over_seeds(summaries) if several else accuracy_table(summaries)
-    reported = _next_to_original(runs) if name == "original-1" else ""
+    reported = _next_to_original(runs) if name == "original-1-lr-0.0003" else ""
     # Runs of several seeds show no images/s.
     note = (
         ""

@@ -12,6 +12,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
     run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
     highest FILE NAME           highest test accuracy of any epoch in %
+    apart FILE NAME SERIES      by how many points at most a run's test accuracy is away from a
+                                published series of that file's reference, at equal steps
     train_accuracy FILE NAME    training accuracy in % after the last epoch
     epochs FILE NAME            how many epochs
     perplexity FILE RULE        test perplexity (benchmarks/text.py)
@@ -39,6 +41,7 @@ from collections.abc import Callable
 from typing import Any
 
 from layerwise.costs import StepTable
+from layerwise.report.reference import Reference
 from pages import all_rules, probes, sequences
 from pages.files import RESULTS, result
 from pages.spread import mean
@@ -89,6 +92,13 @@ def run(file: str, name: str, places: int = 1) -> str:
 def highest(file: str, name: str, places: int = 1) -> str:
     [of_run] = _runs(file, name)
     return f"{100 * max(row['test_accuracy'] for row in of_run['metrics']):.{places}f}"
+
+
+def apart(file: str, name: str, series: str, places: int = 1) -> str:
+    [of_run] = _runs(file, name)
+    found = Reference.read(file).distances({series: of_run["metrics"]})
+    accuracies = [abs(d.difference) for d in found if d.column == "test_accuracy"]
+    return f"{max(accuracies):.{places}f}"
 
 
 def train_accuracy(file: str, name: str, places: int = 0) -> str:
@@ -175,6 +185,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         head_parameters,
         run,
         highest,
+        apart,
         train_accuracy,
         epochs,
         perplexity,
