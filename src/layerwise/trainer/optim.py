@@ -174,9 +174,10 @@ class OfFunction(Optimizer):
             return self.make([p for p in parameters if p.requires_grad])
         except ValueError as error:
             make = getattr(self.make, "func", self.make)
+            name = getattr(make, "__name__", shortened(make))
             raise InputError(
-                f"optimizer {getattr(make, '__name__', shortened(make))}: it does not take the network's parameters: "
-                f"{reason(error)}; give another, or a function that gives these to another"
+                f"optimizer {name}: it does not take the network's parameters: {reason(error)}; "
+                "give another, or a function that gives these to another"
             ) from error
 
 

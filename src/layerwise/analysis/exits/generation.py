@@ -81,8 +81,8 @@ def generate(
     """
     if not isinstance(prompt, Tensor):
         raise InputError(
-            f"generate(prompt={shortened(prompt)}): give the numbers of one text's tokens, a tensor "
-            "(T,) of an integer type"
+            f"generate(prompt={shortened(prompt)}): give the numbers of one text's tokens, a "
+            "tensor (T,) of an integer type"
         )
     if prompt.dim() != 1 or not len(prompt) or prompt.is_floating_point():
         raise InputError(
