@@ -384,3 +384,9 @@ def test_costs_of_deciding():
     costs = Costs(tuple(BlockCost("", (1,), 0, f, 0, head) for f, head in flops))
     assert costs.deciding([0, 2, 3]) == [105, 614, 1014]
     assert [costs.up_to(k)[1] for k in (0, 2, 3)] == [105, 609, 1000]
+
+
+def test_a_network_is_no_rule():
+    for make in (lambda: EarlyExit(nn.Linear(2, 2), 0.5), lambda: Exit(nn.Linear(2, 2), 0)):
+        with pytest.raises(InputError, match=r"Exit\(rule=Linear.*: give a rule"):
+            make()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from layerwise import cut, models, rules
 from layerwise.analysis.exits import EarlyExit, Exit, generate
@@ -100,3 +101,8 @@ def test_what_is_no_text(rule):
         with pytest.raises(InputError, match=says) as e:
             call()
         assert "\n" not in str(e.value)
+
+
+def test_a_prompt_is_a_tensor():
+    with pytest.raises(InputError, match=r"generate\(prompt='abc'\): give the numbers"):
+        generate(nn.Identity(), "abc", 3, 16)

@@ -34,6 +34,10 @@ class MyRule(lw.rules.DGL):
     """My rule."""
 
 
+class Nameless:
+    """No network."""
+
+
 class MyHead(lw.heads.Linear):
     """My head."""
 
@@ -74,13 +78,7 @@ def test_every_kind_by_its_path(cli, no_pictures, monkeypatch):
     config = yaml.safe_load(Path("r/a/config.yaml").read_text())
     assert config["rule"] == {
         "name": "mine.MyRule",
-        "head": {
-            "name": "mine.MyHead",
-            "pool": 2,
-            "features": None,
-            "bias": True,
-            "fixed": False,
-        },
+        "head": {"name": "mine.MyHead", "pool": 2, "features": None, "bias": True, "fixed": False},
     }
     assert config["model"] == {"name": "mine.net", "width": 16}
     assert config["optimizer"]["name"] == "torch.optim.Adafactor"
@@ -113,6 +111,9 @@ def test_a_config_does_not_import(cli, monkeypatch):
         ("--rule mine.net", "is not a subclass of layerwise.rules.base.rule.Rule"),
         ("--rule mine.Nothing", "cannot be imported: module 'mine' has no attribute 'Nothing'"),
         ("--rule nowhere.Rule", "cannot be imported: No module named 'nowhere'"),
+        ("--optimizer torch.optim.LBFGS", "LBFGS: it cannot step with a gradient alone"),
+        ("--optimizer torch.optim.Muon", "optimizer Muon: it does not take the network's"),
+        ("--model mine.Nameless", "--model mine.Nameless: it takes none of the arguments"),
         ("--optimizer mine.MyRule", "or of torch.optim.Optimizer"),
         ("--rule.head mine.MyRule", "is not a subclass of layerwise.heads.head.Head"),
         ("--data mine.net", "data mine.net:"),

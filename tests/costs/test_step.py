@@ -195,7 +195,7 @@ def test_markdown(table, tmp_path):
     rows = [line for line in lines if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     assert "chain, 4x16" in rows[2]
-    assert "Linear(pool=2, features=None, bias=True)" in rows[4]
+    assert "Linear(pool=2, features=None, bias=True, fixed=False)" in rows[4]
 
 
 def test_the_table_fits_a_terminal(table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 import layerwise as lw
-from layerwise.errors import InputError
+from layerwise.costs.blocks import Costs
+from layerwise.errors import InputError, Interrupted
 from layerwise.runs.run import Run
 from layerwise.trainer import Observer
 from layerwise.trainer.optim import SGD, AdamW, Constant
@@ -202,6 +211,114 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=1, optimizer=AdamW())
 
 
+@pytest.mark.parametrize("at", [3, 4])  # within an epoch, and between two
+@pytest.mark.parametrize("where", ["loader", "sampler", "batch_sampler"])
+def test_generators_of_the_loader_continue(where: str, at: int, fit: Any, tmp_path: Path) -> None:
+    """A shuffle by a generator of one's own is repeated, too."""
+
+    def given() -> DataLoader[Any]:
+        own = torch.Generator().manual_seed(5)
+        if where == "loader":
+            return DataLoader(data(80), 20, shuffle=True, generator=own)
+        sampler = RandomSampler(data(80), generator=own)
+        if where == "sampler":
+            return DataLoader(data(80), 20, sampler=sampler)
+        return DataLoader(data(80), batch_sampler=BatchSampler(sampler, 20, False))
+
+    options: dict[str, Any] = {"optimizer": PLAIN, "epochs": 2, "save_every": 1}
+    whole, again = network(), network()
+    fit(rule_of(whole), given(), **options)
+    with pytest.raises(ZeroDivisionError):
+        fit(rule_of(network()), given(), name="cut", observers=[Crash(at)], **options)
+    fit(rule_of(again), given(), resume=tmp_path / "cut", **options)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "outputs", "labels"),
+    [
+        (F.mse_loss, 1, torch.rand(24, 1)),
+        (lambda scores, y: F.mse_loss(scores[:, 0], y), 1, torch.rand(24)),
+        (F.binary_cross_entropy_with_logits, 3, torch.ones(24, 3)),
+    ],
+)
+def test_labels_for_a_criterion_of_ones_own(
+    criterion: Any, outputs: int, labels: Tensor, fit: Any
+) -> None:
+    """Regression, and several classes at once: the network is a plain loop's, and the costs are
+    those of class numbers."""
+    x = data(24).tensors[0]
+    batches = list(DataLoader(TensorDataset(x, labels), 8))
+
+    def made() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, outputs))
+
+    model, plain = made(), made()
+    rule = lw.rules.Backprop(
+        lw.cut(model, blocks=2, example=torch.zeros(2, 6)), criterion=criterion
+    )
+    run = fit(rule, batches, validation=batches, optimizer=PLAIN, schedule=Constant(), epochs=1)
+    for images, y in batches:
+        loss = criterion(plain(images), y)
+        for p, g in zip(
+            plain.parameters(), torch.autograd.grad(loss, list(plain.parameters())), strict=True
+        ):
+            p.data -= 0.1 * g
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+    (row,) = run.metrics()
+    assert row["validation_loss"] == pytest.approx(criterion(model(x), labels).item(), rel=1e-5)
+    forward = 2 * (6 * 12 + 12 * outputs)
+    assert Costs.of(rule, labels=labels).step_flops == 3 * forward - 2 * 6 * 12
+
+
+def test_several_views_of_each_sample(fit: Any) -> None:
+    contrastive = lw.objectives.NTXent(lw.heads.Projector(dim=8))
+    rule = lw.rules.Greedy(lw.cut(network(), blocks=2, example=torch.zeros(2, 6)), contrastive)
+    x, y = data(24).tensors
+    batches = [(torch.cat([x, x + 0.1]), y)]
+    (row,) = fit(rule, batches, validation=[(x, y)], epochs=1).metrics()
+    assert row["validation_accuracy"] is not None
+
+
+def test_an_interrupted_run_says_how_it_continues(fit: Any, tmp_path: Path) -> None:
+    class Stops(Observer):
+        def due(self, step: int) -> bool:
+            return step == 1
+
+        def before_step(self, step: int, rule: lw.Rule, **_: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    batches = list(DataLoader(data(), 30))
+    with pytest.raises(Interrupted, match=r"stopped at step 2; continue: lw.fit\(..., resume='"):
+        fit(rule_of(network()), batches, name="a", epochs=1, observers=[Stops()])
+    with pytest.raises(InputError, match=r"fit\(name='a'\): .* continue it with resume='"):
+        fit(rule_of(network()), batches, name="a", epochs=1)
+
+
+def test_inputs_that_the_network_does_not_take(fit: Any) -> None:
+    batches = [{"input": torch.zeros(4, 6), "number": torch.arange(4), "y": torch.arange(4) % 3}]
+    with pytest.raises(
+        InputError, match="got the inputs input, number, which the network does not"
+    ):
+        fit(rule_of(network()), batches, epochs=1)
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(data())
+
+
+class Uneven(Dataset[Any]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return torch.zeros(i), 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -217,6 +334,20 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
         ({"stages": 2}, r"fit\(stages=...\): no such option"),
         ({"patience": 2}, "no validation data"),
         ({"rule": "DGL"}, r"fit\(rule='DGL'\)"),
+        ({"train": None}, r"fit\(train=None\): give batches"),
+        ({"train": Endless()}, "Endless has no length"),
+        ({"train": TensorDataset(torch.zeros(0, 6))}, "there is no sample in it"),
+        ({"train": DataLoader(data(), batch_size=None)}, "it gives single samples"),
+        ({"train": [(torch.zeros(2, 6), ["a", "b"])]}, "labels of a batch are a list of 2 that"),
+        ({"train": Uneven()}, "its first batch cannot be made: stack expects"),
+        ({"train": [{"x": 0, "y": 0, "label": 0}]}, "labels under label and y; keep one"),
+        ({"schedule": "Cosine"}, r"fit\(schedule='Cosine'\): give one of layerwise"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer LBFGS: it cannot step with a gradient alone"),
+        ({"optimizer": torch.optim.SparseAdam}, "does not support dense gradients"),
+        ({"optimizer": torch.optim.Muon}, "does not take the network's parameters"),
+        ({"observers": [3]}, r"fit\(observers=\[3\]\)"),
+        ({"observers": Observer()}, r"fit\(observers="),
+        ({"loggers": "wandb"}, r"give a list of names, \['wandb'\]"),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str, fit: Any, tmp_path: Path) -> None:

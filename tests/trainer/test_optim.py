@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from layerwise.errors import InputError
-from layerwise.trainer.optim import SGD, AdamW, Constant, Cosine, OneCycle, Step
+from layerwise.trainer.optim import SGD, AdamW, Constant, Cosine, OfFunction, OneCycle, Step
 
 
 def network() -> nn.Module:
@@ -163,3 +164,11 @@ def test_a_parameter_may_get_its_first_gradient_late(nesterov):
             optimizer.zero_grad()
         for mine, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(mine, other)
+
+
+def test_what_cannot_be_stepped_alone_is_refused():
+    for kind in (torch.optim.LBFGS, torch.optim.SparseAdam):
+        with pytest.raises(InputError, match=f"optimizer {kind.__name__}: it cannot step with a"):
+            OfFunction.of(kind)
+    with pytest.raises(InputError, match="tuple index out of range"):
+        OfFunction.of(functools.partial(torch.optim.Adam, betas=(0.8,)))

@@ -102,6 +102,11 @@ class Parser(ArgumentParser):
             raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
         if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
             option = f"--{wrong[1]}"
+            if wrong[2].startswith("Namespace(name="):  # a thing without any option
+                raise InputError(
+                    f"{option} {self.chosen.get(wrong[1], '')}: it takes none of the arguments of "
+                    "such a thing; a network is a function of shape and num_classes, or of either"
+                ) from ex
             raise InputError(f"{option} {wrong[2]}: {self._takes(option)}") from ex
         raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
 

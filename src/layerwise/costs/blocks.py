@@ -16,6 +16,7 @@ from torch import Tensor
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.cost import counted
 from layerwise.blocks.unchanged import unchanged
+from layerwise.costs.example_labels import example_labels
 from layerwise.costs.flops import Flops, count_flops
 from layerwise.inputs import first_rows
 from layerwise.rules import Backprop
@@ -63,24 +64,24 @@ class Costs:
     backprop_flops: int | None = None
 
     @classmethod
-    def of(cls, rule: Rule, views: int | None = None) -> Costs:
+    def of(cls, rule: Rule, views: int | None = None, labels: Tensor | None = None) -> Costs:
         """Measure a rule whose blocks were made with an example; the rule is left unchanged.
 
         Args:
             rule: the rule.
             views: number of augmented views of every sample; by default the number that the rule
                 needs. FLOPs per sample are those of all its views.
+            labels: a batch of labels, if the rule has a criterion of your own.
         """
         blocks = rule.blocks
         assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
-        assert blocks.shapes is not None
         weight = next(rule.parameters(), torch.zeros(()))
         rows = SAMPLES * (views or max(1, rule.needs_views))
         x, one = blocks.zeros(rows, weight), blocks.zeros(1, weight)
-        y = torch.zeros(SAMPLES, *blocks.shapes[-1][:-1], device=weight.device, dtype=torch.long)
+        y = example_labels(rule, SAMPLES, labels, weight.device)
         phases = len(rule.phases(len(blocks)))
         trained = rule if phases == 1 else copy.deepcopy(rule)  # the rule stays in its phase
-        end_to_end = Backprop(blocks)
+        end_to_end = Backprop(blocks, criterion=_mean)
         measured = alone(rule, trained, end_to_end)
         steps: list[Flops] = []
         with measured, without_gradients(rule), unchanged(rule), torch.enable_grad():
@@ -202,6 +203,11 @@ class Costs:
             f"{self.head_flops / 1e6:,.2f}",
         )
         return table
+
+
+def _mean(scores: Tensor, labels: Tensor) -> Tensor:
+    """A loss of scores of any shape, which has as few FLOPs as the cross-entropy."""
+    return scores.mean()
 
 
 def _block_costs(rule: Rule, x: Tensor, head_flops: Sequence[int]) -> tuple[BlockCost, ...]:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layerwise.data.loader import Loader, seed_of
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
+from layerwise.inputs import plain, tensors
 
 LABELS = ("labels", "label", "targets", "target", "y")  # names of labels in a batch that is a dict
 
@@ -26,8 +27,9 @@ class Batches:
     tuple or a mapping of tensors.
 
     Before each batch, PyTorch's generator is seeded with the seed, the epoch and the batch's
-    number, so that a `DataLoader` shuffles and augments the same way whenever the epoch is read. A
-    training that is continued within an epoch reads and drops the batches before.
+    number, so that a `DataLoader` shuffles and augments the same way whenever the epoch is read;
+    before each epoch, so are the generators that the loader and its samplers were given. A training
+    that is continued within an epoch reads and drops the batches before.
 
     Args:
         source: the iterable, read once for each epoch. A data set that gives single samples
@@ -43,6 +45,8 @@ class Batches:
         batch_size: samples per batch.
         size: samples of an epoch, as if all batches were full.
         tokens: whether a sample has a label for each of its tokens.
+        example_labels: the labels of the first batch.
+        views: inputs for each of these labels.
         marks: a checksum for each batch of the epoch that is read, over the labels up to it.
 
     Raises:
@@ -64,7 +68,7 @@ class Batches:
         name: str = "batches",
     ):
         if isinstance(source, Dataset) or hasattr(source, "column_names"):
-            source = _loader(source, batch_size, train)
+            source = _loader(source, batch_size, train, name)
         if not isinstance(source, Iterable) or isinstance(source, Iterator):
             kind = type(source).__name__
             raise InputError(
@@ -84,7 +88,15 @@ class Batches:
         self.device, self.channels_last = torch.device(device), channels_last
         self.marks: list[int] = []
         with torch.random.fork_rng(devices=[]):
-            _, y = self._read(next(iter(source)))
+            x, y = self._read(self._first())
+        if y.dim() == 0:
+            raise InputError(
+                f"{name}: it gives single samples, with one label each; give batches, such as "
+                "DataLoader(dataset, batch_size=32)"
+            )
+        self.example_labels = y
+        rows = len(found[0]) if (found := tensors(x)) and found[0].dim() else 0
+        self.views = rows // len(y) if rows and len(y) and rows % len(y) == 0 else 1
         self.batch_size = getattr(source, "batch_size", None) or len(y)
         self.size = self._batches * self.batch_size
         self.tokens = y.dim() == 2 and not y.is_floating_point()
@@ -95,12 +107,16 @@ class Batches:
 
     def epoch(self, e: int, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The batches of epoch `e`, from batch number `start` on."""
-        sampler = getattr(self.source, "sampler", None)
-        for of in (self.source, sampler, getattr(self.source, "batch_sampler", None)):
+        seed = seed_of(self.seed, e, 0)
+        of_batches = getattr(self.source, "batch_sampler", None)
+        samplers = (getattr(of, "sampler", None) for of in (self.source, of_batches))
+        for of in (self.source, of_batches, *samplers):
             if hasattr(of, "set_epoch"):
                 of.set_epoch(e)  # type: ignore[union-attr]
+            if isinstance(generator := getattr(of, "generator", None), torch.Generator):
+                generator.manual_seed(seed)
         self.marks = []
-        torch.default_generator.manual_seed(seed_of(self.seed, e, 0))
+        torch.default_generator.manual_seed(seed)
         batches = iter(self.source)
         for b in range(self._batches):
             torch.default_generator.manual_seed(seed_of(self.seed, e, b + 1))
@@ -119,6 +135,22 @@ class Batches:
         """Only the labels of `epoch(e, start)`."""
         return (y for _, y in self.epoch(e, start))
 
+    def _first(self) -> Any:
+        """The first batch.
+
+        Raises:
+            InputError: it cannot be made.
+        """
+        try:
+            return next(iter(self.source))
+        except StopIteration:
+            raise InputError(f"{self.name}: it has a length, but gives no batch") from None
+        except Exception as error:  # whatever the source, its workers and its collation raise
+            raise InputError(
+                f"{self.name}: its first batch cannot be made: {reason(error)}; for samples of "
+                "several sizes give a DataLoader with a collate_fn that pads them"
+            ) from error
+
     def _read(self, batch: Any) -> tuple[Any, Tensor]:
         """Inputs and labels of a batch.
 
@@ -130,17 +162,31 @@ class Batches:
             inputs = {key: value for key, value in batch.items() if key not in names}
             if len(names) == 1 and inputs:
                 x: Any = inputs if len(inputs) > 1 else next(iter(inputs.values()))
-                return x, torch.as_tensor(batch[names[0]])
+                return x, self._labels(batch[names[0]])
+            if len(names) > 1:
+                raise InputError(
+                    f"{self.name}: a batch is a mapping with labels under {' and '.join(names)}; "
+                    "keep one of them"
+                )
         elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2:
-            return batch[0], torch.as_tensor(batch[1])
+            return batch[0], self._labels(batch[1])
         what = f"a mapping of {', '.join(batch)}" if isinstance(batch, Mapping) else None
         raise InputError(
             f"{self.name}: a batch is {what or _described(batch)}; give (inputs, labels), or a "
             "mapping with `labels` and the network's inputs"
         )
 
+    def _labels(self, given: Any) -> Tensor:
+        try:
+            return torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"{self.name}: the labels of a batch are {_described(given)} that cannot become a "
+                f"tensor: {reason(error)}; give numbers"
+            ) from error
+
     def _sent(self, x: Any) -> Any:
-        return pytree.tree_map_only(Tensor, self._sent_one, x)
+        return pytree.tree_map_only(Tensor, self._sent_one, plain(x))
 
     def _sent_one(self, x: Tensor) -> Tensor:
         last = self.channels_last and x.dim() == 4
@@ -163,10 +209,26 @@ def _mark(y: Tensor, before: int) -> int:
     return zlib.crc32(content, before)
 
 
-def _loader(dataset: Any, batch_size: int, train: bool) -> DataLoader:
+def _loader(dataset: Any, batch_size: int, train: bool, name: str) -> DataLoader:
+    """Batches of a data set of single samples.
+
+    Raises:
+        InputError: it has no length, or is empty.
+    """
+    try:
+        size = len(dataset)
+    except (TypeError, NotImplementedError) as error:
+        raise InputError(
+            f"{name}: {type(dataset).__name__} has no length, which the learning rate's schedule "
+            "needs; give a map-style data set, or a list of batches"
+        ) from error
+    if size == 0:
+        raise InputError(f"{name}: there is no sample in it")
+    if isinstance(dataset, IterableDataset):  # it has an order of its own
+        return DataLoader(dataset, batch_size, drop_last=train and size >= batch_size)
     if hasattr(dataset, "with_format") and getattr(dataset, "format", {}).get("type") is None:
         dataset = dataset.with_format("torch")
-    drop_last = train and len(dataset) >= batch_size
+    drop_last = train and size >= batch_size
     return DataLoader(dataset, batch_size, shuffle=train, drop_last=drop_last)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.blocks.unchanged import unchanged
+from layerwise.costs.example_labels import example_labels
 from layerwise.costs.flops import count_flops
 from layerwise.rules.base import Rule, alone
 from layerwise.trainer.settings import Precision
@@ -44,6 +45,7 @@ def fastest(
     views: int,
     precision: Precision,
     channels_last: bool | str,
+    labels: Tensor | None = None,
 ) -> Fastest:
     """Find which precision and memory format train a rule fastest, by steps on random inputs that
     take about a second in all.
@@ -58,6 +60,7 @@ def fastest(
         views: augmented views of each sample.
         precision: "auto", or the one that is wanted.
         channels_last: "auto", or the one that is wanted.
+        labels: a batch of labels, if the rule has a criterion of your own.
     """
     wanted = Fastest(
         "32" if precision == "auto" else precision,
@@ -69,7 +72,7 @@ def fastest(
     if not (formats or types) or not _is_worth_it(rule, batch_size * views):
         return wanted
     with torch.random.fork_rng(), alone(rule):
-        times = _Times(rule, device, min(batch_size, ROWS), views)
+        times = _Times(rule, device, min(batch_size, ROWS), views, labels)
         found, said = wanted, []
         if formats:
             share = times.share(wanted, Fastest(wanted.precision, True, None))
@@ -95,8 +98,15 @@ def _is_worth_it(rule: Rule, rows: int) -> bool:
 class _Times:
     """Times of steps of copies of a rule, in several precisions and formats."""
 
-    def __init__(self, rule: Rule, device: torch.device, rows: int, views: int):
-        self.rule, self.device, self.views = rule, device, views
+    def __init__(
+        self,
+        rule: Rule,
+        device: torch.device,
+        rows: int,
+        views: int,
+        labels: Tensor | None = None,
+    ):
+        self.rule, self.device, self.views, self.labels = rule, device, views, labels
         self.rows = rows
         once = self._step(Fastest("32", False, None))
         once()
@@ -126,9 +136,7 @@ class _Times:
             rule.to(memory_format=torch.channels_last)
             assert isinstance(x, Tensor)
             x = x.contiguous(memory_format=torch.channels_last)
-        assert rule.blocks.shapes is not None
-        labels = rule.blocks.shapes[-1][:-1]
-        y = torch.zeros(self.rows, *labels, dtype=torch.long, device=self.device)
+        y = example_labels(rule, self.rows, self.labels, self.device)
         half = way.precision == "bf16"
 
         def step() -> None:

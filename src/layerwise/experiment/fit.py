@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
@@ -86,6 +86,26 @@ def fit(
     """
     if not isinstance(rule, Rule):
         raise InputError(f"fit(rule={shortened(rule)}): give a learning rule, lw.rules.DGL(...)")
+    if train is None:
+        raise InputError("fit(train=None): give batches of (inputs, labels), such as a DataLoader")
+    if not isinstance(schedule, Schedule):
+        raise InputError(
+            f"fit(schedule={shortened(schedule)}): give one of layerwise, such as "
+            "trainer.optim.Cosine(warmup=1)"
+        )
+    if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):
+        raise InputError(
+            f"fit(observers={shortened(observers)}): give a list of objects of classes that derive "
+            "from trainer.Observer"
+        )
+    if isinstance(loggers, str):
+        raise InputError(f"fit(loggers={loggers!r}): give a list of names, [{loggers!r}]")
+    if isinstance(name, str) and Path(name).name == name and (Path(runs) / name).exists():
+        path = str(Path(runs) / name)
+        raise InputError(
+            f"fit(name={name!r}): {path} exists already and is never overwritten; give another "
+            f"name, or continue it with resume={path!r}"
+        )
     chosen = _settings(settings)
     check_loggers(list(loggers))
     device = device_for(chosen.device)
@@ -112,7 +132,8 @@ def fit(
         for which, source in (("train", train), ("validation", validation), ("test", test))
     }
     batch_size = loaders["train"].batch_size  # type: ignore[union-attr]
-    found = fastest(rule, device, batch_size, 1, chosen.precision, chosen.channels_last)
+    views, labels = _example(rule, loaders["train"])
+    found = fastest(rule, device, batch_size, views, chosen.precision, chosen.channels_last, labels)
     chosen = dataclasses.replace(
         chosen,
         batch_size=batch_size,
@@ -145,6 +166,12 @@ def _settings(given: Mapping[str, Any]) -> Settings:
     return Settings(**options)
 
 
+def _example(rule: Rule, loader: Loader | Batches | None) -> tuple[int, Tensor | None]:
+    """The views of each sample that the rule compares, and labels for a criterion of your own."""
+    labels = loader.example_labels if isinstance(loader, Batches) else None
+    return getattr(loader, "views", 1) if rule.needs_views else 1, labels
+
+
 def _config(
     rule: Rule,
     loaders: Mapping[str, Loader | Batches | None],
@@ -155,6 +182,7 @@ def _config(
 ) -> dict[str, Any]:
     """What config.yaml records: settings, and the names of what came from the caller."""
     network = type(_network(rule)).__name__
+    made = optimizer(rule.parameters())
     data = {which: len(of) for which, of in loaders.items() if of is not None}
     return {
         MADE_BY: "fit",
@@ -165,15 +193,10 @@ def _config(
         "model": {"name": network},
         "blocks": list(rule.blocks.names),
         "rule": {"name": type(rule).__name__},
-        "optimizer": {"name": _name_of(optimizer), "lr": optimizer.lr},
+        "optimizer": {"name": type(made).__name__, "lr": optimizer.lr},
         "schedule": {"name": type(schedule).__name__, **vars(schedule)},
         **{k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_HERE},
     }
-
-
-def _name_of(optimizer: Optimizer) -> str:
-    made = optimizer([nn.Parameter(torch.zeros(2, 2))])
-    return type(made).__name__
 
 
 def _network(rule: Rule) -> nn.Module:
@@ -236,7 +259,7 @@ def _train(
     fabric = fabric_for(settings.device, settings.precision)
     if settings.keep_freed and fabric.device.type == "cpu":
         keep_freed_memory()
-    costs = Costs.of(rule, 1)
+    costs = Costs.of(rule, *_example(rule, loaders["train"]))
     state = run.load("last")
     if state is None:
         run.check_start()
@@ -257,6 +280,11 @@ def _train(
         if state is not None:
             with run.loading("last"):
                 trainer.state.load_state_dict(state)
+            if getattr(getattr(loaders["train"], "source", None), "persistent_workers", False):
+                run.log(
+                    "the loader's workers persist (persistent_workers=True): random numbers that "
+                    "they draw are not those of a run that was never interrupted"
+                )
             run.log(f"resumed at step {trainer.position.step}, for {settings.epochs} epochs")
         run.keep_metrics(trainer.position.epoch)
         trainer.progress.costs(costs)

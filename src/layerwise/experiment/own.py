@@ -6,6 +6,7 @@ it was named by `trust`, which the command line calls with what is written on it
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -139,11 +140,11 @@ def _recipe(optimizer: type[torch.optim.Optimizer]) -> Callable[..., Any]:
         if p.kind is p.VAR_KEYWORD or not (pair or isinstance(value, plain)):
             continue
         hint: Any = float | bool | None if value is None else type(value)
-        hint = tuple[float, ...] if pair else float if hint is int else hint
+        hint = tuple[float, ...] if pair else int | float if hint is int else hint
         parameters.append(p.replace(kind=p.KEYWORD_ONLY, default=value, annotation=hint))
 
     def recipe(**options: Any) -> OfFunction:
-        return OfFunction.of(lambda parameters: optimizer(parameters, **options))
+        return OfFunction.of(functools.partial(optimizer, **options))
 
     recipe.__name__ = recipe.__qualname__ = optimizer.__name__
     recipe.__doc__ = (optimizer.__doc__ or "").strip().partition("\n")[0]

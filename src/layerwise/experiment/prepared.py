@@ -71,6 +71,7 @@ class Prepared:
         optimizer = make("optimizer", config["optimizer"])
         schedule = make("schedule", config["schedule"])
         experiment = build(config)
+        optimizer(experiment.rule.parameters())  # refused before a run folder is made
         if stages is not None and stages > 1:
             check_rule(experiment.rule, stages, experiment.settings.replay)
         if experiment.settings.sync_batchnorm:

@@ -137,6 +137,13 @@ class Run:
         return self.path / "checkpoints"
 
     @property
+    def how_to_continue(self) -> str:
+        """The command or the call that continues the run."""
+        if self.config.get(MADE_BY) == "fit":
+            return f"lw.fit(..., resume={str(self.path)!r})"
+        return f"layerwise train --resume {self.path}"
+
+    @property
     def config(self) -> dict[str, Any]:
         """The options in config.yaml.
 

@@ -359,7 +359,7 @@ class Trainer:
 
     def _interrupt(self) -> None:
         step = self.position.step
-        message = f"stopped at step {step}; continue: layerwise train --resume {self.run.path}"
+        message = f"stopped at step {step}; continue: {self.run.how_to_continue}"
         self.run.log(message)
         self.runtime.close()
         raise Interrupted(message)

@@ -138,23 +138,47 @@ class OfFunction(Optimizer):
 
     @classmethod
     def of(cls, make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> OfFunction:
-        """Find the learning rate by making the optimizer of one small matrix.
+        """Find the learning rate by making the optimizer of one small matrix, and stepping it.
 
         Raises:
-            InputError: the function makes no optimizer with a learning rate.
+            InputError: the function makes no optimizer with a learning rate; its steps need more
+                than gradients.
         """
+        matrix = nn.Parameter(torch.zeros(2, 2))
         try:
-            made = make([nn.Parameter(torch.zeros(2, 2))])
-            return cls(float(made.defaults["lr"]), make)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            made = make([matrix])
+            lr = float(made.defaults["lr"])
+        except Exception as error:  # whatever an optimizer raises for options that it does not take
             raise InputError(
                 f"optimizer {shortened(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
                 "or a function of the parameters alone, such as "
                 f"functools.partial(torch.optim.Adam, lr=1e-3): {reason(error)}"
             ) from error
+        matrix.grad = torch.zeros(2, 2)
+        try:
+            made.step()
+        except Exception as error:
+            raise InputError(
+                f"optimizer {type(made).__name__}: it cannot step with a gradient alone "
+                f"({reason(error)}); give one that does, such as torch.optim.Adam"
+            ) from error
+        return cls(lr, make)
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        return self.make([p for p in parameters if p.requires_grad])
+        """Make the optimizer of these parameters.
+
+        Raises:
+            InputError: it does not take them.
+        """
+        try:
+            return self.make([p for p in parameters if p.requires_grad])
+        except ValueError as error:
+            make = getattr(self.make, "func", self.make)
+            name = getattr(make, "__name__", shortened(make))
+            raise InputError(
+                f"optimizer {name}: it does not take the network's parameters: {reason(error)}; "
+                "give another, or a function that gives these to another"
+            ) from error
 
 
 class Schedule(ABC):

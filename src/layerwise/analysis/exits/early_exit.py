@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.arguments import is_finite
+from layerwise.arguments import is_finite, shortened
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.stretches import Stretches
 from layerwise.errors import InputError
@@ -71,6 +71,8 @@ class EarlyExit(nn.Module):
         position: int | None = None,
     ):
         super().__init__()
+        if not isinstance(rule, Rule):
+            raise InputError(f"EarlyExit(rule={shortened(rule)}): give a rule, lw.rules.DGL(...)")
         name, blocks = type(rule).__name__, rule.blocks
         if not (is_finite(threshold) and threshold >= 0):
             raise InputError(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerwise.arguments import at_least
+from layerwise.arguments import at_least, shortened
 from layerwise.errors import InputError
 
 # Windows of tokens, (B, T) int64 -> scores of the next token at every position, (B, T, C).
@@ -79,6 +79,11 @@ def generate(
         InputError: a prompt that is no text; numbers that are too small; scores that are not those
             of tokens.
     """
+    if not isinstance(prompt, Tensor):
+        raise InputError(
+            f"generate(prompt={shortened(prompt)}): give the numbers of one text's tokens, a "
+            "tensor (T,) of an integer type"
+        )
     if prompt.dim() != 1 or not len(prompt) or prompt.is_floating_point():
         raise InputError(
             f"generate(prompt): got {tuple(prompt.shape)} of {prompt.dtype}; give the numbers of "

@@ -68,6 +68,11 @@ def explain(rule: Rule, error: Exception, inputs: Inputs = None) -> None:
             "channel in train mode, which has no variance; give batches of at least 2 samples, or "
             "call .eval() of the normalization"
         ) from error
+    if isinstance(error, TypeError) and "unexpected keyword argument" in said:
+        raise InputError(
+            f"{call}.backward(x, y): got the inputs {', '.join(map(str, inputs))}, which the "
+            f"network does not take: {reason(error)}; leave out what is no input"
+        ) from error
     example = rule.blocks.example
     if inputs is not None and example is not None and _kinds(inputs) != _kinds(example):
         raise InputError(
