@@ -100,7 +100,8 @@ def test_two_networks_batch_by_batch():
             own = sum(hsic_1(k[i], k[i]) for k, _ in kernels)
             other = sum(hsic_1(l[j], l[j]) for _, l in kernels)
             wanted = both.item() / math.sqrt(own * other)
-            assert found[i, j].item() == pytest.approx(wanted, abs=1e-5)
+            # In single precision the sums nearly cancel.
+            assert found[i, j].item() == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
 @torch.no_grad()

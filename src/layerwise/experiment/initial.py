@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from layerwise.errors import InputError, choices, reason
@@ -39,7 +39,7 @@ def initialise(network: nn.Module, source: str) -> str:
                 "run, or give a safetensors file"
             )
     try:
-        found = safetensors.torch.load_file(path)
+        found = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--init {source}: cannot be read: {reason(error)}") from error
     own = network.state_dict()

@@ -116,6 +116,9 @@ class State:
         ):
             entry(state, name, kind, least=0)
         entry(state, "best", (int, float, NoneType))
+        state = {"best_epoch": 0, "mark": None, **state}  # an older version did not keep these
+        entry(state, "best_epoch", int, least=0)
+        entry(state, "mark", (int, NoneType))
         entry(state, "scaler", (Mapping, NoneType))
         averaged = entry(state, "ema", (Mapping, NoneType)) is not None
         if averaged != (stepper.ema is not None):
@@ -133,8 +136,8 @@ class State:
             stepper.scaler.load_state_dict(entry(state, "scaler", dict))
         self.metrics.load_state_dict(entry(state, "tally", Mapping))
         self.metrics.only(self.runtime.blocks if self.runtime.counts else ())
-        for name, value in asdict(Position()).items():
-            setattr(self.position, name, state.get(name, value))  # an older one lacks the last two
+        for name in asdict(self.position):
+            setattr(self.position, name, state[name])
         tensors_in(entry(state, "rng", Mapping), "rng")
         torch.set_rng_state(entry(state["rng"], "cpu", Tensor))
         if "cuda" in state["rng"] and self.device.type == "cuda":
