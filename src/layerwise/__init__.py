@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from layerwise import analysis, heads, models, objectives, rules, runtime
     from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
     from layerwise.errors import InputError
-    from layerwise.experiment.fit import fit
+    from layerwise.experiment.fitting import fit
     from layerwise.objectives.batch import Batch
     from layerwise.rules.base import Done, LocalRule, Needs, Report, Rule
 
@@ -53,7 +53,7 @@ HOMES = {
     "Report": "rules.base",
     "Rule": "rules.base",
     "cut": "blocks",
-    "fit": "experiment.fit",
+    "fit": "experiment.fitting",
     "receptive_fields": "blocks",
 }
 ROOMS = ("analysis", "blocks", "costs", "data", "experiment", "heads", "models", "objectives")

@@ -199,5 +199,7 @@ def test_every_part_of_a_checkpoint_is_needed(run, cli):
             result = cli("train --resume run")
             if key == "scaler" and new is not KeyError:
                 continue  # only a training in float16 reads it
+            if key in ("best_epoch", "mark") and new is KeyError:
+                continue  # checkpoints of an older version lack them
             assert result.code == 2, (key, new)
             assert "checkpoint run/checkpoints/last.safetensors: " in result.line, (key, new)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerwise.experiment.build import Experiment
-    from layerwise.experiment.fit import fit
+    from layerwise.experiment.fitting import fit
     from layerwise.experiment.own import trust
     from layerwise.experiment.training import resume, train
 
@@ -16,7 +16,7 @@ __all__ = ["Experiment", "fit", "resume", "train", "trust"]
 # Imported when they are asked for: the registry is needed without the trainer.
 HOMES = {
     "Experiment": "build",
-    "fit": "fit",
+    "fit": "fitting",
     "resume": "training",
     "train": "training",
     "trust": "own",

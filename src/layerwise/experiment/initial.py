@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from layerwise.errors import InputError, choices, reason
@@ -39,7 +38,8 @@ def initialise(network: nn.Module, source: str) -> str:
                 "run, or give a safetensors file"
             )
     try:
-        found = load_file(path)
+        with safe_open(path, "pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--init {source}: cannot be read: {reason(error)}") from error
     own = network.state_dict()

@@ -58,7 +58,7 @@ class TruncatedBPTT(Rule):
         window: number of steps in a window; null for one window in every call.
         carry: whether the next call of `backward` continues these sequences, row by row. It may be
             changed between calls: set it to False before the last window of sequences. In
-            evaluation, `exits` continues in the same way, and `eval()` begins anew.
+            evaluation, `exits` continues in the same way, and eval mode begins anew.
         synthetic: the factor of the synthetic gradient, 0 to 1; 0 for none.
         synthesizer: the recipe of the synthesizer.
         criterion: the loss function of the network's output: takes class scores and labels, returns
