@@ -14,13 +14,7 @@ alone; `python benchmarks/accuracy.py shifted FOLDER/*` keeps the measurements.
 
 from __future__ import annotations
 
-import argparse
-import shlex
-import subprocess
-import sys
-from pathlib import Path
-
-from runs import left_to_train
+from runs import train_variants
 
 COMMON = (
     "--model basic_cnn --model.channels 32 --data.size 16 --at [conv2,conv3] --augment.flip true "
@@ -46,21 +40,5 @@ VARIANTS = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--runs", type=Path, default=Path("experiments/shifted"))
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    given, options = parser.parse_known_args()
-    for seed in given.seeds:
-        for name in given.only:
-            run = given.runs / f"{name}-{seed}"
-            arguments = [*shlex.split(COMMON), *shlex.split(VARIANTS[name])]
-            arguments += ["--data", given.data, "--seed", str(seed), *options]
-            if (left := left_to_train(run, arguments)) is not None:
-                subprocess.run([sys.executable, "-m", "layerwise", "train", *left], check=True)
-
-
 if __name__ == "__main__":
-    main()
+    train_variants(__doc__, COMMON, VARIANTS, "experiments/shifted")
