@@ -66,17 +66,19 @@ def _table(number: str, reference: Reference, runs: list[Mapping[str, Any]]) -> 
     distances = reference.distances({run["run"]: run["metrics"] for run in runs})
     found = {(d.run, d.step): d for d in distances if d.column == "test_accuracy"}
     first = min(points[0][0] for of in reference.series.values() for points in of.values())
-    steps = [first * epoch for epoch in EPOCHS if any(s == first * epoch for _, s in found)]
+    every = {
+        step: [_cell(found.get((run["run"], step)), run["metrics"], step) for run in runs]
+        for step in (first * epoch for epoch in EPOCHS)
+    }
+    columns = {step: cells for step, cells in every.items() if any(cells)}
     lines = [
-        f"Test accuracy in %, and in brackets the distance to the study's at the same step, in "
+        "Test accuracy in %, and in brackets the distance to the study's at the same step, in "
         f"points. An epoch of the study has {first} steps.\n",
-        "| run | " + " | ".join(f"step {step:,}" for step in steps) + " |",
-        "|---|" + "--:|" * len(steps),
+        "| run | " + " | ".join(f"step {step:,}" for step in columns) + " |",
+        "|---|" + "--:|" * len(columns),
     ]
-    for run in runs:
-        cells = []
-        for step in steps:
-            cells.append(_cell(found.get((run["run"], step)), run["metrics"], step))
+    for k, run in enumerate(runs):
+        cells = [of_runs[k] for of_runs in columns.values()]
         lines.append(f"| `{run['run']}` | {' | '.join(cells)} |")
     return lines
 
