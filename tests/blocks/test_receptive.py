@@ -101,6 +101,7 @@ def test_alexnet():
 STAGES = ["layer1", "layer2", "layer3", "layer4", "avgpool"]
 
 
+@pytest.mark.slow
 def test_resnet18():
     """Two 3x3 convolutions per block: the stem has 11, stages add 4 * 2*4, 2*4 + 3 * 2*8, ...."""
     blocks = cut(torchvision.models.resnet18(), at=STAGES, example=torch.randn(2, 3, 64, 64))

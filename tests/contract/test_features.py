@@ -263,7 +263,12 @@ def _compiled(backend: str, name: str, network: str) -> None:
 @pytest.mark.filterwarnings(NO_LEAF)
 @pytest.mark.parametrize(
     ("name", "network"),
-    [("dgl", "mlp"), ("dgl", "cnn"), ("backprop", "mlp"), ("backprop_checkpointed", "cnn")],
+    [
+        ("dgl", "mlp"),
+        ("backprop", "mlp"),
+        pytest.param("dgl", "cnn", marks=pytest.mark.slow),
+        pytest.param("backprop_checkpointed", "cnn", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_blocks(name: str, network: str) -> None:
     _compiled("aot_eager", name, network)

@@ -35,6 +35,7 @@ def _purity(named: Tensor, latent: Tensor) -> float:
     return float(counts.max(1).values.sum() / counts.sum())
 
 
+@pytest.mark.slow
 def test_the_hierarchy_is_found() -> None:
     x, y, top = _data()
     held_out = torch.arange(len(y)) % 5 == 0

@@ -311,6 +311,7 @@ def test_steps_of_blocks_do_not_reach_inverses() -> None:
     assert_same(got, wanted)
 
 
+@pytest.mark.slow
 def test_inverses_learn_to_approach_gauss_newton() -> None:
     """On a linear network that stays as it is, without damping: what the first block's output is
     asked to change by comes to be the pseudo-inverse's."""

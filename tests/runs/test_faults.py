@@ -442,6 +442,7 @@ def wait_for_an_epoch(run: Path, process: subprocess.Popen) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed(tmp_path):
     """SIGHUP, twice as some shells send it; nothing can be written to the terminal."""
     with started(f"{LONG} --runs {tmp_path} --name run") as process:
@@ -470,6 +471,7 @@ def trainer_under_nohup():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_pipe_whose_reader_has_ended(tmp_path):
     """`layerwise train ... 2>&1 | head -1`."""
     with started(f"{LONG} --runs {tmp_path} --name run") as process:
