@@ -56,6 +56,7 @@ def test_a_run_continues_without_the_file(trained, cli, no_pictures):
     ("options", "said"),
     [
         ("--init nowhere", "--init nowhere: cannot be read"),
+        (f"--init {'x' * 5000}", "cannot be read"),
         ("--init .", "it holds no model.safetensors"),
         ("--init text", "--init text: cannot be read"),
         ("--init other.safetensors", "no tensor fits this network; it has fc1.1.weight"),

@@ -98,6 +98,8 @@ def test_no_such_reference(tmp_path: Path) -> None:
         Reference.read("orginal-1")
     with pytest.raises(InputError, match="cannot be read"):
         Reference.read(str(tmp_path))
+    with pytest.raises(InputError, match="no such file"):
+        Reference.read("x" * 5000)
 
 
 @pytest.mark.parametrize("name", reference_names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def initialise(network: nn.Module, source: str) -> str:
         InputError: the file cannot be read; nothing in it fits.
     """
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # also of names that no file can have
         path = path / NETWORK
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(
                 f"--init {source}: it holds no {NETWORK}, which a complete run has; finish the "
                 "run, or give a safetensors file"

@@ -53,11 +53,11 @@ def train_seeds(
     for seed in seeds:
         path = Path(runs) / f"{name}-{seed}"
         of_seed = {**config, "seed": seed}
-        if not (path / CONFIG).is_file():
+        if not os.path.isfile(path / CONFIG):
             found.append(train(of_seed, runs=runs, name=path.name, progress=progress))
             continue
         _check_same(Run.open(path), of_seed)
-        if (path / NETWORK).is_file():
+        if os.path.isfile(path / NETWORK):
             progress.say(f"{path}: complete")
             found.append(Run.open(path))
         else:

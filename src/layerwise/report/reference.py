@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -73,7 +74,7 @@ class Reference:
         path = Path(name)
         known = reference_names()
         own = REFERENCES / f"{name}.json"
-        if not path.exists() and name not in known:
+        if not os.path.exists(path) and name not in known:
             raise InputError(
                 f"--reference {name}: no such file; of the library {choices(name, known)}"
             )
