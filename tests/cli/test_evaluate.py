@@ -381,3 +381,9 @@ def test_early_exits_that_are_none(trained, cli):
         result = cli(f"evaluate {run} {line}")
         assert (result.code, result.err.count("\n")) == (2, 1), result.err
         assert says in result.err
+
+
+def test_an_empty_argument(cli):
+    result = cli("evaluate", "run", "")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "'': no such option" in result.err.replace("\n", " ")

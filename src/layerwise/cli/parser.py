@@ -90,7 +90,8 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split())
         if message.lower().startswith("unrecognized arguments:"):
-            option = message.partition(":")[2].split()[0].partition("=")[0]
+            words = message.partition(":")[2].split() or ["''"]  # an empty argument
+            option = words[0].partition("=")[0]
             known = [
                 name.removeprefix("--")
                 for name, action in self._option_string_actions.items()
