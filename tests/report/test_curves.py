@@ -23,7 +23,7 @@ def row(epoch: int, **values: float | None) -> dict[str, float | None]:
 def figures(monkeypatch):
     """The figures that were drawn, by file name; nothing is rendered."""
     drawn = {}
-    monkeypatch.setattr(curves, "_save", lambda figure, name, write: drawn.update({name: figure}))
+    monkeypatch.setattr(curves, "save", lambda figure, name, write: drawn.update({name: figure}))
     return drawn
 
 

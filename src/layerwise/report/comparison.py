@@ -20,6 +20,8 @@ from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import Run
 
+DIFFER = ("run", "seed", "images/s")  # columns in which the seeds of one experiment differ
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -235,11 +237,10 @@ def _by_experiment(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[st
 def experiment_of(summary: Summary) -> tuple[str, ...]:
     """What the runs of one experiment share: the name up to "-SEED", and all that is neither seed,
     speed nor result."""
-    differ = ("run", "seed", "images/s")
     shared = [
         value
         for column, value in summary.cells().items()
-        if column not in differ and " accuracy, " not in column and " perplexity, " not in column
+        if column not in DIFFER and " accuracy, " not in column and " perplexity, " not in column
     ]
     return (summary.run.removesuffix(f"-{summary.seed}"), *shared)
 
@@ -321,11 +322,10 @@ def _together(summaries: Sequence[Summary]) -> dict[tuple[str, ...], list[Summar
 
 def _means_of(experiments: Mapping[tuple[str, ...], Sequence[Summary]]) -> list[dict[str, str]]:
     """A row of cells for each experiment."""
-    differ = ("run", "seed", "images/s")
     return [
         {
             "experiment": experiment,
-            **{k: v for k, v in runs[0].cells().items() if k not in differ},
+            **{k: v for k, v in runs[0].cells().items() if k not in DIFFER},
             "test accuracy, best on validation, %": _spread([r.test_selected for r in runs]),
             "test accuracy, last, %": _spread([r.test_last for r in runs]),
             "train accuracy, last, %": _spread([r.train_last for r in runs]),

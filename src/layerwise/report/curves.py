@@ -74,7 +74,7 @@ def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
     for axes in figure.axes[:2]:
         _from_zero(axes)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    _save(figure, "curves", write)
+    save(figure, "curves", write)
 
 
 def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
@@ -104,7 +104,7 @@ def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
             column_axes[0].legend(fontsize=7)
     for axes in (*grid[0], *grid[1]):
         _from_zero(axes)
-    _save(figure, "blocks", write)
+    save(figure, "blocks", write)
 
 
 def draw_run(run: Run) -> None:
@@ -114,8 +114,13 @@ def draw_run(run: Run) -> None:
     draw_blocks(runs, lambda name, content: run.write(f"curves/{name}", content))
 
 
+def factor_of(column: str) -> int:
+    """From a column of metrics.csv to the unit that is shown: accuracies in %, losses in nats."""
+    return 100 if "accuracy" in column else 1
+
+
 def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style: str) -> None:
-    factor = 100 if "accuracy" in column else 1
+    factor = factor_of(column)
     points = [(r["epoch"], factor * r[column]) for r in rows if r.get(column) is not None]  # type: ignore[operator]
     if not points:  # the block has no objective of its own, or the run has no such split
         return
@@ -141,7 +146,8 @@ def _from_zero(axes: Axes) -> None:
     axes.set_ylim(bottom=0, auto=True)
 
 
-def _save(figure: Figure, name: str, write: Write) -> None:
+def save(figure: Figure, name: str, write: Write) -> None:
+    """Write a figure as PNG and SVG."""
     for kind in ("png", "svg"):
         content = io.BytesIO()
         figure.savefig(content, format=kind, dpi=120, metadata=METADATA[kind])

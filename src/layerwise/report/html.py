@@ -9,17 +9,17 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from layerwise.report.curves import COLOURS, SPREAD, Rows
+from layerwise.report.curves import COLOURS, SPREAD, Rows, factor_of
 from layerwise.runs.run import Run
 
-# Columns of metrics.csv, each a panel: title, factor to the unit shown.
+# Columns of metrics.csv, each a panel with its title.
 PANELS = {
-    "train_loss": ("train loss, nats", 1),
-    "validation_loss": ("validation loss, nats", 1),
-    "test_loss": ("test loss, nats", 1),
-    "train_accuracy": ("train accuracy, %", 100),
-    "validation_accuracy": ("validation accuracy, %", 100),
-    "test_accuracy": ("test accuracy, %", 100),
+    "train_loss": "train loss, nats",
+    "validation_loss": "validation loss, nats",
+    "test_loss": "test loss, nats",
+    "train_accuracy": "train accuracy, %",
+    "validation_accuracy": "validation accuracy, %",
+    "test_accuracy": "test accuracy, %",
 }
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 52, 34, 12  # pixels of a panel and its margins
 MOST_PICTURES = 12  # of a run
@@ -98,8 +98,8 @@ def _legend(metrics: Mapping[str, Rows]) -> str:
 
 def _panels(metrics: Mapping[str, Rows]) -> str:
     figures = []
-    for column, (title, factor) in PANELS.items():
-        lines = {label: _points(rows, column, factor) for label, rows in metrics.items()}
+    for column, title in PANELS.items():
+        lines = {label: _points(rows, column) for label, rows in metrics.items()}
         if any(lines.values()):
             figures.append(figure(title, lines))
     return f'<div class="panels">{"".join(figures)}</div>'
@@ -109,7 +109,7 @@ def _blocks(label: str, rows: Rows) -> str:
     """Curves of every block's test accuracy, and its last values."""
     prefix = "test_accuracy_block"
     numbers = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
-    lines = {f"block {k}": _points(rows, f"{prefix}{k}", 100) for k in numbers}
+    lines = {f"block {k}": _points(rows, f"{prefix}{k}") for k in numbers}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return f"<h3>{escape(label)}</h3><p>No block predicts.</p>"
@@ -127,8 +127,9 @@ def _blocks(label: str, rows: Rows) -> str:
 Point = tuple[float, float, float | None]  # epoch, value, standard deviation over seeds
 
 
-def _points(rows: Rows, column: str, factor: int) -> list[Point]:
+def _points(rows: Rows, column: str) -> list[Point]:
     found: list[Point] = []
+    factor = factor_of(column)
     for row in rows:
         value, spread = row.get(column), row.get(f"{SPREAD}{column}")
         if value is not None and math.isfinite(value):

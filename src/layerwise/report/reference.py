@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from layerwise.errors import InputError, choices, reason
-from layerwise.report.curves import COLOURS, METADATA, PANELS, Rows, Write
+from layerwise.report.curves import COLOURS, PANELS, Rows, Write, factor_of, save
 
 REFERENCES = resources.files("layerwise") / "references"
 NEAR = 0.02  # an epoch stands for a published step that is at most this share of it away
@@ -129,7 +128,7 @@ class Reference:
                     row = min(rows, key=lambda r: abs((r.get("step") or 0) - step))
                     value = row.get(column)
                     if value is not None and abs((row.get("step") or 0) - step) <= NEAR * step:
-                        measured = value * _factor(column)
+                        measured = value * factor_of(column)
                         found.append(Distance(run, column, step, published, measured))
         return found
 
@@ -153,7 +152,7 @@ class Reference:
         panels = figure.subplots(1, len(columns), squeeze=False)[0]
         for axes, (column, title) in zip(panels, columns, strict=True):
             for k, (run, name) in enumerate(names.items()):
-                colour, factor = COLOURS[k % len(COLOURS)], _factor(column)
+                colour, factor = COLOURS[k % len(COLOURS)], factor_of(column)
                 ours = [
                     (row["step"], factor * value)
                     for row in runs[run]
@@ -178,10 +177,7 @@ class Reference:
             axes.grid(alpha=0.25)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
-        for kind in ("png", "svg"):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=120, metadata=METADATA[kind])
-            write(f"reference.{kind}", content.getvalue())
+        save(figure, "reference", write)
 
 
 def reference_names() -> list[str]:
@@ -202,10 +198,6 @@ def rows_of(distances: Sequence[Distance]) -> list[dict[str, str]]:
         }
         for d in distances
     ]
-
-
-def _factor(column: str) -> int:
-    return 100 if "accuracy" in column else 1
 
 
 def _points(points: Any) -> list[tuple[int, float]]:
