@@ -156,6 +156,20 @@ def test_batches_of_every_form() -> None:
     assert len(batches(TensorDataset(x, y), batch_size=3, train=True)) == 1
 
 
+def test_a_part_of_the_librarys_data(fit: Any) -> None:
+    """It is read by a `Loader`, shuffled and normalised."""
+    part = lw.data.load("digits").train
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+    weights = []
+    for source in (part, lw.data.Loader(part, 128, train=True)):
+        torch.manual_seed(0)
+        for layer in (model[1], model[3]):
+            layer.reset_parameters()
+        fit(lw.rules.DGL(lw.cut(model, 2, example=torch.zeros(2, 1, 8, 8))), source, epochs=1)
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_a_hugging_face_data_set() -> None:
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]})
@@ -333,6 +347,9 @@ class Uneven(Dataset[Any]):
         ({"epoch": 3}, r"fit\(epoch=...\): no such option; did you mean 'epochs'"),
         ({"stages": 2}, r"fit\(stages=...\): no such option"),
         ({"patience": 2}, "no validation data"),
+        ({"epochs": 0}, "^fit: epochs=0: give at least 1$"),
+        ({"clip_norm": -1.0}, "^fit: clip_norm=-1.0: give a positive number, or None for no"),
+        ({"step_per_block": True, "accumulate": 2}, "^fit: step_per_block=True contradicts"),
         ({"rule": "DGL"}, r"fit\(rule='DGL'\)"),
         ({"train": None}, r"fit\(train=None\): give batches"),
         ({"train": Endless()}, "Endless has no length"),

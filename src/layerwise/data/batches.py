@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layerwise.data.loader import Loader, seed_of
+from layerwise.data.samples import Samples
 from layerwise.errors import InputError, reason
 from layerwise.inputs import plain, tensors
 
@@ -195,8 +196,11 @@ class Batches:
 
 
 def batches_of(source: Any, **options: Any) -> Loader | Batches:
-    """What reads a source epoch by epoch: a loader of the library as it is, `Batches` of anything
-    else; None stays None."""
+    """What reads a source epoch by epoch: a loader of the library as it is, a `Loader` of a part of
+    its data, `Batches` of anything else."""
+    if isinstance(source, Samples):
+        chosen = {key: value for key, value in options.items() if key != "name"}
+        return Loader(source, **{"batch_size": 128, "train": False, **chosen})
     return source if isinstance(source, Loader | Batches) else Batches(source, **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,8 @@ def fit(
     Args:
         rule: the rule with its blocks, on the CPU.
         train: batches of (inputs, labels), read once for each epoch: a `DataLoader`, a data set of
-            single samples, a list of batches, or a `data.Loader`; see `data.Batches`.
+            single samples, a list of batches, a part of `data.load(...)` or a `data.Loader`; see
+            `data.Batches`.
         validation: the same; the best epoch is selected on it.
         test: the same; measured after each epoch.
         optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
@@ -163,7 +165,12 @@ def _settings(given: Mapping[str, Any]) -> Settings:
         if key not in names:
             raise InputError(f"fit({key}=...): no such option; {choices(key, names)}")
     options: dict[str, Any] = {"pictures": 0, **given}
-    return Settings(**options)
+    try:
+        return Settings(**options)
+    except InputError as error:  # in the words of the command line
+        said = re.sub(r"--(\w+) (\S+?)(?=[ :])", r"\1=\2", str(error)).replace(" null", " None")
+        said = said.replace("=true", "=True")
+        raise InputError(f"fit: {said}") from error
 
 
 def _example(rule: Rule, loader: Loader | Batches | None) -> tuple[int, Tensor | None]:
