@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Batches, Loader, batches_of
 from layerwise.errors import InputError, choices
 from layerwise.experiment.fastest import fastest
+from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import MetricsLogger
 from layerwise.report.curves import draw_run
 from layerwise.report.progress_bar import ProgressBar
@@ -68,8 +70,9 @@ def fit(
         schedule: of the learning rate, per step.
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
-        resume: a run folder of `fit` to continue, with the same arguments. More epochs than before
-            are allowed if the schedule is `Constant`.
+        resume: a run folder of `fit` to continue, with the same arguments. Another number of epochs
+            becomes that of the run's config if the training so far does not depend on it, as with
+            the schedule `Constant`.
         loggers: tensorboard, wandb, mlflow.
         observers: watch the training.
         progress: whether progress is shown, or a display of your own.
@@ -151,6 +154,10 @@ def fit(
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
     else:
         run = _continued(resume, config)
+        batches = len(loaders["train"])  # type: ignore[arg-type]
+        steps = math.ceil(batches / chosen.accumulate)
+        check_length(run, chosen.epochs, rule=rule, schedule=schedule, steps_per_epoch=steps)
+        record_length(run, chosen.epochs)
     shown = _progress(progress)
     with run.locked():
         _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
@@ -229,12 +236,6 @@ def _continued(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
         raise InputError(
             f"fit(resume={str(run.path)!r}): the run has {key} {shortened(then.get(key))}, and "
             f"this call {shortened(now[key])}; give the same, or train a new run"
-        )
-    if now["epochs"] != then["epochs"] and now["schedule"]["name"] != "Constant":
-        raise InputError(
-            f"fit(resume={str(run.path)!r}, epochs={now['epochs']}): the run has {then['epochs']} "
-            f"epochs, and the schedule {now['schedule']['name']} depends on their number; only "
-            "with Constant can it be longer"
         )
     return run
 

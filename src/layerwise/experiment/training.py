@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
 from layerwise.experiment.initial import initialise
+from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.own import trusts
 from layerwise.experiment.prepared import Prepared
@@ -91,6 +93,7 @@ def resume(
     path: str | os.PathLike[str],
     *,
     checkpoint: str = "last",
+    epochs: int | None = None,
     device: str | None = None,
     runtime: str | None = None,
     stages: int | None = None,
@@ -99,14 +102,17 @@ def resume(
 ) -> Run:
     """Continue a run from a checkpoint with its own config: `layerwise train --resume`.
 
-    The run ends with the same bits as if it had not been interrupted. A run that is
-    complete is trained no further.
+    The run ends with the same bits as if it had not been interrupted. A run that is complete is
+    trained no further, unless it is given more epochs.
 
     Args:
         path: the run folder.
         checkpoint: the checkpoint to continue from: last, best, or a file in the run's folder. If
             it is not the last one, the run goes back to it, and keeps all that it has written in a
             folder set-aside-N.
+        epochs: another length of the whole training, which becomes that of the run's config. It
+            ends with the bits of a run that was begun with it, so the schedule and the rule's
+            phases must not have depended on the length so far; with `Constant` they do not.
         device: another device than the run began on.
         runtime: another runtime; `serial` takes all blocks into this process.
         stages: another number of stages.
@@ -115,11 +121,12 @@ def resume(
 
     Raises:
         InputError: no run there, files that cannot be read, data that changed since the run began,
-            or another process trains it.
+            epochs that would have changed what is trained already, or another process trains it.
         NonFiniteLoss, Interrupted, FailedProcess, LostStage: as `train`.
     """
     run = Run.open(path)
-    options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
+    options = {"epochs": epochs, "device": device, "runtime": runtime}
+    options |= {"stages": stages, "replicas": replicas}
     hints = parameters(Settings)
     given = {
         key: fitted(value, hints[key][0], f"--{key}")
@@ -136,11 +143,23 @@ def resume(
     check_data(run, prepared.experiment.splits, curriculum=True)
 
     def go_back() -> Run:
+        again = checkpoint if not processes.restarts() else "last"
+        loader, settings = prepared.loaders["train"], prepared.experiment.settings
+        assert loader is not None
+        check_length(
+            run,
+            settings.epochs,
+            rule=prepared.experiment.rule,
+            schedule=prepared.schedule,
+            steps_per_epoch=math.ceil(len(loader) / settings.accumulate),
+            checkpoint=again,
+        )
         if checkpoint != "last" and not processes.restarts():
             with run.loading(checkpoint):
                 load_evaluated(prepared.experiment.rule, run.checkpoint(checkpoint))
             with run.locked():
                 run.go_back_to(checkpoint)
+        record_length(run, prepared.experiment.settings.epochs)
         return run
 
     return _train(go_back, prepared, progress or Progress())
