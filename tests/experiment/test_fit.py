@@ -50,7 +50,7 @@ def rule_of(model: nn.Module, kind: Any = lw.rules.DGL) -> lw.Rule:
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     if "plain_loop" not in request.node.name:  # one test looks at the pictures, which take a second
-        monkeypatch.setattr("layerwise.experiment.fitting.draw_run", lambda run: None)
+        monkeypatch.setattr("layerwise.experiment.training.draw_run", lambda run: None)
     return functools.partial(lw.fit, runs=tmp_path, progress=False, device="cpu")
 
 

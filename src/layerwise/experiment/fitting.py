@@ -20,21 +20,23 @@ from layerwise.errors import InputError, choices
 from layerwise.experiment.fastest import fastest
 from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import MetricsLogger
-from layerwise.report.curves import draw_run
+from layerwise.experiment.training import train_in
 from layerwise.report.progress_bar import ProgressBar
 from layerwise.rules.base import Rule
-from layerwise.runs.allocator import keep_freed_memory
 from layerwise.runs.loggers import check_loggers
-from layerwise.runs.loggers import loggers as opened
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import MADE_BY, Run
-from layerwise.trainer import Observer, Progress, Settings, Trainer, device_for, fabric_for
+from layerwise.trainer import Observer, Progress, Settings, device_for, fabric_for
 from layerwise.trainer.optim import SGD, OfFunction, OneCycle, Optimizer, Schedule
 
 # Settings of the built-in data, or of several processes, which `fit` does not start.
 NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
 NOT_HERE += ("stages", "replicas", "sync_batchnorm", "replay", "restarts", "timeout")
 NOT_HERE += ("eval_batch_size",)
+PERSISTS = (
+    "the loader's workers persist (persistent_workers=True): random numbers that they draw are not "
+    "those of a run that was never interrupted"
+)
 Parameters = Iterable[nn.Parameter]
 DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE = SGD(), OneCycle()
 
@@ -158,9 +160,25 @@ def fit(
         steps = math.ceil(batches / chosen.accumulate)
         check_length(run, chosen.epochs, rule=rule, schedule=schedule, steps_per_epoch=steps)
         record_length(run, chosen.epochs)
-    shown = _progress(progress)
+    fabric = fabric_for(chosen.device, chosen.precision)
+    persists = getattr(getattr(loaders["train"], "source", None), "persistent_workers", False)
     with run.locked():
-        _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
+        train_in(
+            run,
+            config,
+            _progress(progress),
+            title=f"{run.path}: {fabric.device}",
+            costs=Costs.of(rule, views, labels),
+            observers=lambda to: [*([MetricsLogger(to)] if to else []), *observers],
+            notices=[PERSISTS] if persists and resume is not None else [],
+            network=_network(rule),
+            rule=rule,
+            loaders=loaders,
+            optimizer=recipe,
+            schedule=schedule,
+            settings=chosen,
+            fabric=fabric,
+        )
     return run
 
 
@@ -244,56 +262,3 @@ def _progress(progress: bool | Progress) -> Progress:
     if isinstance(progress, Progress):
         return progress
     return ProgressBar(unit="samples") if progress else Progress()
-
-
-def _train(
-    run: Run,
-    rule: Rule,
-    loaders: Mapping[str, Loader | Batches | None],
-    optimizer: Optimizer,
-    schedule: Schedule,
-    settings: Settings,
-    config: Mapping[str, Any],
-    observers: Sequence[Observer],
-    progress: Progress,
-) -> None:
-    fabric = fabric_for(settings.device, settings.precision)
-    if settings.keep_freed and fabric.device.type == "cpu":
-        keep_freed_memory()
-    costs = Costs.of(rule, *_example(rule, loaders["train"]))
-    state = run.load("last")
-    if state is None:
-        run.check_start()
-        run.write("cost.json", costs.json().encode())
-    with progress, opened(config["loggers"], run, config) as receivers:
-        trainer = Trainer(
-            network=_network(rule),
-            rule=rule,
-            loaders=loaders,
-            optimizer=optimizer,
-            schedule=schedule,
-            settings=settings,
-            run=run,
-            fabric=fabric,
-            observers=[*([MetricsLogger(receivers)] if receivers else []), *observers],
-            progress=progress,
-        )
-        if state is not None:
-            with run.loading("last"):
-                trainer.state.load_state_dict(state)
-            if getattr(getattr(loaders["train"], "source", None), "persistent_workers", False):
-                run.log(
-                    "the loader's workers persist (persistent_workers=True): random numbers that "
-                    "they draw are not those of a run that was never interrupted"
-                )
-            run.log(f"resumed at step {trainer.position.step}, for {settings.epochs} epochs")
-        run.keep_metrics(trainer.position.epoch)
-        trainer.progress.costs(costs)
-        trainer.progress.say(f"{run.path}: {fabric.device}")
-        try:
-            trainer.fit()
-        finally:
-            if run.metrics():
-                draw_run(run)
-    run.check_there()
-    trainer.progress.say(f"done: {run.path}")
