@@ -50,7 +50,7 @@ def rule_of(model: nn.Module, kind: Any = lw.rules.DGL) -> lw.Rule:
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     if "plain_loop" not in request.node.name:  # one test looks at the pictures, which take a second
-        monkeypatch.setattr("layerwise.experiment.fitting.draw_run", lambda run: None)
+        monkeypatch.setattr("layerwise.experiment.training.draw_run", lambda run: None)
     return functools.partial(lw.fit, runs=tmp_path, progress=False, device="cpu")
 
 
@@ -215,11 +215,11 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
     run = fit(rule_of(longer), batches, resume=tmp_path / "a", epochs=3, **options)
     straight = network()
     fit(rule_of(straight), batches, epochs=3, **options)
-    assert len(run.metrics()) == 3
+    assert (len(run.metrics()), run.config["epochs"]) == (3, 3)
     for a, b in zip(longer.parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
     fit(rule_of(network()), batches, name="b", epochs=1)
-    with pytest.raises(InputError, match="schedule OneCycle depends on their number"):
+    with pytest.raises(InputError, match="of OneCycle depends on the number of epochs"):
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=3)
     with pytest.raises(InputError, match=r"the run has optimizer .* this call"):
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=1, optimizer=AdamW())

@@ -92,8 +92,8 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     parser.add_argument(
         "--resume",
         type=str | None,
-        help="run folder to continue; only with --checkpoint, --device, --runtime, --stages and "
-        "--replicas",
+        help="run folder to continue; only with --checkpoint, --epochs (of the whole training), "
+        "--device, --runtime, --stages and --replicas",
     )
     parser.add_argument(
         "--checkpoint",

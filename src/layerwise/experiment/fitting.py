@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,22 +19,25 @@ from layerwise.costs.blocks import Costs
 from layerwise.data import Batches, Loader, batches_of
 from layerwise.errors import InputError, choices
 from layerwise.experiment.fastest import fastest
+from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import MetricsLogger
-from layerwise.report.curves import draw_run
+from layerwise.experiment.training import train_in
 from layerwise.report.progress_bar import ProgressBar
 from layerwise.rules.base import Rule
-from layerwise.runs.allocator import keep_freed_memory
 from layerwise.runs.loggers import check_loggers
-from layerwise.runs.loggers import loggers as opened
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import MADE_BY, Run
-from layerwise.trainer import Observer, Progress, Settings, Trainer, device_for, fabric_for
+from layerwise.trainer import Observer, Progress, Settings, device_for, fabric_for
 from layerwise.trainer.optim import SGD, OfFunction, OneCycle, Optimizer, Schedule
 
 # Settings of the built-in data, or of several processes, which `fit` does not start.
 NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
 NOT_HERE += ("stages", "replicas", "sync_batchnorm", "replay", "restarts", "timeout")
 NOT_HERE += ("eval_batch_size",)
+PERSISTS = (
+    "the loader's workers persist (persistent_workers=True): random numbers that they draw are not "
+    "those of a run that was never interrupted"
+)
 Parameters = Iterable[nn.Parameter]
 DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE = SGD(), OneCycle()
 
@@ -70,8 +74,9 @@ def fit(
         schedule: of the learning rate, per step.
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
-        resume: a run folder of `fit` to continue, with the same arguments. More epochs than before
-            are allowed if the schedule is `Constant`.
+        resume: a run folder of `fit` to continue, with the same arguments. Another number of epochs
+            becomes that of the run's config if the training so far does not depend on it, as with
+            the schedule `Constant`.
         loggers: tensorboard, wandb, mlflow.
         observers: watch the training.
         progress: whether progress is shown, or a display of your own.
@@ -153,9 +158,29 @@ def fit(
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
     else:
         run = _continued(resume, config)
-    shown = _progress(progress)
+        batches = len(loaders["train"])  # type: ignore[arg-type]
+        steps = math.ceil(batches / chosen.accumulate)
+        check_length(run, chosen.epochs, rule=rule, schedule=schedule, steps_per_epoch=steps)
+        record_length(run, chosen.epochs)
+    fabric = fabric_for(chosen.device, chosen.precision)
+    persists = getattr(getattr(loaders["train"], "source", None), "persistent_workers", False)
     with run.locked():
-        _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
+        train_in(
+            run,
+            config,
+            _progress(progress),
+            title=f"{run.path}: {fabric.device}",
+            costs=Costs.of(rule, views, labels),
+            observers=lambda to: [*([MetricsLogger(to)] if to else []), *observers],
+            notices=[PERSISTS] if persists and resume is not None else [],
+            network=_network(rule),
+            rule=rule,
+            loaders=loaders,
+            optimizer=recipe,
+            schedule=schedule,
+            settings=chosen,
+            fabric=fabric,
+        )
     return run
 
 
@@ -237,12 +262,6 @@ def _continued(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
             f"fit(resume={str(run.path)!r}): the run has {key} {shortened(then.get(key))}, and "
             f"this call {shortened(now[key])}; give the same, or train a new run"
         )
-    if now["epochs"] != then["epochs"] and now["schedule"]["name"] != "Constant":
-        raise InputError(
-            f"fit(resume={str(run.path)!r}, epochs={now['epochs']}): the run has {then['epochs']} "
-            f"epochs, and the schedule {now['schedule']['name']} depends on their number; only "
-            "with Constant can it be longer"
-        )
     return run
 
 
@@ -250,56 +269,3 @@ def _progress(progress: bool | Progress) -> Progress:
     if isinstance(progress, Progress):
         return progress
     return ProgressBar(unit="samples") if progress else Progress()
-
-
-def _train(
-    run: Run,
-    rule: Rule,
-    loaders: Mapping[str, Loader | Batches | None],
-    optimizer: Optimizer,
-    schedule: Schedule,
-    settings: Settings,
-    config: Mapping[str, Any],
-    observers: Sequence[Observer],
-    progress: Progress,
-) -> None:
-    fabric = fabric_for(settings.device, settings.precision)
-    if settings.keep_freed and fabric.device.type == "cpu":
-        keep_freed_memory()
-    costs = Costs.of(rule, *_example(rule, loaders["train"]))
-    state = run.load("last")
-    if state is None:
-        run.check_start()
-        run.write("cost.json", costs.json().encode())
-    with progress, opened(config["loggers"], run, config) as receivers:
-        trainer = Trainer(
-            network=_network(rule),
-            rule=rule,
-            loaders=loaders,
-            optimizer=optimizer,
-            schedule=schedule,
-            settings=settings,
-            run=run,
-            fabric=fabric,
-            observers=[*([MetricsLogger(receivers)] if receivers else []), *observers],
-            progress=progress,
-        )
-        if state is not None:
-            with run.loading("last"):
-                trainer.state.load_state_dict(state)
-            if getattr(getattr(loaders["train"], "source", None), "persistent_workers", False):
-                run.log(
-                    "the loader's workers persist (persistent_workers=True): random numbers that "
-                    "they draw are not those of a run that was never interrupted"
-                )
-            run.log(f"resumed at step {trainer.position.step}, for {settings.epochs} epochs")
-        run.keep_metrics(trainer.position.epoch)
-        trainer.progress.costs(costs)
-        trainer.progress.say(f"{run.path}: {fabric.device}")
-        try:
-            trainer.fit()
-        finally:
-            if run.metrics():
-                draw_run(run)
-    run.check_there()
-    trainer.progress.say(f"done: {run.path}")
