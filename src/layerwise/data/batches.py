@@ -45,6 +45,7 @@ class Batches:
     Attributes:
         batch_size: samples per batch.
         size: samples of an epoch, as if all batches were full.
+        shape: of a sample's first input.
         tokens: whether a sample has a label for each of its tokens.
         example_labels: the labels of the first batch.
         views: inputs for each of these labels.
@@ -97,6 +98,7 @@ class Batches:
             )
         self.example_labels = y
         rows = len(found[0]) if (found := tensors(x)) and found[0].dim() else 0
+        self.shape = tuple(found[0].shape[1:]) if found else ()
         self.views = rows // len(y) if rows and len(y) and rows % len(y) == 0 else 1
         self.batch_size = getattr(source, "batch_size", None) or len(y)
         self.size = self._batches * self.batch_size
@@ -199,8 +201,9 @@ def batches_of(source: Any, **options: Any) -> Loader | Batches:
     """What reads a source epoch by epoch: a loader of the library as it is, a `Loader` of a part of
     its data, `Batches` of anything else."""
     if isinstance(source, Samples):
-        chosen = {key: value for key, value in options.items() if key != "name"}
-        return Loader(source, **{"batch_size": 128, "train": False, **chosen})
+        options.pop("name", None)
+        batch_size, train = options.pop("batch_size", 128), options.pop("train", False)
+        return Loader(source, batch_size, train=train, **options)
     return source if isinstance(source, Loader | Batches) else Batches(source, **options)
 
 

@@ -18,7 +18,7 @@ from layerwise.report.html import page
 from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
-from layerwise.runs.run import Run
+from layerwise.runs.run import MADE_BY, Run
 
 DIFFER = ("run", "seed", "images/s")  # columns in which the seeds of one experiment differ
 
@@ -362,6 +362,8 @@ def _number(value: float | None, places: int = 3) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> str:
+    if config.get(MADE_BY) == "fit":
+        return config["data"]["name"]
     augment = [
         key if value is True else f"{key} {value}"
         for key, value in config["augment"].items()

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from layerwise.data import Loader
+from layerwise.analysis.frozen import Source, reading
+from layerwise.data import Batches, Loader
 from layerwise.errors import InputError
 from layerwise.labels import IGNORED, true_classes
 from layerwise.objectives.classify import cross_entropy
@@ -28,6 +29,19 @@ CONFUSION_CLASSES = 1000  # with more classes, a confusion matrix is too large
 ENSEMBLES = {"sum": 1.0, "doubling": 2.0}
 
 
+def prepared(
+    rule: Rule, loader: Source, fabric: Fabric | None, call: str
+) -> tuple[Rule, Loader | Batches, Fabric]:
+    """The rule on its device in eval mode, what reads the data, and device and precision: by
+    default those of the rule, in 32 bits."""
+    from layerwise.trainer.fabric import fabric_for  # slow to import
+
+    if fabric is None:
+        fabric = fabric_for(str(next(rule.parameters()).device))
+    rule = rule.to(fabric.device).eval()
+    return rule, reading(loader, rule, call), fabric
+
+
 def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
     """The weighted mean of all exits' class scores; the k-th of them has weight growth^k.
 
@@ -43,7 +57,7 @@ def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
     return total
 
 
-def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
+def sample_losses(rule: Rule, loader: Source, fabric: Fabric | None = None) -> Tensor:
     """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU.
 
     The loss of a sample of tokens is the mean over its tokens.
@@ -52,7 +66,9 @@ def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
 
 
 @torch.no_grad()
-def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
+def sample_outcomes(
+    rule: Rule, loader: Source, fabric: Fabric | None = None
+) -> tuple[Tensor, Tensor]:
     """The network's loss on every sample of `loader`, and whether the prediction is correct.
 
     If a sample has several labels (tokens, pixels), its loss is the mean over the labels that
@@ -61,9 +77,9 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
     Returns:
         (N,) nats and (N,) bool, in the order of `loader`, on the CPU.
     """
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "sample_outcomes(loader)")
     losses, right = [], []
-    with fabric.autocast():
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             scores = rule(x).float()
             classes, axis = classes_of(scores, y)
@@ -79,15 +95,15 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
 
 @torch.no_grad()
 def evaluate(
-    rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
+    rule: Rule, loader: Source, num_classes: int, fabric: Fabric | None = None
 ) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
     """Measure each block's predictions, and which classes the last block confuses.
 
     Args:
         rule: moved to the device, and put into eval mode.
-        loader: the data.
+        loader: the data: a loader, or batches as `data.Batches` reads them.
         num_classes: of the labels.
-        fabric: device and precision.
+        fabric: device and precision; by default the rule's device, in 32 bits.
 
     Returns:
         Results of the exits, of the ensembles, and the confusion matrix. The results of an exit are
@@ -105,7 +121,7 @@ def evaluate(
     from torchmetrics.aggregation import MeanMetric  # slow to import, and only needed here
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "evaluate(loader)")
     metrics: dict[int | str, MetricCollection] = {}
     losses: dict[int | str, MeanMetric] = {}
     last = len(rule.blocks) - 1
@@ -114,7 +130,7 @@ def evaluate(
         if num_classes <= CONFUSION_CLASSES
         else None
     )
-    with fabric.autocast():
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             exits = rule.exits(x)
             several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
