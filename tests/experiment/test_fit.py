@@ -225,6 +225,24 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=1, optimizer=AdamW())
 
 
+def test_a_scheduler_of_pytorch(fit: Any, tmp_path: Path) -> None:
+    batches = list(DataLoader(data(), 30))
+    halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    options: dict[str, Any] = {"optimizer": PLAIN, "schedule": halving}
+    run = fit(rule_of(network()), batches, name="a", epochs=2, **options)
+    assert [row["lr"] for row in run.metrics()] == [0.1, 0.05]
+    assert run.config["schedule"]["gamma"] == 0.5
+    run = fit(rule_of(network()), batches, resume=run.path, epochs=3, **options)
+    assert run.metrics()[-1]["lr"] == 0.025
+    options["schedule"] = functools.partial(halving, gamma=0.1)
+    with pytest.raises(InputError, match=r"the run has schedule.gamma 0.5, and this call 0.1"):
+        fit(rule_of(network()), batches, resume=run.path, epochs=3, **options)
+    long = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=4)
+    with pytest.raises(InputError, match="schedule OneCycleLR: stepped after each step"):
+        fit(rule_of(network()), batches, name="b", epochs=3, optimizer=PLAIN, schedule=long)
+    assert not (tmp_path / "b").exists()
+
+
 @pytest.mark.parametrize("at", [3, 4])  # within an epoch, and between two
 @pytest.mark.parametrize("where", ["loader", "sampler", "batch_sampler"])
 def test_generators_of_the_loader_continue(where: str, at: int, fit: Any, tmp_path: Path) -> None:

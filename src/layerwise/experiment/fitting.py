@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
@@ -28,7 +29,8 @@ from layerwise.runs.loggers import check_loggers
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import MADE_BY, Run
 from layerwise.trainer import Observer, Progress, Settings, device_for, fabric_for
-from layerwise.trainer.optim import SGD, OfFunction, OneCycle, Optimizer, Schedule
+from layerwise.trainer.learning_rate import LearningRate
+from layerwise.trainer.optim import SGD, OfFunction, OfScheduler, OneCycle, Optimizer, Schedule
 
 # Settings of the built-in data, or of several processes, which `fit` does not start.
 NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
@@ -49,7 +51,7 @@ def fit(
     validation: Iterable[Any] | Loader | None = None,
     test: Iterable[Any] | Loader | None = None,
     optimizer: Callable[[Parameters], torch.optim.Optimizer] = DEFAULT_OPTIMIZER,
-    schedule: Schedule = DEFAULT_SCHEDULE,
+    schedule: Schedule | Callable[[torch.optim.Optimizer], LRScheduler] = DEFAULT_SCHEDULE,
     runs: str | os.PathLike[str] = "experiments",
     name: str | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -71,7 +73,8 @@ def fit(
         optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
             such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the learning
             rates of its groups are kept.
-        schedule: of the learning rate, per step.
+        schedule: of the learning rate, per step; or any function of the optimizer that makes a
+            scheduler of PyTorch (`trainer.optim.OfScheduler`).
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
         resume: a run folder of `fit` to continue, with the same arguments. Another number of epochs
@@ -96,10 +99,7 @@ def fit(
     if train is None:
         raise InputError("fit(train=None): give batches of (inputs, labels), such as a DataLoader")
     if not isinstance(schedule, Schedule):
-        raise InputError(
-            f"fit(schedule={shortened(schedule)}): give one of layerwise, such as "
-            "trainer.optim.Cosine(warmup=1)"
-        )
+        schedule = OfScheduler(schedule)
     if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):
         raise InputError(
             f"fit(observers={shortened(observers)}): give a list of objects of classes that derive "
@@ -152,15 +152,22 @@ def fit(
             loader.channels_last = found.channels_last
     recipe = optimizer if isinstance(optimizer, Optimizer) else OfFunction.of(optimizer)
     config = _config(rule, loaders, recipe, schedule, chosen, list(loggers))
+    steps = math.ceil(len(loaders["train"]) / chosen.accumulate)  # type: ignore[arg-type]
+    LearningRate(recipe.lr, schedule, rule.phases(chosen.epochs), steps)  # refused before a folder
     if resume is None:
         stem = f"{config['model']['name']}-{config['rule']['name']}".lower()
         run = Run.create(Path(runs), name, stem, config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
     else:
         run = _continued(resume, config)
-        batches = len(loaders["train"])  # type: ignore[arg-type]
-        steps = math.ceil(batches / chosen.accumulate)
-        check_length(run, chosen.epochs, rule=rule, schedule=schedule, steps_per_epoch=steps)
+        check_length(
+            run,
+            chosen.epochs,
+            rule=rule,
+            lr=recipe.lr,
+            schedule=schedule,
+            steps_per_epoch=steps,
+        )
         record_length(run, chosen.epochs)
     fabric = fabric_for(chosen.device, chosen.precision)
     persists = getattr(getattr(loaders["train"], "source", None), "persistent_workers", False)
@@ -226,9 +233,18 @@ def _config(
         "blocks": list(rule.blocks.names),
         "rule": {"name": type(rule).__name__},
         "optimizer": {"name": type(made).__name__, "lr": optimizer.lr},
-        "schedule": {"name": type(schedule).__name__, **vars(schedule)},
+        "schedule": _recorded(schedule),
         **{k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_HERE},
     }
+
+
+def _recorded(schedule: Schedule) -> dict[str, Any]:
+    if not isinstance(schedule, OfScheduler):
+        return {"name": type(schedule).__name__, **vars(schedule)}
+    made = schedule.scheduler()
+    kept = {k: v for k, v in vars(made).items() if isinstance(v, bool | int | float | str)}
+    kept = {k: v for k, v in kept.items() if not k.startswith("_")}
+    return {"name": type(made).__name__, "each": schedule.each, **kept}
 
 
 def _network(rule: Rule) -> nn.Module:
@@ -255,12 +271,16 @@ def _continued(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
             f"it with layerwise train --resume {run.path}"
         )
     now = json.loads(json.dumps(config))  # as a file gives it back: lists for tuples
-    differing = [k for k in now if k not in FREE and json.loads(json.dumps(then.get(k))) != now[k]]
-    if differing:
-        key = differing[0]
+    then = json.loads(json.dumps(then, default=str))
+    key = next((k for k in now if k not in FREE and then.get(k) != now[k]), None)
+    if key is not None:
+        was, given = then.get(key), now[key]
+        if isinstance(was, dict) and isinstance(given, dict):
+            inner = next(k for k in {**given, **was} if was.get(k) != given.get(k))
+            key, was, given = f"{key}.{inner}", was.get(inner), given.get(inner)
         raise InputError(
-            f"fit(resume={str(run.path)!r}): the run has {key} {shortened(then.get(key))}, and "
-            f"this call {shortened(now[key])}; give the same, or train a new run"
+            f"fit(resume={str(run.path)!r}): the run has {key} {shortened(was)}, and this call "
+            f"{shortened(given)}; give the same, or train a new run"
         )
     return run
 

@@ -17,6 +17,7 @@ def check_length(
     epochs: int,
     *,
     rule: Rule,
+    lr: float,
     schedule: Schedule,
     steps_per_epoch: int,
     checkpoint: str = "last",
@@ -28,6 +29,7 @@ def check_length(
         run: as it was trained so far.
         epochs: of the whole training.
         rule: the run's.
+        lr: the run's learning rate.
         schedule: the run's.
         steps_per_epoch: optimizer steps of an epoch.
         checkpoint: the checkpoint from which training continues.
@@ -45,7 +47,7 @@ def check_length(
             f"{' and a part of the next' if state['batch'] else ''}; give more"
         )
     old, new = (
-        LearningRate(1.0, schedule, rule.phases(length), steps_per_epoch)
+        LearningRate(lr, schedule, rule.phases(length), steps_per_epoch)
         for length in (then, epochs)
     )
     for step in range(state["step"]):
@@ -59,9 +61,9 @@ def check_length(
         if old.at(step) != new.at(step):
             raise InputError(
                 f"{asked}: the learning rate of {type(schedule).__name__} depends on the number of "
-                f"epochs: at step {step} of {state['step']} it was {old.at(step):.3g} of the "
-                f"largest, and would have been {new.at(step):.3g}; train a new run, or one that "
-                f"starts from its weights: --init {run.path}"
+                f"epochs: at step {step} of {state['step']} it was {old.at(step):.3g}, and would "
+                f"have been {new.at(step):.3g}; train a new run, or one that starts from its "
+                f"weights: --init {run.path}"
             )
 
 

@@ -150,6 +150,7 @@ def resume(
             run,
             settings.epochs,
             rule=prepared.experiment.rule,
+            lr=prepared.optimizer.lr,
             schedule=prepared.schedule,
             steps_per_epoch=math.ceil(len(loader) / settings.accumulate),
             checkpoint=again,
@@ -224,7 +225,9 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
         config,
         progress,
         title=f"{run.path}: {experiment.splits.name}, {prepared.fabric.device}",
-        costs=Costs.of(experiment.rule, experiment.settings.views) if run.writes else None,
+        costs=Costs.of(experiment.rule, experiment.settings.views, experiment.example_labels)
+        if run.writes
+        else None,
         observers=lambda receivers: observers_of(prepared, run, receivers),
         begin=lambda: None if source is None else initialise(experiment.network, source),
         notices=[notice for notice in notices if notice is not None],

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -125,6 +125,77 @@ class AdamW(Optimizer):
 
 
 @dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon for weights that are matrices, AdamW for all others (needs PyTorch 2.9).
+
+    Muon steps along the nearest orthogonal matrix to the momentum (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), scaled to the size of AdamW's steps (Liu et al.
+    2025, arXiv:2502.16982), so that both learn at one rate. Deviations: the shape alone decides, so
+    that embeddings and output layers are among the matrices, and filters of convolutions are not.
+
+    Args:
+        lr: largest learning rate of the schedule.
+        momentum: of Muon, which is Nesterov's.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
+        weight_decay: decoupled decay of weights; none of norms and biases.
+    """
+
+    lr: float = 1e-3
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Muon")
+        positive("Muon", lr=self.lr)
+        share("Muon", momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+        at_least(0, "Muon", weight_decay=self.weight_decay)
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"Muon: PyTorch {torch.__version__} has none; install 2.9 or later")
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = [p for p in parameters if p.requires_grad]
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        made: list[torch.optim.Optimizer] = []
+        if matrices:
+            made.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=self.lr,
+                    momentum=self.momentum,
+                    weight_decay=self.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if others:
+            made.append(AdamW(self.lr, self.beta1, self.beta2, self.weight_decay)(others))
+        return made[0] if len(made) == 1 else Together(made, self.lr)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each of other parameters, as one.
+
+    Args:
+        parts: the optimizers.
+        lr: the learning rate of which that of each group is a multiple.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], lr: float):
+        groups = [{**group, "part": n} for n, o in enumerate(parts) for group in o.param_groups]
+        super().__init__(groups, {"lr": lr})
+        self.parts = parts
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for n, part in enumerate(self.parts):
+            part.param_groups = [group for group in self.param_groups if group["part"] == n]
+            part.state = self.state
+            part.step()
+
+
+@dataclass(frozen=True)
 class OfFunction(Optimizer):
     """What a function of the parameters makes: an optimizer of PyTorch or of your own.
 
@@ -150,7 +221,7 @@ class OfFunction(Optimizer):
             lr = float(made.defaults["lr"])
         except Exception as error:  # whatever an optimizer raises for options that it does not take
             raise InputError(
-                f"optimizer {shortened(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
+                f"optimizer {_called(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
                 "or a function of the parameters alone, such as "
                 f"functools.partial(torch.optim.Adam, lr=1e-3): {reason(error)}"
             ) from error
@@ -173,12 +244,16 @@ class OfFunction(Optimizer):
         try:
             return self.make([p for p in parameters if p.requires_grad])
         except ValueError as error:
-            make = getattr(self.make, "func", self.make)
-            name = getattr(make, "__name__", shortened(make))
             raise InputError(
-                f"optimizer {name}: it does not take the network's parameters: {reason(error)}; "
-                "give another, or a function that gives these to another"
+                f"optimizer {_called(self.make)}: it does not take the network's parameters: "
+                f"{reason(error)}; give another, or a function that gives these to another"
             ) from error
+
+
+def _called(make: Callable[..., Any]) -> str:
+    """The name of a function, also of one with options."""
+    make = getattr(make, "func", make)
+    return getattr(make, "__name__", shortened(make))
 
 
 class Schedule(ABC):
@@ -187,6 +262,60 @@ class Schedule(ABC):
     @abstractmethod
     def factor(self, steps: int, steps_per_epoch: int) -> Factor:
         """The factor at each step of a training of `steps` steps."""
+
+
+@dataclass(frozen=True)
+class OfScheduler(Schedule):
+    """What one of PyTorch's schedulers does to the learning rate. Momentum is not cycled.
+
+    Args:
+        make: a function of an optimizer that gives a scheduler, such as
+            `functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)`.
+        each: whether it is stepped after each epoch or after each step; null: after each step for
+            `OneCycleLR` and `CyclicLR`, after each epoch for all others.
+        lr: the optimizer's learning rate; `LearningRate` fills it in.
+    """
+
+    make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
+    each: Literal["epoch", "step"] | None = None
+    lr: float = 1.0
+
+    def scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:
+        """The scheduler of an optimizer of one weight.
+
+        Raises:
+            InputError: the function makes none.
+        """
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=self.lr, momentum=0.9)
+        try:
+            made = self.make(optimizer)
+        except Exception as error:  # whatever a scheduler raises for options that it does not take
+            raise self._refused(reason(error)) from error
+        if not isinstance(made, torch.optim.lr_scheduler.LRScheduler):
+            raise self._refused(f"it makes {shortened(made)}")
+        return made
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        made, by_batch = self.scheduler(), ("OneCycleLR", "CyclicLR")
+        each = self.each or ("step" if type(made).__name__ in by_batch else "epoch")
+        length = 1 if each == "step" else steps_per_epoch
+        factors: list[float] = []
+        made.optimizer.step()  # which PyTorch expects before the schedule's first
+        try:
+            for n in range(math.ceil(steps / length)):
+                if n:
+                    made.step()
+                factors.append(float(made.optimizer.param_groups[0]["lr"]) / (self.lr or 1.0))
+        except Exception as error:  # of one that steps by the loss, or of too few steps
+            raise self._refused(f"stepped after each {each}, {reason(error)}") from error
+        return lambda step: factors[min(step // length, len(factors) - 1)]
+
+    def _refused(self, why: str) -> InputError:
+        return InputError(
+            f"schedule {_called(self.make)}: {why}; give a schedule of layerwise, such as "
+            "trainer.optim.Cosine(warmup=1), or a function of the optimizer alone, such as "
+            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
+        )
 
 
 def _warmed_up(after: Callable[[float], float], warmup_steps: float, steps: int) -> Factor:
@@ -303,4 +432,14 @@ class OneCycle(Schedule):
         return factor
 
 
-__all__ = ["SGD", "AdamW", "Constant", "Cosine", "OneCycle", "Optimizer", "Schedule", "Step"]
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Muon",
+    "OneCycle",
+    "Optimizer",
+    "Schedule",
+    "Step",
+]

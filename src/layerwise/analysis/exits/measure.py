@@ -13,8 +13,8 @@ from layerwise.analysis.frozen import Source, reading
 from layerwise.data import Batches, Loader
 from layerwise.errors import InputError
 from layerwise.labels import IGNORED, true_classes
-from layerwise.objectives.classify import cross_entropy
-from layerwise.rules.base import Rule
+from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base import Rule, criterion_of
 from layerwise.runs.metrics import perplexity
 
 if TYPE_CHECKING:
@@ -79,9 +79,12 @@ def sample_outcomes(
     """
     rule, loader, fabric = prepared(rule, loader, fabric, "sample_outcomes(loader)")
     losses, right = [], []
+    refuse_real = not is_cross_entropy(criterion_of(rule))
     with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             scores = rule(x).float()
+            if refuse_real and y.is_floating_point():
+                raise InputError("--losses true: the labels are real numbers; only classes have it")
             classes, axis = classes_of(scores, y)
             each = F.cross_entropy(
                 scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
@@ -110,10 +113,12 @@ def evaluate(
         `loss` (mean nats), `accuracy` and `top5` (shares; top5 is None with five classes or fewer),
         `calibration_error` (expected calibration error over 15 bins; Guo et al. 2017,
         arXiv:1706.04599) and, for a text, `perplexity` (the exponential of the loss); None for a
-        block that does not predict. Each of `ENSEMBLES` has the same results, if more than one
-        block predicts. The confusion matrix counts how often the last block predicted class j
-        (column) for class i (row), C x C; None with more than 1000 classes. All results are over
-        the labels that count; the true class of a soft label is its most probable one.
+        block that does not predict. If labels are real numbers that another criterion than
+        cross-entropy reads, only the loss is known, by this criterion. Each of `ENSEMBLES` has the
+        same results, if more than one block predicts. The confusion matrix counts how often the
+        last block predicted class j (column) for class i (row), C x C; None with more than 1000
+        classes. All results are over the labels that count; the true class of a soft label is its
+        most probable one.
 
     Raises:
         InputError: the labels are not classes of the network's scores.
@@ -124,12 +129,8 @@ def evaluate(
     rule, loader, fabric = prepared(rule, loader, fabric, "evaluate(loader)")
     metrics: dict[int | str, MetricCollection] = {}
     losses: dict[int | str, MeanMetric] = {}
-    last = len(rule.blocks) - 1
-    confusion = (
-        MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
-        if num_classes <= CONFUSION_CLASSES
-        else None
-    )
+    last, criterion = len(rule.blocks) - 1, criterion_of(rule)
+    confusion = None
     with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             exits = rule.exits(x)
@@ -137,23 +138,35 @@ def evaluate(
             if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
             for i, logits in several.items():
+                if i not in losses:
+                    losses[i] = MeanMetric().to(fabric.device)
+                loss = criterion(logits.float(), y)
+                if y.is_floating_point() and not is_cross_entropy(criterion):
+                    losses[i].update(loss, weight=len(y))
+                    continue
+                predicted, true = _counted(logits.float(), y)
+                losses[i].update(loss, weight=true.numel())
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
-                    losses[i] = MeanMetric().to(fabric.device)
-                predicted, true = _counted(logits.float(), y)
-                losses[i].update(cross_entropy(logits.float(), y), weight=true.numel())
                 metrics[i].update(predicted, true)
-                if confusion is not None and i == last:
+                if i == last and num_classes <= CONFUSION_CLASSES:
+                    if confusion is None:
+                        of_classes = MulticlassConfusionMatrix(num_classes, validate_args=False)
+                        confusion = of_classes.to(fabric.device)
                     confusion.update(predicted, true)
     means = {i: mean.compute().item() for i, mean in losses.items()}
     results = {
         i: {
-            "loss": means[i],
+            "loss": mean,
             "top5": None,
-            **{key: value.item() for key, value in found.compute().items()},
-            **({"perplexity": perplexity(means[i])} if loader.tokens else {}),
+            **(
+                {key: value.item() for key, value in metrics[i].compute().items()}
+                if i in metrics
+                else {"accuracy": None, "calibration_error": None}
+            ),
+            **({"perplexity": perplexity(mean)} if loader.tokens else {}),
         }
-        for i, found in metrics.items()
+        for i, mean in means.items()
     }
     return (
         [results.get(i) for i in range(len(rule.blocks))],
