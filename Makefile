@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 PYTHON_LOWEST ?= $(shell for v in 3.10 3.11; do \
 	for p in python$$v $(HOME)/.pyenv/versions/$$v.*/bin/python; do \
 	"$$p" -c "" 2>/dev/null && echo "$$p" && exit; done; done)
-CODE   := src tests benchmarks
+CODE   := src tests benchmarks examples docs/hooks.py
 DEMO   := experiments/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .DEFAULT_GOAL := help

@@ -1,6 +1,6 @@
-"""Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md and its
-pictures, docs/theory.md, the cards of rules and objectives, and the tables and figures in README.md
-and docs/guide/.
+"""Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md,
+docs/theory.md, the cards of rules and objectives, and the tables and figures in README.md and
+docs/guide/; also the pictures of the original study and of docs/concepts.md.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import cards, networks, readme, results, study, theory
+from pages import cards, concepts, networks, readme, results, study, theory
 from pages.figures import filled
 from pages.files import ROOT
 
@@ -44,7 +44,8 @@ def main() -> None:
         elif not path.exists() or path.read_text() != text:
             sys.exit(f"{path.relative_to(ROOT)} is not what its sources give; run `make tables`")
     if sys.argv[1:] != ["--check"]:  # pictures differ between versions of matplotlib
-        study.pictures(lambda name, content: (ROOT / "docs" / name).write_bytes(content))
+        for drawn in (study, concepts):
+            drawn.pictures(lambda name, content: (ROOT / "docs" / name).write_bytes(content))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = {
@@ -16,6 +17,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "CONTRIBUTING.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 # The public modules of the reference, with what each has.
 MODULES = {
     "layerwise": "cutting a network, and training it",
@@ -41,11 +43,17 @@ def on_config(config: Any) -> Any:
         pages = sorted(p.name for p in (ROOT / "docs" / folder).glob("*.md"))
         return [f"{folder}/README.md", *(f"{folder}/{p}" for p in pages if p != "README.md")]
 
-    guide = (ROOT / "docs/guide/README.md").read_text()
-    listed = re.findall(r"^- \[.*\]\((.*)\)", guide, re.MULTILINE)
+    def listed(folder: str) -> list[str]:
+        index = (ROOT / "docs" / folder / "README.md").read_text()
+        pages = re.findall(r"^- \[.*\]\((.*)\)", index, re.MULTILINE)
+        return [f"{folder}/README.md", *(f"{folder}/{page}" for page in pages)]
+
     config.nav = [
         {"Start": "index.md"},
-        {"Guide": ["guide/README.md", *(f"guide/{page}" for page in listed)]},
+        {"Concepts": "concepts.md"},
+        {"Guide": listed("guide")},
+        {"Frameworks": listed("frameworks")},
+        {"Notebooks": [f"examples/{path.stem}.md" for path in NOTEBOOKS]},
         {"Rules": cards("rules")},
         {"Objectives": cards("objectives")},
         {"Networks": "networks.md"},
@@ -72,19 +80,30 @@ def on_files(files: Files, config: Any) -> Files:
         index.append(f"| [`{module}`]({page}) | {about} |")
         files.append(File.generated(config, f"api/{page}", content=_reference(module, about)))
     files.append(File.generated(config, "api/index.md", content="\n".join(index)))
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        files.append(File.generated(config, f"examples/{path.name}", content=path.read_text()))
+    for path in NOTEBOOKS:
+        body, others = MarkdownExporter().from_filename(path)
+        files.append(File.generated(config, f"examples/{path.stem}.md", content=body))
+        for name, content in others["outputs"].items():
+            files.append(File.generated(config, f"examples/{name}", content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links of the pages in docs/ to pages outside."""
-    return re.sub(
-        r"\]\(((?:\.\./)*)\.\./(CONTRIBUTING|CHANGELOG)\.md", r"](\1\2.md", markdown
-    ).replace("](../README.md", "](index.md")
+    """Links of the pages in docs/ to what is outside."""
+    outside = r"\]\(((?:\.\./)*)\.\./(CONTRIBUTING\.md|CHANGELOG\.md|examples/)"
+    return _to_pages(re.sub(outside, r"](\1\2", markdown).replace("](../README.md", "](index.md"))
 
 
 def _moved(text: str) -> str:
     """A page from the root, as it stands in docs/."""
-    return text.replace("](docs/README.md", "](guide/README.md").replace("](docs/", "](")
+    return _to_pages(text).replace("](docs/README.md", "](guide/README.md").replace("](docs/", "](")
+
+
+def _to_pages(text: str) -> str:
+    """Links to notebooks lead to their pages."""
+    return re.sub(r"(\]\([^)\s]*)\.ipynb\)", r"\1.md)", text)
 
 
 def _reference(module: str, about: str) -> str:

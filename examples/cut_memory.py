@@ -1,6 +1,7 @@
 """Train a network of Hugging Face in less memory."""
 
 import torch
+from rich import print
 from transformers import BertConfig, BertForSequenceClassification
 
 import layerwise as lw
@@ -13,7 +14,6 @@ network = BertForSequenceClassification(config)
 tokens = torch.randint(1, 1000, (16, 64))
 batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 labels = (tokens[:, 0] > 500).long()
-
 print(lw.costs.compare_steps(network, lw.rules.DGL, batch, labels, blocks=8, rounds=3))
 
 rule = lw.rules.DGL(lw.cut(network, blocks=8, example=batch, balance="memory"))
@@ -25,5 +25,5 @@ def step(k: int) -> None:  # a block's gradients and activations are freed befor
     optimizers[k].zero_grad()
 
 
-for _ in range(10):
-    print(f"loss {rule.backward(batch, labels, on_block=step).loss:.3f}")
+losses = [rule.backward(batch, labels, on_block=step).loss.item() for _ in range(10)]
+print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")

@@ -3,7 +3,6 @@ torchrun --nproc-per-node 2 examples/two_processes.py"""
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import digits

@@ -1,3 +1,3 @@
 """The version, for the code and the package alike."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

@@ -46,7 +46,8 @@ commands:
   bench      measure a step's time and memory against backpropagation, or the data path
   list       list rules, networks, heads, objectives, data sets and recipes
 
-`layerwise COMMAND --help` explains every option with its default."""
+`layerwise COMMAND --help` explains every option with its default. `layerwise --completion bash`
+(or zsh) prints a script that completes commands, options and names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     command, *rest = arguments
     try:
+        if command.partition("=")[0] == "--completion":
+            from layerwise.cli.completion import script
+
+            shell = command.partition("=")[2] or "".join(rest[:1])
+            print(script(shell, COMMANDS))
+            return 0
         if command not in COMMANDS:
             raise InputError(f"{command}: no such command; {choices(command, COMMANDS)}")
         rest = _trusting(rest)

@@ -23,7 +23,7 @@ SECTIONS = {
     "Data": ("data",),
     "Augmentation": ("augment",),
     "Curriculum": ("curriculum",),
-    "Network and cut": ("model", "init", "freeze", "blocks", "at", "balance"),
+    "Network and cut": ("model", "init", "lora", "freeze", "blocks", "at", "balance"),
     "Rule and loss": ("rule", "criterion"),
     "Optimizer and schedule": ("optimizer", "schedule"),
     "Training": (
@@ -60,8 +60,9 @@ SECTIONS = {
 
 
 START_HELP = {
-    "init": "start from the weights of a complete run (its folder) or of a safetensors file, where "
-    "name and shape are the same",
+    "init": "start from the weights of a complete run (its folder), of a safetensors file or of "
+    "hf:NAME, where name and shape are the same",
+    "lora": "train low-rank adapters of this rank (peft) and the output layer; null: all weights",
     "freeze": "modules whose parameters are not trained",
 }
 

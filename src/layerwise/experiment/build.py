@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from layerwise import data
+from layerwise.arguments import alternatives
 from layerwise.blocks import Blocks, cut
 from layerwise.data import Augment, Curriculum, Loader, Splits, Text, read_scores
 from layerwise.data.load import split
@@ -22,9 +23,10 @@ from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
-from layerwise.experiment.initial import freeze
+from layerwise.experiment.initial import freeze, initialise, lora
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
+from layerwise.models.zoo import PRETRAINED
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.classify import Criterion, is_cross_entropy
 from layerwise.objectives.normalization import Normalization
@@ -51,6 +53,11 @@ class Experiment:
     splits: Splits
     network: nn.Module
     rule: Rule
+
+    def initialise(self) -> list[str]:
+        """Give the network the weights that its training starts from; a line about each."""
+        splits = self.splits
+        return initialise(self.network, self.config, splits.shape, splits.num_classes)
 
     @property
     def example_labels(self) -> torch.Tensor | None:
@@ -107,7 +114,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
     splits = load_data(config, settings.seed)
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
-    network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
+    model = dict(config["model"])
+    if model["name"] in PRETRAINED:
+        model["pretrained"] = False  # `initialise` loads weights where a training starts
+    network = make("model", model, shape=splits.shape, num_classes=splits.num_classes)
+    if (rank := config.get("lora")) is not None:
+        lora(network, rank)
     freeze(network, config.get("freeze") or [])
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
@@ -181,7 +193,8 @@ def _check_labels(
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
     """Refuse text for a network that takes images."""
     name, _ = find("model", config["model"].get("name", ""))
-    of_text = [key for key, thing in KINDS["model"].items() if _shape_of(thing) == Window]
+    models = KINDS["model"].items()
+    of_text = [key for key, thing in models if Window in alternatives(_shape_of(thing))]
     if isinstance(splits.train, Text) and name not in of_text and not own.is_path(name):
         raise InputError(
             f"--model {name} --data {splits.name}: the network takes images, not text; give "

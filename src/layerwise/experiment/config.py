@@ -44,6 +44,7 @@ CUT: dict[str, tuple[Hint, Any]] = {
 }
 START: dict[str, tuple[Hint, Any]] = {
     "init": (str | None, None),
+    "lora": (int | None, None),
     "freeze": (list[str] | None, None),
 }
 SCORES: tuple[Hint, Any] = (str | None, None)  # a file, where `Curriculum` takes a tensor

@@ -3,35 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.errors import InputError, choices, reason
+from layerwise.models.weights import take
+from layerwise.models.zoo import PRETRAINED, weights
 from layerwise.runs.run import NETWORK
 
-SHOWN = 3  # names in a message
 
-
-def initialise(network: nn.Module, source: str) -> str:
-    """Give a network the weights of another one, wherever name and shape are the same. What does
-    not fit, such as the output layer for other classes, stays as initialised.
+def initialise(
+    network: nn.Module, config: Mapping[str, Any], shape: tuple[int, ...], num_classes: int
+) -> list[str]:
+    """Give a network the weights that its training starts from.
 
     Args:
         network: changed in place.
-        source: the folder of a complete run, or a safetensors file of a network's own names.
+        config: its `init` is the folder of a complete run, a safetensors file of a network's own
+            names, or `hf:NAME` of a repository on the Hugging Face hub; its `model` may be
+            `pretrained`.
+        shape, num_classes: of the network.
 
     Returns:
-        A line about what was taken.
+        A line about each.
 
     Raises:
-        InputError: the file cannot be read; nothing in it fits.
+        InputError: a file cannot be read; nothing in it fits.
     """
+    said, model, source = [], config["model"], config.get("init")
+    if model["name"] in PRETRAINED and model.get("pretrained"):
+        with torch.random.fork_rng(devices=[]):
+            found, where = weights(model["name"], shape, num_classes, model["arch"])
+        said.append(f"--model.pretrained: {take(network, found, where)}")
+    if source is not None:
+        said.append(f"--init: {take(network, _read(source), f'--init {source}')}")
+    return [line.replace("from --init ", "from ") for line in said]
+
+
+def _read(source: str) -> dict[str, Tensor]:
+    """The tensors of a run, of a file, or of a repository of the hub."""
     path = Path(source)
-    if os.path.isdir(path):  # also of names that no file can have
+    if source.startswith("hf:"):
+        path = _downloaded(source)
+    elif os.path.isdir(path):  # also of names that no file can have
         path = path / NETWORK
         if not os.path.isfile(path):
             raise InputError(
@@ -40,22 +59,61 @@ def initialise(network: nn.Module, source: str) -> str:
             )
     try:
         with safe_open(path, "pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"--init {source}: cannot be read: {reason(error)}") from error
-    own = network.state_dict()
-    taken = [n for n, tensor in own.items() if n in found and found[n].shape == tensor.shape]
-    if not any(own[name].is_floating_point() for name in taken):
+
+
+def _downloaded(source: str) -> Path:
+    """The safetensors file of a repository, from the hub or its cache on this machine."""
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError as error:
         raise InputError(
-            f"--init {source}: no tensor fits this network; it has {_some(own)}, and the file "
-            f"{_some(found)}"
-        )
-    with torch.no_grad():
-        for name in taken:
-            own[name].copy_(found[name])
-    left = [name for name in own if name not in taken]
-    rest = f"; as initialised: {_some(left)}" if left else ""
-    return f"{len(taken)} of {len(own)} tensors from {source}{rest}"
+            f"--init {source}: huggingface_hub is not installed; pip install 'layerwise[hub]'"
+        ) from error
+    try:
+        return Path(hf_hub_download(source.removeprefix("hf:"), NETWORK))
+    except Exception as error:  # of names, networks and files
+        raise InputError(
+            f"--init {source}: there is no {NETWORK} of it here or on the hub: {reason(error)}"
+        ) from error
+
+
+def lora(network: nn.Module, rank: int) -> None:
+    """Add low-rank adapters to a network, which alone are trained, besides the output layer.
+
+    Hu et al. 2021 (arXiv:2106.09685): W x becomes W x + B A x, where A is random and B zero, for
+    every linear layer and convolution except the last of them, with the library peft. The factor
+    alpha / r is 1. For other layers or factors write a function that makes your network.
+
+    Args:
+        network: changed in place.
+        rank: of the adapters.
+
+    Raises:
+        InputError: peft is not installed; a rank below 1; no such layer.
+    """
+    if rank < 1:
+        raise InputError(f"--lora {rank}: give a rank of at least 1, or null")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError(
+            f"--lora {rank}: peft is not installed; pip install 'layerwise[peft]'"
+        ) from error
+    kinds = ("Linear", "Conv2d", "Conv1D")
+    layers = [n for n, m in network.named_modules() if type(m).__name__ in kinds]
+    if len(layers) < 2:
+        raise InputError(f"--lora {rank}: the network has no linear layer before its output layer")
+    options = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers[:-1])
+    try:
+        inject_adapter_in_model(options, network)
+    except ValueError as error:
+        raise InputError(
+            f"--lora {rank}: peft does not take the network: {reason(error)}"
+        ) from error
+    network.get_submodule(layers[-1]).requires_grad_(True)
 
 
 def freeze(network: nn.Module, names: Sequence[str]) -> None:
@@ -81,9 +139,3 @@ def freeze(network: nn.Module, names: Sequence[str]) -> None:
             parameter.requires_grad_(False)
     if names and not any(p.requires_grad for p in network.parameters()):
         raise InputError(f"--freeze {' '.join(names)}: no parameter is left to train; freeze less")
-
-
-def _some(names: object) -> str:
-    listed = list(names)  # type: ignore[call-overload]
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more

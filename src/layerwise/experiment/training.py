@@ -14,7 +14,6 @@ from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
-from layerwise.experiment.initial import initialise
 from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.own import trusts
@@ -74,8 +73,7 @@ def train(
     if not processes.started_together():  # where several start, one of them makes the folder
         check_name(root, name)
     prepared, shown = Prepared.of(config), progress or Progress()
-    if (source := config["init"]) is not None:
-        initialise(prepared.experiment.network, source)  # refuses before a folder is made
+    prepared.experiment.initialise()  # refuses before a folder is made
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
@@ -219,7 +217,7 @@ def _launch(path: Path, prepared: Prepared, progress: Progress) -> None:
 
 def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch | None) -> None:
     config, experiment = prepared.config, prepared.experiment
-    source, notices = config.get("init"), [prepared.unfinished_curriculum()]
+    notices = [prepared.unfinished_curriculum()]
     train_in(
         run,
         config,
@@ -229,7 +227,7 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
         if run.writes
         else None,
         observers=lambda receivers: observers_of(prepared, run, receivers),
-        begin=lambda: None if source is None else initialise(experiment.network, source),
+        begin=experiment.initialise,
         notices=[notice for notice in notices if notice is not None],
         watch=watch,
         network=experiment.network,
@@ -251,7 +249,7 @@ def train_in(
     title: str,
     costs: Costs | None,
     observers: Callable[[list[Any]], list[Observer]],
-    begin: Callable[[], str | None] = lambda: None,
+    begin: Callable[[], list[str]] = list,
     notices: Sequence[str] = (),
     watch: Watch | None = None,
     **trained: Any,
@@ -265,7 +263,7 @@ def train_in(
         title: what it shows first.
         costs: of the rule; None in a process that does not write the run's files.
         observers: those of the training, of what its loggers send to.
-        begin: called where there is no checkpoint; gives a line for the log.
+        begin: called where there is no checkpoint; gives lines for the log.
         notices: further lines.
         watch: the other processes.
         **trained: the arguments of `Trainer` that are not named here.
@@ -276,8 +274,7 @@ def train_in(
     state = run.load("last")
     if state is None:
         run.check_start()
-        if (began := begin()) is not None:
-            notices = [f"--init: {began}", *notices]
+        notices = [*begin(), *notices]
     if (run.path / "cost.json").exists():  # it was trained before
         where = "at the start: no checkpoint was written"
         if state is not None:

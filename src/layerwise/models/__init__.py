@@ -22,7 +22,7 @@ from layerwise.models.vgg import (
     vgg19c,
 )
 from layerwise.models.vit import vit
-from layerwise.models.zoo import timm, torchvision
+from layerwise.models.zoo import timm, torchvision, transformers
 
 __all__ = [
     "basic_cnn",
@@ -38,6 +38,7 @@ __all__ = [
     "resnet110",
     "timm",
     "torchvision",
+    "transformers",
     "vgg8b",
     "vgg8c",
     "vgg11",

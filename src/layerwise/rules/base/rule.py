@@ -482,10 +482,16 @@ class Rule(nn.Module, ABC):
     def _refuse_alone(self) -> None:
         """Refuse to train in several processes whose gradients nothing averages."""
         world = torch.distributed.get_world_size()
-        sharded = any(
-            hasattr(p, "device_mesh") for p in self.parameters()
-        )  # averages its gradients itself
-        if world > 1 and not sharded:
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        # Sharded parameters (FSDP) are averaged in any backward pass.
+        alone = [name for name, p in trained.items() if not hasattr(p, "device_mesh")]
+        if world > 1 and alone and len(alone) < len(trained):
+            raise InputError(
+                f"{type(self).__name__}.backward: {world} processes train, and FSDP averages the "
+                f"gradients of sharded parameters only, to which {alone[0]} does not belong; call "
+                "fully_shard on it, too: on rule.auxiliary(k) of every block k and on the network"
+            )
+        if world > 1 and alone:
             raise InputError(
                 f"{type(self).__name__}.backward: {world} processes train, and nothing averages "
                 "their gradients, because DistributedDataParallel does so in a backward pass that "

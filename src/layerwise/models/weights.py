@@ -1,0 +1,65 @@
+"""Weights of one network for another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from layerwise.errors import InputError
+
+SHOWN = 3  # names in a message
+
+
+def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> str:
+    """Give a network the weights of another one, wherever name and shape are the same. What does
+    not fit, such as the output layer for other classes, stays as initialised.
+
+    Layers with adapters of peft are found under the layer's own name, and so is what is named
+    differently only because one network is the other's body (`base_model_prefix` of transformers).
+
+    Args:
+        network: changed in place.
+        found: the other network's parameters and buffers.
+        source: where they are from, for messages.
+
+    Returns:
+        A line about what was taken.
+
+    Raises:
+        InputError: nothing in it fits.
+    """
+    own, prefix = network.state_dict(), str(getattr(network, "base_model_prefix", ""))
+    taken: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        there = (found.get(other) for other in _names(name, prefix))
+        fitting = (t for t in there if t is not None and t.shape == tensor.shape)
+        if (match := next(fitting, None)) is not None:
+            taken[name] = match
+    if not any(own[name].is_floating_point() for name in taken):
+        raise InputError(
+            f"{source}: no tensor fits this network; it has {some(own)}, and the file {some(found)}"
+        )
+    with torch.no_grad():
+        for name, tensor in taken.items():
+            own[name].copy_(tensor)
+    left = [name for name in own if name not in taken]
+    rest = f"; as initialised: {some(left)}" if left else ""
+    return f"{len(taken)} of {len(own)} tensors from {source}{rest}"
+
+
+def _names(name: str, prefix: str) -> Iterator[str]:
+    """What a tensor may be called in another network."""
+    name = name.replace(".base_layer.", ".")
+    yield name
+    if prefix:
+        yield name.removeprefix(f"{prefix}.")
+        yield f"{prefix}.{name}"
+
+
+def some(names: Iterator[str] | Mapping[str, object] | list[str]) -> str:
+    """The first of some names, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
