@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from layerwise.data import Loader
 from layerwise.errors import InputError, choices, reason
+from layerwise.models.airbench import Whiten
 from layerwise.runs.run import NETWORK
 
 SHOWN = 3  # names in a message
+FITTED = 5000  # images that layers are fitted to
 
 
 def initialise(network: nn.Module, source: str) -> str:
@@ -56,6 +61,21 @@ def initialise(network: nn.Module, source: str) -> str:
     left = [name for name in own if name not in taken]
     rest = f"; as initialised: {_some(left)}" if left else ""
     return f"{len(taken)} of {len(own)} tensors from {source}{rest}"
+
+
+def fit_to_images(network: nn.Module, loader: Loader) -> None:
+    """Let layers that are found in images, such as `Whiten`, find their weights.
+
+    Args:
+        network: changed in place.
+        loader: training images, in order and without augmentation; the first 5,000 are used.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Whiten)]
+    if layers:
+        enough = math.ceil(FITTED / loader.batch_size)
+        images = [x for x, _ in itertools.islice(loader.epoch(0), enough)]
+        for layer in layers:
+            layer.fit(torch.cat(images)[:FITTED])
 
 
 def freeze(network: nn.Module, names: Sequence[str]) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
-from layerwise.experiment.initial import initialise
+from layerwise.experiment.initial import fit_to_images, initialise
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.own import trusts
 from layerwise.experiment.prepared import Prepared
@@ -204,6 +206,8 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
     state = run.load("last")
     if state is None:
         run.check_start()
+        images = experiment.loaders(torch.device("cpu"), evaluation=True)["train"]
+        fit_to_images(experiment.network, images)
         if (source := config.get("init")) is not None:
             notice = f"--init: {initialise(experiment.network, source)}"
             run.log(notice)

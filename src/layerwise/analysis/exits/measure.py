@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.analysis.exits.test_time import TestTime, averaged_exits
 from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.labels import IGNORED, true_classes
@@ -79,7 +80,7 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
 
 @torch.no_grad()
 def evaluate(
-    rule: Rule, loader: Loader, num_classes: int, fabric: Fabric
+    rule: Rule, loader: Loader, num_classes: int, fabric: Fabric, views: TestTime = "none"
 ) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
     """Measure each block's predictions, and which classes the last block confuses.
 
@@ -88,6 +89,7 @@ def evaluate(
         loader: the data.
         num_classes: of the labels.
         fabric: device and precision.
+        views: of each image, over which class scores are averaged, as in `averaged_exits`.
 
     Returns:
         Results of the exits, of the ensembles, and the confusion matrix. The results of an exit are
@@ -100,7 +102,8 @@ def evaluate(
         the labels that count; the true class of a soft label is its most probable one.
 
     Raises:
-        InputError: the labels are not classes of the network's scores.
+        InputError: the labels are not classes of the network's scores; views of samples that are
+            not images.
     """
     from torchmetrics.aggregation import MeanMetric  # slow to import, and only needed here
     from torchmetrics.classification import MulticlassConfusionMatrix
@@ -116,7 +119,7 @@ def evaluate(
     )
     with fabric.autocast():
         for x, y in loader.epoch(0):
-            exits = rule.exits(x)
+            exits = averaged_exits(rule, x, views)
             several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
             if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
