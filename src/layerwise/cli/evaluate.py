@@ -64,8 +64,8 @@ def main(arguments: list[str]) -> None:
         )
     if found["test_time"] != "none" and (found["losses"] or found["exits"]):
         raise InputError(
-            f"--test_time {found['test_time']} contradicts --losses and --exits, which look at each "
-            "image once; leave one out"
+            f"--test_time {found['test_time']} contradicts --losses and --exits, which look at "
+            "each image once; leave one out"
         )
     run = Run.open(found["run"])
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for

@@ -44,19 +44,6 @@ class Whiten(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
 
 
-class Scaled(nn.Linear):
-    """A linear layer without a bias, whose output is divided by the number of its inputs. Its
-    weights start with standard deviation 1."""
-
-    def __init__(self, features: int, out: int):
-        super().__init__(features, out, bias=False)
-        with torch.no_grad():
-            self.weight /= self.weight.std()
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) / self.in_features
-
-
 @checks_arguments
 def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0) -> nn.Module:
     """The network of cifar10-airbench (Jordan 2024, arXiv:2404.00498; the variant for Muon).
@@ -64,7 +51,9 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
     A convolution with fixed filters that whiten 2x2 patches and a trained bias, then six 3x3
     convolutions with BatchNorm and GELU, of which the first, third and fifth are followed by 2x2
     max pooling; 3x3 max pooling and a linear layer. BatchNorm has only a bias, and its statistics
-    move by 0.4 a step. The first C_in outputs of a convolution start as the identity.
+    move by 0.4 a step. The first C_in outputs of a convolution start as the identity. Deviation:
+    the paper divides the output by the number D of the last layer's inputs; here the weights start
+    D times smaller, which is the same for SGD with a learning rate D^2 times smaller.
 
     Training with the command line finds the filters in the first 5,000 training images. Your own
     loop calls `network.whiten.fit(images)`.
@@ -96,7 +85,9 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
             before = out
     named.append(("pool", nn.MaxPool2d(3)))
     named.append(("flatten", nn.Flatten()))
-    named.append(("classifier", Scaled(before * rows * columns, num_classes)))
+    classifier = nn.Linear(before * rows * columns, num_classes, bias=False)
+    nn.init.normal_(classifier.weight, std=1 / classifier.in_features)
+    named.append(("classifier", classifier))
     return chain(named)
 
 

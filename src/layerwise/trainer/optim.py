@@ -220,6 +220,24 @@ class Constant(Schedule):
 
 
 @dataclass(frozen=True)
+class Linear(Schedule):
+    """A straight line from the learning rate to zero.
+
+    Args:
+        warmup: epochs of linear growth at the start.
+    """
+
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Linear")
+        at_least(0, "Linear", warmup=self.warmup)
+
+    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
+        return _warmed_up(lambda done: max(0.0, 1.0 - done), self.warmup * steps_per_epoch, steps)
+
+
+@dataclass(frozen=True)
 class Cosine(Schedule):
     """Half a cosine from the learning rate to zero, or to `final`.
 
@@ -303,4 +321,14 @@ class OneCycle(Schedule):
         return factor
 
 
-__all__ = ["SGD", "AdamW", "Constant", "Cosine", "OneCycle", "Optimizer", "Schedule", "Step"]
+__all__ = [
+    "SGD",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "Linear",
+    "OneCycle",
+    "Optimizer",
+    "Schedule",
+    "Step",
+]
