@@ -1,6 +1,6 @@
 """Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md and its
 pictures, docs/theory.md, the cards of rules and objectives, and the tables and figures in README.md
-and docs/guide.md.
+and docs/guide/.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give
@@ -21,14 +21,13 @@ from pages.files import ROOT
 
 def pages() -> dict[Path, str]:
     """Every generated page, with the text that its sources give."""
-    guide = ROOT / "docs" / "guide.md"
     return {
         ROOT / "docs" / "results.md": results.page(),
         ROOT / "docs" / "networks.md": networks.page(),
         study.PAGE: study.page(),
         theory.PAGE: theory.page(),
         ROOT / "README.md": filled(readme.page()),
-        guide: filled(guide.read_text()),
+        **{page: filled(page.read_text()) for page in ROOT.glob("docs/guide/*.md")},
         **cards.pages(),
     }
 

@@ -41,9 +41,11 @@ def on_config(config: Any) -> Any:
         pages = sorted(p.name for p in (ROOT / "docs" / folder).glob("*.md"))
         return [f"{folder}/README.md", *(f"{folder}/{p}" for p in pages if p != "README.md")]
 
+    guide = (ROOT / "docs/guide/README.md").read_text()
+    listed = re.findall(r"^- \[.*\]\((.*)\)", guide, re.MULTILINE)
     config.nav = [
         {"Start": "index.md"},
-        {"Guide": "guide.md"},
+        {"Guide": ["guide/README.md", *(f"guide/{page}" for page in listed)]},
         {"Rules": cards("rules")},
         {"Objectives": cards("objectives")},
         {"Networks": "networks.md"},
@@ -75,14 +77,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Links of the pages in docs/ to pages outside."""
-    return re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md", r"](\1.md", markdown).replace(
-        "](../README.md", "](index.md"
-    )
+    return re.sub(
+        r"\]\(((?:\.\./)*)\.\./(CONTRIBUTING|CHANGELOG)\.md", r"](\1\2.md", markdown
+    ).replace("](../README.md", "](index.md")
 
 
 def _moved(text: str) -> str:
     """A page from the root, as it stands in docs/."""
-    return text.replace("](docs/README.md", "](guide.md").replace("](docs/", "](")
+    return text.replace("](docs/README.md", "](guide/README.md").replace("](docs/", "](")
 
 
 def _reference(module: str, about: str) -> str:

@@ -408,8 +408,8 @@ def _objectives_index() -> str:
 def _index(title: str, kind: str, lines: list[str]) -> str:
     return (
         f"<!-- Written by `make tables`. -->\n\n# {title}\n\nOne card for each {kind}. The "
-        "[guide](../guide.md) shows how they are used, and the [results](../results.md) what was "
-        "measured.\n\n" + "\n".join(lines) + "\n"
+        "[guide](../guide/README.md) shows how they are used, and the [results](../results.md) "
+        "what was measured.\n\n" + "\n".join(lines) + "\n"
     )
 
 

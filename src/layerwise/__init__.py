@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 from layerwise.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from layerwise import analysis, heads, models, objectives, rules, runtime
+    from layerwise import (
+        analysis,
+        costs,
+        data,
+        experiment,
+        heads,
+        models,
+        objectives,
+        rules,
+        runtime,
+        trainer,
+    )
     from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
     from layerwise.errors import InputError
     from layerwise.experiment.fitting import fit
@@ -30,7 +41,10 @@ __all__ = [
     "Rule",
     "__version__",
     "analysis",
+    "costs",
     "cut",
+    "data",
+    "experiment",
     "fit",
     "heads",
     "models",
@@ -38,6 +52,7 @@ __all__ = [
     "receptive_fields",
     "rules",
     "runtime",
+    "trainer",
 ]
 
 # Imported when they are asked for: PyTorch takes seconds to import, in which the command line must
@@ -70,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

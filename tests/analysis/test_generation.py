@@ -96,6 +96,7 @@ def test_what_is_no_text(rule):
         (lambda: generate(rule, torch.zeros(0).long(), 3, CONTEXT), "at least one"),
         (lambda: generate(rule, PROMPTS[0], -1, CONTEXT), "give at least 0"),
         (lambda: generate(rule, PROMPTS[0], 3, CONTEXT, draft=rule, ahead=0), "give at least 1"),
+        (lambda: generate(rule, PROMPTS[2], 3, 20), "a window of 20 tokens, but its context is 12"),
         (lambda: generate(lambda x: x, PROMPTS[0], 3, CONTEXT), r"gave scores \(1, 1\)"),
     ):
         with pytest.raises(InputError, match=says) as e:

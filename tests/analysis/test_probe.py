@@ -6,9 +6,10 @@ import networks
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from layerwise import Blocks, InputError, rules
-from layerwise.analysis import linear_probe
+from layerwise import Blocks, InputError, analysis, cut, rules
+from layerwise.analysis import exits, linear_probe
 from layerwise.data import Augment, Images, Loader
 
 
@@ -88,3 +89,25 @@ def test_no_epoch() -> None:
 def test_a_batch_of_one() -> None:
     with pytest.raises(InputError, match="got a batch of one sample"):
         linear_probe(networks.mlp().blocks, *_loaders(batch=1))
+
+
+def test_any_iterable_of_batches():
+    """A `DataLoader` and its data set give what a list of the same batches gives, and the global
+    generator is as before."""
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 6), torch.arange(40) % 2
+    x[:, 0] += 3 * y
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    rule = rules.DGL(cut(model, blocks=2, example=x))
+    before = torch.get_rng_state()
+    samples = TensorDataset(x, y)
+    sources = ([(x[:20], y[:20]), (x[20:], y[20:])], DataLoader(samples, 20), samples)
+    found = [analysis.linear_separability(rule, source) for source in sources]
+    found += [tuple(e["accuracy"] for e in exits.evaluate(rule, s, 2)[0]) for s in sources]
+    assert found[0] == found[1] == found[2]
+    assert found[0][0] == 1.0
+    assert found[3] == found[4] == found[5]
+    assert analysis.linear_probe(rule, sources[1], samples, epochs=1) == analysis.linear_probe(
+        rule, DataLoader(samples, 20), sources[0], epochs=1
+    )
+    assert torch.equal(torch.get_rng_state(), before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -14,8 +15,10 @@ from layerwise.data import Images
 from layerwise.data.sources.given import parts_of
 from layerwise.errors import InputError
 from layerwise.experiment import own
+from layerwise.experiment.build import build
 from layerwise.experiment.registry import find
 from layerwise.runs.run import Run
+from layerwise.trainer import load_evaluated
 
 MODULE = '''
 import torch
@@ -42,6 +45,28 @@ class MyHead(lw.heads.Linear):
     """My head."""
 
 
+def brightness(samples: int = 90, seed: int = 7, outputs: int = 1):
+    y = torch.rand(samples, outputs, generator=torch.Generator().manual_seed(seed))
+    x = torch.rand(samples, 8, 8, generator=torch.Generator().manual_seed(0)) * 50
+    return {"train": ((x + 200 * y[:, :1, None]).byte(), y)}
+
+
+def cubes(scores, y, power: float = 3.0):
+    return (scores - y).abs().pow(power).mean()
+
+
+def halving(optimizer):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+
+def adam(parameters, lr: float = 0.01):
+    return torch.optim.Adam(parameters, lr)
+
+
+def broken(shape, num_classes):
+    return {}["layers"]
+
+
 def dataset():
     y = torch.arange(120) % 3
     x = torch.rand(120, 8, 8, generator=torch.Generator().manual_seed(0)) * 90
@@ -52,6 +77,8 @@ TRAIN = (
     "--optimizer torch.optim.Adafactor --optimizer.lr 0.05 --schedule Constant --blocks 2 "
     "--batch_size 32 --pictures 0 --device cpu --runs r --name a --epochs "
 )
+REAL = "--data mine.brightness --criterion MSELoss"
+LR = "torch.optim.lr_scheduler"
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +120,63 @@ def test_every_kind_by_its_path(cli, no_pictures, monkeypatch):
     assert cli("train --resume r/a --trust").code == 0
 
 
+def test_a_criterion_with_real_labels(cli, no_pictures, monkeypatch):
+    """Options of functions of one's own reach them; heads and the last block have the criterion;
+    the run is measured, compared and continued."""
+    result = cli(
+        "train --model mine.net --data mine.brightness --data.samples 100 --blocks 2 --pictures 0 "
+        "--criterion mine.cubes --criterion.power 4 --optimizer mine.adam --optimizer.lr 0.02 "
+        "--schedule mine.halving --batch_size 24 --device cpu --runs r --name a --epochs 2"
+    )
+    assert result.code == 0, result.err
+    assert "accuracy" not in result.err
+    run = Run.open("r/a")
+    assert (run.config["data"]["samples"], run.config["data"]["outputs"]) == (100, 1)
+    assert run.config["criterion"] == {"name": "mine.cubes", "power": 4.0}
+    rows = run.metrics()
+    assert [row["lr"] for row in rows] == [0.02, 0.01]
+    own.trust_everything()
+    experiment = build(run.config)
+    splits, rule = experiment.splits, experiment.rule
+    load_evaluated(rule, run.load("last"))
+    assert len(splits.train) + len(splits.validation) + len(splits.test) == 100
+    x, y = next(experiment.loaders(torch.device("cpu"), evaluation=True)["test"].epoch(0))
+    head, last = rule.eval().exits(x)
+    for scores, name in ((head, "test_loss_block0"), (last, "test_loss")):
+        assert rows[-1][name] == pytest.approx((scores - y).pow(4).mean().item(), rel=1e-5)
+    assert rows[-1]["test_accuracy"] is None
+    forget(monkeypatch)
+    result = cli("evaluate r/a --trust")
+    assert result.code == 0, result.err
+    result = json.loads(Path("r/a/evaluation-test-last.json").read_text())
+    assert result["criterion"] == "mine.cubes"
+    found = result["exits"][-1]
+    assert found["loss"] == pytest.approx(rows[-1]["test_loss"], rel=1e-5)
+    assert found["accuracy"] is None
+    assert cli("compare r/a").code == 0
+    table = Path("experiments/comparison-1/table.md").read_text()
+    assert f"{rows[-1]['test_loss']:.3f}" in table
+    assert "labels that are real numbers" in cli("analyze r/a --questions probe --trust").err
+    assert cli("train --resume r/a --epochs 3 --trust").code == 0
+    assert Run.open("r/a").metrics()[-1]["lr"] == 0.005
+
+
+def test_several_classes_at_once(cli, no_pictures):
+    result = cli(
+        "train --model mine.net --data mine.brightness --data.outputs 3 --blocks 2 --pictures 0 "
+        "--batch_size 20 --criterion torch.nn.BCEWithLogitsLoss --optimizer torch.optim.Muon "
+        "--schedule torch.optim.lr_scheduler.MultiStepLR --schedule.milestones 1,2 --runs r "
+        "--name a --device cpu --epochs 1"
+    )
+    assert result.code == 0, result.err
+    config = Run.open("r/a").config
+    assert config["criterion"] == {"name": "BCEWithLogitsLoss"}
+    assert config["optimizer"]["name"] == "torch.optim.Muon"
+    assert config["optimizer"]["lr"] == 0.001
+    assert config["schedule"]["milestones"] == [1, 2]
+    assert 0 < Run.open("r/a").metrics()[0]["test_loss"] < 1
+
+
 def test_a_config_does_not_import(cli, monkeypatch):
     """A path in a config file runs nothing, also if the command line names another one."""
     Path("config.yaml").write_text("model: {name: dangerous.net}\n")
@@ -112,7 +196,21 @@ def test_a_config_does_not_import(cli, monkeypatch):
         ("--rule mine.Nothing", "cannot be imported: module 'mine' has no attribute 'Nothing'"),
         ("--rule nowhere.Rule", "cannot be imported: No module named 'nowhere'"),
         ("--optimizer torch.optim.LBFGS", "LBFGS: it cannot step with a gradient alone"),
-        ("--optimizer torch.optim.Muon", "optimizer Muon: it does not take the network's"),
+        ("--optimizer mine.broken", "optimizer broken: give a recipe"),
+        ("--model mine.broken", "mine.broken: it failed with KeyError: 'layers' in /"),
+        ("--data mine.broken", "data mine.broken: it failed with TypeError: broken() missing 2"),
+        (f"{REAL} --label_smoothing 0.1", "MSELoss contradicts --label_smoothing 0.1"),
+        (f"{REAL} --outcomes true", "neither right nor wrong"),
+        (f"{REAL} --data.random_labels 1", "only classes can be drawn at random"),
+        (f"{REAL} --data.contiguous true", "mine.brightness has no such parameter"),
+        ("--data mine.brightness", "give --criterion MSELoss, or BCEWithLogitsLoss"),
+        ("--model mlp --criterion MSELoss", "of scores (3, 10) and torch.int64 labels (3,) it"),
+        ("--criterion MSELos", "no such criterion; did you mean 'MSELoss'?"),
+        ("--criterion mine.net", "--criterion mine.net: of scores"),
+        (f"--schedule {LR}.StepLR", "missing 1 required positional argument: 'step_size'"),
+        (f"--schedule {LR}.ReduceLROnPlateau", "argument: 'metrics'"),
+        (f"--schedule {LR}.LambdaLR", "argument: 'lr_lambda'"),
+        ("--schedule mine.net", "schedule net: net() missing 1 required"),
         ("--model mine.Nameless", "--model mine.Nameless: it takes none of the arguments"),
         ("--optimizer mine.MyRule", "or of torch.optim.Optimizer"),
         ("--rule.head mine.MyRule", "is not a subclass of layerwise.heads.head.Head"),

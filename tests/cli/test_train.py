@@ -267,6 +267,54 @@ def test_continued_before_the_first_checkpoint(trained, cli, monkeypatch):
     assert "at the start: no checkpoint" in Path("runs/b/log.txt").read_text()
 
 
+def test_longer(trained, cli):
+    """A complete run goes on to the bits of one that was begun with that length; what it was stays
+    on record."""
+    constant = "--schedule Constant --schedule.warmup 1 --patience 5"
+    run = trained("short", constant, fresh=True)
+    result = cli(f"train --resume {run} --epochs 4")
+    assert result.code == 0, result.err
+    straight = trained("straight", f"{constant} --epochs 4")
+    for name in ("model.safetensors", "config.yaml"):
+        assert (run / name).read_bytes() == (straight / name).read_bytes()
+    a, b = (Run(path).load("last") for path in (run, straight))
+    torch.testing.assert_close(a["optimizers"], b["optimizers"], rtol=0, atol=0)
+    assert len(Run(run).metrics()) == 4
+    assert (
+        "4 epochs instead of 2; all files as they were are in set-aside-1"
+        in (run / "log.txt").read_text()
+    )
+    before = Run(run / "set-aside-1")
+    assert (before.config["epochs"], len(before.metrics()), before.load("last")["epoch"]) == (
+        2,
+        2,
+        2,
+    )
+    assert (before.path / "model.safetensors").is_file()
+    assert cli(f"train --resume {run} --epochs 4").code == 0
+    assert not (run / "set-aside-2").exists()
+    result = cli(f"train --resume {run} --epochs 3")
+    assert result.err.endswith("the run has trained 4 epochs; give more\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("", "the learning rate of OneCycle depends on the number of epochs: at step 1 of"),
+        ("--rule Sequential --schedule Constant", "Sequential divides all epochs among its phases"),
+    ],
+)
+def test_not_longer(trained, cli, options, reason):
+    run = trained("run", options)
+    before = (run / "config.yaml").read_bytes()
+    result = cli(f"train --resume {run} --epochs 4")
+    assert result.code == 2
+    assert reason in result.err.splitlines()[-1]
+    assert f"--init {run}" in result.err
+    assert (run / "config.yaml").read_bytes() == before
+    assert not (run / "set-aside-1").exists()
+
+
 def test_divergence(cli, no_pictures):
     line = "--model mlp --optimizer.lr 1e30 --schedule Constant --runs runs --name run --device cpu"
     result = cli(f"train {line} --batch_size 100")

@@ -50,7 +50,7 @@ def rule_of(model: nn.Module, kind: Any = lw.rules.DGL) -> lw.Rule:
 @pytest.fixture
 def fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Any:
     if "plain_loop" not in request.node.name:  # one test looks at the pictures, which take a second
-        monkeypatch.setattr("layerwise.experiment.fitting.draw_run", lambda run: None)
+        monkeypatch.setattr("layerwise.experiment.training.draw_run", lambda run: None)
     return functools.partial(lw.fit, runs=tmp_path, progress=False, device="cpu")
 
 
@@ -156,6 +156,20 @@ def test_batches_of_every_form() -> None:
     assert len(batches(TensorDataset(x, y), batch_size=3, train=True)) == 1
 
 
+def test_a_part_of_the_librarys_data(fit: Any) -> None:
+    """It is read by a `Loader`, shuffled and normalised."""
+    part = lw.data.load("digits").train
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+    weights = []
+    for source in (part, lw.data.Loader(part, 128, train=True)):
+        torch.manual_seed(0)
+        for layer in (model[1], model[3]):
+            layer.reset_parameters()
+        fit(lw.rules.DGL(lw.cut(model, 2, example=torch.zeros(2, 1, 8, 8))), source, epochs=1)
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def test_a_hugging_face_data_set() -> None:
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"x": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1]})
@@ -201,14 +215,32 @@ def test_longer_with_a_constant_rate(fit: Any, tmp_path: Path) -> None:
     run = fit(rule_of(longer), batches, resume=tmp_path / "a", epochs=3, **options)
     straight = network()
     fit(rule_of(straight), batches, epochs=3, **options)
-    assert len(run.metrics()) == 3
+    assert (len(run.metrics()), run.config["epochs"]) == (3, 3)
     for a, b in zip(longer.parameters(), straight.parameters(), strict=True):
         assert torch.equal(a, b)
     fit(rule_of(network()), batches, name="b", epochs=1)
-    with pytest.raises(InputError, match="schedule OneCycle depends on their number"):
+    with pytest.raises(InputError, match="of OneCycle depends on the number of epochs"):
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=3)
     with pytest.raises(InputError, match=r"the run has optimizer .* this call"):
         fit(rule_of(network()), batches, resume=tmp_path / "b", epochs=1, optimizer=AdamW())
+
+
+def test_a_scheduler_of_pytorch(fit: Any, tmp_path: Path) -> None:
+    batches = list(DataLoader(data(), 30))
+    halving = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    options: dict[str, Any] = {"optimizer": PLAIN, "schedule": halving}
+    run = fit(rule_of(network()), batches, name="a", epochs=2, **options)
+    assert [row["lr"] for row in run.metrics()] == [0.1, 0.05]
+    assert run.config["schedule"]["gamma"] == 0.5
+    run = fit(rule_of(network()), batches, resume=run.path, epochs=3, **options)
+    assert run.metrics()[-1]["lr"] == 0.025
+    options["schedule"] = functools.partial(halving, gamma=0.1)
+    with pytest.raises(InputError, match=r"the run has schedule.gamma 0.5, and this call 0.1"):
+        fit(rule_of(network()), batches, resume=run.path, epochs=3, **options)
+    long = functools.partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1.0, total_steps=4)
+    with pytest.raises(InputError, match="schedule OneCycleLR: stepped after each step"):
+        fit(rule_of(network()), batches, name="b", epochs=3, optimizer=PLAIN, schedule=long)
+    assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("at", [3, 4])  # within an epoch, and between two
@@ -333,6 +365,9 @@ class Uneven(Dataset[Any]):
         ({"epoch": 3}, r"fit\(epoch=...\): no such option; did you mean 'epochs'"),
         ({"stages": 2}, r"fit\(stages=...\): no such option"),
         ({"patience": 2}, "no validation data"),
+        ({"epochs": 0}, "^fit: epochs=0: give at least 1$"),
+        ({"clip_norm": -1.0}, "^fit: clip_norm=-1.0: give a positive number, or None for no"),
+        ({"step_per_block": True, "accumulate": 2}, "^fit: step_per_block=True contradicts"),
         ({"rule": "DGL"}, r"fit\(rule='DGL'\)"),
         ({"train": None}, r"fit\(train=None\): give batches"),
         ({"train": Endless()}, "Endless has no length"),

@@ -10,7 +10,18 @@ import torch
 from torch import nn
 
 from layerwise.errors import InputError
-from layerwise.trainer.optim import SGD, AdamW, Constant, Cosine, OfFunction, OneCycle, Step
+from layerwise.trainer.learning_rate import LearningRate
+from layerwise.trainer.optim import (
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    Muon,
+    OfFunction,
+    OfScheduler,
+    OneCycle,
+    Step,
+)
 
 
 def network() -> nn.Module:
@@ -172,3 +183,57 @@ def test_what_cannot_be_stepped_alone_is_refused():
             OfFunction.of(kind)
     with pytest.raises(InputError, match="tuple index out of range"):
         OfFunction.of(functools.partial(torch.optim.Adam, betas=(0.8,)))
+
+
+def test_muon_of_matrices_and_adamw_of_the_rest():
+    """Two steps, also by themselves, from a checkpoint, and of one parameter at a time."""
+
+    def parameters():
+        torch.manual_seed(0)
+        return [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))]
+
+    def steps(optimizers, given, count=2):
+        for n in range(count):
+            for p in given:
+                p.grad = torch.full_like(p, n + 1.0) * torch.arange(p.numel()).view_as(p)
+            for optimizer in optimizers:
+                optimizer.step()
+        return [p.detach() for p in given]
+
+    matrix, vector = parameters()
+    apart = [
+        torch.optim.Muon([matrix], lr=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([vector], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+    expected = steps(apart, [matrix, vector])
+    whole = parameters()
+    torch.testing.assert_close(steps([Muon(0.01)(whole)], whole), expected, rtol=0, atol=0)
+    first, again = parameters(), parameters()
+    before, after = Muon(0.01)(first), Muon(0.01)(again)
+    steps([before], first, 1)
+    for p, q in zip(again, first, strict=True):
+        p.data.copy_(q)
+    after.load_state_dict(before.state_dict())
+    for p in again:
+        p.grad = torch.full_like(p, 2.0) * torch.arange(p.numel()).view_as(p)
+    after.step()
+    torch.testing.assert_close([p.detach() for p in again], expected, rtol=0, atol=0)
+    assert isinstance(Muon()([matrix]), torch.optim.Muon)
+
+
+@pytest.mark.parametrize("each", ["epoch", "step"])
+def test_schedulers_of_pytorch(each):
+    """The learning rates are those of PyTorch's own loop, also absolute ones."""
+    make = functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=5, eta_min=0.05)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    scheduler, rates = make(optimizer), []
+    for _ in range(3):
+        for _ in range(2):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if each == "step":
+                scheduler.step()
+        if each == "epoch":
+            scheduler.step()
+    rate = LearningRate(0.2, OfScheduler(make, each), [3], 2)
+    assert [rate.at(step) for step in range(6)] == pytest.approx(rates, rel=1e-12)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.analysis.frozen import blocks_of, frozen, outputs
+from layerwise.analysis.frozen import Source, blocks_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
-from layerwise.data import Loader
 from layerwise.errors import InputError
+from layerwise.inputs import first_rows
 from layerwise.rules.base import Rule
 
 LEAST = 4  # samples that the unbiased estimator needs
@@ -50,7 +50,7 @@ def linear_cka(x: Tensor, y: Tensor, *, unbiased: bool = False) -> Tensor:
 
 
 def cka(
-    a: Rule | Blocks, b: Rule | Blocks, loader: Loader, loader_b: Loader | None = None
+    a: Rule | Blocks, b: Rule | Blocks, loader: Source, loader_b: Source | None = None
 ) -> Tensor:
     """Linear CKA of every block of `a` with every block of `b`, batch by batch.
 
@@ -72,12 +72,13 @@ def cka(
         InputError: no batch has 4 samples; the loaders have different samples.
     """
     left, right = blocks_of(a), blocks_of(b)
-    same = a is b and loader_b in (None, loader)
+    same = a is b and (loader_b is None or loader_b is loader)
+    loader = reading(loader, a, "cka(loader)")
     cross = torch.zeros(len(left), len(right), dtype=torch.float64)
     own = [torch.zeros(len(blocks), dtype=torch.float64) for blocks in (left, right)]
     batches = 0
     with frozen(left), frozen(right):
-        others = (loader if loader_b is None else loader_b).epoch(0)
+        others = (loader if loader_b is None else reading(loader_b, b, "cka(loader_b)")).epoch(0)
         for (x, y), (x_b, y_b) in zip(loader.epoch(0), others, strict=True):
             if not torch.equal(y, y_b):
                 raise InputError(
@@ -86,8 +87,8 @@ def cka(
                 )
             if len(y) < LEAST:
                 continue
-            k = _all_centred(a, x[: len(y)])
-            l = k if same else _all_centred(b, x_b[: len(y)])
+            k = _all_centred(a, first_rows(x, len(y)))
+            l = k if same else _all_centred(b, first_rows(x_b, len(y)))
             cross += k @ l.T
             own[0] += k.square().sum(1)
             own[1] += l.square().sum(1)

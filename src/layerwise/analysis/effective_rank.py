@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerwise.analysis.frozen import blocks_of, frozen, outputs
+from layerwise.analysis.frozen import Source, blocks_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
-from layerwise.data import Loader
+from layerwise.inputs import first_rows
 from layerwise.rules.base import Rule
 
 
@@ -35,7 +35,7 @@ class EffectiveRank:
     knee: int
 
 
-def effective_rank(network: Rule | Blocks, loader: Loader) -> tuple[EffectiveRank, ...]:
+def effective_rank(network: Rule | Blocks, loader: Source) -> tuple[EffectiveRank, ...]:
     """The effective rank, the mean norm and the knee of every block's feature vectors.
 
     Roy & Vetterli 2007 (The effective rank, EUSIPCO), definition 1: with s the singular values of
@@ -53,10 +53,11 @@ def effective_rank(network: Rule | Blocks, loader: Loader) -> tuple[EffectiveRan
     Returns:
         One result per block.
     """
+    loader = reading(loader, network, "effective_rank(loader)")
     found: list[_OfPositions | _OfSamples] = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            given = outputs(network, x[: len(y)])
+            given = outputs(network, first_rows(x, len(y)))
             found = found or [_OfSamples() if h.dim() == 2 else _OfPositions() for h in given]
             for one, h in zip(found, given, strict=True):
                 one.add(_vectors(h).cpu().double())

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import dry_run
-from layerwise.data import Loader
+from layerwise.data import Batches, Loader, batches_of
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape
+from layerwise.inputs import first_rows
 from layerwise.rules.base import Rule
 
+# Samples with labels: see `data.Batches`.
+Source = Iterable[Any] | Loader | Batches
 # (reader, a block's output, the image, the label) -> the reader's loss, ()
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 
@@ -22,6 +26,21 @@ Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 def blocks_of(network: Rule | Blocks) -> Blocks:
     """The blocks of a rule, or the blocks themselves."""
     return network.blocks if isinstance(network, Rule) else network
+
+
+def reading(source: Source, network: nn.Module, call: str) -> Loader | Batches:
+    """What reads samples, on the network's device: whatever has epochs as it is, or batches of a
+    `DataLoader`, a data set or a list (`data.Batches`).
+
+    Args:
+        source: the samples.
+        network: a rule or blocks.
+        call: the function and its argument, for errors.
+    """
+    if hasattr(source, "epoch"):
+        return source  # type: ignore[return-value]
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    return batches_of(source, device=device, name=call)
 
 
 def outputs(network: Rule | Blocks, x: Tensor) -> list[Tensor]:
@@ -47,7 +66,7 @@ def frozen(blocks: Blocks, seed: int = 0) -> Iterator[None]:
         yield
 
 
-def classes_of(call: str, *loaders: Loader) -> int:
+def classes_of(call: str, *loaders: Loader | Batches) -> int:
     """The number of classes: one more than the largest label.
 
     Args:
@@ -57,7 +76,8 @@ def classes_of(call: str, *loaders: Loader) -> int:
     Raises:
         InputError: there is not one label per sample.
     """
-    labels = [y for loader in loaders for y in loader.labels(0)]
+    with torch.random.fork_rng(devices=[]):
+        labels = [y for loader in loaders for y in loader.labels(0)]
     if labels[0].dim() != 1:
         raise InputError(
             f"{call}(train): got labels {tuple(labels[0].shape)}; give one label per sample, (B,)"
@@ -67,7 +87,7 @@ def classes_of(call: str, *loaders: Loader) -> int:
 
 def train_readers(
     network: Rule | Blocks,
-    train: Loader,
+    train: Loader | Batches,
     make: Callable[[Shape], nn.Module],
     loss: Loss,
     *,
@@ -98,16 +118,18 @@ def train_readers(
         raise InputError(f"{call}(epochs={epochs}): give 1 or more")
     steps = epochs * len(train)
     x, y = next(train.epoch(0))
-    readers = nn.ModuleList(make(tuple(h.shape[1:])) for h in outputs(network, x[: len(y)]))
+    readers = nn.ModuleList(
+        make(tuple(h.shape[1:])) for h in outputs(network, first_rows(x, len(y)))
+    )
     readers.to(x.device)
     optimizer = torch.optim.Adam(readers.parameters(), lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for epoch in range(epochs):
         for x, y in train.epoch(epoch):
-            x = x[: len(y)]
+            x = first_rows(x, len(y))
             given = outputs(network, x)
             optimizer.zero_grad()
-            with torch.enable_grad(), without_autocast(x):
+            with torch.enable_grad(), without_autocast(y):
                 # The readers share no parameters: one backward pass of the sum gives all gradients.
                 losses = [loss(reader, h, x, y) for reader, h in zip(readers, given, strict=True)]
                 torch.stack(losses).sum().backward()

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwise.analysis.frozen import blocks_of, classes_of, frozen, outputs
+from layerwise.analysis.frozen import Source, blocks_of, classes_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
-from layerwise.data import Loader
 from layerwise.errors import InputError
+from layerwise.inputs import first_rows
 from layerwise.rules.base import Rule
 
 
-def label_correlation(network: Rule | Blocks, loader: Loader) -> tuple[Tensor, ...]:
+def label_correlation(network: Rule | Blocks, loader: Source) -> tuple[Tensor, ...]:
     """The correlation of every feature of every block's output with the label, from 0 to 1.
 
     Malach & Shalev-Shwartz 2019 (arXiv:1910.11923) call it local correlation: a tree of gates is
@@ -30,12 +30,13 @@ def label_correlation(network: Rule | Blocks, loader: Loader) -> tuple[Tensor, .
     Raises:
         InputError: there is not one label per sample.
     """
+    loader = reading(loader, network, "label_correlation(loader)")
     classes_of("label_correlation", loader)
     found: list[list[Tensor]] = [[] for _ in blocks_of(network)]
     labels = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            for of_block, h in zip(found, outputs(network, x[: len(y)]), strict=True):
+            for of_block, h in zip(found, outputs(network, first_rows(x, len(y))), strict=True):
                 of_block.append(h.flatten(1).cpu())
             labels.append(y.cpu())
     y = torch.cat(labels)

@@ -6,25 +6,27 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.analysis.frozen import (
+    Source,
     blocks_of,
     classes_of,
     frozen,
     outputs,
+    reading,
     train_readers,
     without_autocast,
 )
 from layerwise.blocks import Blocks
-from layerwise.data import Loader
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
+from layerwise.inputs import first_rows
 from layerwise.objectives import cross_entropy
 from layerwise.rules.base import Rule
 
 
 def linear_probe(
     network: Rule | Blocks,
-    train: Loader,
-    test: Loader,
+    train: Source,
+    test: Source,
     *,
     pool: int | None = 2,
     epochs: int = 10,
@@ -56,8 +58,12 @@ def linear_probe(
             one sample.
     """
     blocks = blocks_of(network)
+    train = reading(train, network, "linear_probe(train)")
+    test = reading(test, network, "linear_probe(test)")
     classes = classes_of("linear_probe", train, test)
-    if min(map(len, train.labels(0))) < 2:
+    with torch.random.fork_rng(devices=[]):
+        smallest = min(map(len, train.labels(0)))
+    if smallest < 2:
         raise InputError(
             "linear_probe(train): got a batch of one sample, whose features cannot be normalised; "
             "give batches of 2 or more: Loader(..., drop_last=True) leaves out a smaller last batch"
@@ -78,8 +84,8 @@ def linear_probe(
         )
         right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
-            given = outputs(network, x[: len(y)])
-            with without_autocast(x):
+            given = outputs(network, first_rows(x, len(y)))
+            with without_autocast(y):
                 scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])
             count += len(y)

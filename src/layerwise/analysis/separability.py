@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.analysis.frozen import blocks_of, classes_of, frozen, outputs
+from layerwise.analysis.frozen import Source, blocks_of, classes_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
-from layerwise.data import Loader
 from layerwise.heads.head import feature_vector
+from layerwise.inputs import first_rows
 from layerwise.rules.base import Rule
 
 ITERATIONS = 20  # of L-BFGS, between two measurements
 
 
 def linear_separability(
-    network: Rule | Blocks, loader: Loader, *, pool: int | None = 2, iterations: int = 200
+    network: Rule | Blocks, loader: Source, *, pool: int | None = 2, iterations: int = 200
 ) -> tuple[float, ...]:
     """The share of samples that a linear classifier can fit, for every block's output h:
 
@@ -46,12 +46,13 @@ def linear_separability(
     Raises:
         InputError: there is not one label per sample.
     """
+    loader = reading(loader, network, "linear_separability(loader)")
     classes = classes_of("linear_separability", loader)
     features: list[list[Tensor]] = [[] for _ in blocks_of(network)]
     labels = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            for found, h in zip(features, outputs(network, x[: len(y)]), strict=True):
+            for found, h in zip(features, outputs(network, first_rows(x, len(y))), strict=True):
                 shape = tuple(h.shape[1:])
                 layers, _ = feature_vector(shape, (classes,), pool, "linear_separability")
                 found.append(nn.Sequential(*layers)(h).cpu().double())

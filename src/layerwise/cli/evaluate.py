@@ -112,19 +112,27 @@ def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
         rate = result["entropy_rate"]
         title += f"; the source has {rate:.4f} nats a token, perplexity {perplexity(rate):.3f}"
     table = Table(title=title)
-    columns = ["block", "loss, nats", "accuracy, %", "top 5, %", "calibration error, %"]
+    columns = [
+        "block",
+        f"loss, {result.get('criterion', 'nats')}",
+        "accuracy, %",
+        "top 5, %",
+        "calibration error, %",
+    ]
     columns += ["perplexity"] if "windows" in result else []
     for column in columns:
         table.add_column(column, justify="left" if column == "block" else "right")
+
+    def percent(share: float | None) -> str:
+        return "" if share is None else f"{100 * share:.2f}"
+
     rows = [(f"{i} {names[i]}", exit) for i, exit in enumerate(result["exits"])]
     for name, exit in [*rows, *result["ensembles"].items()]:
         if exit is not None:
             table.add_row(
                 name,
                 f"{exit['loss']:.4f}",
-                f"{100 * exit['accuracy']:.2f}",
-                "" if exit["top5"] is None else f"{100 * exit['top5']:.2f}",
-                f"{100 * exit['calibration_error']:.2f}",
+                *(percent(exit[key]) for key in ("accuracy", "top5", "calibration_error")),
                 *([f"{exit['perplexity']:.3f}"] if "windows" in result else []),
             )
     return table

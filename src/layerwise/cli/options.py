@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from argparse import SUPPRESS
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from layerwise import data
-from layerwise.cli.parser import Parser, Tokens, read_yaml, replace_key, take, with_config
+from layerwise.cli.parser import Parser, Tokens, last, read_yaml, replace_key, take, with_config
 from layerwise.cli.recipes import RECIPES, recipe_names
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
-from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES, START
+from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES, START, parameters
+from layerwise.experiment.own import is_path, of_data
 from layerwise.runs.files import check_new
 from layerwise.trainer import Settings
 
@@ -22,7 +24,7 @@ SECTIONS = {
     "Augmentation": ("augment",),
     "Curriculum": ("curriculum",),
     "Network and cut": ("model", "init", "freeze", "blocks", "at", "balance"),
-    "Rule": ("rule",),
+    "Rule and loss": ("rule", "criterion"),
     "Optimizer and schedule": ("optimizer", "schedule"),
     "Training": (
         "epochs",
@@ -92,8 +94,8 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
     parser.add_argument(
         "--resume",
         type=str | None,
-        help="run folder to continue; only with --checkpoint, --device, --runtime, --stages and "
-        "--replicas",
+        help="run folder to continue; only with --checkpoint, --epochs (of the whole training), "
+        "--device, --runtime, --stages and --replicas",
     )
     parser.add_argument(
         "--checkpoint",
@@ -131,6 +133,7 @@ def experiment_parser(tokens: Tokens, prog: str) -> tuple[Parser, Tokens]:
         parser.add_argument(f"--{name}", type=hint, default=default, help=START_HELP[name])
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", DEFAULTS["rule"])
+    tokens = parser.component(tokens, "criterion", "criterion", DEFAULTS["criterion"])
     tokens = parser.component(tokens, "optimizer", "optimizer", DEFAULTS["optimizer"])
     tokens = parser.component(tokens, "schedule", "schedule", DEFAULTS["schedule"])
     parser.add_class_arguments(Settings, None)
@@ -159,10 +162,17 @@ def data_options(parser: Parser, tokens: Tokens) -> Tokens:
     """The options of `data.load`; `--data NAME` is short for `--data.name NAME`."""
     parser.add_argument("--data.name", type=str, default=DEFAULTS["data"], help=SUPPRESS)
     parser.add_function_arguments(data.load, "data", skip={"name", "seed"})
+    tokens = [replace_key(token, "data", "data.name") for token in tokens]
+    name = last(tokens, "data.name")
+    mine = parameters(of_data(str(name)), ("name", "seed")) if is_path(name) else {}
+    for option, (hint, default) in mine.items():
+        if option not in inspect.signature(data.load).parameters:
+            parser.add_argument(f"--data.{option}", type=hint, default=default, help=f"of {name}")
+    parser.set_defaults({f"data.{option}": default for option, (_, default) in mine.items()})
     parser.name_option(
         "data", DEFAULTS["data"], "a name, folder:PATH, hf:NAME_OR_FOLDER or text:PATH"
     )
-    return [replace_key(token, "data", "data.name") for token in tokens]
+    return tokens
 
 
 def new_file(path: str | None) -> Path | None:

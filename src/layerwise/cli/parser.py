@@ -103,11 +103,6 @@ class Parser(ArgumentParser):
             raise InputError(f"{missing[1]}: {self._takes(missing[1])}") from ex
         if wrong := re.fullmatch(r'Parser key "(\S+)":.* (?:Got|Given) value: (.*)', message):
             option = f"--{wrong[1]}"
-            if wrong[2].startswith("Namespace(name="):  # a thing without any option
-                raise InputError(
-                    f"{option} {self.chosen.get(wrong[1], '')}: it takes none of the arguments of "
-                    "such a thing; a network is a function of shape and num_classes, or of either"
-                ) from ex
             raise InputError(f"{option} {wrong[2]}: {self._takes(option)}") from ex
         raise InputError(message.replace('Parser key "', "--").replace('":', ":")) from ex
 
@@ -175,9 +170,18 @@ class Parser(ArgumentParser):
         """Add the options of the thing called `name`."""
         _, thing = find(kind, name)
         inner = nested(thing)
+        if kind == "model" and not inspect.signature(thing).parameters:
+            raise InputError(
+                f"--{key} {name}: it takes none of the arguments of such a thing; a network is a "
+                "function of shape and num_classes, or of either"
+            )
         skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
-        add = self.add_class_arguments if inspect.isclass(thing) else self.add_function_arguments
-        add(thing, key, skip={*skip})
+        if not inspect.signature(thing).parameters:  # jsonargparse needs one to make a group
+            self.add_function_arguments(_without_options, key, skip={"nothing"})
+        elif inspect.isclass(thing):
+            self.add_class_arguments(thing, key, skip={*skip})
+        else:
+            self.add_function_arguments(thing, key, skip={*skip})
         self.name_option(key, name, one_line(thing.__doc__ or ""))
         self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
@@ -242,6 +246,10 @@ class Parser(ArgumentParser):
             warnings.simplefilter("ignore")  # jsonargparse's warnings about how it is called
             found = self.parse_args([self._listed(token) for token in tokens])
         return json.loads(json.dumps(found.as_dict(), default=str))
+
+
+def _without_options(nothing: None = None) -> None:
+    """A thing without options."""
 
 
 def asks_for_help(tokens: Tokens) -> bool:

@@ -14,6 +14,7 @@ from layerwise.runtime import processes
 
 TAKES = {
     "checkpoint": "give last, best or a file in the run's folder",
+    "epochs": "give a whole number",
     "device": "give cpu, cuda, cuda:0, mps, ... or auto",
     "runtime": "give auto, serial or layer_parallel",
     "stages": "give a whole number or null",
@@ -71,13 +72,13 @@ def several_seeds(tokens: Tokens) -> tuple[list[int] | None, Tokens]:
 
 def _resume_options(tokens: Tokens) -> dict[str, Any]:
     """The options that may stand next to --resume."""
-    options = ("checkpoint", "device", "runtime", "stages", "replicas")
+    options = tuple(TAKES)
     known = ("--resume", *(f"--{name}" for name in options))
     if others := [name for t in tokens if (name := t.partition("=")[0]) not in known]:
         raise InputError(
             f"--resume contradicts {' '.join(others)}: a run continues with its own config; "
-            "give --resume RUN alone, or with --checkpoint, --device, --runtime, --stages and "
-            "--replicas"
+            "give --resume RUN alone, or with --checkpoint, --epochs, --device, --runtime, "
+            "--stages and --replicas"
         )
     given = {name: last(tokens, name) for name in options}
     for token in tokens:  # such as `--stages` without a value, which would be left out silently
@@ -85,7 +86,7 @@ def _resume_options(tokens: Tokens) -> dict[str, Any]:
         if name in options and not value:
             raise InputError(f"--{name}: {TAKES[name]}")
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name in ("stages", "replicas"):
+    for name in ("epochs", "stages", "replicas"):
         if name in found:
             found[name] = _count(name, found[name])
     return {name: value for name, value in found.items() if value is not None}

@@ -13,6 +13,7 @@ from layerwise.blocks import Blocks, cut
 from layerwise.costs.measure import Contender, When, measure
 from layerwise.costs.step_table import StepTable
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs, leading
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
 from layerwise.runs.provenance import provenance
@@ -21,7 +22,7 @@ from layerwise.runs.provenance import provenance
 def compare_steps(
     network: nn.Module,
     rule: Callable[[Blocks], Rule],
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     *,
     blocks: int | Literal["all"] = "all",
@@ -54,7 +55,7 @@ def compare_steps(
     Args:
         network: the network to train; it is copied and left unchanged.
         rule: makes the learning rule from the network's blocks.
-        x: a batch, (B, ...).
+        x: a batch, (B, ...), or the network's arguments in a tuple or dict.
         y: its labels.
         blocks: number of the rule's blocks, or "all" that can be cut.
         segments: number of segments for activation checkpointing; null: the number of blocks.
@@ -78,13 +79,14 @@ def compare_steps(
     Raises:
         InputError: `rounds` is below 1; the labels do not fit; the network cannot be cut so.
     """
-    if x.shape[0] != y.shape[0]:
+    first = leading(x)
+    if len(first) != len(y):
         raise InputError(
-            f"bench(x, y): got {x.shape[0]} inputs and {y.shape[0]} labels; give one for each"
+            f"bench(x, y): got {len(first)} inputs and {len(y)} labels; give one for each"
         )
-    if channels_last and x.dim() != 4:
+    if channels_last and not (isinstance(x, Tensor) and x.dim() == 4):
         raise InputError(
-            f"bench(channels_last=true): the batch is {tuple(x.shape)}, but only images "
+            f"bench(channels_last=true): the batch is {tuple(first.shape)}, but only images "
             "(B, C, H, W) have a channel dimension; leave it out"
         )
     memory_format = torch.channels_last if channels_last else torch.preserve_format
@@ -103,7 +105,7 @@ def compare_steps(
     def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr, momentum, fused=True)
 
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+    with torch.random.fork_rng([first.device] if first.device.type == "cuda" else []):
         contenders = [
             contender("backprop", Backprop, blocks, "end"),
             contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),
@@ -123,9 +125,9 @@ def compare_steps(
         )
     return StepTable(
         title=title or type(network).__name__,
-        batch=tuple(x.shape),
+        batch=tuple(first.shape),
         setting={
-            "dtype": str(x.dtype).removeprefix("torch."),
+            "dtype": str(first.dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
             "balance": balance,
             "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)",

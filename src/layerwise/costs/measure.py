@@ -17,6 +17,7 @@ from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
+from layerwise.inputs import Inputs
 from layerwise.rules.base import Rule, early_steps
 from layerwise.runs.allocator import keep_freed_memory
 
@@ -44,7 +45,7 @@ class Contender:
 
 def measure(
     contenders: Sequence[Contender],
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     optimizer: MakeOptimizer,
     *,
@@ -64,7 +65,8 @@ def measure(
 
     Args:
         contenders: at least one.
-        x: a batch, (B, ...), on the contenders' device.
+        x: a batch, (B, ...), or the network's arguments in a tuple or dict, on the contenders'
+            device.
         y: its labels.
         optimizer: makes an optimizer for a list of parameters.
         rounds: number of timed steps of each contender, at least 1.
@@ -85,7 +87,7 @@ def measure(
     costs = [_costs(step) for step in steps]
     times = _in_turns(steps, rounds, warmup)
     kept: Sequence[Sequence[_Times]] = [[] for _ in steps]
-    if keep_freed and x.device.type == "cpu" and keep_freed_memory():
+    if keep_freed and y.device.type == "cpu" and keep_freed_memory():
         kept = _in_turns(steps, rounds, max(1, warmup))
     return tuple(
         dataclasses.replace(
@@ -101,7 +103,7 @@ def measure(
 class _Step:
     """One training step of a contender; calling it takes the step."""
 
-    def __init__(self, contender: Contender, x: Tensor, y: Tensor, optimizer: MakeOptimizer):
+    def __init__(self, contender: Contender, x: Inputs, y: Tensor, optimizer: MakeOptimizer):
         self.contender, self.x, self.y = contender, x, y
         self.rule = contender.rule
         blocks = range(len(self.rule.blocks))
@@ -157,16 +159,16 @@ def _in_turns(steps: Sequence[_Step], rounds: int, warmup: int) -> list[list[_Ti
 
 
 def _timed(step: _Step) -> _Times:
-    _synchronize(step.x.device)
+    _synchronize(step.y.device)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     step()
-    _synchronize(step.x.device)
+    _synchronize(step.y.device)
     return _Times(time.perf_counter() - wall_s, time.process_time() - cpu_s)
 
 
 def _costs(step: _Step) -> Measured:
     """Measure bytes and FLOPs; the times are filled in later."""
-    device, rule = step.x.device, step.rule
+    device, rule = step.y.device, step.rule
     flops = count_flops(step, rule)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

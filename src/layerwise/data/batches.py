@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from layerwise.data.loader import Loader, seed_of
+from layerwise.data.samples import Samples
 from layerwise.errors import InputError, reason
 from layerwise.inputs import plain, tensors
 
@@ -44,6 +45,7 @@ class Batches:
     Attributes:
         batch_size: samples per batch.
         size: samples of an epoch, as if all batches were full.
+        shape: of a sample's first input.
         tokens: whether a sample has a label for each of its tokens.
         example_labels: the labels of the first batch.
         views: inputs for each of these labels.
@@ -96,6 +98,7 @@ class Batches:
             )
         self.example_labels = y
         rows = len(found[0]) if (found := tensors(x)) and found[0].dim() else 0
+        self.shape = tuple(found[0].shape[1:]) if found else ()
         self.views = rows // len(y) if rows and len(y) and rows % len(y) == 0 else 1
         self.batch_size = getattr(source, "batch_size", None) or len(y)
         self.size = self._batches * self.batch_size
@@ -195,8 +198,12 @@ class Batches:
 
 
 def batches_of(source: Any, **options: Any) -> Loader | Batches:
-    """What reads a source epoch by epoch: a loader of the library as it is, `Batches` of anything
-    else; None stays None."""
+    """What reads a source epoch by epoch: a loader of the library as it is, a `Loader` of a part of
+    its data, `Batches` of anything else."""
+    if isinstance(source, Samples):
+        options.pop("name", None)
+        batch_size, train = options.pop("batch_size", 128), options.pop("train", False)
+        return Loader(source, batch_size, train=train, **options)
     return source if isinstance(source, Loader | Batches) else Batches(source, **options)
 
 

@@ -29,7 +29,7 @@ class Images(Samples):
     Args:
         images: uint8 0..255, (N, H, W, C); made contiguous. Channels come last so that one pixel
             is one memory access and a crop is a single `index_select` over pixels.
-        labels: int64, (N,).
+        labels: int64, (N,); or real numbers for a criterion of your own, float32, (N, D).
         reference: the training split, whose mean and standard deviation normalise this set; None
             if it is this set itself.
 
@@ -55,10 +55,13 @@ class Images(Samples):
                 "0..255, torch.uint8 (N, H, W, C); floats 0..1 become bytes by "
                 "(255 * images).round().to(torch.uint8)"
             )
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+        real = self.labels.dtype == torch.float32 and self.labels.dim() == 2
+        of_kind = self.labels.dtype == torch.int64 and self.labels.dim() == 1
+        if not (real or of_kind) or len(self.labels) != len(self.images):
             raise InputError(
                 f"Images(labels): got {self.labels.dtype} {tuple(self.labels.shape)} for "
-                f"{len(self.images)} images; give one torch.int64 for each"
+                f"{len(self.images)} images; give one torch.int64 for each, or "
+                "torch.float32 (N, D)"
             )
         object.__setattr__(self, "images", self.images.contiguous())  # the class is frozen
 

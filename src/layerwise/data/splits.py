@@ -30,7 +30,8 @@ class Splits:
         train: for training.
         validation: for choices; None if `load` was called with `validation=0`.
         test: for reported results; disjoint from the other two.
-        classes: the name of each label.
+        classes: the name of each label; of each of the network's outputs, if labels are real
+            numbers.
         name: as given to `load`.
         relabelled: the training images with a random label, (N,) bool; None if random labels were
             not asked for.
@@ -55,6 +56,18 @@ class Splits:
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of one image; (T,) of one window of text."""
         return self.train.shape
+
+    @property
+    def real(self) -> bool:
+        """Whether labels are real numbers, not classes."""
+        return not isinstance(self.train, Text) and self.train.labels.is_floating_point()
+
+    def example_labels(self, count: int) -> Tensor:
+        """The labels of the first training samples, (count, ...) or fewer."""
+        index = torch.arange(min(count, len(self.train)))
+        if isinstance(self.train, Text):
+            return self.train.windows(index)[1]
+        return self.train.labels[index]
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,11 @@ def relabel(splits: Splits, share: float, seed: int) -> Splits:
         raise InputError(
             f"load({splits.name!r}, random_labels={share}): only images can have random "
             "labels; leave it out for a text"
+        )
+    if splits.real:
+        raise InputError(
+            f"load({splits.name!r}, random_labels={share}): only classes can be drawn at random, "
+            "and these labels are real numbers; leave it out"
         )
     generator = torch.Generator().manual_seed(seed)
     count = len(train)

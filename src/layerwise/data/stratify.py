@@ -14,7 +14,7 @@ def stratify(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     least one sample of every class stays in the first part.
 
     Args:
-        labels: int64, (N,).
+        labels: int64, (N,); without regard to real ones, (N, D).
         share: of the second part, in (0, 1).
         seed: of the choice; torch's global generator is neither read nor changed.
 
@@ -23,6 +23,9 @@ def stratify(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
+    if labels.is_floating_point():
+        first = len(labels) - round(len(labels) * share)
+        return order[:first].sort().values, order[first:].sort().values
     labels = labels.cpu()[order]
     count = torch.bincount(labels)
     quota = count * share

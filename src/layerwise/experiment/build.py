@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from layerwise.experiment.initial import freeze
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
+from layerwise.objectives.classify import Criterion, is_cross_entropy
 from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
 from layerwise.trainer import Settings
@@ -49,6 +51,11 @@ class Experiment:
     splits: Splits
     network: nn.Module
     rule: Rule
+
+    @property
+    def example_labels(self) -> torch.Tensor | None:
+        """Labels of a few samples, for costs; None for the default criterion."""
+        return None if self.rule.check.default_criterion else self.splits.example_labels(128)
 
     def loaders(
         self, device: torch.device, evaluation: bool = False, part: tuple[int, int] = (0, 1)
@@ -105,7 +112,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
     blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
-    criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
+    criterion = _criterion(config, splits, settings)
     rule = make(
         "rule",
         config["rule"],
@@ -114,6 +121,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         normalization=_normalization(config, splits),
     )
     _check_carried(config, splits)
+    _check_labels(config, splits, rule, criterion)
     rule.check.views(settings.views)
     rule.phases(settings.epochs)  # refuses too few epochs
     _check_curriculum(config)
@@ -123,6 +131,51 @@ def build(config: Mapping[str, Any]) -> Experiment:
             "turn on an augmentation, such as --augment.resized_crop true"
         )
     return Experiment(config, settings, splits, network, rule)
+
+
+def _criterion(config: Mapping[str, Any], splits: Splits, settings: Settings) -> Criterion:
+    """The loss of class scores and labels that a config asks for."""
+    named = config.get("criterion", {"name": "cross_entropy"})
+    criterion, smoothing = make("criterion", named), settings.label_smoothing
+    if is_cross_entropy(criterion):
+        if splits.real:
+            raise InputError(
+                f"--data {splits.name}: its labels are real numbers, for which cross-entropy is no "
+                "loss; give --criterion MSELoss, or BCEWithLogitsLoss for several classes at once"
+            )
+        return functools.partial(cross_entropy, label_smoothing=smoothing)
+    if smoothing:
+        raise InputError(
+            f"--criterion {named['name']} contradicts --label_smoothing {smoothing}: only "
+            "cross_entropy has it; leave one out"
+        )
+    return criterion
+
+
+def _check_labels(
+    config: Mapping[str, Any], splits: Splits, rule: Rule, criterion: Criterion
+) -> None:
+    """Refuse a criterion that does not take the labels, and what needs classes without them."""
+    if splits.real and config.get("outcomes"):
+        raise InputError(
+            f"--outcomes true --data {splits.name}: labels that are real numbers are neither right "
+            "nor wrong; leave it out"
+        )
+    if rule.check.default_criterion or rule.blocks.shapes is None:
+        return
+    labels = splits.example_labels(3)
+    scores = torch.zeros(len(labels), *rule.blocks.shapes[-1], requires_grad=True)
+    name = config["criterion"]["name"]
+    asked = f"--criterion {name}: of scores {tuple(scores.shape)} and {labels.dtype} labels "
+    asked += f"{tuple(labels.shape)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PyTorch warns of shapes that it stretches
+            loss = criterion(scores, labels)
+    except Exception as error:
+        raise InputError(f"{asked} it gives {type(error).__name__}: {reason(error)}") from error
+    if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
+        raise InputError(f"{asked} it gives no single number that can be differentiated")
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
@@ -195,13 +248,28 @@ def load_data(config: Mapping[str, Any], seed: int) -> Splits:
     name = options.pop("name")
     if not own.is_path(name):
         return data.load(name, **options, seed=seed)
-    made = own.imported("data", name, None)
+    made, cuts = own.of_data(name), inspect.signature(split).parameters
+    options["seed"] = seed
+    given = {k: v for k, v in options.items() if k in made.__annotations__}
+    for key, hint in inspect.signature(data.load).parameters.items():
+        if key not in (*given, *cuts) and options.get(key, hint.default) not in (
+            hint.default,
+            str(hint.default),
+        ):
+            raise InputError(
+                f"--data.{key} {options[key]}: {name} has no such parameter; leave it out"
+            )
+    with own.named("data", name, made):
+        found = made(**given)
     try:
-        parts = parts_of(made())
-    except (InputError, TypeError, ValueError, RuntimeError, OSError) as error:
+        parts = parts_of(found)
+    except InputError as error:
         raise InputError(f"data {name}: {reason(error)}") from error
-    takes = inspect.signature(split).parameters
-    return split(parts, name, **{k: v for k, v in options.items() if k in takes}, seed=seed)
+    return split(
+        parts,
+        name,
+        **{k: v for k, v in options.items() if (k in cuts and k not in given) or k == "seed"},
+    )
 
 
 def cut_network(

@@ -19,6 +19,7 @@ from layerwise import data
 from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices, nearest
+from layerwise.experiment.own import is_path, of_data
 from layerwise.experiment.registry import GIVEN, KINDS, find, nested, terms
 from layerwise.runs.run import MADE_BY, Run
 from layerwise.trainer import Settings
@@ -30,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
     "data": "digits",
     "model": "basic_cnn",
     "rule": "DGL",
+    "criterion": "cross_entropy",
     "optimizer": SGD(),
     "schedule": OneCycle(),
 }
@@ -71,7 +73,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         if key == "data":
             of_thing = _named(of_thing, key)
             name = {"name": (str, DEFAULTS["data"])}
-            options = name | parameters(thing, leave_out=("name", "seed"))
+            options = name | data_parameters(of_thing.get("name", DEFAULTS["data"]))
         elif key == "curriculum":
             options = {**parameters(thing, leave_out=("scores",)), "scores": SCORES}
         else:
@@ -79,7 +81,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
         found[key] = completion.all_of(_mapping(of_thing, key), key, options)
     found["model"] = completion.component(given.pop("model", {}), "model", "model")
     found |= completion.options(given, "", START | CUT)
-    for kind in ("rule", "optimizer", "schedule"):
+    for kind in ("rule", "criterion", "optimizer", "schedule"):
         found[kind] = completion.component(given.pop(kind, {}), kind, kind)
     found |= completion.options(given, "", parameters(Settings))
     completion.refuse(given, "")
@@ -117,6 +119,12 @@ def parameters(
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in leave_out
     }
+
+
+def data_parameters(name: str) -> dict[str, tuple[Hint, Any]]:
+    """The options of a data set: those of `data.load`, and of a function of your own its own."""
+    options = parameters(data.load, leave_out=("name", "seed"))
+    return options | (parameters(of_data(name), ("name", "seed")) if is_path(name) else {})
 
 
 def default_of(thing: Callable[..., Any], parameter: str, kind: str) -> Any:

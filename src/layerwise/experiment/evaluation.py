@@ -18,6 +18,8 @@ from layerwise.errors import InputError, reason
 from layerwise.experiment.build import Experiment, build
 from layerwise.experiment.config import config_of
 from layerwise.experiment.recorded_data import about_scores, check_data
+from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base import criterion_of
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -101,6 +103,8 @@ class Evaluation:
             "exits": exits,
             "ensembles": ensembles,
         }
+        if not is_cross_entropy(criterion_of(experiment.rule)):
+            result["criterion"] = experiment.config["criterion"]["name"]
         if (rate := experiment.splits.entropy_rate) is not None:
             result["entropy_rate"] = rate
         return cls(run, experiment, loader, fabric, result, confusion)

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from layerwise.arguments import shortened
 from layerwise.costs.blocks import Costs
 from layerwise.data import Batches, Loader, batches_of
 from layerwise.errors import InputError, choices
 from layerwise.experiment.fastest import fastest
+from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import MetricsLogger
-from layerwise.report.curves import draw_run
+from layerwise.experiment.training import train_in
 from layerwise.report.progress_bar import ProgressBar
 from layerwise.rules.base import Rule
-from layerwise.runs.allocator import keep_freed_memory
 from layerwise.runs.loggers import check_loggers
-from layerwise.runs.loggers import loggers as opened
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import MADE_BY, Run
-from layerwise.trainer import Observer, Progress, Settings, Trainer, device_for, fabric_for
-from layerwise.trainer.optim import SGD, OfFunction, OneCycle, Optimizer, Schedule
+from layerwise.trainer import Observer, Progress, Settings, device_for, fabric_for
+from layerwise.trainer.learning_rate import LearningRate
+from layerwise.trainer.optim import SGD, OfFunction, OfScheduler, OneCycle, Optimizer, Schedule
 
 # Settings of the built-in data, or of several processes, which `fit` does not start.
 NOT_HERE = ("views", "pictures", "outcomes", "alignment_every", "label_smoothing", "runtime")
 NOT_HERE += ("stages", "replicas", "sync_batchnorm", "replay", "restarts", "timeout")
 NOT_HERE += ("eval_batch_size",)
+PERSISTS = (
+    "the loader's workers persist (persistent_workers=True): random numbers that they draw are not "
+    "those of a run that was never interrupted"
+)
 Parameters = Iterable[nn.Parameter]
 DEFAULT_OPTIMIZER, DEFAULT_SCHEDULE = SGD(), OneCycle()
 
@@ -44,7 +51,7 @@ def fit(
     validation: Iterable[Any] | Loader | None = None,
     test: Iterable[Any] | Loader | None = None,
     optimizer: Callable[[Parameters], torch.optim.Optimizer] = DEFAULT_OPTIMIZER,
-    schedule: Schedule = DEFAULT_SCHEDULE,
+    schedule: Schedule | Callable[[torch.optim.Optimizer], LRScheduler] = DEFAULT_SCHEDULE,
     runs: str | os.PathLike[str] = "experiments",
     name: str | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -59,17 +66,20 @@ def fit(
     Args:
         rule: the rule with its blocks, on the CPU.
         train: batches of (inputs, labels), read once for each epoch: a `DataLoader`, a data set of
-            single samples, a list of batches, or a `data.Loader`; see `data.Batches`.
+            single samples, a list of batches, a part of `data.load(...)` or a `data.Loader`; see
+            `data.Batches`.
         validation: the same; the best epoch is selected on it.
         test: the same; measured after each epoch.
         optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
             such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the learning
             rates of its groups are kept.
-        schedule: of the learning rate, per step.
+        schedule: of the learning rate, per step; or any function of the optimizer that makes a
+            scheduler of PyTorch (`trainer.optim.OfScheduler`).
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
-        resume: a run folder of `fit` to continue, with the same arguments. More epochs than before
-            are allowed if the schedule is `Constant`.
+        resume: a run folder of `fit` to continue, with the same arguments. Another number of epochs
+            becomes that of the run's config if the training so far does not depend on it, as with
+            the schedule `Constant`.
         loggers: tensorboard, wandb, mlflow.
         observers: watch the training.
         progress: whether progress is shown, or a display of your own.
@@ -89,10 +99,7 @@ def fit(
     if train is None:
         raise InputError("fit(train=None): give batches of (inputs, labels), such as a DataLoader")
     if not isinstance(schedule, Schedule):
-        raise InputError(
-            f"fit(schedule={shortened(schedule)}): give one of layerwise, such as "
-            "trainer.optim.Cosine(warmup=1)"
-        )
+        schedule = OfScheduler(schedule)
     if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):
         raise InputError(
             f"fit(observers={shortened(observers)}): give a list of objects of classes that derive "
@@ -145,15 +152,42 @@ def fit(
             loader.channels_last = found.channels_last
     recipe = optimizer if isinstance(optimizer, Optimizer) else OfFunction.of(optimizer)
     config = _config(rule, loaders, recipe, schedule, chosen, list(loggers))
+    steps = math.ceil(len(loaders["train"]) / chosen.accumulate)  # type: ignore[arg-type]
+    LearningRate(recipe.lr, schedule, rule.phases(chosen.epochs), steps)  # refused before a folder
     if resume is None:
         stem = f"{config['model']['name']}-{config['rule']['name']}".lower()
         run = Run.create(Path(runs), name, stem, config)
         run.write("environment.json", json.dumps(provenance(), indent=1).encode())
     else:
         run = _continued(resume, config)
-    shown = _progress(progress)
+        check_length(
+            run,
+            chosen.epochs,
+            rule=rule,
+            lr=recipe.lr,
+            schedule=schedule,
+            steps_per_epoch=steps,
+        )
+        record_length(run, chosen.epochs)
+    fabric = fabric_for(chosen.device, chosen.precision)
+    persists = getattr(getattr(loaders["train"], "source", None), "persistent_workers", False)
     with run.locked():
-        _train(run, rule, loaders, recipe, schedule, chosen, config, observers, shown)
+        train_in(
+            run,
+            config,
+            _progress(progress),
+            title=f"{run.path}: {fabric.device}",
+            costs=Costs.of(rule, views, labels),
+            observers=lambda to: [*([MetricsLogger(to)] if to else []), *observers],
+            notices=[PERSISTS] if persists and resume is not None else [],
+            network=_network(rule),
+            rule=rule,
+            loaders=loaders,
+            optimizer=recipe,
+            schedule=schedule,
+            settings=chosen,
+            fabric=fabric,
+        )
     return run
 
 
@@ -163,7 +197,12 @@ def _settings(given: Mapping[str, Any]) -> Settings:
         if key not in names:
             raise InputError(f"fit({key}=...): no such option; {choices(key, names)}")
     options: dict[str, Any] = {"pictures": 0, **given}
-    return Settings(**options)
+    try:
+        return Settings(**options)
+    except InputError as error:  # in the words of the command line
+        said = re.sub(r"--(\w+) (\S+?)(?=[ :])", r"\1=\2", str(error)).replace(" null", " None")
+        said = said.replace("=true", "=True")
+        raise InputError(f"fit: {said}") from error
 
 
 def _example(rule: Rule, loader: Loader | Batches | None) -> tuple[int, Tensor | None]:
@@ -194,9 +233,18 @@ def _config(
         "blocks": list(rule.blocks.names),
         "rule": {"name": type(rule).__name__},
         "optimizer": {"name": type(made).__name__, "lr": optimizer.lr},
-        "schedule": {"name": type(schedule).__name__, **vars(schedule)},
+        "schedule": _recorded(schedule),
         **{k: v for k, v in dataclasses.asdict(settings).items() if k not in NOT_HERE},
     }
+
+
+def _recorded(schedule: Schedule) -> dict[str, Any]:
+    if not isinstance(schedule, OfScheduler):
+        return {"name": type(schedule).__name__, **vars(schedule)}
+    made = schedule.scheduler()
+    kept = {k: v for k, v in vars(made).items() if isinstance(v, bool | int | float | str)}
+    kept = {k: v for k, v in kept.items() if not k.startswith("_")}
+    return {"name": type(made).__name__, "each": schedule.each, **kept}
 
 
 def _network(rule: Rule) -> nn.Module:
@@ -223,18 +271,16 @@ def _continued(path: str | os.PathLike[str], config: Mapping[str, Any]) -> Run:
             f"it with layerwise train --resume {run.path}"
         )
     now = json.loads(json.dumps(config))  # as a file gives it back: lists for tuples
-    differing = [k for k in now if k not in FREE and json.loads(json.dumps(then.get(k))) != now[k]]
-    if differing:
-        key = differing[0]
+    then = json.loads(json.dumps(then, default=str))
+    key = next((k for k in now if k not in FREE and then.get(k) != now[k]), None)
+    if key is not None:
+        was, given = then.get(key), now[key]
+        if isinstance(was, dict) and isinstance(given, dict):
+            inner = next(k for k in {**given, **was} if was.get(k) != given.get(k))
+            key, was, given = f"{key}.{inner}", was.get(inner), given.get(inner)
         raise InputError(
-            f"fit(resume={str(run.path)!r}): the run has {key} {shortened(then.get(key))}, and "
-            f"this call {shortened(now[key])}; give the same, or train a new run"
-        )
-    if now["epochs"] != then["epochs"] and now["schedule"]["name"] != "Constant":
-        raise InputError(
-            f"fit(resume={str(run.path)!r}, epochs={now['epochs']}): the run has {then['epochs']} "
-            f"epochs, and the schedule {now['schedule']['name']} depends on their number; only "
-            "with Constant can it be longer"
+            f"fit(resume={str(run.path)!r}): the run has {key} {shortened(was)}, and this call "
+            f"{shortened(given)}; give the same, or train a new run"
         )
     return run
 
@@ -243,56 +289,3 @@ def _progress(progress: bool | Progress) -> Progress:
     if isinstance(progress, Progress):
         return progress
     return ProgressBar(unit="samples") if progress else Progress()
-
-
-def _train(
-    run: Run,
-    rule: Rule,
-    loaders: Mapping[str, Loader | Batches | None],
-    optimizer: Optimizer,
-    schedule: Schedule,
-    settings: Settings,
-    config: Mapping[str, Any],
-    observers: Sequence[Observer],
-    progress: Progress,
-) -> None:
-    fabric = fabric_for(settings.device, settings.precision)
-    if settings.keep_freed and fabric.device.type == "cpu":
-        keep_freed_memory()
-    costs = Costs.of(rule, *_example(rule, loaders["train"]))
-    state = run.load("last")
-    if state is None:
-        run.check_start()
-        run.write("cost.json", costs.json().encode())
-    with progress, opened(config["loggers"], run, config) as receivers:
-        trainer = Trainer(
-            network=_network(rule),
-            rule=rule,
-            loaders=loaders,
-            optimizer=optimizer,
-            schedule=schedule,
-            settings=settings,
-            run=run,
-            fabric=fabric,
-            observers=[*([MetricsLogger(receivers)] if receivers else []), *observers],
-            progress=progress,
-        )
-        if state is not None:
-            with run.loading("last"):
-                trainer.state.load_state_dict(state)
-            if getattr(getattr(loaders["train"], "source", None), "persistent_workers", False):
-                run.log(
-                    "the loader's workers persist (persistent_workers=True): random numbers that "
-                    "they draw are not those of a run that was never interrupted"
-                )
-            run.log(f"resumed at step {trainer.position.step}, for {settings.epochs} epochs")
-        run.keep_metrics(trainer.position.epoch)
-        trainer.progress.costs(costs)
-        trainer.progress.say(f"{run.path}: {fabric.device}")
-        try:
-            trainer.fit()
-        finally:
-            if run.metrics():
-                draw_run(run)
-    run.check_there()
-    trainer.progress.say(f"done: {run.path}")

@@ -6,23 +6,30 @@ it was named by `trust`, which the command line calls with what is written on it
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
 import functools
 import importlib
 import inspect
+import operator
 import re
 import sys
-from collections.abc import Callable, Iterable
+import traceback
+import typing
+from collections.abc import Callable, Collection, Iterable, Iterator
 from importlib.metadata import entry_points
-from typing import Any
+from types import NoneType
+from typing import Any, Literal
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
-from layerwise.arguments import shortened
+from layerwise.arguments import alternatives, check, shortened
 from layerwise.errors import InputError, reason
-from layerwise.trainer.optim import OfFunction
+from layerwise.trainer.optim import Muon, OfFunction, OfScheduler
 
 PATH = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+")
-SAFE = "torch.optim."  # the classes of optimizers in it, which a run may name without `trust`
+SAFE = "torch.optim."  # the optimizers and schedulers in it, which a run may name without `trust`
 
 _trusted: set[str] = set()
 _everything = False
@@ -70,7 +77,8 @@ def imported(kind: str, name: str, base: type | None) -> Callable[..., Any]:
     Raises:
         InputError: nobody named it; it cannot be imported; it is something else.
     """
-    if not (_everything or name in _trusted or (kind == "optimizer" and name.startswith(SAFE))):
+    safe = kind in ("optimizer", "schedule") and name.startswith(SAFE)
+    if not (_everything or name in _trusted or safe):
         raise InputError(
             f"{kind} {name}: a config names code outside layerwise, which would run here; if you "
             "know where the config is from, add --trust true, or in Python call "
@@ -116,38 +124,148 @@ def registered_names(kind: str) -> list[str]:
     return sorted(point.name for point in entry_points(group=f"layerwise.{kind}"))
 
 
+def criterion(found: Callable[..., Any], leave_out: Collection[str] = ()) -> Callable[..., Any]:
+    """The recipe of a criterion: of a class, whose objects are called with class scores and labels,
+    or of a function of these two, whose further parameters are options."""
+    leave_out = {"size_average", "reduce", "reduction", *leave_out}  # the loss is always a mean
+    if inspect.isclass(found):
+        return _recipe(found, lambda made: made(), 0, leave_out)
+    return _recipe(found, lambda made: made, 2, leave_out)
+
+
+@contextlib.contextmanager
+def named(kind: str, name: str, thing: Callable[..., Any]) -> Iterator[None]:
+    """Within, an error of your own code says in one line which of it failed, and where; its own
+    traceback is chained.
+
+    Raises:
+        InputError: instead of any other error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        try:
+            file = inspect.getsourcefile(inspect.unwrap(getattr(thing, "of", thing)))
+        except TypeError:
+            file = None
+        at = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f" in {file}, line {at[-1]}" if at else ""
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{kind} {name}: it failed with {said}{where}") from error
+
+
+def of_data(name: str) -> Callable[..., Any]:
+    """The function of a data set, whose parameters of plain values are options.
+
+    Raises:
+        InputError: as `imported`.
+    """
+    return _recipe(imported("data", name, None), lambda made: made(), 0)
+
+
 def _checked(kind: str, name: str, found: Any, base: type | None) -> Callable[..., Any]:
-    of_torch = inspect.isclass(found) and issubclass(found, torch.optim.Optimizer)
-    if kind == "optimizer" and of_torch:
-        return _recipe(found)
-    if base is not None and not (inspect.isclass(found) and issubclass(found, base)):
+    if found is getattr(torch.optim, "Muon", None):
+        return Muon
+    is_class, trusted = inspect.isclass(found), not name.startswith(SAFE) or name in _trusted
+    if kind == "optimizer" and is_class and issubclass(found, torch.optim.Optimizer):
+        return _recipe(found, OfFunction.of, 1)
+    if kind == "schedule" and is_class and issubclass(found, LRScheduler):
+        return _recipe(found, OfScheduler, 1, ("last_epoch",), also=("each",))
+    if kind in ("optimizer", "schedule") and inspect.isfunction(found) and trusted:
+        if kind == "optimizer":
+            return _recipe(found, OfFunction.of, 1)
+        return _recipe(found, OfScheduler, 1, also=("each",))
+    if base is not None and not (is_class and issubclass(found, base)):
         what = f"a subclass of {base.__module__.removesuffix('.' + base.__name__)}.{base.__name__}"
-        more = " or of torch.optim.Optimizer" if kind == "optimizer" else ""
+        more = {
+            "optimizer": " or of torch.optim.Optimizer, or a function of the parameters",
+            "schedule": " or of torch.optim.lr_scheduler.LRScheduler, or a function of the "
+            "optimizer",
+        }.get(kind, "")
         raise InputError(f"{kind} {name}: {shortened(found)} is not {what}{more}")
     if not callable(found):
         raise InputError(f"{kind} {name}: {shortened(found)} is no function or class")
-    return found
+    return criterion(found) if kind == "criterion" else found
 
 
-def _recipe(optimizer: type[torch.optim.Optimizer]) -> Callable[..., Any]:
-    """A function of an optimizer's options that makes its recipe. Options that are no plain values
-    are left out."""
-    plain = (bool, int, float, str, type(None))
-    parameters = []
-    for p in list(inspect.signature(optimizer).parameters.values())[1:]:
-        value = None if p.default is p.empty else p.default
-        pair = isinstance(value, tuple) and all(isinstance(v, int | float) for v in value)
-        if p.kind is p.VAR_KEYWORD or not (pair or isinstance(value, plain)):
-            continue
-        hint: Any = float | bool | None if value is None else type(value)
-        hint = tuple[float, ...] if pair else int | float if hint is int else hint
-        parameters.append(p.replace(kind=p.KEYWORD_ONLY, default=value, annotation=hint))
+def _recipe(
+    thing: Callable[..., Any],
+    make: Callable[..., Any],
+    first: int,
+    leave_out: Collection[str] = (),
+    also: Collection[str] = (),
+) -> Callable[..., Any]:
+    """A function of a thing's options that gives `make` of the thing with these options. Options
+    that are no plain values are left out.
 
-    def recipe(**options: Any) -> OfFunction:
-        return OfFunction.of(functools.partial(optimizer, **options))
+    Args:
+        thing: a class or function.
+        make: a function of the thing with its options bound.
+        first: the number of its first arguments, which are no options.
+        leave_out: further parameters that are no options.
+        also: options of `make`.
+    """
+    hints = _hints(thing.__init__ if inspect.isclass(thing) else thing)
+    parameters, required = [], set()
+    for p in list(inspect.signature(thing).parameters.values())[first:]:
+        hint = _plain(hints.get(p.name), p.default)
+        if hint is not None and p.name not in leave_out and p.kind is not p.VAR_KEYWORD:
+            required |= {p.name} if p.default is p.empty else set()
+            default = None if p.default is p.empty else p.default
+            parameters.append(p.replace(kind=p.KEYWORD_ONLY, default=default, annotation=hint))
+    of_make = _hints(make.__init__) if also else {}
+    parameters += [
+        inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=of_make[o])
+        for o in also
+    ]
 
-    recipe.__name__ = recipe.__qualname__ = optimizer.__name__
-    recipe.__doc__ = (optimizer.__doc__ or "").strip().partition("\n")[0]
+    def recipe(**options: Any) -> Any:
+        check(recipe.__name__, options, recipe.__annotations__)
+        given = {name: options.pop(name) for name in also if name in options}
+        options = {k: v for k, v in options.items() if k not in required or v is not None}
+        return make(functools.partial(thing, **options), **given)
+
+    recipe.of = thing  # type: ignore[attr-defined]
+    recipe.__name__ = recipe.__qualname__ = getattr(thing, "__name__", type(thing).__name__)
+    recipe.__doc__ = (thing.__doc__ or "").strip().partition("\n")[0]
     recipe.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     recipe.__annotations__ = {p.name: p.annotation for p in parameters}
     return recipe
+
+
+def _hints(function: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, localns=vars(collections.abc))
+    except (NameError, TypeError):
+        return {}
+
+
+def _plain(hint: Any, default: Any) -> Any:
+    """The plain values among those that a parameter takes: numbers, text, lists of numbers; None if
+    there is none."""
+    found = []
+    for one in alternatives(hint):
+        of, values = typing.get_origin(one), typing.get_args(one)
+        if one in (bool, int, float, str) or of is Literal:
+            found.append(one)
+        elif values in ((int,), (float,)) and issubclass(of, collections.abc.Iterable):  # type: ignore[arg-type]
+            found.append(list[values[0]])  # type: ignore[valid-type]
+    if not found and default is not inspect.Parameter.empty:
+        if (
+            isinstance(default, tuple)
+            and default
+            and all(isinstance(v, int | float) for v in default)
+        ):
+            found = [tuple[float, ...]]
+        elif hint is None and default is None:
+            found = [float, bool]
+        elif hint is None and isinstance(default, bool | str):
+            found = [type(default)]
+        elif hint is None and isinstance(default, int | float):
+            found = [int, float] if isinstance(default, int) else [float]
+    if not found:
+        return None
+    optional = default is None or default is inspect.Parameter.empty
+    return functools.reduce(operator.or_, [*found, NoneType] if optional else found)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerwise.costs.example_labels import example_labels
 from layerwise.costs.stages import block_seconds, stage_starts
 from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
@@ -26,6 +28,7 @@ from layerwise.runtime import (
 from layerwise.runtime.batchnorm import check_shared_statistics
 from layerwise.runtime.processes import local_device, resolve
 from layerwise.trainer import device_for, fabric_for
+from layerwise.trainer.learning_rate import LearningRate
 from layerwise.trainer.optim import Optimizer, Schedule
 
 if TYPE_CHECKING:
@@ -84,6 +87,9 @@ class Prepared:
         config["data"] = {**config["data"], "name": experiment.splits.name}
         part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)
         loaders = experiment.loaders(fabric.device, part=part)
+        steps = math.ceil(len(loaders["train"]) / experiment.settings.accumulate)  # type: ignore[arg-type]
+        phases = experiment.rule.phases(experiment.settings.epochs)
+        LearningRate(optimizer.lr, schedule, phases, steps)  # refused likewise
         return cls(config, fabric, optimizer, schedule, experiment, loaders, notice)
 
     @property
@@ -102,13 +108,11 @@ class Prepared:
         if stages == 1:
             return DataParallel(rule, settings.sync_batchnorm)
         assert isinstance(rule, LocalRule)
-        assert rule.blocks.shapes is not None
-        labels = rule.blocks.shapes[-1][:-1]
 
         def starts() -> list[int]:
             batch = settings.batch_size // settings.replicas
             x = rule.blocks.zeros(batch * settings.views, torch.zeros((), device=device))
-            y = torch.zeros(batch, *labels, dtype=torch.long, device=device)
+            y = example_labels(rule, batch, self.experiment.example_labels, device)
             with self.fabric.autocast():
                 return stage_starts(block_seconds(rule, x, y), stages)
 
@@ -155,6 +159,7 @@ def _as_fast_as_possible(experiment: Experiment, device: str) -> tuple[Experimen
             settings.views,
             precision,
             channels_last,
+            experiment.example_labels,
         )
     chosen = replace(settings, precision=found.precision, channels_last=found.channels_last)
     config = {**experiment.config, "precision": found.precision}

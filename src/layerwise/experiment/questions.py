@@ -23,3 +23,5 @@ OF_IMAGES = (
     "filters",
     "difficulty",
 )
+# Those that ask about classes.
+OF_CLASSES = tuple(question for question in OF_IMAGES if question != "filters")

@@ -7,11 +7,14 @@ A: {weight: 0.5, head: ...}, B: {weight: 2}}`; a weight `[first, last]` is linea
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from torch import nn
 
 from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError, choices
@@ -19,7 +22,7 @@ from layerwise.experiment import kinds, own
 from layerwise.experiment.kinds import Kind
 from layerwise.experiment.memory import bounded
 from layerwise.heads import Decoder, Head, Inverse, Projector, Synthesizer
-from layerwise.objectives import Objective
+from layerwise.objectives import Objective, cross_entropy
 from layerwise.rules.base import Rule
 from layerwise.trainer.optim import Optimizer, Schedule
 
@@ -50,8 +53,25 @@ NESTED: dict[type, str] = {
     Projector: "projector",
     Objective: "objective",
 }
+# Losses of torch.nn that read class scores and labels.
+CRITERIA = (
+    "MSELoss",
+    "L1Loss",
+    "SmoothL1Loss",
+    "HuberLoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "MultiLabelMarginLoss",
+    "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss",
+    "SoftMarginLoss",
+)
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
-    name: _things(kind) for name, kind in kinds.KINDS.items()
+    **{name: _things(kind) for name, kind in kinds.KINDS.items()},
+    "criterion": {
+        "cross_entropy": own.criterion(cross_entropy, leave_out=("label_smoothing",)),
+        **{name: own.criterion(getattr(nn, name)) for name in CRITERIA},
+    },
 }
 
 # The classes from which code of your own derives; networks may be any function.
@@ -78,6 +98,8 @@ def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
         InputError: no such name, or code that cannot be used.
     """
     known = KINDS[kind]
+    if kind == "criterion":
+        name = str(name).removeprefix("torch.nn.")
     for key, thing in known.items():
         if _plain(key) == _plain(name):
             return key, thing
@@ -152,8 +174,9 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
         elif isinstance(value, list):
             value = tuple(value)
         options[key] = value
+    of_own = own.named(kind, name, thing) if own.is_path(name) else contextlib.nullcontext()
     try:
-        with bounded(f"{kind} {name}"):
+        with bounded(f"{kind} {name}"), of_own:
             return thing(**options, **{key: value for key, value in given.items() if key in takes})
     except InputError:
         raise

@@ -27,7 +27,7 @@ from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of, outcomes_of
-from layerwise.experiment.questions import OF_IMAGES
+from layerwise.experiment.questions import OF_CLASSES, OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
 from layerwise.report.pictures import first_filters
 from layerwise.rules.base import Rule
@@ -88,6 +88,8 @@ class Subject:
         path = self.run.path
         if question in OF_IMAGES and isinstance(self.experiment.splits.train, Text):
             return f"{path} was trained on a text; give a run on images"
+        if question in OF_CLASSES and self.experiment.splits.real:
+            return f"{path} was trained on labels that are real numbers; give a run on classes"
         if question == "memorization" and self.experiment.splits.relabelled is None:
             return f"{path} was trained on true labels; train one with --data.random_labels 1"
         if question == "difficulty" and self.outcomes is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.errors import FailedProcess, InputError, Interrupted, LostStage
 from layerwise.experiment.config import complete, config_of, fitted, parameters
 from layerwise.experiment.initial import fit_to_images, initialise
+from layerwise.experiment.longer import check_length, record_length
 from layerwise.experiment.observers import alignment_of, observers_of
 from layerwise.experiment.own import trusts
 from layerwise.experiment.prepared import Prepared
@@ -30,7 +32,7 @@ from layerwise.runs.run import ALIGNMENT, Run, check_name
 from layerwise.runtime import processes
 from layerwise.runtime.launcher import launch
 from layerwise.runtime.watch import Watch
-from layerwise.trainer import Progress, Settings, Trainer, load_evaluated
+from layerwise.trainer import Observer, Progress, Settings, Trainer, load_evaluated
 
 LONGEST_STEM = 60  # characters, each of up to four bytes
 
@@ -93,6 +95,7 @@ def resume(
     path: str | os.PathLike[str],
     *,
     checkpoint: str = "last",
+    epochs: int | None = None,
     device: str | None = None,
     runtime: str | None = None,
     stages: int | None = None,
@@ -101,14 +104,17 @@ def resume(
 ) -> Run:
     """Continue a run from a checkpoint with its own config: `layerwise train --resume`.
 
-    The run ends with the same bits as if it had not been interrupted. A run that is
-    complete is trained no further.
+    The run ends with the same bits as if it had not been interrupted. A run that is complete is
+    trained no further, unless it is given more epochs.
 
     Args:
         path: the run folder.
         checkpoint: the checkpoint to continue from: last, best, or a file in the run's folder. If
             it is not the last one, the run goes back to it, and keeps all that it has written in a
             folder set-aside-N.
+        epochs: another length of the whole training, which becomes that of the run's config. It
+            ends with the bits of a run that was begun with it, so the schedule and the rule's
+            phases must not have depended on the length so far; with `Constant` they do not.
         device: another device than the run began on.
         runtime: another runtime; `serial` takes all blocks into this process.
         stages: another number of stages.
@@ -117,11 +123,12 @@ def resume(
 
     Raises:
         InputError: no run there, files that cannot be read, data that changed since the run began,
-            or another process trains it.
+            epochs that would have changed what is trained already, or another process trains it.
         NonFiniteLoss, Interrupted, FailedProcess, LostStage: as `train`.
     """
     run = Run.open(path)
-    options = {"device": device, "runtime": runtime, "stages": stages, "replicas": replicas}
+    options = {"epochs": epochs, "device": device, "runtime": runtime}
+    options |= {"stages": stages, "replicas": replicas}
     hints = parameters(Settings)
     given = {
         key: fitted(value, hints[key][0], f"--{key}")
@@ -138,11 +145,24 @@ def resume(
     check_data(run, prepared.experiment.splits, curriculum=True)
 
     def go_back() -> Run:
+        again = checkpoint if not processes.restarts() else "last"
+        loader, settings = prepared.loaders["train"], prepared.experiment.settings
+        assert loader is not None
+        check_length(
+            run,
+            settings.epochs,
+            rule=prepared.experiment.rule,
+            lr=prepared.optimizer.lr,
+            schedule=prepared.schedule,
+            steps_per_epoch=math.ceil(len(loader) / settings.accumulate),
+            checkpoint=again,
+        )
         if checkpoint != "last" and not processes.restarts():
             with run.loading(checkpoint):
                 load_evaluated(prepared.experiment.rule, run.checkpoint(checkpoint))
             with run.locked():
                 run.go_back_to(checkpoint)
+        record_length(run, prepared.experiment.settings.epochs)
         return run
 
     return _train(go_back, prepared, progress or Progress())
@@ -200,42 +220,83 @@ def _launch(path: Path, prepared: Prepared, progress: Progress) -> None:
 
 
 def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch | None) -> None:
-    config, experiment, fabric = prepared.config, prepared.experiment, prepared.fabric
-    if experiment.settings.keep_freed and fabric.device.type == "cpu":
+    config, experiment = prepared.config, prepared.experiment
+    source, notices = config.get("init"), [prepared.unfinished_curriculum()]
+
+    def begin() -> str | None:
+        images = experiment.loaders(torch.device("cpu"), evaluation=True)["train"]
+        assert images is not None
+        fit_to_images(experiment.network, images)
+        return None if source is None else initialise(experiment.network, source)
+
+    train_in(
+        run,
+        config,
+        progress,
+        title=f"{run.path}: {experiment.splits.name}, {prepared.fabric.device}",
+        costs=Costs.of(experiment.rule, experiment.settings.views, experiment.example_labels)
+        if run.writes
+        else None,
+        observers=lambda receivers: observers_of(prepared, run, receivers),
+        begin=begin,
+        notices=[notice for notice in notices if notice is not None],
+        watch=watch,
+        network=experiment.network,
+        rule=experiment.rule,
+        loaders=prepared.loaders,
+        optimizer=prepared.optimizer,
+        schedule=prepared.schedule,
+        settings=experiment.settings,
+        fabric=prepared.fabric,
+        runtime=prepared.runtime,
+    )
+
+
+def train_in(
+    run: Run,
+    config: Mapping[str, Any],
+    progress: Progress,
+    *,
+    title: str,
+    costs: Costs | None,
+    observers: Callable[[list[Any]], list[Observer]],
+    begin: Callable[[], str | None] = lambda: None,
+    notices: Sequence[str] = (),
+    watch: Watch | None = None,
+    **trained: Any,
+) -> None:
+    """Train in a locked run folder, from its last checkpoint, with all that a run has.
+
+    Args:
+        run: the folder.
+        config: the run's options.
+        progress: a display.
+        title: what it shows first.
+        costs: of the rule; None in a process that does not write the run's files.
+        observers: those of the training, of what its loggers send to.
+        begin: called where there is no checkpoint; gives a line for the log.
+        notices: further lines.
+        watch: the other processes.
+        **trained: the arguments of `Trainer` that are not named here.
+    """
+    fabric, settings = trained["fabric"], trained["settings"]
+    if settings.keep_freed and fabric.device.type == "cpu":
         keep_freed_memory()
     state = run.load("last")
     if state is None:
         run.check_start()
-        images = experiment.loaders(torch.device("cpu"), evaluation=True)["train"]
-        fit_to_images(experiment.network, images)
-        if (source := config.get("init")) is not None:
-            notice = f"--init: {initialise(experiment.network, source)}"
-            run.log(notice)
-            progress.say(notice)
+        if (began := begin()) is not None:
+            notices = [f"--init: {began}", *notices]
     if (run.path / "cost.json").exists():  # it was trained before
         where = "at the start: no checkpoint was written"
         if state is not None:
             where = f"at step {state.get('step')}"
         about = provenance()
         run.log(f"resumed {where}; {fabric.device}, {about['cpu']}, torch {about['torch']}")
-    costs = Costs.of(experiment.rule, experiment.settings.views) if run.writes else None
     if costs is not None:
         run.write("cost.json", costs.json().encode())
-    receiving = config["loggers"] if run.writes else []
-    with progress, loggers(receiving, run, config) as receivers:
-        trainer = Trainer(
-            network=experiment.network,
-            rule=experiment.rule,
-            loaders=prepared.loaders,
-            optimizer=prepared.optimizer,
-            schedule=prepared.schedule,
-            settings=experiment.settings,
-            run=run,
-            fabric=fabric,
-            runtime=prepared.runtime,
-            observers=observers_of(prepared, run, receivers),
-            progress=progress,
-        )
+    with progress, loggers(config["loggers"] if run.writes else [], run, config) as receivers:
+        trainer = Trainer(run=run, observers=observers(receivers), progress=progress, **trained)
         if watch is not None:
             watch.share(lambda: trainer.stop.asked, trainer.stop.announce)
         if state is not None:
@@ -245,14 +306,14 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
         run.keep_lines(ALIGNMENT, trainer.position.step)
         if costs is not None:
             trainer.progress.costs(costs)
-        trainer.progress.say(f"{run.path}: {experiment.splits.name}, {fabric.device}")
-        if notice := prepared.unfinished_curriculum():
+        trainer.progress.say(title)
+        for notice in notices:
             run.log(notice)
             trainer.progress.say(notice)
         try:
             trainer.fit()
         finally:
-            _draw(run, experiment.rule, trainer.progress)
+            _draw(run, trained["rule"], trainer.progress)
     run.check_there()
     trainer.progress.say(f"done: {run.path}")
 

@@ -20,6 +20,11 @@ class Embedding(nn.Module):
         self.position = nn.Parameter(torch.randn(context, width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > len(self.position):
+            raise InputError(
+                f"gpt: got a window of {x.shape[1]} tokens, but its context is "
+                f"{len(self.position)}; give at most that, also as the context of `generate`"
+            )
         return self.token(x) + self.position[: x.shape[1]]
 
 

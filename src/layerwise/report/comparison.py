@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from layerwise.report.html import page
 from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
-from layerwise.runs.run import Run
+from layerwise.runs.run import MADE_BY, Run
 
 DIFFER = ("run", "seed", "images/s")  # columns in which the seeds of one experiment differ
 
@@ -49,6 +50,8 @@ class Summary:
         images_per_s: of the median epoch.
         perplexity_selected: of a text, test perplexity at the selected epoch.
         perplexity_last: of a text, test perplexity after the last epoch.
+        loss_selected: test loss at the selected epoch, of a run without accuracy.
+        loss_last: test loss after the last epoch, of a run without accuracy.
     """
 
     run: str
@@ -71,6 +74,8 @@ class Summary:
     images_per_s: float
     perplexity_selected: float | None = None
     perplexity_last: float | None = None
+    loss_selected: float | None = None
+    loss_last: float | None = None
 
     @classmethod
     def of(cls, run: Run) -> Summary:
@@ -109,6 +114,7 @@ class Summary:
         """
         scores = [(score, r) for r in rows if (score := selected_by(r)) is not None]
         best = max(scores, key=lambda pair: pair[0])[1] if scores else None
+        classes = any(row.get("test_accuracy") is not None for row in rows)
         speeds = sorted(r["images_per_s"] or 0.0 for r in rows)
         return cls(
             run=name,
@@ -131,6 +137,8 @@ class Summary:
             images_per_s=speeds[len(speeds) // 2],
             perplexity_selected=None if best is None else best.get("test_perplexity"),
             perplexity_last=rows[-1].get("test_perplexity"),
+            loss_selected=None if best is None or classes else best.get("test_loss"),
+            loss_last=None if classes else rows[-1].get("test_loss"),
         )
 
     def cells(self) -> dict[str, str]:
@@ -153,6 +161,8 @@ class Summary:
             "train accuracy, last, %": _percent(self.train_last),
             "test perplexity, best on validation": _number(self.perplexity_selected),
             "test perplexity, last": _number(self.perplexity_last),
+            "test loss, best on validation": _number(self.loss_selected),
+            "test loss, last": _number(self.loss_last),
             "parameters": f"{self.parameters:,}",
             "heads' parameters": f"{self.head_parameters:,}",
             "FLOPs of a step / backprop's": "-"
@@ -240,7 +250,7 @@ def experiment_of(summary: Summary) -> tuple[str, ...]:
     shared = [
         value
         for column, value in summary.cells().items()
-        if column not in DIFFER and " accuracy, " not in column and " perplexity, " not in column
+        if column not in DIFFER and not re.search(" (accuracy|perplexity|loss), ", column)
     ]
     return (summary.run.removesuffix(f"-{summary.seed}"), *shared)
 
@@ -276,7 +286,8 @@ def markdown(summaries: Sequence[Summary]) -> str:
 
 def _of_its_kind(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """The same rows without the columns of perplexities, if no run has one."""
-    shown = [c for c in rows[0] if "perplexity" not in c or any(cells[c] != "-" for cells in rows)]
+    rare = ("test perplexity, ", "test loss, ")
+    shown = [c for c in rows[0] if not c.startswith(rare) or any(cells[c] != "-" for cells in rows)]
     return [{column: cells[column] for column in shown} for cells in rows]
 
 
@@ -331,6 +342,8 @@ def _means_of(experiments: Mapping[tuple[str, ...], Sequence[Summary]]) -> list[
             "train accuracy, last, %": _spread([r.train_last for r in runs]),
             "test perplexity, best on validation": _mean([r.perplexity_selected for r in runs]),
             "test perplexity, last": _mean([r.perplexity_last for r in runs]),
+            "test loss, best on validation": _mean([r.loss_selected for r in runs]),
+            "test loss, last": _mean([r.loss_last for r in runs]),
             "seeds": ", ".join(str(r.seed) for r in runs),
         }
         for (experiment, *_), runs in experiments.items()
@@ -362,6 +375,8 @@ def _number(value: float | None, places: int = 3) -> str:
 
 
 def _data(config: Mapping[str, Any]) -> str:
+    if config.get(MADE_BY) == "fit":
+        return config["data"]["name"]
     augment = [
         key if value is True else f"{key} {value}"
         for key, value in config["augment"].items()

@@ -29,8 +29,9 @@ def perplexity(loss: float) -> float:
 def selected_by(row: Mapping[str, float | int | None]) -> float | None:
     """The score by which the best epoch is selected; higher is better.
 
-    It is the validation accuracy, for a text the negative validation perplexity. None without a
-    validation split, and for an epoch that does not train the network's output.
+    It is the validation accuracy, for a text the negative validation perplexity, for labels that
+    are no classes the negative validation loss. None without a validation split, and for an epoch
+    that does not train the network's output.
 
     Args:
         row: one epoch's row of metrics.csv.
@@ -39,7 +40,8 @@ def selected_by(row: Mapping[str, float | int | None]) -> float | None:
         return None
     if (found := row.get("validation_perplexity")) is not None:
         return -found
-    return row.get("validation_accuracy")
+    accuracy, loss = row.get("validation_accuracy"), row.get("validation_loss")
+    return -loss if accuracy is None and loss is not None else accuracy
 
 
 class Metrics:
@@ -50,9 +52,12 @@ class Metrics:
     Args:
         blocks: number of blocks.
         device: of the sums.
+        soft_labels: whether labels that are real numbers are probabilities of the classes, and not
+            what another criterion than cross-entropy compares scores with.
     """
 
-    def __init__(self, blocks: int, device: torch.device | str = "cpu"):
+    def __init__(self, blocks: int, device: torch.device | str = "cpu", soft_labels: bool = True):
+        self._soft = soft_labels
         wide = torch.float32 if torch.device(device).type == "mps" else torch.float64
         self.loss_sums = torch.zeros(blocks, dtype=wide, device=device)
         self.right = torch.zeros(blocks, dtype=wide, device=device)
@@ -89,7 +94,11 @@ class Metrics:
             The losses, (blocks,); zero for a block without a loss.
         """
         self.samples += len(y)
-        true = [None if scores is None else true_classes(scores, y) for scores in logits]
+        classified = self._soft or not y.is_floating_point()
+        true = [
+            None if scores is None or not classified else true_classes(scores, y)
+            for scores in logits
+        ]
         classes = next((found[0] for found in true if found is not None), None)
         counted = (
             self.counted.new_full((), y.numel())
@@ -137,7 +146,7 @@ class Metrics:
                 self.has_loss[i] = self.has_logits[i] = False
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if name != "_soft"}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the sums of `state_dict`.
@@ -145,7 +154,7 @@ class Metrics:
         Raises:
             ValueError: something is missing, or of another kind or shape.
         """
-        own = vars(self)
+        own = self.state_dict()
         for key in own.keys() - {"counted"}:  # earlier versions kept `labels` instead
             if key not in state:
                 raise ValueError(f"{key!r} is missing in the sums of the epoch")

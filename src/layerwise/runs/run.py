@@ -20,7 +20,8 @@ Where they were asked for:
     pictures/           reconstructions and first-layer filters
 
 Loggers (`runs.loggers`) and the commands `evaluate` and `analyze` add files of their own. Where a
-run goes back to an earlier checkpoint, a folder set-aside-N keeps what came after it.
+run goes back to an earlier checkpoint, or is trained longer than it was begun for, a folder
+set-aside-N keeps its files as they were.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ class Run:
         except ImportError:  # not a POSIX system: there is no lock
             yield
             return
-        path = self.path / CONFIG  # never written again, so a lock on it holds
+        path = self.path / CONFIG  # where `rewrite_config` replaces it, `check_there` refuses
         with contextlib.ExitStack() as stack:
             with disk_errors(path):
                 lock = stack.enter_context(open(path, "r+b"))
@@ -480,6 +481,28 @@ class Run:
                     path.unlink()
             if self._epoch_of("best") > state["epoch"]:
                 self.checkpoint_path("best").unlink(missing_ok=True)
+
+    def rewrite_config(self, config: Mapping[str, Any], reason: str) -> None:
+        """Change the config of a run whose training goes on otherwise than it was begun, and which
+        is unfinished from then on. All its files are also kept as they were, in a new folder
+        set-aside-N.
+
+        Args:
+            config: all options.
+            reason: of the change, for the log.
+
+        Raises:
+            InputError: another process trains the run; the disk cannot be written.
+        """
+        if not self.writes:
+            return
+        with self.locked():
+            there = [n for n in (CONFIG, *TRAINED) if os.path.lexists(self.path / n)]
+            folder = self.set_aside(there)
+            self.log(f"{reason}; all files as they were are in {folder.name}")
+            with disk_errors(self.path):
+                (self.path / NETWORK).unlink(missing_ok=True)
+            self.write(CONFIG, yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     def _epoch_of(self, name: str) -> float:
         """Epochs that a checkpoint had completed; infinite if it cannot be read."""

@@ -57,7 +57,8 @@ def line_of(row: Mapping[str, float | int | None], epochs: int, unit: str) -> st
     for name in ("train", "validation", "test"):
         loss, accuracy = row.get(f"{name}_loss{block}"), row.get(f"{name}_accuracy{block}")
         if loss is not None:
-            found = f"{name} loss {loss:.4f} accuracy {100 * (accuracy or 0):.2f}%"
+            found = f"{name} loss {loss:.4f}"
+            found += "" if accuracy is None else f" accuracy {100 * accuracy:.2f}%"
             unsure = None if block else row.get(f"{name}_perplexity")
             parts.append(found if unsure is None else f"{found} perplexity {unsure:.3f}")
     parts.append(f"{row['images_per_s']} {unit}/s")

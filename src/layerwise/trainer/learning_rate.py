@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
-from layerwise.trainer.optim import Schedule
+from layerwise.trainer.optim import OfScheduler, Schedule
 
 
 class LearningRate:
@@ -20,6 +21,8 @@ class LearningRate:
     """
 
     def __init__(self, lr: float, schedule: Schedule, phases: Sequence[int], steps_per_epoch: int):
+        if isinstance(schedule, OfScheduler):
+            schedule = replace(schedule, lr=lr)
         self.lr, self.phases, self.steps_per_epoch = lr, phases, steps_per_epoch
         self.factors = [
             schedule.factor(epochs * steps_per_epoch, steps_per_epoch) for epochs in phases

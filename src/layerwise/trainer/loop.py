@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from layerwise.data import Batches, Loader
 from layerwise.errors import Interrupted, NonFiniteLoss
 from layerwise.objectives.batch import identity, nothing
-from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
-from layerwise.rules.base import Report, Rule
+from layerwise.rules.base import Report, Rule, criterion_of
 from layerwise.runs.metrics import Metrics, selected_by
 from layerwise.runs.run import Run
 from layerwise.runtime import Runtime, Serial, StepOptions
@@ -228,7 +227,7 @@ class Trainer:
     def _evaluate(self, loader: Loader | Batches) -> Metrics:
         rule = self.stepper.evaluated
         rule.eval()
-        metrics, criterion = self.state.new_metrics(), _criterion(rule)
+        metrics, criterion = self.state.new_metrics(), criterion_of(rule)
         with self.fabric.autocast():
             for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
@@ -379,11 +378,3 @@ class Trainer:
     def _wait(self) -> None:
         if self.fabric.device.type != "cpu":
             torch.accelerator.synchronize(self.fabric.device)
-
-
-def _criterion(rule: Rule) -> Criterion:
-    """How class scores are evaluated: cross-entropy without label smoothing, or the user's own
-    criterion."""
-    last = rule.objectives[len(rule.blocks) - 1]
-    found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
-    return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]

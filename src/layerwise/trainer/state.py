@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import InputError
-from layerwise.rules.base import Rule
+from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base import Rule, criterion_of
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime import Runtime
 from layerwise.trainer.checkpoint import (
@@ -72,7 +73,8 @@ class State:
 
     def new_metrics(self) -> Metrics:
         """Sums that begin at zero."""
-        return Metrics(len(self.rule.blocks), self.device)
+        soft = is_cross_entropy(criterion_of(self.rule))
+        return Metrics(len(self.rule.blocks), self.device, soft_labels=soft)
 
     def gathered(self) -> dict[str, Any] | None:
         """The state of all blocks, fetched from the processes that hold them. None in a process

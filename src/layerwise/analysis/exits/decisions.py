@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from layerwise.analysis.exits.measure import classes_of
+from layerwise.analysis.exits.measure import classes_of, prepared
 from layerwise.analysis.exits.temperature import temperature
-from layerwise.data import Loader
+from layerwise.analysis.frozen import Source
 from layerwise.labels import IGNORED
 from layerwise.rules.base import Rule
 
@@ -23,7 +23,9 @@ KEPT = 1 << 25  # class scores of an exit, from which its temperature is fitted
 
 
 @torch.no_grad()
-def fit_temperatures(rule: Rule, loader: Loader, fabric: Fabric) -> list[float | None]:
+def fit_temperatures(
+    rule: Rule, loader: Source, fabric: Fabric | None = None
+) -> list[float | None]:
     """The `temperature` of every block's exit; None for a block that does not predict.
 
     Give data that neither trained the network nor measure it: the validation split. Labels that do
@@ -32,13 +34,13 @@ def fit_temperatures(rule: Rule, loader: Loader, fabric: Fabric) -> list[float |
 
     Args:
         rule: moved to the device, and put into eval mode.
-        loader: the data.
-        fabric: device and precision.
+        loader: the data: a loader, or batches as `data.Batches` reads them.
+        fabric: device and precision; by default the rule's device, in 32 bits.
     """
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "fit_temperatures(loader)")
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
     labels = loader.size * (math.prod(loader.shape) if loader.tokens else 1)
-    with fabric.autocast():
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             for k, z in enumerate(rule.exits(x)):
                 if z is not None:
@@ -114,24 +116,28 @@ class Predictions:
 
 @torch.no_grad()
 def predictions(
-    rule: Rule, loader: Loader, fabric: Fabric, temperatures: Sequence[float | None]
+    rule: Rule,
+    loader: Source,
+    fabric: Fabric | None = None,
+    temperatures: Sequence[float | None] | None = None,
 ) -> Predictions:
     """What every exit predicts, with calibrated probabilities, on the CPU.
 
     Args:
         rule: moved to the device, and put into eval mode.
-        loader: the data.
-        fabric: device and precision.
-        temperatures: of every block's exit, as `fit_temperatures` gives them.
+        loader: the data: a loader, or batches as `data.Batches` reads them.
+        fabric: device and precision; by default the rule's device, in 32 bits.
+        temperatures: of every block's exit, as `fit_temperatures` gives them; by default all 1.
 
     Raises:
         InputError: the labels are not classes of the network's scores.
     """
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "predictions(loader)")
+    temperatures = [1.0] * len(rule.blocks) if temperatures is None else temperatures
     classes: dict[int, list[Tensor]] = {}
     confidence: dict[int, list[Tensor]] = {}
     labels = []
-    with fabric.autocast():
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             exits = {k: z for k, z in enumerate(rule.exits(x)) if z is not None}
             for k, z in exits.items():

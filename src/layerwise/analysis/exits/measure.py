@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.analysis.exits.test_time import TestTime, averaged_exits
-from layerwise.data import Loader
+from layerwise.analysis.frozen import Source, reading
+from layerwise.data import Batches, Loader
 from layerwise.errors import InputError
 from layerwise.labels import IGNORED, true_classes
-from layerwise.objectives.classify import cross_entropy
-from layerwise.rules.base import Rule
+from layerwise.objectives.classify import is_cross_entropy
+from layerwise.rules.base import Rule, criterion_of
 from layerwise.runs.metrics import perplexity
 
 if TYPE_CHECKING:
@@ -27,6 +28,19 @@ CONFUSION_CLASSES = 1000  # with more classes, a confusion matrix is too large
 # that of Gong et al. 2025 (arXiv:2501.09238), `doubling` that of Belilovsky et al. 2019
 # (arXiv:1812.11446).
 ENSEMBLES = {"sum": 1.0, "doubling": 2.0}
+
+
+def prepared(
+    rule: Rule, loader: Source, fabric: Fabric | None, call: str
+) -> tuple[Rule, Loader | Batches, Fabric]:
+    """The rule on its device in eval mode, what reads the data, and device and precision: by
+    default those of the rule, in 32 bits."""
+    from layerwise.trainer.fabric import fabric_for  # slow to import
+
+    if fabric is None:
+        fabric = fabric_for(str(next(rule.parameters()).device))
+    rule = rule.to(fabric.device).eval()
+    return rule, reading(loader, rule, call), fabric
 
 
 def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
@@ -44,7 +58,7 @@ def ensemble(scores: Sequence[Tensor | None], growth: float = 1.0) -> Tensor:
     return total
 
 
-def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
+def sample_losses(rule: Rule, loader: Source, fabric: Fabric | None = None) -> Tensor:
     """The network's loss on every sample of `loader`, in its order: (N,) nats, on the CPU.
 
     The loss of a sample of tokens is the mean over its tokens.
@@ -53,7 +67,9 @@ def sample_losses(rule: Rule, loader: Loader, fabric: Fabric) -> Tensor:
 
 
 @torch.no_grad()
-def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor, Tensor]:
+def sample_outcomes(
+    rule: Rule, loader: Source, fabric: Fabric | None = None
+) -> tuple[Tensor, Tensor]:
     """The network's loss on every sample of `loader`, and whether the prediction is correct.
 
     If a sample has several labels (tokens, pixels), its loss is the mean over the labels that
@@ -62,11 +78,14 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
     Returns:
         (N,) nats and (N,) bool, in the order of `loader`, on the CPU.
     """
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "sample_outcomes(loader)")
     losses, right = [], []
-    with fabric.autocast():
+    refuse_real = not is_cross_entropy(criterion_of(rule))
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             scores = rule(x).float()
+            if refuse_real and y.is_floating_point():
+                raise InputError("--losses true: the labels are real numbers; only classes have it")
             classes, axis = classes_of(scores, y)
             each = F.cross_entropy(
                 scores.movedim(axis, -1).flatten(0, -2), classes.flatten(), reduction="none"
@@ -80,15 +99,19 @@ def sample_outcomes(rule: Rule, loader: Loader, fabric: Fabric) -> tuple[Tensor,
 
 @torch.no_grad()
 def evaluate(
-    rule: Rule, loader: Loader, num_classes: int, fabric: Fabric, views: TestTime = "none"
+    rule: Rule,
+    loader: Source,
+    num_classes: int,
+    fabric: Fabric | None = None,
+    views: TestTime = "none",
 ) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
     """Measure each block's predictions, and which classes the last block confuses.
 
     Args:
         rule: moved to the device, and put into eval mode.
-        loader: the data.
+        loader: the data: a loader, or batches as `data.Batches` reads them.
         num_classes: of the labels.
-        fabric: device and precision.
+        fabric: device and precision; by default the rule's device, in 32 bits.
         views: of each image, over which class scores are averaged, as in `averaged_exits`.
 
     Returns:
@@ -96,10 +119,12 @@ def evaluate(
         `loss` (mean nats), `accuracy` and `top5` (shares; top5 is None with five classes or fewer),
         `calibration_error` (expected calibration error over 15 bins; Guo et al. 2017,
         arXiv:1706.04599) and, for a text, `perplexity` (the exponential of the loss); None for a
-        block that does not predict. Each of `ENSEMBLES` has the same results, if more than one
-        block predicts. The confusion matrix counts how often the last block predicted class j
-        (column) for class i (row), C x C; None with more than 1000 classes. All results are over
-        the labels that count; the true class of a soft label is its most probable one.
+        block that does not predict. If labels are real numbers that another criterion than
+        cross-entropy reads, only the loss is known, by this criterion. Each of `ENSEMBLES` has the
+        same results, if more than one block predicts. The confusion matrix counts how often the
+        last block predicted class j (column) for class i (row), C x C; None with more than 1000
+        classes. All results are over the labels that count; the true class of a soft label is its
+        most probable one.
 
     Raises:
         InputError: the labels are not classes of the network's scores; views of samples that are
@@ -108,39 +133,47 @@ def evaluate(
     from torchmetrics.aggregation import MeanMetric  # slow to import, and only needed here
     from torchmetrics.classification import MulticlassConfusionMatrix
 
-    rule = rule.to(fabric.device).eval()
+    rule, loader, fabric = prepared(rule, loader, fabric, "evaluate(loader)")
     metrics: dict[int | str, MetricCollection] = {}
     losses: dict[int | str, MeanMetric] = {}
-    last = len(rule.blocks) - 1
-    confusion = (
-        MulticlassConfusionMatrix(num_classes, validate_args=False).to(fabric.device)
-        if num_classes <= CONFUSION_CLASSES
-        else None
-    )
-    with fabric.autocast():
+    last, criterion = len(rule.blocks) - 1, criterion_of(rule)
+    confusion = None
+    with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             exits = averaged_exits(rule, x, views)
             several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
             if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
             for i, logits in several.items():
+                if i not in losses:
+                    losses[i] = MeanMetric().to(fabric.device)
+                loss = criterion(logits.float(), y)
+                if y.is_floating_point() and not is_cross_entropy(criterion):
+                    losses[i].update(loss, weight=len(y))
+                    continue
+                predicted, true = _counted(logits.float(), y)
+                losses[i].update(loss, weight=true.numel())
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
-                    losses[i] = MeanMetric().to(fabric.device)
-                predicted, true = _counted(logits.float(), y)
-                losses[i].update(cross_entropy(logits.float(), y), weight=true.numel())
                 metrics[i].update(predicted, true)
-                if confusion is not None and i == last:
+                if i == last and num_classes <= CONFUSION_CLASSES:
+                    if confusion is None:
+                        of_classes = MulticlassConfusionMatrix(num_classes, validate_args=False)
+                        confusion = of_classes.to(fabric.device)
                     confusion.update(predicted, true)
     means = {i: mean.compute().item() for i, mean in losses.items()}
     results = {
         i: {
-            "loss": means[i],
+            "loss": mean,
             "top5": None,
-            **{key: value.item() for key, value in found.compute().items()},
-            **({"perplexity": perplexity(means[i])} if loader.tokens else {}),
+            **(
+                {key: value.item() for key, value in metrics[i].compute().items()}
+                if i in metrics
+                else {"accuracy": None, "calibration_error": None}
+            ),
+            **({"perplexity": perplexity(mean)} if loader.tokens else {}),
         }
-        for i, found in metrics.items()
+        for i, mean in means.items()
     }
     return (
         [results.get(i) for i in range(len(rule.blocks))],

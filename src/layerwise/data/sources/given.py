@@ -22,7 +22,7 @@ def parts_of(found: Any) -> Parts:
         found: `Splits` or `Parts`; or a mapping with `train`, and any of `validation`, `test` and
             `classes` (names). A part is `Images`, or (images, labels): images uint8, (N, H, W, C)
             or (N, C, H, W), where the axis of one or three channels tells which, or (N, H, W) for
-            grey ones; labels whole numbers, (N,).
+            grey ones; labels classes, (N,), or real numbers, (N,) or (N, D).
 
     Raises:
         InputError: something else.
@@ -41,8 +41,9 @@ def parts_of(found: Any) -> Parts:
     parts = {role: _images(found[role], role) for role in ROLES if found.get(role) is not None}
     classes = found.get("classes")
     if classes is None:
-        most = max(int(part.labels.max()) for part in parts.values() if len(part))
-        classes = [str(k) for k in range(most + 1)]
+        labels = [part.labels for part in parts.values() if len(part)]
+        real = labels[0].dim() == 2
+        classes = range(labels[0].shape[1] if real else max(int(y.max()) for y in labels) + 1)
     names = tuple(map(str, classes))
     return Parts(parts["train"], parts.get("validation"), parts.get("test"), names)
 
@@ -52,7 +53,11 @@ def _images(part: Any, role: str) -> Images:
         return part
     if not isinstance(part, Sequence) or len(part) != 2:
         raise InputError(f"{role}: {type(part).__name__}; give (images, labels)")
-    images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1]).long()
+    images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1])
+    if labels.is_floating_point() or labels.dim() == 2:
+        labels = labels.float().view(len(labels), -1)
+    else:
+        labels = labels.long()
     if images.dim() == 3:
         images = images[..., None]
     if images.dim() == 4 and images.shape[-1] not in (1, 3) and images.shape[1] in (1, 3):

@@ -9,6 +9,7 @@ from layerwise.rules.base.differentiate import (
 )
 from layerwise.rules.base.early import early_steps
 from layerwise.rules.base.local import LocalRule
+from layerwise.rules.base.objectives import criterion_of
 from layerwise.rules.base.rule import Done, Needs, Report, Rule, alone
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Rule",
     "Scale",
     "alone",
+    "criterion_of",
     "differentiate",
     "early_steps",
     "explain",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from torch import nn
 
@@ -12,8 +12,11 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Head
 from layerwise.objectives import Classify, Objective
-from layerwise.objectives.classify import Criterion
+from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
 from layerwise.rules.base.checks import checked
+
+if TYPE_CHECKING:
+    from layerwise.rules.base.rule import Rule
 
 Of = TypeVar("Of", bound=nn.Module)
 
@@ -121,3 +124,11 @@ def _own_modules(objective: Objective) -> set[nn.Module]:
         if isinstance(criterion, nn.Module):
             found -= set(criterion.modules())
     return found
+
+
+def criterion_of(rule: Rule) -> Criterion:
+    """How class scores are evaluated: cross-entropy without label smoothing, or the user's own
+    criterion."""
+    last = rule.objectives[len(rule.blocks) - 1]
+    found = getattr(last, "criterion", getattr(rule, "criterion", cross_entropy))
+    return cross_entropy if is_cross_entropy(found) else found  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""Muon for the filters of convolutions, SGD for all other weights."""
+"""Muon for matrices or filters, together with another optimizer for all other weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,82 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.arguments import at_least, check_fields, positive, share
-from layerwise.trainer.optim import Optimizer, Together
+from layerwise.errors import InputError
+from layerwise.trainer.optim.optimizers import AdamW, Optimizer
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration; they favour small values
 STEPS = 3
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer):
+    """Muon for weights that are matrices, AdamW for all others (needs PyTorch 2.9).
+
+    Muon steps along the nearest orthogonal matrix to the momentum (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon), scaled to the size of AdamW's steps (Liu et al.
+    2025, arXiv:2502.16982), so that both learn at one rate. Deviations: the shape alone decides, so
+    that embeddings and output layers are among the matrices, and filters of convolutions are not.
+
+    Args:
+        lr: largest learning rate of the schedule.
+        momentum: of Muon, which is Nesterov's.
+        beta1: decay of AdamW's first moment.
+        beta2: decay of AdamW's second moment.
+        weight_decay: decoupled decay of weights; none of norms and biases.
+    """
+
+    lr: float = 1e-3
+    momentum: float = 0.95
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Muon")
+        positive("Muon", lr=self.lr)
+        share("Muon", momentum=self.momentum, beta1=self.beta1, beta2=self.beta2)
+        at_least(0, "Muon", weight_decay=self.weight_decay)
+        if not hasattr(torch.optim, "Muon"):
+            raise InputError(f"Muon: PyTorch {torch.__version__} has none; install 2.9 or later")
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = [p for p in parameters if p.requires_grad]
+        matrices = [p for p in parameters if p.ndim == 2]
+        others = [p for p in parameters if p.ndim != 2]
+        made: list[torch.optim.Optimizer] = []
+        if matrices:
+            made.append(
+                torch.optim.Muon(
+                    matrices,
+                    lr=self.lr,
+                    momentum=self.momentum,
+                    weight_decay=self.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        if others:
+            made.append(AdamW(self.lr, self.beta1, self.beta2, self.weight_decay)(others))
+        return made[0] if len(made) == 1 else Together(made, self.lr)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each of other parameters, as one.
+
+    Args:
+        parts: the optimizers.
+        lr: the learning rate of which that of each group is a multiple.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer], lr: float):
+        groups = [{**group, "part": n} for n, o in enumerate(parts) for group in o.param_groups]
+        super().__init__(groups, {"lr": lr})
+        self.parts = parts
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for n, part in enumerate(self.parts):
+            part.param_groups = [group for group in self.param_groups if group["part"] == n]
+            part.state = self.state
+            part.step()
 
 
 def orthogonalized(gradient: Tensor) -> Tensor:

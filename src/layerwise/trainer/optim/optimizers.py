@@ -1,12 +1,7 @@
-"""Recipes of PyTorch's optimizers, and learning-rate schedules.
-
-A recipe holds options; calling it with parameters makes the optimizer. A schedule gives a factor of
-the learning rate for every step of a training.
-"""
+"""Recipes of PyTorch's optimizers. Calling one with parameters makes the optimizer."""
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,8 +12,6 @@ from torch import nn
 
 from layerwise.arguments import at_least, check_fields, positive, share, shortened
 from layerwise.errors import InputError, reason
-
-Factor = Callable[[int], float]  # step -> factor of the learning rate
 
 
 @dataclass(frozen=True)
@@ -150,7 +143,7 @@ class OfFunction(Optimizer):
             lr = float(made.defaults["lr"])
         except Exception as error:  # whatever an optimizer raises for options that it does not take
             raise InputError(
-                f"optimizer {shortened(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
+                f"optimizer {called(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
                 "or a function of the parameters alone, such as "
                 f"functools.partial(torch.optim.Adam, lr=1e-3): {reason(error)}"
             ) from error
@@ -173,162 +166,13 @@ class OfFunction(Optimizer):
         try:
             return self.make([p for p in parameters if p.requires_grad])
         except ValueError as error:
-            make = getattr(self.make, "func", self.make)
-            name = getattr(make, "__name__", shortened(make))
             raise InputError(
-                f"optimizer {name}: it does not take the network's parameters: {reason(error)}; "
-                "give another, or a function that gives these to another"
+                f"optimizer {called(self.make)}: it does not take the network's parameters: "
+                f"{reason(error)}; give another, or a function that gives these to another"
             ) from error
 
 
-class Schedule(ABC):
-    """A factor of the learning rate over training."""
-
-    @abstractmethod
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        """The factor at each step of a training of `steps` steps."""
-
-
-def _warmed_up(after: Callable[[float], float], warmup_steps: float, steps: int) -> Factor:
-    """Linear from zero over `warmup_steps`, then `after`, a function of the share of the remaining
-    steps that is done."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return after((step - warmup_steps) / max(1.0, steps - warmup_steps))
-
-    return factor
-
-
-@dataclass(frozen=True)
-class Constant(Schedule):
-    """The same learning rate throughout.
-
-    Args:
-        warmup: epochs of linear growth at the start.
-    """
-
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "Constant")
-        at_least(0, "Constant", warmup=self.warmup)
-
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        return _warmed_up(lambda done: 1.0, self.warmup * steps_per_epoch, steps)
-
-
-@dataclass(frozen=True)
-class Linear(Schedule):
-    """A straight line from the learning rate to zero.
-
-    Args:
-        warmup: epochs of linear growth at the start.
-    """
-
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "Linear")
-        at_least(0, "Linear", warmup=self.warmup)
-
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        return _warmed_up(lambda done: max(0.0, 1.0 - done), self.warmup * steps_per_epoch, steps)
-
-
-@dataclass(frozen=True)
-class Cosine(Schedule):
-    """Half a cosine from the learning rate to zero, or to `final`.
-
-    Args:
-        warmup: epochs of linear growth at the start.
-        final: the last factor.
-    """
-
-    warmup: float = 0.0
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "Cosine")
-        at_least(0, "Cosine", warmup=self.warmup, final=self.final)
-
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        def after(done: float) -> float:
-            return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-        return _warmed_up(after, self.warmup * steps_per_epoch, steps)
-
-
-@dataclass(frozen=True)
-class Step(Schedule):
-    """Multiply the learning rate at given shares of training.
-
-    Args:
-        at: points of change, as shares of training after the warm-up.
-        gamma: factor at each of them.
-        warmup: epochs of linear growth at the start.
-    """
-
-    at: tuple[float, ...] = (0.5, 0.75)
-    gamma: float = 0.1
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, "Step")
-        positive("Step", gamma=self.gamma)
-        at_least(0, "Step", warmup=self.warmup)
-        if not all(0 <= share <= 1 for share in self.at):
-            raise InputError(f"Step(at={self.at}): give shares of training, 0 to 1")
-
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        def after(done: float) -> float:
-            return self.gamma ** sum(done >= share for share in self.at)
-
-        return _warmed_up(after, self.warmup * steps_per_epoch, steps)
-
-
-@dataclass(frozen=True)
-class OneCycle(Schedule):
-    """Up and down once, both along a cosine (Smith & Topin 2018, arXiv:1708.07120).
-
-    Deviation: momentum is not cycled.
-
-    Args:
-        up: share of training in which the learning rate grows.
-        start: the first factor.
-        final: the last factor.
-    """
-
-    up: float = 0.3
-    start: float = 0.04
-    final: float = 1e-4
-
-    def __post_init__(self) -> None:
-        check_fields(self, "OneCycle")
-        share("OneCycle", up=self.up)
-        at_least(0, "OneCycle", start=self.start, final=self.final)
-
-    def factor(self, steps: int, steps_per_epoch: int) -> Factor:
-        def factor(step: int) -> float:
-            done = step / max(1, steps)
-            if done < self.up:
-                low, share = self.start, 1 - done / self.up
-            else:
-                low, share = self.final, (done - self.up) / max(1e-9, 1 - self.up)
-            return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-
-        return factor
-
-
-__all__ = [
-    "SGD",
-    "AdamW",
-    "Constant",
-    "Cosine",
-    "Linear",
-    "OneCycle",
-    "Optimizer",
-    "Schedule",
-    "Step",
-]
+def called(make: Callable[..., Any]) -> str:
+    """The name of a function, also of one with options."""
+    make = getattr(make, "func", make)
+    return getattr(make, "__name__", shortened(make))
