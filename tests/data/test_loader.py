@@ -346,3 +346,24 @@ def test_images_may_come_in_any_memory_format():
     images = Images(made.permute(0, 2, 3, 1), torch.arange(8))
     loader = Loader(images, 4, train=True, augment=Augment(crop=1, flip=True))
     assert sum(len(y) for _, y in loader.epoch(0)) == 8
+
+
+def test_alternating_flips_mirror_each_image_in_every_second_epoch():
+    pixels = torch.arange(40 * 4, dtype=torch.uint8).view(40, 2, 2, 1)
+    images = Images(pixels, torch.arange(40), 40)
+    augment = Augment(flip="alternating", normalize="none")
+
+    def mirrored(epoch: int, part: tuple[int, int] = (0, 1)) -> dict[int, bool]:
+        loader = Loader(images, 8, augment=augment, train=True, seed=1, part=part)
+        seen = {}
+        for x, y in loader.epoch(epoch):
+            for image, label in zip(x, y, strict=True):
+                seen[int(label)] = bool(image[0, 0, 0] > image[0, 0, 1])
+        return seen
+
+    first = mirrored(0)
+    assert len(first) == 40
+    assert 10 < sum(first.values()) < 30
+    assert mirrored(2) == first
+    assert mirrored(1) == mirrored(3) == {label: not flip for label, flip in first.items()}
+    assert mirrored(1, (0, 2)) | mirrored(1, (1, 2)) == mirrored(1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise import Blocks, InputError, models
+from layerwise.models.airbench import Whiten
 from layerwise.models.resnet import ResidualBlock
 from layerwise.models.vgg import VGG, VGG_B, VGG_C
 from layerwise.models.vit import Patches, TokenMean
@@ -405,3 +406,37 @@ def test_padding_that_cannot_be() -> None:
     models.basic_cnn((3, 8, 8), 10, 4, kernel_size=5, padding_mode="circular")(
         torch.randn(2, 3, 8, 8)
     )
+
+
+# Jordan 2024 (arXiv:2404.00498): filters 24 x 3 x 2 x 2 with a bias, 24-64-64-256-256-256-256, each
+# BatchNorm a bias, 2560 weights of the classifier.
+def test_airbench_has_the_published_parameters() -> None:
+    network = models.airbench()
+    convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 3 * 256 * 256)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert trained == 24 + convolutions + 2 * (64 + 256 + 256) + 2560 == 1_971_352
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_whitened_patches_have_the_identity_as_covariance() -> None:
+    mixed = torch.randn(64, 5, 9, 9) @ torch.randn(9, 9)  # neighbours in a row are correlated
+    layer = Whiten(5, kernel_size=2, eps=0.0)
+    layer.fit(mixed)
+    with torch.no_grad():
+        layer.bias.zero_()
+        outputs = layer(mixed).movedim(1, -1).flatten(0, 2)
+    assert torch.equal(outputs[:, 20:], -outputs[:, :20])
+    covariance = outputs[:, :20].T @ outputs[:, :20] / len(outputs)
+    torch.testing.assert_close(covariance, torch.eye(20), atol=1e-3, rtol=0)
+
+
+def test_airbench_convolutions_start_as_the_identity() -> None:
+    layer = models.airbench(width=0.5).conv3[0]  # 32 -> 128 channels
+    x = torch.randn(2, 32, 7, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[:, :32], x)
+
+
+def test_small_images_are_refused_by_airbench() -> None:
+    with pytest.raises(InputError, match="25x25"):
+        models.airbench(shape=(3, 24, 32))

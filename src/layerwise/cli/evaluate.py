@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -46,6 +46,13 @@ def main(arguments: list[str]) -> None:
         default=None,
         help="with --exits: the probability at which a sample leaves; null: several",
     )
+    parser.add_argument(
+        "--test_time",
+        type=Literal["none", "mirror", "shift"],
+        default="none",
+        help="average the class scores over views of each image: mirror, it and its mirror image; "
+        "shift, also moved by a pixel",
+    )
     parser.add_argument("--device", type=str, default="auto", help="as in `layerwise train`")
     found = parser.read(tokens_of(arguments, positional=True))
     if found["threshold"] is not None and not found["exits"]:
@@ -55,6 +62,11 @@ def main(arguments: list[str]) -> None:
             f"--threshold {found['threshold']:g}: give a probability, such as 0.95; with 0 all "
             "samples leave at the first exit, with more than 1 at the last"
         )
+    if found["test_time"] != "none" and (found["losses"] or found["exits"]):
+        raise InputError(
+            f"--test_time {found['test_time']} contradicts --losses and --exits, which look at "
+            "each image once; leave one out"
+        )
     run = Run.open(found["run"])
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
         from layerwise.experiment.evaluation import Evaluation
@@ -62,6 +74,7 @@ def main(arguments: list[str]) -> None:
         run,
         checkpoint=found["checkpoint"],
         split=found["split"],
+        test_time=found["test_time"],
         device=found["device"],
     )
     result, names = evaluation.result, evaluation.names
@@ -93,6 +106,8 @@ def main(arguments: list[str]) -> None:
 def _table(result: dict[str, Any], names: tuple[str, ...]) -> Table:
     size = next(f"{result[unit]} {unit}" for unit in ("images", "windows") if unit in result)
     title = f"{result['data']}, {result['split']}, {size}, epoch {result['epoch']}"
+    if "test_time" in result:
+        title += f", mean over views: {result['test_time']}"
     if "entropy_rate" in result:
         rate = result["entropy_rate"]
         title += f"; the source has {rate:.4f} nats a token, perplexity {perplexity(rate):.3f}"

@@ -49,7 +49,9 @@ class Augment:
             (torchvision's RandomResizedCrop).
         scale: smallest and largest area of that box, as a share of the image.
         ratio: smallest and largest width / height of that box.
-        flip: mirror left and right with probability 1/2.
+        flip: mirror left and right with probability 1/2; or "alternating": with probability 1/2 in
+            the first epoch, and from then on every image in every second epoch (Jordan 2024,
+            arXiv:2404.00498, section 3.6).
         jitter: brightness, contrast, saturation, hue. The first three are multiplied by factors
             drawn uniformly from [1 - s, 1 + s], but not below 0. The hue is turned by at most the
             fourth number, where 1 is once around the colour circle; give at most 1/2. SimCLR (Chen
@@ -66,7 +68,7 @@ class Augment:
             uniform over the image, so part of it may lie outside.
     """
 
-    flip: bool = False
+    flip: bool | Literal["alternating"] = False
     crop: int | None = None
     pad_mode: Literal["zeros", "reflect", "circular"] = "zeros"
     resized_crop: bool = False
@@ -81,6 +83,8 @@ class Augment:
     std: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.flip not in (False, True, "alternating"):
+            raise InputError(f"Augment(flip={self.flip!r}): give True, False or 'alternating'")
         known = {
             "normalize": ("symmetric", "standard", "none"),
             "pad_mode": ("zeros", "reflect", "circular"),
@@ -169,10 +173,13 @@ class Augment:
                 )
 
     def draw(self, batch: int, shape: tuple[int, int, int], generator: torch.Generator) -> Draw:
-        """The random numbers of one batch of images of `shape` (C, H, W)."""
+        """The random numbers of one batch of images of `shape` (C, H, W).
+
+        Alternating flips are not among them: they depend on the image and the epoch.
+        """
         _, height, width = shape
         flip = corner = box = centre = jitter = grey = None
-        if self.flip:
+        if self.flip is True:
             flip = torch.rand(batch, generator=generator) < 0.5
         if self.crop is not None:
             corner = torch.randint(2 * self.crop + 1, (batch, 2), generator=generator)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -157,17 +157,19 @@ class Loader:
         If batches are divided among replicas, only this loader's part of each is listed.
         """
         order = self._order(e)
+        home = order  # of the order that batches are read in
         if self.curriculum is None:
-            order = send(order, self._reader.home)  # once, instead of a copy for every batch
+            home = send(order, self._reader.home)  # once, instead of a copy for every batch
         for b in range(start, len(self)):
             first = b * self.batch_size
-            index = order[first : first + self.batch_size]
+            batch = slice(first, first + self.batch_size)
+            index, numbers = home[batch], order[batch]
             if self.train and self.curriculum is not None:
                 number = e * len(self) + b
-                index = self.curriculum.batch(order, number, first, len(index))
+                index = numbers = self.curriculum.batch(order, number, first, len(index))
             index = self._mine(index)
             if len(index):
-                yield Job(index, partial(self._draws, e, b))
+                yield Job(index, partial(self._draws, e, b, numbers))
 
     def _order(self, e: int) -> Tensor:
         if self.contiguous:
@@ -189,8 +191,13 @@ class Loader:
         k, n = self.part
         return rows if n == 1 else rows.tensor_split(n)[k]
 
-    def _draws(self, e: int, b: int) -> list[Draw]:
-        """The random numbers of every view of our part of a batch of images."""
+    def _draws(self, e: int, b: int, numbers: Tensor) -> list[Draw]:
+        """The random numbers of every view of our part of a batch of images.
+
+        Args:
+            e, b: numbers of the epoch and of the batch.
+            numbers: int64 (B,), of the images in the whole batch.
+        """
         if not self.train:
             return [Draw()]
         channels, height, width = self.shape
@@ -199,7 +206,16 @@ class Loader:
             self.augment.draw(batch, (channels, height, width), self._generator(e, b + 1, view))
             for view in range(self.views)
         ]
+        if self.augment.flip == "alternating":
+            first = self._first_flips[numbers]
+            flips = [first ^ bool((self.views * e + view) % 2) for view in range(self.views)]
+            draws = [draw._replace(flip=flip) for draw, flip in zip(draws, flips, strict=True)]
         return [Draw(*(None if d is None else self._mine(d) for d in draw)) for draw in draws]
+
+    @cached_property
+    def _first_flips(self) -> Tensor:
+        """bool (N,): the images that are mirrored first, where flips alternate."""
+        return torch.rand(self.size, generator=self._generator(0, 0, 1)) < 0.5
 
     def _generator(self, e: int, stream: int, view: int = 0) -> torch.Generator:
         """The generator of (seed, epoch, stream, view): stream 0 is the order, b + 1 is batch b."""

@@ -23,7 +23,7 @@ from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
-from layerwise.experiment.initial import freeze, initialise, lora
+from layerwise.experiment.initial import fit_to_images, freeze, initialise, lora
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.models.zoo import PRETRAINED
@@ -57,6 +57,9 @@ class Experiment:
     def initialise(self) -> list[str]:
         """Give the network the weights that its training starts from; a line about each."""
         splits = self.splits
+        images = self.loaders(torch.device("cpu"), evaluation=True)["train"]
+        assert images is not None
+        fit_to_images(self.network, images)
         return initialise(self.network, self.config, splits.shape, splits.num_classes)
 
     @property

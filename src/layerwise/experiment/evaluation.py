@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 
-from layerwise.analysis.exits import evaluate, sample_losses
+from layerwise.analysis.exits import TestTime, evaluate, sample_losses
 from layerwise.costs.blocks import Costs
 from layerwise.data import Loader
 from layerwise.errors import InputError, reason
@@ -50,7 +50,13 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, run: Run, *, checkpoint: str = "last", split: str = "test", device: str = "auto"
+        cls,
+        run: Run,
+        *,
+        checkpoint: str = "last",
+        split: str = "test",
+        test_time: TestTime = "none",
+        device: str = "auto",
     ) -> Evaluation:
         """Measure a run.
 
@@ -59,6 +65,8 @@ class Evaluation:
             checkpoint: last, best (the best epoch on the validation split), or a file in the run's
                 folder.
             split: test, validation or train.
+            test_time: views of each image, over which class scores are averaged: none, mirror or
+                shift, as in `averaged_exits`.
             device: as `Settings.device`.
 
         Raises:
@@ -79,7 +87,7 @@ class Evaluation:
                 "train, or validation where the run has one"
             )
         classes = experiment.splits.num_classes
-        exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric)
+        exits, ensembles, confusion = evaluate(experiment.rule, loader, classes, fabric, test_time)
         costs = costs_of(run, len(exits))
         if costs is not None:
             for i, exit in enumerate(exits):
@@ -89,6 +97,7 @@ class Evaluation:
             "checkpoint": checkpoint,
             "epoch": state["epoch"],
             "split": split,
+            **({} if test_time == "none" else {"test_time": test_time}),
             "data": experiment.splits.name,
             loader.unit: loader.size,
             "exits": exits,
@@ -163,7 +172,8 @@ class Evaluation:
 
     @property
     def _suffix(self) -> str:
-        return f"{self.result['split']}-{self._checkpoint}"
+        views = self.result.get("test_time")
+        return f"{self.result['split']}-{self._checkpoint}" + (f"-{views}" if views else "")
 
     @property
     def _checkpoint(self) -> str:

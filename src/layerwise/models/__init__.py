@@ -1,5 +1,6 @@
 """Networks of the literature, each made from a sample's shape and a number of classes."""
 
+from layerwise.models.airbench import airbench
 from layerwise.models.basic_cnn import basic_cnn
 from layerwise.models.denoisers import noprop_cnn
 from layerwise.models.diffusion import diffusion_vit
@@ -25,6 +26,7 @@ from layerwise.models.vit import vit
 from layerwise.models.zoo import timm, torchvision, transformers
 
 __all__ = [
+    "airbench",
     "basic_cnn",
     "diffusion_vit",
     "gate_tree",

@@ -12,12 +12,15 @@ from layerwise.analysis.exits.measure import (
     sample_outcomes,
 )
 from layerwise.analysis.exits.temperature import temperature
+from layerwise.analysis.exits.test_time import TestTime, averaged_exits
 
 __all__ = [
     "EarlyExit",
     "Exit",
     "Generated",
     "Predictions",
+    "TestTime",
+    "averaged_exits",
     "cheapest",
     "ensemble",
     "evaluate",

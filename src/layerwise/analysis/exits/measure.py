@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.analysis.exits.test_time import TestTime, averaged_exits
 from layerwise.analysis.frozen import Source, reading
 from layerwise.data import Batches, Loader
 from layerwise.errors import InputError
@@ -98,7 +99,11 @@ def sample_outcomes(
 
 @torch.no_grad()
 def evaluate(
-    rule: Rule, loader: Source, num_classes: int, fabric: Fabric | None = None
+    rule: Rule,
+    loader: Source,
+    num_classes: int,
+    fabric: Fabric | None = None,
+    views: TestTime = "none",
 ) -> tuple[list[dict[str, Any] | None], dict[str, dict[str, Any]], list[list[int]] | None]:
     """Measure each block's predictions, and which classes the last block confuses.
 
@@ -107,6 +112,7 @@ def evaluate(
         loader: the data: a loader, or batches as `data.Batches` reads them.
         num_classes: of the labels.
         fabric: device and precision; by default the rule's device, in 32 bits.
+        views: of each image, over which class scores are averaged, as in `averaged_exits`.
 
     Returns:
         Results of the exits, of the ensembles, and the confusion matrix. The results of an exit are
@@ -121,7 +127,8 @@ def evaluate(
         most probable one.
 
     Raises:
-        InputError: the labels are not classes of the network's scores.
+        InputError: the labels are not classes of the network's scores; views of samples that are
+            not images.
     """
     from torchmetrics.aggregation import MeanMetric  # slow to import, and only needed here
     from torchmetrics.classification import MulticlassConfusionMatrix
@@ -133,7 +140,7 @@ def evaluate(
     confusion = None
     with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
-            exits = rule.exits(x)
+            exits = averaged_exits(rule, x, views)
             several: dict[int | str, Tensor] = {i: z for i, z in enumerate(exits) if z is not None}
             if len(several) > 1:
                 several |= {name: ensemble(exits, growth) for name, growth in ENSEMBLES.items()}
