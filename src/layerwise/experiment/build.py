@@ -21,12 +21,14 @@ from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
-from layerwise.experiment.initial import freeze
+from layerwise.experiment.config import config_of
+from layerwise.experiment.initial import freeze, initialise
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -108,7 +110,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     criterion = functools.partial(cross_entropy, label_smoothing=settings.label_smoothing)
     rule = make(
         "rule",
-        config["rule"],
+        _with_teachers(config["rule"], config, splits),
         blocks=blocks,
         criterion=criterion,
         normalization=_normalization(config, splits),
@@ -123,6 +125,36 @@ def build(config: Mapping[str, Any]) -> Experiment:
             "turn on an augmentation, such as --augment.resized_crop true"
         )
     return Experiment(config, settings, splits, network, rule)
+
+
+def _with_teachers(
+    options: Mapping[str, Any], config: Mapping[str, Any], splits: Splits
+) -> dict[str, Any]:
+    """The options of a rule, with networks for the runs that are named as teachers."""
+    found = dict(options)
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            found[key] = _with_teachers(value, config, splits)
+        elif key == "teacher" and value is not None:
+            found[key] = _teacher(value, config, splits)
+    return found
+
+
+def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
+    """The trained network of a complete run, which gets the inputs of this config's network."""
+    run = Run.open(path)
+    with run.readable():
+        own = config_of(run)
+        shapes = {"shape": splits.shape, "num_classes": splits.num_classes}
+        network = make("model", own["model"], **shapes)
+    for key in ("normalize", "mean", "std"):
+        if own["augment"][key] != config["augment"][key]:
+            raise InputError(
+                f"teacher {path}: it was trained with --augment.{key} {own['augment'][key]}, and "
+                f"now it is {config['augment'][key]}; give the teacher's"
+            )
+    initialise(network, path, whole=True, asked_by="teacher")
+    return network
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
+from torch import nn
+
 from layerwise import data
 from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
@@ -110,13 +112,20 @@ def config_of(run: Run) -> dict[str, Any]:
 def parameters(
     thing: Callable[..., Any], leave_out: Collection[str] = ()
 ) -> dict[str, tuple[Hint, Any]]:
-    """The parameters of a class or function: type and default of each."""
+    """The parameters of a class or function: type and default of each, as a config has them."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    runs = dict.fromkeys(networks_in(thing), str | None)
     return {
-        name: (hints.get(name, Any), parameter.default)
+        name: (runs.get(name, hints.get(name, Any)), parameter.default)
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in leave_out
     }
+
+
+def networks_in(thing: Callable[..., Any]) -> list[str]:
+    """The parameters that take a trained network, for which a config has the folder of a run."""
+    hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    return [name for name, hint in hints.items() if hint == nn.Module | None]
 
 
 def default_of(thing: Callable[..., Any], parameter: str, kind: str) -> Any:

@@ -16,13 +16,17 @@ from layerwise.runs.run import NETWORK
 SHOWN = 3  # names in a message
 
 
-def initialise(network: nn.Module, source: str) -> str:
+def initialise(
+    network: nn.Module, source: str, whole: bool = False, asked_by: str = "--init"
+) -> str:
     """Give a network the weights of another one, wherever name and shape are the same. What does
     not fit, such as the output layer for other classes, stays as initialised.
 
     Args:
         network: changed in place.
         source: the folder of a complete run, or a safetensors file of a network's own names.
+        whole: refuse a source that lacks any of the network's tensors.
+        asked_by: the option, for errors.
 
     Returns:
         A line about what was taken.
@@ -35,20 +39,20 @@ def initialise(network: nn.Module, source: str) -> str:
         path = path / NETWORK
         if not os.path.isfile(path):
             raise InputError(
-                f"--init {source}: it holds no {NETWORK}, which a complete run has; finish the "
+                f"{asked_by} {source}: it holds no {NETWORK}, which a complete run has; finish the "
                 "run, or give a safetensors file"
             )
     try:
         with safe_open(path, "pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"--init {source}: cannot be read: {reason(error)}") from error
+        raise InputError(f"{asked_by} {source}: cannot be read: {reason(error)}") from error
     own = network.state_dict()
     taken = [n for n, tensor in own.items() if n in found and found[n].shape == tensor.shape]
-    if not any(own[name].is_floating_point() for name in taken):
+    if (whole and len(taken) < len(own)) or not any(own[n].is_floating_point() for n in taken):
         raise InputError(
-            f"--init {source}: no tensor fits this network; it has {_some(own)}, and the file "
-            f"{_some(found)}"
+            f"{asked_by} {source}: {'not every' if taken else 'no'} tensor fits this network; it "
+            f"has {_some(own)}, and the file {_some(found)}"
         )
     with torch.no_grad():
         for name in taken:

@@ -29,6 +29,7 @@ from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of, outcomes_of
 from layerwise.experiment.questions import OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
+from layerwise.labels import IGNORED
 from layerwise.report.pictures import first_filters
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
@@ -145,6 +146,8 @@ class Subject:
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
         part: Part = getattr(splits, split)
+        if not isinstance(part, Text) and bool((part.labels == IGNORED).any()):
+            part = part.subset((part.labels != IGNORED).nonzero().squeeze(1))
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same samples for every run. Drawn: a set may be sorted by class, and CKA needs batches
         # of all classes.
