@@ -200,9 +200,12 @@ class _Completion:
         _, thing = find(kind, name)
         inner = nested(thing)
         own = values_of(default, name)
+        runs = networks_in(thing)  # last, as on the command line
         options = {
             option: (hint, own.get(option, value))
-            for option, (hint, value) in parameters(thing).items()
+            for option, (hint, value) in sorted(
+                parameters(thing).items(), key=lambda p: p[0] in runs
+            )
             if option not in inner and option not in GIVEN.get(kind, ())
         }
         found = self.options(given, key, options)
