@@ -24,7 +24,6 @@ from layerwise.report.analysis_figures import draw_label_curves
 from layerwise.runs.files import claim_numbered
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
-from layerwise.trainer.checkpoint import block_keys
 
 BATCH = 128
 UNTRAINED = "untrained"
@@ -139,12 +138,12 @@ class LabelCurves:
         source = None
         if not label.endswith(UNTRAINED):
             source = self.folder / f"{label.replace('/', '-')}.safetensors"
-            last = len(experiment.rule.blocks) - 1
-            keys = block_keys(experiment.network, experiment.rule) if last else {}
+            *before, last = experiment.rule.blocks
+            left = {id(t) for t in last.state_dict(keep_vars=True).values()} if before else set()
             state = {
                 name: tensor.detach().cpu().clone()
-                for name, tensor in experiment.network.state_dict().items()
-                if not keys.get(name, "").startswith(f"{last}.")
+                for name, tensor in experiment.network.state_dict(keep_vars=True).items()
+                if id(tensor) not in left
             }
             source.write_bytes(safetensors.torch.save(state))
         config = {**experiment.config, **PLAIN, "init": None if source is None else str(source)}
