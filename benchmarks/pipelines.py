@@ -9,7 +9,7 @@
     objectives   end to end and block by block, contrastive and predictive
 
 Every run is a recipe with options that its row names. The first two parts train on digits, scaled
-to 16x16; the others on CIFAR-10, of which `cifar` takes 5,000 training and 2,000 test images. The
+to 16x16; the others on CIFAR-10, of which `cifar` takes 3,000 training and 2,000 test images. The
 variable CIFAR10 names the set as `--data` does. Finished runs in `--runs` are not trained again;
 interrupted ones continue.
 """
@@ -37,21 +37,22 @@ from layerwise.runs.run import Run
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1)
-NETWORK = "--model.kernel_size 3 --model.hidden 64 --pictures 0 --precision 32"
+NETWORK = "--model.kernel_size 3 --model.hidden 64 --pictures 0 --precision 32 --batch_size 128"
+PRETRAIN, TUNE = "--optimizer.lr 0.003", "--optimizer.lr 0.005"
 GREY = (
     "--data digits --data.size 16 --augment.scale [0.4,1.0] --augment.flip false "
     "--augment.jitter [0.4,0.4,0,0] --augment.grey 0"
 )
 PLAIN_GREY = "--data digits --data.size 16 --augment.scale [0.4,1.0] --augment.flip false"
-COLOUR = f"--data pipelines.cifar --data.validation 0.0 --model.channels 16 {NETWORK}"
+COLOUR = f"--data pipelines.cifar --data.validation 0.0 --model.channels 16 {NETWORK} {PRETRAIN}"
 SHARES = (0.01, 0.1, 1.0)
 WIDTHS = (16, 32)
 
 
 def cifar() -> Parts:
-    """5,000 training and 2,000 test images of CIFAR-10 at 16x16 pixels."""
+    """3,000 training and 2,000 test images of CIFAR-10 at 16x16 pixels."""
     whole = data.load(os.environ.get("CIFAR10", "cifar10"), size=16, validation=0)
-    few = [part.subset(torch.arange(n)) for part, n in ((whole.train, 5000), (whole.test, 2000))]
+    few = [part.subset(torch.arange(n)) for part, n in ((whole.train, 3000), (whole.test, 2000))]
     train, test = (replace(part, reference=None) for part in few)
     return Parts(train, None, test, whole.classes)
 
@@ -88,7 +89,7 @@ def _curves(run: Run, options: str) -> list[dict[str, Any]]:
 
 
 def _simclr(runs: Path, width: int, seed: int) -> tuple[str, Run]:
-    options = f"{GREY} --model.channels {width} {NETWORK} --epochs 40"
+    options = f"{GREY} --model.channels {width} {NETWORK} {PRETRAIN} --epochs 40"
     return options, _run(
         runs, f"simclr-{width}-{seed}", "simclrv2-1-pretrain", f"{options} --seed {seed}"
     )
@@ -100,7 +101,7 @@ def labels(runs: Path) -> list[dict[str, Any]]:
     for width in WIDTHS:
         measured: dict[str, Any] = {"width": width, "recipe": "simclrv2-1-pretrain"}
         measured |= {"pretrained": {}, "untrained": {}}
-        given = "--how finetune --epochs 10 --shares 0.01,0.1,1"
+        given = "--how finetune --epochs 10 --lr 0.005 --shares 0.01,0.1,1"
         for seed in SEEDS:
             measured["options"], run = _simclr(runs, width, seed)
             for row in _curves(run, given):
@@ -121,7 +122,7 @@ def distill(runs: Path) -> list[dict[str, Any]]:
             teacher = Run.open(runs / name / "labels-1" / f"{name}-{share:g}-0")
             row["teacher"].append(teacher.metrics()[-1]["test_accuracy"])
             for width in WIDTHS:
-                options = f"{PLAIN_GREY} --model.channels {width} {NETWORK} --epochs 20"
+                options = f"{PLAIN_GREY} --model.channels {width} {NETWORK} {TUNE} --epochs 20"
                 given = f"{options} --seed {seed} --rule.objectives.teacher {teacher.path}"
                 run = _run(runs, f"student-{width}-{share}-{seed}", row["recipe"], given)
                 row["options"] = options
@@ -130,12 +131,15 @@ def distill(runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _probed(runs: Path, name: str, recipe: str, options: str) -> dict[str, Any]:
-    """Linear probes on all labels, after the last convolution."""
+def _probed(
+    runs: Path, name: str, recipe: str, options: str, shares: str, untrained: bool = False
+) -> dict[str, Any]:
+    """Linear probes after the last convolution."""
     row: dict[str, Any] = {"name": name, "recipe": recipe, "options": options}
+    asked = f"--shares {shares} --epochs 5 --untrained {str(untrained).lower()}"
     for seed in SEEDS:
         run = _run(runs, f"{name}-{seed}", recipe, f"{COLOUR} {options} --seed {seed}")
-        for found in _curves(run, "--how probe --shares 0.01,0.1,1 --epochs 10"):
+        for found in _curves(run, asked):
             kind = "untrained" if found["run"].endswith("untrained") else "trained"
             row.setdefault(kind, {}).setdefault(f"{found['share']:g}", []).append(found["accuracy"])
     return row
@@ -153,7 +157,7 @@ CHOICES = {
 def choices(runs: Path) -> list[dict[str, Any]]:
     """Augmentations, and the projector's depth."""
     return [
-        _probed(runs, name, "cifar10-simclr", f"--epochs 15 {options}")
+        _probed(runs, name, "cifar10-simclr", f"--epochs 10 {options}", "1")
         for name, options in CHOICES.items()
     ]
 
@@ -174,7 +178,14 @@ OBJECTIVES = {
 def objectives(runs: Path) -> list[dict[str, Any]]:
     """What local and end-to-end objectives learn without labels."""
     return [
-        _probed(runs, name, recipe, f"--epochs 15 {options}".strip())
+        _probed(
+            runs,
+            name,
+            recipe,
+            f"--epochs 10 {options}",
+            "0.01,1",
+            recipe in ("cifar10-simclr", "cifar10-cpc"),
+        )
         for name, (recipe, options) in OBJECTIVES.items()
     ]
 

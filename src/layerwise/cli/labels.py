@@ -28,7 +28,12 @@ def main(arguments: list[str]) -> None:
         help="probe: linear classifiers of frozen outputs; finetune: train the whole network end "
         "to end, from the run's weights except those of its last block",
     )
-    parser.add_argument("--draws", type=int, default=1, help="draws of the labels for each share")
+    parser.add_argument(
+        "--draws",
+        type=int,
+        default=1,
+        help="draws of the labels for each share; the first has the seed of the run",
+    )
     parser.add_argument(
         "--untrained", type=bool, default=True, help="also measure every network before training"
     )

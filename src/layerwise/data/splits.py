@@ -176,3 +176,11 @@ def hide_labels(splits: Splits, share: float, unlabelled: bool, seed: int) -> Sp
     labels = torch.full_like(train.labels, IGNORED)
     labels[known] = train.labels[known]
     return replace(splits, train=replace(train, labels=labels))
+
+
+def labelled(part: Part) -> Part:
+    """The samples of a part that have a label; a text as it is."""
+    if isinstance(part, Text):
+        return part
+    known = part.labels != IGNORED
+    return part if bool(known.all()) else part.subset(known.nonzero().squeeze(1))

@@ -12,14 +12,13 @@ from typing import Any
 import safetensors.torch
 
 from layerwise.analysis import linear_probe
-from layerwise.data import Augment, Loader, Splits, Text
-from layerwise.data.splits import Part, hide_labels
+from layerwise.data import Augment, Loader, Text
+from layerwise.data.splits import Part, hide_labels, labelled
 from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, load_data, tuples
 from layerwise.experiment.config import config_of
 from layerwise.experiment.recorded_data import check_data
 from layerwise.experiment.training import train
-from layerwise.labels import IGNORED
 from layerwise.report.analysis_figures import draw_label_curves
 from layerwise.runs.files import claim_numbered
 from layerwise.runs.run import Run
@@ -111,6 +110,8 @@ class LabelCurves:
         rule.to(fabric.device).eval()
         given = {**config["data"], "labels": 1.0, "unlabelled": True}
         splits = load_data({**config, "data": given}, experiment.settings.seed)
+        whole = splits.train
+        assert not isinstance(whole, Text)
         augment = Augment(**tuples(config["augment"]))
         plain = Augment(**{k: getattr(augment, k) for k in ("normalize", "mean", "std")})
 
@@ -120,13 +121,16 @@ class LabelCurves:
             return Loader(part, size, **made)
 
         test = loader(splits.test, False)
-        steps = self.options["epochs"] * max(1, len(splits.train) // BATCH)
+        steps = self.options["epochs"] * max(1, len(whole) // BATCH)
         block = max(0, len(rule.blocks) - 2)
         block = block if self.options["block"] is None else self.options["block"]
         for share, draw in self._draws():
-            part = _labelled(splits, share, draw)
-            few = loader(part, True, draw)
-            reads = {"pool": self.options["pool"], "epochs": -(-steps // len(few)), "seed": draw}
+            seed = experiment.settings.seed + draw
+            part = labelled(hide_labels(splits, share, True, seed).train if share < 1 else whole)
+            assert not isinstance(part, Text)
+            part = part.normalized_by(whole)
+            few = loader(part, True, seed)
+            reads = {"pool": self.options["pool"], "epochs": -(-steps // len(few)), "seed": seed}
             with fabric.autocast():
                 found = linear_probe(rule, few, test, **reads)
             about = {"run": label, "share": share, "draw": draw, "labels": len(part)}
@@ -146,7 +150,8 @@ class LabelCurves:
                 if id(tensor) not in left
             }
             source.write_bytes(safetensors.torch.save(state))
-        config = {**experiment.config, **PLAIN, "init": None if source is None else str(source)}
+        config: dict[str, Any] = {**experiment.config, **PLAIN}
+        config["init"] = None if source is None else str(source)
         config["augment"] = {**config["augment"], "jitter": None, "grey": 0.0}
         config |= {"epochs": self.options["epochs"], "device": self.options["device"]}
         if (lr := self.options["lr"]) is not None:
@@ -154,7 +159,9 @@ class LabelCurves:
         for share, draw in self._draws():
             config["data"] = {**config["data"], "labels": share, "unlabelled": False}
             name = f"{label.replace('/', '-').replace(', ', '-')}-{share:g}-{draw}"
-            run = train({**config, "seed": draw}, runs=self.folder, name=name)
+            run = train(
+                {**config, "seed": experiment.settings.seed + draw}, runs=self.folder, name=name
+            )
             labels = round(share * len(experiment.splits.train))
             about = {"run": label, "share": share, "draw": draw, "labels": labels}
             yield {**about, "accuracy": run.metrics()[-1]["test_accuracy"]}
@@ -185,14 +192,6 @@ class LabelCurves:
         for name, content in files.items():
             run.write(f"{self.folder.name}/{name}", content)
         return list(files)
-
-
-def _labelled(splits: Splits, share: float, seed: int) -> Any:
-    """The training images that keep their label."""
-    train = (hide_labels(splits, share, True, seed) if share < 1 else splits).train
-    assert not isinstance(train, Text)
-    part = train.subset((train.labels != IGNORED).nonzero().squeeze(1))
-    return part.normalized_by(splits.train)
 
 
 def check(options: dict[str, Any], runs: Sequence[str]) -> None:

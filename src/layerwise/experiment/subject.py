@@ -22,14 +22,13 @@ from layerwise.analysis import (
     pseudo_inverse_angles,
 )
 from layerwise.data import Augment, Loader, Text
-from layerwise.data.splits import Part
+from layerwise.data.splits import Part, labelled
 from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.config import config_of
 from layerwise.experiment.observers import alignment_of, outcomes_of
 from layerwise.experiment.questions import OF_IMAGES
 from layerwise.experiment.recorded_data import check_data
-from layerwise.labels import IGNORED
 from layerwise.report.pictures import first_filters
 from layerwise.rules.base import Rule
 from layerwise.rules.families.feedback import FeedbackRule
@@ -145,9 +144,7 @@ class Subject:
 
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
-        part: Part = getattr(splits, split)
-        if not isinstance(part, Text) and bool((part.labels == IGNORED).any()):
-            part = part.subset((part.labels != IGNORED).nonzero().squeeze(1))
+        part: Part = labelled(getattr(splits, split))
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same samples for every run. Drawn: a set may be sorted by class, and CKA needs batches
         # of all classes.

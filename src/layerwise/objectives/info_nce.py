@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import at_least, checks_arguments
+from layerwise.heads.head import feature_maps
 from layerwise.objectives.objective import Site
 from layerwise.objectives.patch_prediction import PatchPrediction, others
 
@@ -68,7 +69,7 @@ class InfoNCE(PatchPrediction):
     def build(self, site: Site) -> None:
         super().build(site)
         if self.context:
-            channels = self.predict_below[0].in_features
+            channels = feature_maps(site.shape, "InfoNCE")[1][0]
             made = (RowContext(channels, self.context) for _ in range(self.directions))
             self.contexts = nn.ModuleList(made)
 
