@@ -1,6 +1,6 @@
 """The claims of papers on learning with few labels, in small: `results/pipelines-PART.json`.
 
-    python benchmarks/pipelines.py                    all parts, about twenty minutes of one core
+    python benchmarks/pipelines.py                    all parts, about a quarter of an hour of one core
     python benchmarks/pipelines.py labels distill     only these parts
 
     labels       fine-tuning after SimCLR and from the start, over the share of labels, two widths
@@ -9,7 +9,7 @@
     objectives   end to end and block by block, contrastive and predictive
 
 Every run is a recipe with options that its row names. The first two parts train on digits, scaled
-to 16x16; the others on CIFAR-10, of which `cifar` takes 3,000 training and 2,000 test images. The
+to 16x16; the others on CIFAR-10, of which `cifar` takes 2,000 training and 2,000 test images. The
 variable CIFAR10 names the set as `--data` does. Finished runs in `--runs` are not trained again;
 interrupted ones continue.
 """
@@ -46,13 +46,13 @@ GREY = (
 PLAIN_GREY = "--data digits --data.size 16 --augment.scale [0.4,1.0] --augment.flip false"
 COLOUR = f"--data pipelines.cifar --data.validation 0.0 --model.channels 16 {NETWORK} {PRETRAIN}"
 SHARES = (0.01, 0.1, 1.0)
-WIDTHS = (16, 32)
+WIDTHS = (8, 24)
 
 
 def cifar() -> Parts:
-    """3,000 training and 2,000 test images of CIFAR-10 at 16x16 pixels."""
+    """2,000 training and 2,000 test images of CIFAR-10 at 16x16 pixels."""
     whole = data.load(os.environ.get("CIFAR10", "cifar10"), size=16, validation=0)
-    few = [part.subset(torch.arange(n)) for part, n in ((whole.train, 3000), (whole.test, 2000))]
+    few = [part.subset(torch.arange(n)) for part, n in ((whole.train, 2000), (whole.test, 2000))]
     train, test = (replace(part, reference=None) for part in few)
     return Parts(train, None, test, whole.classes)
 

@@ -69,7 +69,7 @@ def _objectives(rows: list[dict[str, Any]]) -> str:
         for kind in ("trained", "untrained")
         if kind in row
     ]
-    return parts.table(["objective", "30 labels, %", "3,000 labels, %", "paper"], lines)
+    return parts.table(["objective", "20 labels, %", "2,000 labels, %", "paper"], lines)
 
 
 TABLES: dict[str, parts.Table] = {
