@@ -60,6 +60,7 @@ def on_config(config: Any) -> Any:
         {"Results": "results.md"},
         {"The original study": "original-study.md"},
         {"Theory in small": "theory.md"},
+        {"Few labels in small": "pipelines.md"},
         {"API": ["api/index.md", *(f"api/{module}.md" for module in MODULES)]},
         {"Faults": "faults.md"},
         {"Architecture": "architecture.md"},

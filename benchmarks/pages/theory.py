@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from pages.files import RESULTS, ROOT, commands, result
+from pages import parts
 from pages.spread import mean
 
-PAGE = ROOT / "docs" / "theory.md"
-STORY = ROOT / "docs" / "stories" / "theory.md"
+PAGE = parts.path("theory")
 
 
 def page() -> str:
-    """The document: the story, with the table of each part where it says `[[PART]]`."""
-    text = STORY.read_text()
-    for part, table in TABLES.items():
-        if (RESULTS / f"theory-{part}.json").exists():
-            found = result(f"theory-{part}")
-            about = f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
-            text = text.replace(f"[[{part}]]", f"{table(found['rows'])}\n\n{about}".rstrip())
-    return text
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """The document."""
+    return parts.page("theory", TABLES)
 
 
 def _accuracy(row: dict[str, Any]) -> str:
@@ -47,7 +34,7 @@ LEARNERS = {
 
 
 def _learners(rows: list[dict[str, Any]]) -> str:
-    return _table(
+    return parts.table(
         ["learner and data", "steps", "test accuracy of each seed, %", "paper"],
         [
             [
@@ -72,7 +59,7 @@ def _after(epochs: list[float], done: float) -> float:
 
 def _circuits(rows: list[dict[str, Any]]) -> str:
     kinds = [run["name"].removeprefix(f"{rows[0]['name']}, ") for run in rows[0]["runs"]]
-    return _table(
+    return parts.table(
         ["gates", "weakest correlation", "larger class, %", *(f"{kind}, %" for kind in kinds)],
         [
             [
@@ -87,7 +74,7 @@ def _circuits(rows: list[dict[str, Any]]) -> str:
 
 
 def _variance(rows: list[dict[str, Any]]) -> str:
-    return _table(
+    return parts.table(
         ["bits", "all, uniform", "3 bits, uniform", "3 bits, P(1) = 0.6", "3 bits, mixture"],
         [
             [str(row["bits"])]
@@ -99,7 +86,7 @@ def _variance(rows: list[dict[str, Any]]) -> str:
 
 def _views(rows: list[dict[str, Any]]) -> str:
     labels = [probe["labels"] for probe in rows[0]["probes"]]
-    return _table(
+    return parts.table(
         [
             "dependence",
             "features",
@@ -121,7 +108,7 @@ def _views(rows: list[dict[str, Any]]) -> str:
     )
 
 
-TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+TABLES: dict[str, parts.Table] = {
     "parity": _learners,
     "digits": _learners,
     "circuits": _circuits,

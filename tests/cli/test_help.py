@@ -103,7 +103,17 @@ def test_help_shows_the_options_of_what_was_chosen(cli):
 
 @pytest.mark.parametrize(
     "command",
-    ["evaluate", "compare", "analyze", "describe", "plan", "bench", "bench step", "bench data"],
+    [
+        "evaluate",
+        "compare",
+        "analyze",
+        "labels",
+        "describe",
+        "plan",
+        "bench",
+        "bench step",
+        "bench data",
+    ],
 )
 def test_help_of_every_command(command, cli):
     result = cli(f"{command} --help")

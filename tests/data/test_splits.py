@@ -146,3 +146,52 @@ def test_subset_and_device_keep_the_reference(noise):
     assert torch.equal(part.images, train.images[[3, 1]])
     assert torch.equal(part.labels, train.labels[[3, 1]])
     assert part.statistics == noise(5).statistics
+
+
+# ---------------------------------------------------------------- a share of the labels
+
+
+def test_a_share_of_the_labels() -> None:
+    """1,294 images: 129 or 130 of a class, and a tenth is 129 labels, 12 or 13 of each class. The
+    images are the same; a smaller share is part of a larger one; the seed alone decides."""
+    whole = load("digits", seed=3)
+    some, fewer = (load("digits", labels=share, seed=3) for share in (0.1, 0.01))
+    kept = some.train.labels >= 0
+    count = whole.train.labels.bincount()
+    assert int(kept.sum()) == 129
+    assert ((some.train.labels[kept].bincount() - count / 10).abs() < 1).all()
+    assert torch.equal(some.train.labels[kept], whole.train.labels[kept])
+    assert (some.train.labels[~kept] == -100).all()
+    assert torch.equal(some.train.images, whole.train.images)
+    assert some.test.labels.min() >= 0
+    assert some.validation.labels.min() >= 0
+    assert int((fewer.train.labels >= 0).sum()) == 13
+    assert kept[fewer.train.labels >= 0].all()
+    assert torch.equal(kept, load("digits", labels=0.1, seed=3).train.labels >= 0)
+    assert not torch.equal(kept, load("digits", labels=0.1, seed=4).train.labels >= 0)
+
+
+def test_without_the_unlabelled() -> None:
+    """The 13 labelled images 99 or 100 times each, normalised as the whole set."""
+    whole, few = load("digits"), load("digits", labels=0.01, unlabelled=False)
+    kept = load("digits", labels=0.01).train.labels >= 0
+    images, times = few.train.images.flatten(1).unique(dim=0, return_counts=True)
+    assert torch.equal(images, whole.train.images[kept].flatten(1).unique(dim=0))
+    assert len(few.train) == len(whole.train) == 1294
+    assert set(times.tolist()) == {99, 100}
+    assert few.train.statistics == whole.train.statistics
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("digits", {"labels": 0.0}, "above 0 to 1"),
+        ("digits", {"labels": 1.5}, "above 0 to 1"),
+        ("digits", {"labels": 0.0003}, "less than one label"),
+        ("digits", {"labels": 0.5, "random_labels": 0.5}, "only one of both"),
+        ("markov", {"labels": 0.5}, "only images can lack labels"),
+    ],
+)
+def test_labels_that_cannot_be_hidden(name: str, options: dict, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        load(name, **options)

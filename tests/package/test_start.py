@@ -34,6 +34,8 @@ STEPS = {
     "evaluate no-such-run": WITH_PYTORCH,
     "analyze --help": WITH_PYTORCH,
     "analyze no-such-run": WITH_PYTORCH,
+    "labels --help": WITH_PYTORCH,
+    "labels no-such-run": WITH_PYTORCH,
     "describe --help": WITH_PYTORCH,
     "plan --help": WITH_PYTORCH,
     "bench step --help": WITH_PYTORCH,

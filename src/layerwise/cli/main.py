@@ -26,6 +26,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "compare": "compare",
     "analyze": "analyze",
+    "labels": "labels",
     "describe": "describe",
     "plan": "plan",
     "bench": "bench",
@@ -41,6 +42,7 @@ commands:
   evaluate   measure every exit of a run on its test data
   compare    compare runs: a table and curves
   analyze    analyze what networks have learned, block by block: probes, CKA, alignment, ...
+  labels     measure how many labels runs need, by probes or by fine-tuning
   plan       divide a network into stages, one per process, and estimate the speed
   describe   describe the blocks of a network: shapes, receptive fields, costs
   bench      measure a step's time and memory against backpropagation, or the data path

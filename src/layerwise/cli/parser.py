@@ -28,6 +28,7 @@ from layerwise.experiment.config import (
     WEIGHT,
     default_of,
     name_of,
+    networks_in,
     suggestion,
     values_of,
 )
@@ -175,7 +176,8 @@ class Parser(ArgumentParser):
                 f"--{key} {name}: it takes none of the arguments of such a thing; a network is a "
                 "function of shape and num_classes, or of either"
             )
-        skip = (set(GIVEN.get(kind, ())) | set(inner)) & set(inspect.signature(thing).parameters)
+        runs = networks_in(thing)
+        skip = {*GIVEN.get(kind, ()), *inner, *runs} & set(inspect.signature(thing).parameters)
         if not inspect.signature(thing).parameters:  # jsonargparse needs one to make a group
             self.add_function_arguments(_without_options, key, skip={"nothing"})
         elif inspect.isclass(thing):
@@ -183,6 +185,10 @@ class Parser(ArgumentParser):
         else:
             self.add_function_arguments(thing, key, skip={*skip})
         self.name_option(key, name, one_line(thing.__doc__ or ""))
+        for run in runs:
+            assert self.groups is not None
+            about = f"{run}: a network, given as the folder of a complete run."
+            self.groups[key].add_argument(f"--{key}.{run}", type=str | None, help=about)
         self.set_defaults({f"{key}.{k}": v for k, v in values_of(default, name).items()})
         for parameter, inner_kind in inner.items():
             given = default_of(thing, parameter, inner_kind)

@@ -20,7 +20,7 @@ from layerwise.data.sources.markov import markov
 from layerwise.data.sources.text_files import characters, read
 from layerwise.data.sources.torchvision_sets import SETS, imagenet, load_set
 from layerwise.data.sources.views import views
-from layerwise.data.splits import Parts, Splits, complete, relabel
+from layerwise.data.splits import Parts, Splits, complete, hide_labels, relabel
 from layerwise.data.text import CONTEXT, Text
 from layerwise.errors import InputError, choices
 
@@ -58,6 +58,8 @@ def load(
     contiguous: bool = False,
     validation: float = 0.1,
     random_labels: float = 0.0,
+    labels: float = 1.0,
+    unlabelled: bool = True,
     seed: int = 0,
     download: bool = True,
 ) -> Splits:
@@ -89,7 +91,13 @@ def load(
         random_labels: share of the training images whose label is drawn anew, every class with the
             same probability (Zhang et al. 2017, arXiv:1611.03530); validation and test parts keep
             their labels.
-        seed: of the choice of the validation part and of the random labels.
+        labels: share of the training images that keep their label, the classes in proportion. The
+            others get the label that does not count, -100: losses that read labels leave them out,
+            objectives without labels train on all images.
+        unlabelled: whether the images without a label are in the training part; if not, the others
+            are repeated in their place, so that an epoch has equally many steps.
+        seed: of the choice of the validation part, of the random labels and of the labels that are
+            kept. With one seed, a smaller share is part of a larger one.
         download: whether a missing set may be downloaded.
 
     Returns:
@@ -98,7 +106,7 @@ def load(
     Raises:
         InputError: the set cannot be loaded as asked; the message says what to do instead.
     """
-    _check(size, validation, random_labels, seed)
+    _check(size, validation, random_labels, labels, seed)
     if context is not None and context < 1:
         raise InputError(f"load(context={context}): give 1 token or more, or None for {CONTEXT}")
     parts = _text(name, context, contiguous)
@@ -109,7 +117,14 @@ def load(
             f"load({name!r}, size={size}): images have a size; leave it out for a text"
         )
     return split(
-        parts, name, size=size, validation=validation, random_labels=random_labels, seed=seed
+        parts,
+        name,
+        size=size,
+        validation=validation,
+        random_labels=random_labels,
+        labels=labels,
+        unlabelled=unlabelled,
+        seed=seed,
     )
 
 
@@ -120,6 +135,8 @@ def split(
     size: int | None = None,
     validation: float = 0.1,
     random_labels: float = 0.0,
+    labels: float = 1.0,
+    unlabelled: bool = True,
     seed: int = 0,
 ) -> Splits:
     """Cut a set that is already there into training, validation and test parts.
@@ -127,21 +144,25 @@ def split(
     Args:
         parts: the set.
         name: what it is called.
-        size, validation, random_labels, seed: as in `load`.
+        size, validation, random_labels, labels, unlabelled, seed: as in `load`.
 
     Raises:
         InputError: the set cannot be divided so.
     """
-    _check(size, validation, random_labels, seed)
+    _check(size, validation, random_labels, labels, seed)
     if size is not None:
         parts = _resized(parts, size)
     for sentence in parts.left_out:
         log.warning("data %s: %s", name, sentence)
     splits = complete(parts, name=name, validation=validation, seed=seed)
-    return relabel(splits, random_labels, seed) if random_labels else splits
+    if random_labels:
+        return relabel(splits, random_labels, seed)
+    return hide_labels(splits, labels, unlabelled, seed) if labels < 1 else splits
 
 
-def _check(size: int | None, validation: float, random_labels: float, seed: int) -> None:
+def _check(
+    size: int | None, validation: float, random_labels: float, labels: float, seed: int
+) -> None:
     if not 0 <= validation < 1:
         raise InputError(
             f"load(validation={validation}): give a share of the training part, 0 <= validation < 1"
@@ -149,6 +170,14 @@ def _check(size: int | None, validation: float, random_labels: float, seed: int)
     if not 0 <= random_labels <= 1:
         raise InputError(
             f"load(random_labels={random_labels}): give a share of the training images, 0 to 1"
+        )
+    if not 0 < labels <= 1:
+        raise InputError(
+            f"load(labels={labels}): give a share of the training images, above 0 to 1"
+        )
+    if labels < 1 and random_labels:
+        raise InputError(
+            f"load(labels={labels}, random_labels={random_labels}): give only one of both"
         )
     if size is not None and not 1 <= size <= LARGEST_SIDE:
         raise InputError(

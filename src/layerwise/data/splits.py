@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from layerwise.data.images import Images
+from layerwise.data.stratify import stratify
 from layerwise.data.stream import Stream
 from layerwise.data.text import Text
 from layerwise.errors import InputError
+from layerwise.labels import IGNORED
 
 Part: TypeAlias = Images | Stream | Text
 
@@ -159,3 +161,44 @@ def relabel(splits: Splits, share: float, seed: int) -> Splits:
     relabelled = torch.zeros(count, dtype=torch.bool)
     relabelled[chosen] = True
     return replace(splits, train=replace(train, labels=labels), relabelled=relabelled)
+
+
+def hide_labels(splits: Splits, share: float, unlabelled: bool, seed: int) -> Splits:
+    """Let a share of the training images keep their labels, the classes in proportion.
+
+    Args:
+        splits: the set; only its training part changes.
+        share: of the training images, in (0, 1); rounded to whole images.
+        unlabelled: whether the other images stay, with the label `IGNORED`. If not, those that keep
+            their label are repeated until there are equally many images as before.
+        seed: of the choice.
+
+    Raises:
+        InputError: the set is text; no label would be left.
+    """
+    train = splits.train
+    if isinstance(train, Text):
+        raise InputError(
+            f"load({splits.name!r}, labels={share}): only images can lack labels; leave it out for "
+            "a text"
+        )
+    _, known = stratify(train.labels, share, seed)
+    if not len(known):
+        raise InputError(
+            f"load(labels={share}): this share of the {len(train)} training images is less than "
+            "one label; give a larger share"
+        )
+    if not unlabelled:
+        part = train.subset(known[torch.arange(len(train)) % len(known)])
+        return replace(splits, train=part.normalized_by(train))
+    labels = torch.full_like(train.labels, IGNORED)
+    labels[known] = train.labels[known]
+    return replace(splits, train=replace(train, labels=labels))
+
+
+def labelled(part: Part) -> Part:
+    """The samples of a part that have a label; a text as it is."""
+    if isinstance(part, Text):
+        return part
+    known = part.labels != IGNORED
+    return part if bool(known.all()) else part.subset(known.nonzero().squeeze(1))

@@ -23,14 +23,17 @@ from layerwise.data.sources.given import parts_of
 from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
-from layerwise.experiment.initial import fit_to_images, freeze, initialise, lora
+from layerwise.experiment.config import config_of
+from layerwise.experiment.initial import fit_to_images, freeze, initialise, lora, tensors_of
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
+from layerwise.models.weights import take
 from layerwise.models.zoo import PRETRAINED
 from layerwise.objectives import cross_entropy
 from layerwise.objectives.classify import Criterion, is_cross_entropy
 from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
+from layerwise.runs.run import Run
 from layerwise.trainer import Settings
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -130,7 +133,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     criterion = _criterion(config, splits, settings)
     rule = make(
         "rule",
-        config["rule"],
+        _with_teachers(config["rule"], config, splits),
         blocks=blocks,
         criterion=criterion,
         normalization=_normalization(config, splits),
@@ -191,6 +194,36 @@ def _check_labels(
         raise InputError(f"{asked} it gives {type(error).__name__}: {reason(error)}") from error
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         raise InputError(f"{asked} it gives no single number that can be differentiated")
+
+
+def _with_teachers(
+    options: Mapping[str, Any], config: Mapping[str, Any], splits: Splits
+) -> dict[str, Any]:
+    """The options of a rule, with networks for the runs that are named as teachers."""
+    found = dict(options)
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            found[key] = _with_teachers(value, config, splits)
+        elif key == "teacher" and value is not None:
+            found[key] = _teacher(value, config, splits)
+    return found
+
+
+def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
+    """The trained network of a complete run, which gets the inputs of this config's network."""
+    run = Run.open(path)
+    with run.readable():
+        own = config_of(run)
+        shapes = {"shape": splits.shape, "num_classes": splits.num_classes}
+        network = make("model", own["model"], **shapes)
+    for key in ("normalize", "mean", "std"):
+        if own["augment"][key] != config["augment"][key]:
+            raise InputError(
+                f"teacher {path}: it was trained with --augment.{key} {own['augment'][key]}, and "
+                f"now it is {config['augment'][key]}; give the teacher's"
+            )
+    take(network, tensors_of(path, "teacher"), f"teacher {path}", whole=True)
+    return network
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:

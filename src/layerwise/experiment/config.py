@@ -15,6 +15,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
 
+from torch import nn
+
 from layerwise import data
 from layerwise.arguments import Hint, alternatives, in_words, shortened
 from layerwise.data import Augment, Curriculum
@@ -113,10 +115,11 @@ def config_of(run: Run) -> dict[str, Any]:
 def parameters(
     thing: Callable[..., Any], leave_out: Collection[str] = ()
 ) -> dict[str, tuple[Hint, Any]]:
-    """The parameters of a class or function: type and default of each."""
+    """The parameters of a class or function: type and default of each, as a config has them."""
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    runs = dict.fromkeys(networks_in(thing), str | None)
     return {
-        name: (hints.get(name, Any), parameter.default)
+        name: (runs.get(name, hints.get(name, Any)), parameter.default)
         for name, parameter in inspect.signature(thing).parameters.items()
         if name not in leave_out
     }
@@ -126,6 +129,12 @@ def data_parameters(name: str) -> dict[str, tuple[Hint, Any]]:
     """The options of a data set: those of `data.load`, and of a function of your own its own."""
     options = parameters(data.load, leave_out=("name", "seed"))
     return options | (parameters(of_data(name), ("name", "seed")) if is_path(name) else {})
+
+
+def networks_in(thing: Callable[..., Any]) -> list[str]:
+    """The parameters that take a trained network, for which a config has the folder of a run."""
+    hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
+    return [name for name, hint in hints.items() if hint == nn.Module | None]
 
 
 def default_of(thing: Callable[..., Any], parameter: str, kind: str) -> Any:
@@ -200,9 +209,12 @@ class _Completion:
         _, thing = find(kind, name)
         inner = nested(thing)
         own = values_of(default, name)
+        runs = networks_in(thing)  # last, as on the command line
         options = {
             option: (hint, own.get(option, value))
-            for option, (hint, value) in parameters(thing).items()
+            for option, (hint, value) in sorted(
+                parameters(thing).items(), key=lambda p: p[0] in runs
+            )
             if option not in inner and option not in GIVEN.get(kind, ())
         }
         found = self.options(given, key, options)

@@ -47,12 +47,20 @@ def initialise(
             found, where = weights(model["name"], shape, num_classes, model["arch"])
         said.append(f"--model.pretrained: {take(network, found, where)}")
     if source is not None:
-        said.append(f"--init: {take(network, _read(source), f'--init {source}')}")
+        said.append(f"--init: {take(network, tensors_of(source), f'--init {source}')}")
     return [line.replace("from --init ", "from ") for line in said]
 
 
-def _read(source: str) -> dict[str, Tensor]:
-    """The tensors of a run, of a file, or of a repository of the hub."""
+def tensors_of(source: str, asked_by: str = "--init") -> dict[str, Tensor]:
+    """The tensors of a run, of a file, or of a repository of the hub.
+
+    Args:
+        source: as the option `init` names it.
+        asked_by: for errors.
+
+    Raises:
+        InputError: they cannot be read.
+    """
     path = Path(source)
     if source.startswith("hf:"):
         path = _downloaded(source)
@@ -60,14 +68,14 @@ def _read(source: str) -> dict[str, Tensor]:
         path = path / NETWORK
         if not os.path.isfile(path):
             raise InputError(
-                f"--init {source}: it holds no {NETWORK}, which a complete run has; finish the "
+                f"{asked_by} {source}: it holds no {NETWORK}, which a complete run has; finish the "
                 "run, or give a safetensors file"
             )
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"--init {source}: cannot be read: {reason(error)}") from error
+        raise InputError(f"{asked_by} {source}: cannot be read: {reason(error)}") from error
 
 
 def _downloaded(source: str) -> Path:

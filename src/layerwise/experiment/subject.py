@@ -22,7 +22,7 @@ from layerwise.analysis import (
     pseudo_inverse_angles,
 )
 from layerwise.data import Augment, Loader, Text
-from layerwise.data.splits import Part
+from layerwise.data.splits import Part, labelled
 from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, tuples
 from layerwise.experiment.config import config_of
@@ -146,7 +146,7 @@ class Subject:
 
     def _loader(self, split: str, shuffled: bool) -> Loader:
         splits, config = self.experiment.splits, self.experiment.config
-        part: Part = getattr(splits, split)
+        part: Part = labelled(getattr(splits, split))
         generator = torch.Generator().manual_seed(self.options["seed"])
         # The same samples for every run. Drawn: a set may be sorted by class, and CKA needs batches
         # of all classes.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import nn
 
 from layerwise.arguments import at_least, checks_arguments
-from layerwise.errors import InputError
+from layerwise.errors import InputError, choices
 from layerwise.models.building_blocks import (
+    Norm,
     Padding,
     Shape,
     chain,
@@ -31,6 +34,7 @@ def basic_cnn(
     patch: int | None = None,
     stride: int | None = None,
     padding_mode: Padding = "zeros",
+    norm: Norm = "batch",
 ) -> nn.Sequential:
     """3 x (convolution, BatchNorm, ReLU, 2x2 max pooling), then an MLP with one hidden layer.
 
@@ -48,6 +52,8 @@ def basic_cnn(
         stride: distance from one patch to the next, pixels; null for half a patch.
         padding_mode: what convolutions read beyond the edge: zeros, or circular for the pixels of
             the opposite edge.
+        norm: batch, or layer: over the channels and positions of one image or patch, so that
+            nothing passes between patches.
 
     Raises:
         InputError: a size below 1; images or patches are too small for 3 poolings; no convolution
@@ -71,6 +77,8 @@ def basic_cnn(
         raise InputError(f"basic_cnn(stride={stride}): there are no patches; give patch as well")
     height, width = halved(shape, 3, "basic_cnn")
     check_padding("basic_cnn", padding_mode)
+    if norm not in get_args(Norm):
+        raise InputError(f"basic_cnn(norm={norm!r}): {choices(norm, get_args(Norm))}")
     if padding_mode == "circular" and kernel_size // 2 > (least := min(height, width) * 2):
         raise InputError(
             f"basic_cnn(kernel_size={kernel_size}, padding_mode='circular'): the third convolution "
@@ -80,7 +88,9 @@ def basic_cnn(
     named = pooled_image(checked_skip(skip, 3, "basic_cnn"))
     for number in range(skip + 1, 4):
         before = channels if number > skip + 1 else shape[0]
-        layer = conv_layer(before, channels, kernel_size, pool=True, padding_mode=padding_mode)
+        layer = conv_layer(
+            before, channels, kernel_size, pool=True, padding_mode=padding_mode, norm=norm
+        )
         named.append((f"conv{number}", layer))
     classifier = nn.Sequential(
         nn.Flatten(),

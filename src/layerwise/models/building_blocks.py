@@ -15,6 +15,7 @@ from layerwise.errors import InputError, choices
 Shape = tuple[int, int, int]  # (C, H, W)
 Window = tuple[int]  # (T,) tokens
 Padding = Literal["zeros", "circular"]  # what convolutions read beyond the edge
+Norm = Literal["batch", "layer"]
 
 
 def chain(named: list[tuple[str, nn.Module]]) -> nn.Sequential:
@@ -52,13 +53,15 @@ def conv_layer(
     pool: bool = False,
     dropout: float = 0.0,
     padding_mode: Padding = "zeros",
+    norm: Norm = "batch",
 ) -> nn.Sequential:
-    """Convolution that keeps the resolution, BatchNorm, ReLU, [2x2 max pooling,] [dropout]."""
+    """Convolution that keeps the resolution, BatchNorm or layer normalisation, ReLU, [2x2 max
+    pooling,] [dropout]."""
     layers: list[nn.Module] = [
         nn.Conv2d(
             channels, out, kernel_size, padding="same", bias=False, padding_mode=padding_mode
         ),
-        nn.BatchNorm2d(out),
+        nn.BatchNorm2d(out) if norm == "batch" else nn.GroupNorm(1, out),
         nn.ReLU(inplace=True),
     ]
     if pool:

@@ -12,7 +12,9 @@ from layerwise.errors import InputError
 SHOWN = 3  # names in a message
 
 
-def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> str:
+def take(
+    network: nn.Module, found: Mapping[str, Tensor], source: str, *, whole: bool = False
+) -> str:
     """Give a network the weights of another one, wherever name and shape are the same. What does
     not fit, such as the output layer for other classes, stays as initialised.
 
@@ -23,12 +25,13 @@ def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> str:
         network: changed in place.
         found: the other network's parameters and buffers.
         source: where they are from, for messages.
+        whole: refuse a source that lacks any of the network's tensors.
 
     Returns:
         A line about what was taken.
 
     Raises:
-        InputError: nothing in it fits.
+        InputError: nothing in it fits; with `whole`, not everything does.
     """
     own, prefix = network.state_dict(), str(getattr(network, "base_model_prefix", ""))
     taken: dict[str, Tensor] = {}
@@ -37,9 +40,10 @@ def take(network: nn.Module, found: Mapping[str, Tensor], source: str) -> str:
         fitting = (t for t in there if t is not None and t.shape == tensor.shape)
         if (match := next(fitting, None)) is not None:
             taken[name] = match
-    if not any(own[name].is_floating_point() for name in taken):
+    if (whole and len(taken) < len(own)) or not any(own[n].is_floating_point() for n in taken):
         raise InputError(
-            f"{source}: no tensor fits this network; it has {some(own)}, and the file {some(found)}"
+            f"{source}: {'not every' if taken else 'no'} tensor fits this network; it has "
+            f"{some(own)}, and the file {some(found)}"
         )
     with torch.no_grad():
         for name, tensor in taken.items():

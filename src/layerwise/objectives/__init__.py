@@ -1,10 +1,14 @@
 """Local objectives: the loss that one block minimises. One objective per file."""
 
 from layerwise.objectives.activity import Activity
+from layerwise.objectives.barlow_twins import BarlowTwins
+from layerwise.objectives.clapp import CLAPP
+from layerwise.objectives.clapp_2d import CLAPP2D
 from layerwise.objectives.classify import Classify, cross_entropy
 from layerwise.objectives.classify_groups import ClassifyGroups
 from layerwise.objectives.cmc import CMC
 from layerwise.objectives.colorize import Colorize
+from layerwise.objectives.distill import Distill
 from layerwise.objectives.info_nce import InfoNCE
 from layerwise.objectives.inpaint import Inpaint
 from layerwise.objectives.kernel_separation import KernelSeparation
@@ -18,11 +22,15 @@ from layerwise.objectives.similarity_matching import SimilarityMatching
 from layerwise.objectives.supervised_contrastive import SupervisedContrastive
 
 __all__ = [
+    "CLAPP",
+    "CLAPP2D",
     "CMC",
     "Activity",
+    "BarlowTwins",
     "Classify",
     "ClassifyGroups",
     "Colorize",
+    "Distill",
     "InfoNCE",
     "Inpaint",
     "KernelSeparation",

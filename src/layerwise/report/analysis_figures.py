@@ -13,6 +13,7 @@ from layerwise.report.curves import COLOURS
 
 matplotlib.use("Agg")
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
     FixedLocator,
@@ -289,6 +290,27 @@ def draw_difficulty(runs: Mapping[str, Row | None], epochs: Mapping[str, int]) -
     return _png(figure)
 
 
+def draw_label_curves(runs: Mapping[str, Sequence[tuple[float, float]]]) -> bytes:
+    """Draw accuracy over the share of labels, a line per run, as a PNG file.
+
+    Args:
+        runs: each run's label, and its share of labels and accuracy, both 0 to 1, in order.
+    """
+    figure = Figure(figsize=(6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for k, (label, points) in enumerate(runs.items()):
+        axes.plot(
+            *([100 * v for v in of] for of in zip(*points, strict=True)), label=label, **_style(k)
+        )
+    axes.set_xscale("log")
+    _plain(axes.xaxis)
+    axes.set_xlabel("training images with a label, %", fontsize=9)
+    axes.set_ylabel("test accuracy, %", fontsize=9)
+    axes.grid(alpha=0.25)
+    _legend(figure, runs)
+    return _png(figure)
+
+
 def _ticks(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Positions and labels of the ticks on an axis of blocks; at most 16 blocks are named."""
     shown = list(range(0, len(names), max(1, math.ceil(len(names) / 16))))
@@ -350,9 +372,13 @@ def _ratios(axes: Axes) -> None:
 def _powers(axes: Axes) -> None:
     """Label powers of ten as plain numbers, and 2 and 5 between them if there is room."""
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _plain(axes.yaxis, (1, 2, 5) if high < 1000 * low else (1,))
+
+
+def _plain(axis: Axis, subs: Sequence[int] = (1, 2, 5)) -> None:
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _name(block: int, names: Sequence[str] | None) -> str:

@@ -385,6 +385,8 @@ def _data(config: Mapping[str, Any]) -> str:
     held_out = f"; validation {config['data']['validation']}"
     if random := config["data"].get("random_labels"):
         held_out += f"; random labels {random:g}"
+    if (share := config["data"].get("labels", 1)) < 1:
+        held_out += f"; {100 * share:g} % of the labels"
     if (curriculum := config.get("curriculum") or {}).get("scores") is not None:
         held_out += "; the hardest first" if curriculum["anti"] else "; the easiest first"
         held_out += " ({start:g}, x{increase:g} every {every})".format_map(curriculum)

@@ -19,8 +19,8 @@ Where they were asked for:
     outcomes/           each training image's loss and whether it was right, after every epoch
     pictures/           reconstructions and first-layer filters
 
-Loggers (`runs.loggers`) and the commands `evaluate` and `analyze` add files of their own. Where a
-run goes back to an earlier checkpoint, or is trained longer than it was begun for, a folder
+Loggers (`runs.loggers`) and the commands `evaluate`, `analyze` and `labels` add files of their own.
+Where a run goes back to an earlier checkpoint, or is trained longer than it was begun for, a folder
 set-aside-N keeps its files as they were.
 """
 

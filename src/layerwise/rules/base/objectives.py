@@ -11,8 +11,9 @@ from torch import nn
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Head
-from layerwise.objectives import Classify, Objective
+from layerwise.objectives import Classify, Distill, Objective, Sum
 from layerwise.objectives.classify import Criterion, cross_entropy, is_cross_entropy
+from layerwise.objectives.objective import Weight
 from layerwise.rules.base.checks import checked
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def one_per_block(
             "objectives.Classify(heads.Linear()), or a list of them"
         )
     if len(given) == len(blocks) - 1:
-        given.append(Classify(criterion=criterion))
+        given.append(_of_output(objectives, criterion))
     if len(given) != len(blocks):
         raise InputError(
             f"{call}(objectives): got {len(given)} for {len(blocks)} "
@@ -104,6 +105,22 @@ def one_per_block(
     if len(set(modules)) < len(modules):  # every head belongs to one block
         given = [copy.deepcopy(o) for o in given]
     return given
+
+
+def _of_output(objectives: object, criterion: Criterion) -> Objective:
+    """The objective of a last block to which none was given: to predict the labels. If one
+    objective was given for all blocks, and `Distill` is a term of it: its terms that need class
+    scores, for the block's own output."""
+    labels = Classify(criterion=criterion)
+    if isinstance(objectives, Distill):
+        return objectives.of_output()
+    if not isinstance(objectives, Sum) or not any(isinstance(t, Distill) for t in objectives.terms):
+        return labels
+    terms: list[tuple[Weight, Objective]] = []
+    for weight, term in zip(objectives.weights, objectives.terms, strict=True):
+        if isinstance(term, Distill | Classify):
+            terms.append((weight, term.of_output() if isinstance(term, Distill) else labels))
+    return Sum(terms)
 
 
 def of_heads(call: str, blocks: Blocks, head: Head, criterion: Criterion) -> list[Objective]:

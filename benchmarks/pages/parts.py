@@ -1,0 +1,33 @@
+"""Pages of a story, docs/stories/NAME.md, and a table for each file results/NAME-PART.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pages.files import RESULTS, ROOT, commands, result
+
+Table = Callable[[list[dict[str, Any]]], str]
+
+
+def path(name: str) -> Path:
+    """Where the page lies."""
+    return ROOT / "docs" / f"{name}.md"
+
+
+def page(name: str, tables: Mapping[str, Table]) -> str:
+    """The story, with the table of each part and its command where it says `[[PART]]`."""
+    text = (ROOT / "docs" / "stories" / f"{name}.md").read_text()
+    for part, of_rows in tables.items():
+        if (RESULTS / f"{name}-{part}.json").exists():
+            found = result(f"{name}-{part}")
+            about = f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
+            text = text.replace(f"[[{part}]]", f"{of_rows(found['rows'])}\n\n{about}".rstrip())
+    return text
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
