@@ -1,6 +1,6 @@
 """The claims of papers on learning with few labels, in small: `results/pipelines-PART.json`.
 
-    python benchmarks/pipelines.py                    all parts, about a quarter of an hour of one core
+    python benchmarks/pipelines.py                    all parts, a quarter of an hour of one core
     python benchmarks/pipelines.py labels distill     only these parts
 
     labels       fine-tuning after SimCLR and from the start, over the share of labels, two widths
