@@ -101,7 +101,7 @@ def draw_blocks(
         column: name
         for column, name in BLOCK_PANELS.items()
         if not column.startswith("validation")
-        or _has(every, *(k for k in every[0] if k.startswith(f"{column}_block")))
+        or _has(every, *(k for row in every for k in row if k.startswith(f"{column}_block")))
     }
     size = (4.2 * len(runs) + 1.2, 2.6 * len(shown) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
