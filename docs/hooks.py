@@ -84,7 +84,8 @@ def on_files(files: Files, config: Any) -> Files:
     for path in sorted((ROOT / "examples").glob("*.py")):
         files.append(File.generated(config, f"examples/{path.name}", content=path.read_text()))
     for path in NOTEBOOKS:
-        body, others = MarkdownExporter().from_filename(path)
+        named = {"unique_key": path.stem, "output_files_dir": "pictures"}
+        body, others = MarkdownExporter().from_filename(path, resources=named)
         files.append(File.generated(config, f"examples/{path.stem}.md", content=body))
         for name, content in others["outputs"].items():
             files.append(File.generated(config, f"examples/{name}", content=content))

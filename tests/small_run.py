@@ -45,7 +45,7 @@ def undrawn() -> Iterator[None]:
     """Drawing takes longer than all else."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "draw_run", lambda run: None)
-        patched.setattr(comparison, "draw_runs", lambda metrics, write: None)
-        patched.setattr(comparison, "draw_blocks", lambda metrics, write: None)
+        patched.setattr(comparison, "draw_runs", lambda *given: None)
+        patched.setattr(comparison, "draw_blocks", lambda *given: None)
         patched.setattr(analysis_figures, "_png", lambda figure: b"none")
         yield

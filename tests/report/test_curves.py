@@ -36,7 +36,7 @@ def lines(axes) -> dict[str, tuple[list[float], list[float]]]:
 def test_values_of_runs(figures):
     runs = {"a": [row(1), row(2), row(3)], "b": [row(1, test_loss=0.25)]}
     curves.draw_runs(runs, lambda *_: None)
-    panels = {axes.get_title(): lines(axes) for axes in figures["curves"].axes}
+    panels = {axes.get_ylabel(): lines(axes) for axes in figures["curves"].axes}
     assert list(panels) == [
         "train loss, nats",
         "test loss, nats",
@@ -91,9 +91,22 @@ def test_epochs_are_whole_numbers(figures):
 
 def test_a_blocks_training_loss_is_not_said_to_be_in_nats(figures):
     curves.draw_blocks({"a": [row(1)]}, lambda *_: None)
-    titles = [axes.get_title() for axes in figures["blocks"].axes]
-    assert titles[0] == "a\ntrain loss of the block's own objective"
-    assert titles[1:] == ["test loss, nats", "train accuracy, %", "test accuracy, %"]
+    names = [axes.get_ylabel() for axes in figures["blocks"].axes]
+    assert names[0] == "train loss of the\nblock's own objective"
+    assert names[1:] == ["test loss, nats", "train accuracy, %", "test accuracy, %"]
+
+
+def test_validation_and_the_names_of_blocks(figures):
+    rows = [row(1, validation_loss=0.5, validation_loss_block0=0.75, validation_accuracy=None)]
+    curves.draw_runs({"a": rows}, lambda *_: None)
+    panels = {axes.get_ylabel(): lines(axes) for axes in figures["curves"].axes}
+    assert panels["validation loss, nats"]["a"] == ([1], [0.5])
+    assert panels["validation accuracy, %"] == {}
+    curves.draw_blocks({"a": rows}, lambda *_: None, {"a": ["conv1", "1"]})
+    panels = {axes.get_ylabel(): lines(axes) for axes in figures["blocks"].axes}
+    assert len(panels) == 5
+    assert panels["validation loss, nats"] == {"0 conv1": ([1], [0.75])}
+    assert panels["test loss, nats"].keys() == {"0 conv1", "block 1"}
 
 
 def test_means_over_seeds(figures):
@@ -106,7 +119,7 @@ def test_means_over_seeds(figures):
     assert (found[0]["test_loss"], found[0]["spread of test_loss"]) == (2.0, 1.0)
     assert "test_loss" not in found[1]
     curves.draw_runs({"a": found, "b": [row(1), row(2)]}, lambda *_: None)
-    [axes] = [a for a in figures["curves"].axes if a.get_title() == "test loss, nats"]
+    [axes] = [a for a in figures["curves"].axes if a.get_ylabel() == "test loss, nats"]
     [band] = axes.collections  # of the run with several seeds alone
     low, high = band.get_paths()[0].get_extents().intervaly
     assert (low, high) == (1.0, 3.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,7 @@ def draw_blocks(runs: Mapping[str, Sequence[Row]], names: Sequence[str] | None) 
             if points:
                 axes.plot(*zip(*points, strict=True), label=label, **_style(k))
         _over_blocks(axes, names, max(map(len, runs.values())))
-        axes.set_title(title, fontsize=10)
+        axes.set_ylabel(textwrap.fill(title, 34), fontsize=9)
         if key == "angle":
             _degrees(axes)
         if key == "ratio":
@@ -350,7 +351,7 @@ def _over_blocks(axes: Axes, names: Sequence[str] | None, count: int) -> None:
         axes.set_xticks(range(count), [_name(i, names) for i in range(count)], fontsize=8)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("block", fontsize=9)
+    axes.set_xlabel("block", fontsize=9)
 
 
 def _degrees(axes: Axes, least: int = 0) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError, reason
-from layerwise.report.curves import Rows, draw_blocks, draw_runs, means
+from layerwise.report.curves import Rows, block_names, draw_blocks, draw_runs, means
 from layerwise.report.html import page
 from layerwise.report.reference import Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
@@ -202,7 +202,7 @@ def write_comparison(
     for run in runs:
         with run.readable():
             summaries.append(Summary.of(run))
-    metrics = _by_experiment(runs, summaries)
+    metrics, names = _by_experiment(runs, summaries)
     distances = [] if reference is None else reference.distances(metrics)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -216,32 +216,36 @@ def write_comparison(
         rows = [asdict(summary) for summary in summaries]
         write("table.yaml", yaml.safe_dump(rows, sort_keys=False).encode())
         draw_runs(metrics, write)
-        draw_blocks(metrics, write)
+        draw_blocks(metrics, write, names)
         if reference is not None:
             title = f"{reference.title} ({reference.source}), at equal steps.\n\n"
             write("reference.md", (title + _rows(rows_of(distances))).encode())
             reference.draw(metrics, write)
         if html:
             title = ", ".join(metrics)
-            write("report.html", page(title, _columns(summaries), metrics, runs).encode())
+            write("report.html", page(title, _columns(summaries), metrics, runs, names).encode())
     except OSError as error:
         raise InputError(f"--out {root}: cannot be written: {error.strerror}") from error
     return folder, summaries, distances
 
 
-def _by_experiment(runs: Sequence[Run], summaries: Sequence[Summary]) -> dict[str, Rows]:
-    """Rows of metrics of each run; of runs that differ in their seed alone, their means."""
+def _by_experiment(
+    runs: Sequence[Run], summaries: Sequence[Summary]
+) -> tuple[dict[str, Rows], dict[str, list[str]]]:
+    """Rows of metrics of each run; of runs that differ in their seed alone, their means. Also the
+    names of the blocks."""
     labels: dict[int, str] = dict(zip(map(id, summaries), labels_of(runs), strict=True))
     of = dict(zip(map(id, summaries), runs, strict=True))
     found: dict[str, Rows] = {}
+    names: dict[str, list[str]] = {}
     for (name, *_), several in _together(summaries).items():
         rows = [of[id(summary)].metrics() for summary in several]
-        if len(several) == 1:
-            found[labels[id(several[0])]] = rows[0]
-        else:
-            seeds = ", ".join(str(summary.seed) for summary in several)
-            found[f"{name} (seeds {seeds})"] = means(rows)
-    return found
+        label = labels[id(several[0])]
+        if len(several) > 1:
+            label = f"{name} (seeds {', '.join(str(summary.seed) for summary in several)})"
+        found[label] = rows[0] if len(several) == 1 else means(rows)
+        names[label] = block_names(of[id(several[0])])
+    return found, names
 
 
 def experiment_of(summary: Summary) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,14 +26,12 @@ Write = Callable[[str, bytes], None]
 
 # Okabe & Ito's colours, which people with colour blindness can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#F0E442")
-PANELS = (
-    ("train_loss", "train loss, nats"),
-    ("test_loss", "test loss, nats"),
-    ("train_accuracy", "train accuracy, %"),
-    ("test_accuracy", "test accuracy, %"),
-)
+SPLITS = ("train", "validation", "test")
+# A column of metrics.csv -> what its axis is called.
+PANELS = {f"{split}_loss": f"{split} loss, nats" for split in SPLITS}
+PANELS |= {f"{split}_accuracy": f"{split} accuracy, %" for split in SPLITS}
 # The objective of a block may have any unit; the test loss of its predictions is in nats.
-BLOCK_PANELS = (("train_loss", "train loss of the block's own objective"), *PANELS[1:])
+BLOCK_PANELS = PANELS | {"train_loss": "train loss of the\nblock's own objective"}
 
 
 def means(seeds: Sequence[Rows]) -> list[dict[str, float | None]]:
@@ -59,25 +58,31 @@ def means(seeds: Sequence[Rows]) -> list[dict[str, float | None]]:
 
 
 def draw_runs(runs: Mapping[str, Rows], write: Write) -> None:
-    """Draw train and test loss and accuracy of several runs, one colour per run.
+    """Draw loss and accuracy of several runs on every split that they have, one colour per run.
 
     Args:
         runs: each run's label and rows of metrics; those of `means` get a band of one standard
             deviation on both sides.
         write: writes a file, from its name and content.
     """
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    for axes, (column, title) in zip(figure.subplots(2, 2).flat, PANELS, strict=True):
+    every = [row for rows in runs.values() for row in rows]
+    splits = [s for s in SPLITS if s != "validation" or _has(every, f"{s}_loss", f"{s}_accuracy")]
+    shown = {c: name for c, name in PANELS.items() if c.partition("_")[0] in splits}
+    figure = Figure(figsize=(5 * len(splits) + 1, 7.5), layout="constrained")
+    grid = figure.subplots(2, len(splits)).flat
+    for axes, (column, name) in zip(grid, shown.items(), strict=True):
         for k, (label, rows) in enumerate(runs.items()):
             _line(axes, rows, column, label, COLOURS[k % len(COLOURS)], "-" if k < 8 else "--")
-        _finish(axes, title)
-    for axes in figure.axes[:2]:
-        _from_zero(axes)
+        _finish(axes, name)
+        if "loss" in column:
+            _from_zero(axes)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     save(figure, "curves", write)
 
 
-def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
+def draw_blocks(
+    runs: Mapping[str, Rows], write: Write, names: Mapping[str, Sequence[str]] | None = None
+) -> None:
     """Draw the same quantities for every block, with one column per run and one colour per block.
 
     The training loss is that of the block's own objective.
@@ -85,25 +90,37 @@ def draw_blocks(runs: Mapping[str, Rows], write: Write) -> None:
     Args:
         runs: each run's label and rows of metrics.
         write: writes a file, from its name and content.
+        names: of each run's blocks, by its label, for the legend.
     """
     runs = {label: rows for label, rows in runs.items() if rows}
     if not runs:
         return
-    figure = Figure(figsize=(4.2 * len(runs) + 1.2, 11), layout="constrained")
-    grid = figure.subplots(4, len(runs), squeeze=False, sharex="col", sharey="row")
+    prefix = "train_loss_block"
+    every = [row for rows in runs.values() for row in rows]
+    shown = {
+        column: name
+        for column, name in BLOCK_PANELS.items()
+        if not column.startswith("validation")
+        or _has(every, *(k for row in every for k in row if k.startswith(f"{column}_block")))
+    }
+    size = (4.2 * len(runs) + 1.2, 2.6 * len(shown) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(shown), len(runs), squeeze=False, sharex="col", sharey="row")
     for (label, rows), column_axes in zip(runs.items(), grid.T, strict=True):
-        prefix = "train_loss_block"
         blocks = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
-        for axes, (column, title) in zip(column_axes, BLOCK_PANELS, strict=True):
+        for axes, (column, name) in zip(column_axes, shown.items(), strict=True):
             for block in blocks:
                 colour = matplotlib.colormaps["viridis"](block / max(1, len(blocks) - 1) * 0.9)
-                _line(axes, rows, f"{column}_block{block}", f"block {block}", colour, "-")
-            _finish(axes, title)
-        column_axes[0].set_title(f"{label}\n{BLOCK_PANELS[0][1]}", fontsize=10)
+                called = block_label(block, (names or {}).get(label))
+                _line(axes, rows, f"{column}_block{block}", called, colour, "-")
+            _finish(axes, name)
+            axes.label_outer()
+        column_axes[0].set_title(label, fontsize=10)
         if len(blocks) <= 16:
             column_axes[0].legend(fontsize=7)
-    for axes in (*grid[0], *grid[1]):
-        _from_zero(axes)
+    for axes, column in zip(grid, shown, strict=True):
+        if "loss" in column:
+            _from_zero(axes[0])  # the row shares it
     save(figure, "blocks", write)
 
 
@@ -111,7 +128,32 @@ def draw_run(run: Run) -> None:
     """Draw the curves of one run into its own folder."""
     runs = {run.path.name: run.metrics()}
     draw_runs(runs, lambda name, content: run.write(f"curves/{name}", content))
-    draw_blocks(runs, lambda name, content: run.write(f"curves/{name}", content))
+    draw_blocks(
+        runs,
+        lambda name, content: run.write(f"curves/{name}", content),
+        {run.path.name: block_names(run)},
+    )
+
+
+def block_names(run: Run) -> list[str]:
+    """The names of a run's blocks; empty if they are not known."""
+    try:
+        return [
+            block["name"] for block in json.loads((run.path / "cost.json").read_text())["blocks"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def block_label(block: int, names: Sequence[str] | None) -> str:
+    """What a block is called in a legend: number and name, if it has another name than its
+    number."""
+    name = names[block] if names is not None and block < len(names) else str(block)
+    return f"block {block}" if name == str(block) else f"{block} {name}"
+
+
+def _has(rows: Rows, *columns: str) -> bool:
+    return any(row.get(column) is not None for row in rows for column in columns)
 
 
 def factor_of(column: str) -> int:
@@ -134,8 +176,8 @@ def _line(axes: Axes, rows: Rows, column: str, label: str, colour: object, style
         axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def _finish(axes: Axes, title: str) -> None:
-    axes.set_title(title, fontsize=10)
+def _finish(axes: Axes, name: str) -> None:
+    axes.set_ylabel(name, fontsize=9)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)

@@ -9,18 +9,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from layerwise.report.curves import COLOURS, SPREAD, Rows, factor_of
+from layerwise.report.curves import COLOURS, PANELS, SPREAD, Rows, block_label, factor_of
 from layerwise.runs.run import Run
 
-# Columns of metrics.csv, each a panel with its title.
-PANELS = {
-    "train_loss": "train loss, nats",
-    "validation_loss": "validation loss, nats",
-    "test_loss": "test loss, nats",
-    "train_accuracy": "train accuracy, %",
-    "validation_accuracy": "validation accuracy, %",
-    "test_accuracy": "test accuracy, %",
-}
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 460, 260, 52, 34, 12  # pixels of a panel and its margins
 MOST_PICTURES = 12  # of a run
 STYLE = """
@@ -43,7 +34,11 @@ img { max-width: 100%; }
 
 
 def page(
-    title: str, cells: Sequence[Mapping[str, str]], metrics: Mapping[str, Rows], runs: Sequence[Run]
+    title: str,
+    cells: Sequence[Mapping[str, str]],
+    metrics: Mapping[str, Rows],
+    runs: Sequence[Run],
+    names: Mapping[str, Sequence[str]],
 ) -> str:
     """The page.
 
@@ -53,6 +48,7 @@ def page(
             column's name.
         metrics: rows of metrics.csv, or their means, by label.
         runs: the run folders, for pictures and options.
+        names: of the blocks, by label.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -63,7 +59,7 @@ def page(
         _legend(metrics),
         _panels(metrics),
         "<h2>Blocks</h2>",
-        *(_blocks(label, rows) for label, rows in metrics.items()),
+        *(_blocks(label, rows, names.get(label)) for label, rows in metrics.items()),
     ]
     if differences := _differences(runs):
         parts += ["<h2>Options that differ</h2>", _table(differences)]
@@ -105,11 +101,11 @@ def _panels(metrics: Mapping[str, Rows]) -> str:
     return f'<div class="panels">{"".join(figures)}</div>'
 
 
-def _blocks(label: str, rows: Rows) -> str:
+def _blocks(label: str, rows: Rows, names: Sequence[str] | None) -> str:
     """Curves of every block's test accuracy, and its last values."""
     prefix = "test_accuracy_block"
     numbers = sorted(int(k.removeprefix(prefix)) for k in rows[0] if k.startswith(prefix))
-    lines = {f"block {k}": _points(rows, f"{prefix}{k}") for k in numbers}
+    lines = {block_label(k, names): _points(rows, f"{prefix}{k}") for k in numbers}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return f"<h3>{escape(label)}</h3><p>No block predicts.</p>"

@@ -142,7 +142,7 @@ class Reference:
         names = {run: self.series_of(Path(run).name) for run in runs}
         columns = [
             (column, title)
-            for column, title in PANELS
+            for column, title in PANELS.items()
             if any(column in self.series[name] for name in names.values() if name is not None)
         ]
         if not columns:
@@ -171,7 +171,7 @@ class Reference:
                         fillstyle="none",
                         label=f"{name}, published",
                     )
-            axes.set_title(title, fontsize=10)
+            axes.set_ylabel(title, fontsize=9)
             axes.set_xlabel("optimizer step", fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
             axes.grid(alpha=0.25)
@@ -190,7 +190,7 @@ def rows_of(distances: Sequence[Distance]) -> list[dict[str, str]]:
     return [
         {
             "run": d.run,
-            "measure": dict(PANELS).get(d.column, d.column),
+            "measure": PANELS.get(d.column, d.column),
             "step": f"{d.step:,}",
             "published": f"{d.published:.2f}",
             "measured": f"{d.measured:.2f}",
