@@ -66,10 +66,11 @@ class Backprop(Rule):
         self.checkpoint = checkpoint
 
     def step(self, batch: Batch) -> Tensor:
-        h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
         last = len(self.blocks) - 1
-        loss, scores = self.loss(last, Activity(h), batch)
-        differentiate(loss, batch.scale)
+        with self.deferring_scores(batch):
+            h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
+            loss, scores = self.loss(last, Activity(h), batch)
+            differentiate(loss, batch.scale)
         batch.done(last, loss, scores)
         for k in reversed(range(last)):
             batch.done(k)

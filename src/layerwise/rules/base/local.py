@@ -71,8 +71,10 @@ class LocalRule(Rule):
         if objective is None:
             with torch.no_grad():
                 return Done(self.run(k, h, batch)[0])
-        h, activity = self.run(k, h, batch)  # h_k = f_k(sg[h_{k-1}])
-        loss, scores = self.loss(k, activity, batch, objective)
+        last = k == len(self.blocks) - 1
+        with self.deferring_scores(batch) if last else contextlib.nullcontext():
+            h, activity = self.run(k, h, batch)  # h_k = f_k(sg[h_{k-1}])
+            loss, scores = self.loss(k, activity, batch, objective)
         differentiate(loss, batch.scale)  # d objective_k / d (f_k, head_k)
         return Done(h.detach(), loss.detach(), scores)
 
