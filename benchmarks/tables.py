@@ -1,5 +1,5 @@
 """Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md and its
-pictures, docs/theory.md, the cards of rules and objectives, and the tables and figures in README.md
+pictures, docs/theory.md, the accuracies that ship with the package, the cards of rules and objectives, and the tables and figures in README.md
 and docs/guide.md.
 
 python benchmarks/tables.py            write them
@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import cards, networks, readme, results, study, theory
+from pages import all_rules, cards, networks, readme, results, study, theory
 from pages.figures import filled
 from pages.files import ROOT
 
@@ -27,6 +27,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "networks.md": networks.page(),
         study.PAGE: study.page(),
         theory.PAGE: theory.page(),
+        ROOT / "src" / "layerwise" / "costs" / "accuracies.json": all_rules.shipped(),
         ROOT / "README.md": filled(readme.page()),
         guide: filled(guide.read_text()),
         **cards.pages(),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from layerwise import analysis, heads, models, objectives, rules, runtime
     from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
     from layerwise.errors import InputError
+    from layerwise.costs.memory_plan import plan
     from layerwise.experiment.fitting import fit
     from layerwise.objectives.batch import Batch
     from layerwise.rules.base import Done, LocalRule, Needs, Report, Rule
@@ -35,6 +36,7 @@ __all__ = [
     "heads",
     "models",
     "objectives",
+    "plan",
     "receptive_fields",
     "rules",
     "runtime",
@@ -53,6 +55,7 @@ HOMES = {
     "Report": "rules.base",
     "Rule": "rules.base",
     "cut": "blocks",
+    "plan": "costs.memory_plan",
     "fit": "experiment.fitting",
     "receptive_fields": "blocks",
 }

@@ -14,7 +14,7 @@ from layerwise import heads, models, objectives, rules
 from layerwise.blocks import Blocks
 from layerwise.costs import Contender, StepTable, compare_steps, markdown, measure
 from layerwise.costs.flops import count_flops
-from layerwise.costs.measure import _Step
+from layerwise.costs.measure import Step
 from layerwise.costs.ways import BACKPROP, LOCAL, Way, rivals
 from layerwise.errors import InputError
 
@@ -187,7 +187,7 @@ def test_every_way_makes_the_same_step():
             network, dgl, x, y, blocks=4, segments=4, balance="flops", seed=0
         )
         before = {n: p.detach().clone() for n, p in made.rule.blocks.named_parameters()}
-        _Step(made, x, y, lambda parameters: torch.optim.SGD(parameters, 1.0))()
+        Step(made, x, y, lambda parameters: torch.optim.SGD(parameters, 1.0))()
         return before, {n: p.detach() for n, p in made.rule.blocks.named_parameters()}
 
     plain = {BACKPROP: after(Way())[1], LOCAL: after(Way(LOCAL))[1]}

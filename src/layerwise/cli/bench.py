@@ -6,7 +6,7 @@ import functools
 import inspect
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from layerwise.cli.options import data_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs import compare_steps
+from layerwise.costs.example_labels import example_batch
 from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
 from layerwise.experiment.build import load_data, tuples
@@ -141,17 +142,6 @@ def _data(arguments: list[str]) -> None:
     )
     if out is not None:
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
-
-
-def example_batch(
-    shape: Sequence[int], num_classes: int, rows: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images of the shape (C, H, W) with a label each, or tokens (T,) with one each."""
-    if len(shape) == 1:
-        x, y = torch.randint(0, num_classes, (2, rows, *shape), device=device)
-        return x, y
-    x = torch.randn(rows, *shape, device=device)
-    return x, torch.randint(0, num_classes, (rows,), device=device)
 
 
 def _device(name: str) -> torch.device:

@@ -92,10 +92,10 @@ def measure(
     for name, count, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
         if count < least:
             raise InputError(f"bench({name}={count}): give at least {least}")
-    steps = [_Step(contender, x, y, optimizer) for contender in contenders]
+    steps = [Step(contender, x, y, optimizer) for contender in contenders]
     costs = [_costs(step) for step in steps]
     times = _in_turns(steps, rounds, warmup)
-    kept: Sequence[Sequence[_Times]] = [[] for _ in steps]
+    kept: Sequence[Sequence[Times]] = [[] for _ in steps]
     if keep_freed and x.device.type == "cpu" and keep_freed_memory():
         kept = _in_turns(steps, rounds, max(1, warmup))
     return tuple(
@@ -109,7 +109,7 @@ def measure(
     )
 
 
-class _Step:
+class Step:
     """One training step of a contender; calling it takes the step."""
 
     def __init__(self, contender: Contender, x: Tensor, y: Tensor, optimizer: MakeOptimizer):
@@ -186,24 +186,27 @@ class _Step:
         ]
 
 
-class _Times(NamedTuple):
+class Times(NamedTuple):
+    """Seconds of a step."""
+
     wall_s: float
     cpu_s: float  # of all threads
 
 
-def _in_turns(steps: Sequence[_Step], rounds: int, warmup: int) -> list[list[_Times]]:
+def _in_turns(steps: Sequence[Step], rounds: int, warmup: int) -> list[list[Times]]:
     """The times of each step in every round, after untimed rounds."""
-    times: list[list[_Times]] = [[] for _ in steps]
+    times: list[list[Times]] = [[] for _ in steps]
     with _without_collector():
         for step in [*steps] * warmup:
             step()
         for _ in range(rounds):
             for step, so_far in zip(steps, times, strict=True):
-                so_far.append(_timed(step))
+                so_far.append(timed(step))
     return times
 
 
-def _timed(step: _Step) -> _Times:
+def timed(step: Step) -> Times:
+    """The time of a step, which is taken; the mean over its turns."""
     _synchronize(step.x.device)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     turns = step.contender.turns
@@ -211,10 +214,10 @@ def _timed(step: _Step) -> _Times:
         step()
     _synchronize(step.x.device)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    return _Times(wall_s / turns, cpu_s / turns)
+    return Times(wall_s / turns, cpu_s / turns)
 
 
-def _costs(step: _Step) -> Measured:
+def _costs(step: Step) -> Measured:
     """Measure bytes and FLOPs; the times are filled in later."""
     device, rule = step.x.device, step.rule
     turns = range(step.contender.turns)
@@ -227,7 +230,7 @@ def _costs(step: _Step) -> Measured:
         cuda_peak_bytes = torch.cuda.max_memory_allocated(device) - before
     else:
         cuda_peak_bytes = None
-    counted = [_live_bytes(step) for _ in turns]
+    counted = [live_bytes(step) for _ in turns]
     most = max(counted, key=lambda live: live.peak().bytes)
     return Measured(
         name=step.contender.name,
@@ -250,7 +253,8 @@ def _costs(step: _Step) -> Measured:
     )
 
 
-def _live_bytes(step: _Step) -> LiveBytes:
+def live_bytes(step: Step) -> LiveBytes:
+    """The bytes of a step, which is taken; optimizer state is counted as in `measure`."""
     if step.contender.turns > 1:
         step.rest = []  # the state of the turn before
     with LiveBytes(step.rule.parameters()) as live:
