@@ -24,7 +24,6 @@ from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
-from layerwise.rules.base import LocalRule
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
@@ -92,7 +91,6 @@ def main(arguments: list[str]) -> None:
     )
     rule = make("rule", found["rule"], blocks=blocks).to(device)
     check_rule(rule, found["stages"])
-    assert isinstance(rule, LocalRule)
     x, y = example_batch(shape, found["num_classes"], batch, device)
     x = torch.cat([x] * max(1, rule.needs_views))
     plan = Plan.of(rule, x, y, found["stages"], found["rounds"])

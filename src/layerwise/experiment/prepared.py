@@ -101,7 +101,6 @@ class Prepared:
             return Serial(rule)
         if stages == 1:
             return DataParallel(rule, settings.sync_batchnorm)
-        assert isinstance(rule, LocalRule)
         assert rule.blocks.shapes is not None
         labels = rule.blocks.shapes[-1][:-1]
 
