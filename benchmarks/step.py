@@ -2,10 +2,14 @@
 
 python benchmarks/step.py                 every measurement that has no result yet
 python benchmarks/step.py resnet110-16    this one, again
+python benchmarks/step.py --again         all of them, again; a network that is done stays done if
+                                          this is stopped and `benchmarks/step.py` is called next
+python benchmarks/step.py --pictures      draw the results again
 python benchmarks/step.py --table         all results as one Markdown table
 
-One thread: if the machine does other work too, two threads would mostly measure how long one waits
-for the other, in wall-clock time and in CPU time.
+All ways to train a network take turns. Two threads, so the machine should do nothing else: if it
+does other work too, two threads mostly measure how long one waits for the other. All of it takes
+about 15 minutes on two quiet cores. Pictures go to docs/pictures/step-*.png.
 """
 
 from __future__ import annotations
@@ -15,30 +19,47 @@ import subprocess
 import sys
 from pathlib import Path
 
-from layerwise.costs import markdown
+from layerwise.costs import StepTable, markdown
+from layerwise.report.step_picture import draw_steps
 
 RESULTS = Path(__file__).parent / "results"
-
-RESNET110 = "--model resnet110 --batch_size 128 --rule.head Linear"
-RESNET50 = (
-    "--model torchvision --model.arch resnet50 --shape [3,112,112] --num_classes 1000 "
-    "--batch_size 32 --rule.head Linear --rule.head.pool 1"
-)
-VIT12 = (
-    "--model vit --model.layers 12 --model.width 512 --model.heads 8 --shape [3,32,64] "
-    "--batch_size 16 --rule.head Linear"
-)
-VGG8B = "--model vgg8b --batch_size 32 --blocks all"
+PICTURES = Path(__file__).parent.parent / "docs" / "pictures"
+ALL = "--rivals true --rounds 3 --keep_freed false --threads 2"
+ADAM = "--optimizer AdamW --lr 0.001"
 
 MEASUREMENTS = {
-    "resnet110-16": f"{RESNET110} --blocks 16 --segments 16 --rounds 3 --title ResNet-110",
-    "resnet110-all": f"{RESNET110} --blocks all --segments 16 --rounds 3 --title ResNet-110",
-    "resnet50-8": (
-        f"{RESNET50} --blocks 8 --segments 8 --step_in_backward true --rounds 3 --title ResNet-50"
+    "resnet110-16": (
+        "--model resnet110 --batch_size 64 --blocks 16 --segments 16 --rule.head Linear "
+        "--title ResNet-110"
     ),
-    "resnet50-16": f"{RESNET50} --blocks 16 --segments 8 --rounds 3 --title ResNet-50",
-    "vit12-12": (f"{VIT12} --blocks 12 --segments 12 --rounds 3 --title 'ViT 12x512'"),
-    "vgg8b-linear": f"{VGG8B} --rule.head Linear --rounds 5 --title VGG8b",
+    "resnet50-8": (
+        "--model torchvision --model.arch resnet50 --shape [3,112,112] --num_classes 1000 "
+        "--batch_size 16 --blocks 8 --segments 8 --rule.head Linear --rule.head.pool 1 "
+        "--title ResNet-50"
+    ),
+    "vgg8b-linear": "--model vgg8b --batch_size 32 --blocks all --rule.head Linear --title VGG8b",
+    "vit12-12": (
+        "--model vit --model.layers 12 --model.width 512 --model.heads 8 --batch_size 16 "
+        f"--blocks 12 --segments 12 --rule.head Linear {ADAM} --title 'ViT 12x512'"
+    ),
+    "gpt-8": (
+        "--model gpt --model.layers 8 --model.width 256 --model.heads 4 --shape [64] "
+        "--num_classes 16384 --batch_size 16 --blocks 8 --segments 8 --rule.head Linear "
+        f"{ADAM} --title 'GPT 8x256, 16k classes'"
+    ),
+    "convnext-8": (
+        "--model torchvision --model.arch convnext_tiny --shape [3,64,64] --num_classes 1000 "
+        f"--batch_size 16 --blocks 8 --segments 8 --rule.head Linear {ADAM} --title ConvNeXt-T"
+    ),
+    "mixer-8": (
+        "--model timm --model.arch mixer_s16_224 --shape [3,112,112] --num_classes 1000 "
+        f"--batch_size 16 --blocks 8 --segments 8 --rule.head Linear {ADAM} --title Mixer-S"
+    ),
+    # The first block holds most of what backpropagation does: nothing to gain from blocks.
+    "cnn-4": (
+        "--model basic_cnn --model.channels 32 --batch_size 128 --blocks all --rule.head Linear "
+        "--title 'CNN, 4 layers'"
+    ),
 }
 
 
@@ -46,6 +67,14 @@ def main(names: list[str]) -> None:
     if names == ["--table"]:
         print(markdown(sorted(RESULTS.glob("step-*.json"))))
         return
+    if names == ["--pictures"]:
+        for name in MEASUREMENTS:
+            draw_steps(StepTable.load(RESULTS / f"step-{name}.json"), PICTURES / f"step-{name}.png")
+        return
+    if names == ["--again"]:
+        names = list(MEASUREMENTS)
+        for name in names:
+            (RESULTS / f"step-{name}.json").unlink(missing_ok=True)
     if unknown := set(names) - set(MEASUREMENTS):
         sys.exit(f"no such measurement: {', '.join(unknown)}; there is {', '.join(MEASUREMENTS)}")
     for name, options in MEASUREMENTS.items():
@@ -54,8 +83,9 @@ def main(names: list[str]) -> None:
             out.unlink(missing_ok=True)
         if not out.exists() and (name in names or not names):
             where = ["--out", str(out.resolve())]
-            command = [sys.executable, "-m", "layerwise", "bench", "step", "--threads", "1"]
-            subprocess.run([*command, *shlex.split(options), *where], check=True)
+            command = [sys.executable, "-m", "layerwise", "bench", "step"]
+            subprocess.run([*command, *shlex.split(f"{options} {ALL}"), *where], check=True)
+            draw_steps(StepTable.load(out), PICTURES / f"step-{name}.png")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +30,25 @@ that of `benchmarks/all_rules.py`; the options of each rule are under its table.
 def section() -> list[str]:
     """A table for each network."""
     return [INTRODUCTION, *(_table(setting) for setting in SETTINGS)]
+
+
+def shipped() -> str:
+    """What each rule costs in accuracy, for `layerwise plan --memory`: by rule and setting, the
+    points by which every way of making it is above backpropagation."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for setting in ("cnn", "resnet20"):
+        of_setting = rows(setting)
+        epochs = of_setting["backprop"]["config"]["epochs"]
+        reference = _mean_last(of_setting["backprop"])
+        for row in of_setting.values():
+            of_rule = found.setdefault(row["config"]["rule"]["name"], {})
+            name = f"{SETTINGS[setting]}, {epochs} epochs"
+            of_rule.setdefault(name, []).append(round(_mean_last(row) - reference, 2))
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _mean_last(row: Mapping[str, Any]) -> float:
+    return statistics.mean(100 * run["last"] for run in row["test_accuracy"])
 
 
 def rows(setting: str) -> dict[str, dict[str, Any]]:

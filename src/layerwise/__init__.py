@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         trainer,
     )
     from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
+    from layerwise.costs.memory_plan import plan
     from layerwise.errors import InputError
     from layerwise.experiment.fitting import fit
     from layerwise.objectives.batch import Batch
@@ -49,6 +50,7 @@ __all__ = [
     "heads",
     "models",
     "objectives",
+    "plan",
     "receptive_fields",
     "rules",
     "runtime",
@@ -68,6 +70,7 @@ HOMES = {
     "Report": "rules.base",
     "Rule": "rules.base",
     "cut": "blocks",
+    "plan": "costs.memory_plan",
     "fit": "experiment.fitting",
     "receptive_fields": "blocks",
 }

@@ -1,5 +1,6 @@
 """`bench step`: FLOPs by hand, memory that falls as it must, results that survive a file."""
 
+import copy
 import functools
 import io
 import json
@@ -13,6 +14,8 @@ from layerwise import heads, models, objectives, rules
 from layerwise.blocks import Blocks
 from layerwise.costs import Contender, StepTable, compare_steps, markdown, measure
 from layerwise.costs.flops import count_flops
+from layerwise.costs.measure import Step
+from layerwise.costs.ways import BACKPROP, LOCAL, Way, rivals
 from layerwise.errors import InputError
 
 B, D, CLASSES, LAYERS = 4, 16, 3, 4
@@ -158,20 +161,88 @@ def test_comparison():
     network = models.resnet20(width=0.25)
     before = [p.clone() for p in network.parameters()]
     x, y = torch.randn(4, 3, 16, 16), torch.randint(10, (4,))
-    table = compare_steps(
-        network, dgl, x, y, blocks=4, rounds=2, global_step=True, step_in_backward=True
-    )
-    backprop, checkpointing, local, whole, early, _ = table.contenders
-    assert [len(c.times_s) for c in table.contenders] == [2] * 6
+    table = compare_steps(network, dgl, x, y, blocks=4, rounds=2)
+    backprop, checkpointing, local = table.contenders
+    assert [len(c.times_s) for c in table.contenders] == [2] * 3
     assert table.time_ratios(backprop) == [1.0, 1.0]
     assert checkpointing.flops > backprop.flops > local.flops - local.head_flops
     assert local.peak.bytes < checkpointing.peak.bytes < backprop.peak.bytes
-    assert local.flops == whole.flops
-    assert early.peak.gradients <= backprop.peak.gradients
     assert backprop.head_parameters == 0 < local.head_parameters
     for p, was in zip(network.parameters(), before, strict=True):
         assert torch.equal(p, was)
         assert p.grad is None
+
+
+@pytest.mark.slow  # compiles
+def test_every_way_makes_the_same_step():
+    """The weights after a step are backpropagation's, or the local rule's in the plain loop: equal
+    where the same operations run, and to rounding where batches are divided or compiled. Under
+    `turns` the active blocks' weights are, and the others stay."""
+    torch.manual_seed(0)
+    network = models.vit(shape=(3, 8, 8), layers=3, width=16, heads=2, patch=4)
+    x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
+
+    def after(way):
+        made = way.contender(network, dgl, x, y, blocks=4, segments=4, balance="flops", seed=0)
+        before = {n: p.detach().clone() for n, p in made.rule.blocks.named_parameters()}
+        Step(made, x, y, lambda parameters: torch.optim.SGD(parameters, 1.0))()
+        return before, {n: p.detach() for n, p in made.rule.blocks.named_parameters()}
+
+    plain = {BACKPROP: after(Way())[1], LOCAL: after(Way(LOCAL))[1]}
+    ways = rivals((2, 4), 4)
+    assert {way.family for way in ways} == {BACKPROP, LOCAL}
+    for way in ways:
+        before, weights = after(way)
+        moved = 0
+        for name, wanted in zip(weights, plain[way.family].values(), strict=True):
+            if way.turns > 1 and torch.equal(weights[name], before[name]):
+                continue
+            moved += 1
+            if way.micro == 1 and way.budget is None:
+                assert torch.equal(weights[name], wanted), (way, name)
+            else:
+                torch.testing.assert_close(weights[name], wanted, atol=1e-5, rtol=1e-4)
+        assert 0 < moved < len(weights) if way.turns > 1 else moved == len(weights)
+
+
+def test_accumulation_block_by_block(network, batch):
+    """The gradients of one `backward` for each micro-batch, bit for bit; each block is stepped
+    before the next one runs, so only one block has gradients at a time."""
+    x, y = batch
+    parts = [(x[:3], y[:3]), (x[3:], y[3:])]
+    one, two = (dgl(Blocks(copy.deepcopy(network), example=x)) for _ in range(2))
+    two.load_state_dict(one.state_dict())
+    for part, share in zip(parts, (3 / 4, 1 / 4), strict=True):
+        one.backward(*part, scale=lambda loss, s=share: loss * s)
+    found = {}
+
+    def done(k):
+        assert all(p.grad is None for j in range(k + 1, LAYERS) for p in two.parameters_of(j))
+        found[k] = [p.grad.clone() for p in two.parameters_of(k)]
+        two.zero_grad()
+
+    two.accumulate(parts, on_block=done)
+    for k in range(LAYERS + 1):
+        for p, grad in zip(one.parameters_of(k), found[k], strict=True):
+            assert torch.equal(p.grad, grad)
+    with pytest.raises(InputError, match="accumulate"):
+        rules.DNI(Blocks(network, example=x)).accumulate(parts)
+
+
+def test_what_rivals_cost(network):
+    """By hand: 4 micro-batches execute backpropagation's FLOPs and keep a quarter of activations;
+    with a quarter's state at a time the optimizer keeps at most 2 of 5 layers."""
+    rows = 400
+    batch = torch.randn(rows, D), torch.randint(CLASSES, (rows,))
+    ways = [Way(), Way(micro=4), Way(turns=4), Way(checkpoint="selective")]
+    options = {"blocks": "all", "segments": "all", "balance": "flops", "seed": 0}
+    made = [way.contender(network, dgl, *batch, **options) for way in ways]
+    plain, micro, turns, selective = measure(made, *batch, sgd, rounds=1)
+    assert micro.flops == plain.flops
+    assert micro.activation_peak_bytes < 0.3 * plain.activation_peak_bytes
+    layer = 4 * (D * D + D)
+    assert turns.peak.optimizer <= 2 * layer < plain.peak.optimizer
+    assert selective.flops <= plain.flops + 2 * rows * D * CLASSES  # no product runs again
 
 
 @pytest.fixture

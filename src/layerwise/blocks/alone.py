@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 from layerwise.blocks.passes import PausedForward
 from layerwise.blocks.placeholders import ModuleCall, Placeholder, for_rows, record_placeholders
@@ -154,7 +155,8 @@ class Alone:
 
     def _recorded(self, inputs: Inputs) -> dict[ModuleCall, Placeholder]:
         passed = set().union(*(self.passed_over(b.number) for b in self.network.boundaries))
-        return record_placeholders(self.network.model, inputs, passed)
+        with _disable_current_modes():  # the step's counters and caches do not see a trial
+            return record_placeholders(self.network.model, inputs, passed)
 
     def _scaled(self, inputs: Inputs) -> dict[ModuleCall, Placeholder] | None:
         """The placeholders without a recording, which takes a whole forward; None if that cannot
@@ -212,7 +214,7 @@ class Alone:
         device = leading(example).device
         for k in wanted:
             differs[k] = ""  # no check within the check
-        with unchanged(self.network.model), torch.no_grad():
+        with _disable_current_modes(), unchanged(self.network.model), torch.no_grad():
             self.network.model.eval()
             with self.network.passes(example) as passes:
                 h = example

@@ -58,6 +58,12 @@ def saved_by_each(blocks: Blocks, x: Tensor) -> list[int]:
     return kept
 
 
+class _Untracked(contextlib.nullcontext):
+    """In place of a tracker of modules: all operations are the whole network's."""
+
+    parents = frozenset({"Global"})
+
+
 @contextlib.contextmanager
 def counted() -> Iterator[FlopCounterMode]:
     """A context that counts floating-point operations.
@@ -65,9 +71,14 @@ def counted() -> Iterator[FlopCounterMode]:
     It turns autograd on: without it, PyTorch's attention takes fused kernels whose operations no
     formula counts.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+    from torch.utils.flop_counter import FlopCounterMode, _FlopCounterMode  # imports Triton
 
+    # Code that `torch.compile` has compiled is counted as it runs.
+    _FlopCounterMode.ignore_compile_internals = classmethod(lambda _: True)  # type: ignore
     counter = FlopCounterMode(display=False, custom_mapping=_formulas())
+    # Only the sum is read. A tracker of modules would have hooks on all of them, and with hooks
+    # `torch.compile` compiles again.
+    counter.mod_tracker = _Untracked()  # type: ignore
     with torch.enable_grad(), counter:
         yield counter
 

@@ -15,11 +15,13 @@ from layerwise.cli.options import data_options, new_file
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs import compare_steps
+from layerwise.costs.example_labels import example_batch
 from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
 from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
+from layerwise.report.step_picture import draw_steps
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.trainer import device_for
@@ -49,27 +51,33 @@ def _step(arguments: list[str]) -> None:
     tokens = tokens_of(arguments)
     parser = Parser(prog="layerwise bench step", description=_step.__doc__)
     parser.add_argument(
-        "--shape", type=list[int], default=[3, 32, 32], help="shape of an image: C, H, W"
+        "--shape",
+        type=list[int],
+        default=[3, 32, 32],
+        help="shape of a sample: C, H, W of an image, or T tokens of a text",
     )
     parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
-    parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
+    parser.add_argument("--batch_size", type=int, default=128, help="samples per batch")
     parser.add_argument(
         "--threads", type=int | None, default=None, help="CPU threads; null: PyTorch's default"
     )
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
+    parser.add_argument(
+        "--picture", type=str | None, default=None, help="PNG file: bytes against time"
+    )
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
     parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
     parser.set_defaults({"keep_freed": True})  # the process ends afterwards
     found = parser.read(tokens)
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
-    if len(shape) != 3 or min(*shape, classes, batch) < 1:
+    if len(shape) not in (1, 3) or min(*shape, classes, batch) < 1:
         raise InputError(
-            f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, and "
-            "numbers of at least 1"
+            f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, or T, "
+            "and numbers of at least 1"
         )
-    out = new_file(found["out"])
+    out, picture = new_file(found["out"]), new_file(found["picture"])
     set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
@@ -77,14 +85,11 @@ def _step(arguments: list[str]) -> None:
     given = {"network", "rule", "x", "y"}
     options = {k: found[k] for k in inspect.signature(compare_steps).parameters if k not in given}
     device = _device(found["device"])
-    table = compare_steps(
-        network.to(device),
-        lambda blocks: rule(blocks=blocks),
-        torch.randn(batch, *shape, device=device),
-        torch.randint(0, classes, (batch,), device=device),
-        **options,
-    )
+    x, y = example_batch(shape, classes, batch, device)
+    table = compare_steps(network.to(device), lambda blocks: rule(blocks=blocks), x, y, **options)
     output.print(table)
+    if picture is not None:
+        draw_steps(table, picture)
     if out is not None:
         write_new(out, (json.dumps(table.as_dict(), indent=1) + "\n").encode(), "--out")
 

@@ -1,20 +1,20 @@
-"""Comparing a training step of backpropagation, of checkpointing and of a rule."""
+"""Comparing training steps of backpropagation, of a rule, and of what saves memory in either."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from layerwise.blocks import Blocks, cut
-from layerwise.costs.measure import Contender, When, measure
+from layerwise.blocks import Blocks
+from layerwise.costs.measure import measure
 from layerwise.costs.step_table import StepTable
+from layerwise.costs.ways import LOCAL, Way
+from layerwise.costs.ways import rivals as ways_of_rivals
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, leading
-from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
 from layerwise.runs.provenance import provenance
 
@@ -30,18 +30,19 @@ def compare_steps(
     balance: Literal["flops", "memory"] = "memory",
     rounds: int = 5,
     warmup: int = 0,
-    global_step: bool = False,
-    step_in_backward: bool = False,
+    rivals: bool = False,
+    micro_batches: Sequence[int] = (4, 16),
     channels_last: bool = False,
     keep_freed: bool = False,
     lr: float = 0.01,
     momentum: float = 0.9,
+    optimizer: Literal["SGD", "AdamW"] = "SGD",
     seed: int = 0,
     title: str | None = None,
 ) -> StepTable:
     """Compare training steps of backpropagation, activation checkpointing and a local rule.
 
-    Every contender gets its own copy of the same weights, and SGD. The rule steps parameters and
+    Every contender gets its own copy of the same weights. The rule steps parameters and
     frees their gradients as soon as they are complete (`early_steps`). A step is forward, backward,
     optimizer step and zero_grad(set_to_none=True). FLOPs and bytes are measured in two separate
     steps, which also warm up. In the timed rounds the contenders take turns, and each is compared
@@ -62,14 +63,17 @@ def compare_steps(
         balance: what the cuts make equal: FLOPs, or the bytes that a block saves for its backward.
         rounds: number of timed steps of each contender.
         warmup: number of untimed steps of each contender before them.
-        global_step: also measure the rule with one optimizer step for all blocks at the end.
-        step_in_backward: also measure backpropagation, with and without checkpointing, that steps
-            and frees each parameter's gradient while autograd is still running.
+        rivals: also measure accumulation over micro-batches, selective checkpointing, torch's
+            activation memory budget, the optimizer's step within the backward pass, optimizer state
+            of a quarter of the blocks at a time (BAdam, Luo et al. 2024, arXiv:2404.02827), and
+            combinations of these, for backpropagation and for the rule (`ways.rivals`).
+        micro_batches: numbers of micro-batches of these rows.
         channels_last: images and convolutions in the channels-last memory format.
         keep_freed: on Linux CPUs, time as many rounds again while glibc keeps freed memory for the
             next tensors, as `layerwise train` lets it. It does so from then on.
-        lr: learning rate of SGD.
+        lr: learning rate.
         momentum: of SGD; 0 keeps no optimizer state.
+        optimizer: its kind; AdamW keeps two numbers for every weight.
         seed: of the heads' weights and of dropout.
         title: names the comparison in tables; null for the network's class.
 
@@ -92,37 +96,34 @@ def compare_steps(
     memory_format = torch.channels_last if channels_last else torch.preserve_format
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     segments = blocks if segments is None else segments
+    basic = [Way(), Way(checkpoint=True), Way(LOCAL, when="early")]
+    ways = ways_of_rivals(micro_batches, len(first)) if rivals else basic
 
-    def contender(name: str, make: Callable[[Blocks], Rule], pieces, when: When) -> Contender:
-        torch.manual_seed(seed)
-        chain = cut(copy.deepcopy(network), blocks=pieces, example=x, balance=balance)
-        made = make(chain).train().to(memory_format=memory_format)
-        return Contender(name.format(rule=type(made).__name__, pieces=len(chain)), made, when)
-
-    def checkpointing(chain: Blocks) -> Rule:
-        return Backprop(chain, checkpoint=True)
-
-    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if optimizer == "AdamW":
+            return torch.optim.AdamW(parameters, lr, fused=True)
         return torch.optim.SGD(parameters, lr, momentum, fused=True)
 
     with torch.random.fork_rng([first.device] if first.device.type == "cuda" else []):
         contenders = [
-            contender("backprop", Backprop, blocks, "end"),
-            contender("checkpointing, {pieces} segments", checkpointing, segments, "end"),
-            contender("{rule}, {pieces} blocks", rule, blocks, "early"),
+            way.contender(
+                network,
+                rule,
+                x,
+                y,
+                blocks=blocks,
+                segments=segments,
+                balance=balance,
+                seed=seed,
+                memory_format=memory_format,
+            )
+            for way in ways
         ]
-        if global_step:
-            name = "{rule}, {pieces} blocks, one step at the end"
-            contenders.append(contender(name, rule, blocks, "end"))
-        if step_in_backward:
-            name = "backprop, step in backward"
-            contenders.append(contender(name, Backprop, segments, "early"))
-            name = "checkpointing, {pieces} segments, step in backward"
-            contenders.append(contender(name, checkpointing, segments, "early"))
         made = provenance()  # before the allocator changes
         measured = measure(
-            contenders, x, y, optimizer, rounds=rounds, warmup=warmup, keep_freed=keep_freed
+            contenders, x, y, make_optimizer, rounds=rounds, warmup=warmup, keep_freed=keep_freed
         )
+    [ours] = [c.rule for w, c in zip(ways, contenders, strict=True) if w == basic[2]]
     return StepTable(
         title=title or type(network).__name__,
         batch=tuple(first.shape),
@@ -130,9 +131,11 @@ def compare_steps(
             "dtype": str(first.dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
             "balance": balance,
-            "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)",
-            "heads": _heads(contenders[2].rule),
-            "blocks": list(contenders[2].rule.blocks.names),
+            "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)"
+            if optimizer == "SGD"
+            else f"AdamW(lr={lr}, fused=True)",
+            "heads": _heads(ours),
+            "blocks": list(ours.blocks.names),
             "warmup": warmup,
             "seed": seed,
         },

@@ -1,6 +1,8 @@
-"""Labels for the steps whose cost is measured."""
+"""Batches and labels for the steps whose cost is measured."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,3 +33,14 @@ def example_labels(
     if len(shape) == 2 and labels.dim() > 1 and labels.shape[1] != shape[0]:
         return labels.new_zeros(rows, shape[0], *labels.shape[2:]).to(device)
     return labels[torch.arange(rows) % len(labels)].to(device)
+
+
+def example_batch(
+    shape: Sequence[int], num_classes: int, rows: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Random images of the shape (C, H, W) with a label each, or tokens (T,) with one each."""
+    if len(shape) == 1:
+        x, y = torch.randint(0, num_classes, (2, rows, *shape), device=device)
+        return x, y
+    x = torch.randn(rows, *shape, device=device)
+    return x, torch.randint(0, num_classes, (rows,), device=device)

@@ -68,6 +68,11 @@ class LiveBytes(TorchDispatchMode):
         self._events: list[tuple[_Storage, int]] = []  # bytes more (or fewer), in order
         self._hooks: list[RemovableHandle] = []
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Whether code that `torch.compile` has compiled still runs as compiled."""
+        return True
+
     def __enter__(self) -> LiveBytes:
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._accumulated) for p in self._parameters

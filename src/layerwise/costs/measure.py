@@ -17,8 +17,9 @@ from layerwise.costs.flops import count_flops
 from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs
-from layerwise.rules.base import Rule, early_steps
+from layerwise.inputs import Inputs, chosen_rows
+from layerwise.objectives.batch import Scale, identity
+from layerwise.rules.base import LocalRule, Rule, early_steps
 from layerwise.runs.allocator import keep_freed_memory
 
 When = Literal["end", "early"]
@@ -36,11 +37,21 @@ class Contender:
             once for all after the rule; "early", as soon as they are complete: each large parameter
             within the backward pass if the rule allows it (`early_steps`), the rest of a block by
             the rule's `on_block`.
+        family: of ways to train, for pictures.
+        micro: number of micro-batches over which gradients accumulate. Where parameters are stepped
+            early, a local rule accumulates block by block (`LocalRule.accumulate`).
+        turns: number of groups of blocks that train in turn; in a step one group has gradients and
+            optimizer state. 1 trains all blocks in every step.
+        around: makes a context in which each step runs.
     """
 
     name: str
     rule: Rule
     when: When = "end"
+    family: str = ""
+    micro: int = 1
+    turns: int = 1
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
 
 def measure(
@@ -83,10 +94,10 @@ def measure(
     for name, count, least in (("rounds", rounds, 1), ("warmup", warmup, 0)):
         if count < least:
             raise InputError(f"bench({name}={count}): give at least {least}")
-    steps = [_Step(contender, x, y, optimizer) for contender in contenders]
+    steps = [Step(contender, x, y, optimizer) for contender in contenders]
     costs = [_costs(step) for step in steps]
     times = _in_turns(steps, rounds, warmup)
-    kept: Sequence[Sequence[_Times]] = [[] for _ in steps]
+    kept: Sequence[Sequence[Times]] = [[] for _ in steps]
     if keep_freed and y.device.type == "cpu" and keep_freed_memory():
         kept = _in_turns(steps, rounds, max(1, warmup))
     return tuple(
@@ -100,31 +111,66 @@ def measure(
     )
 
 
-class _Step:
+class Step:
     """One training step of a contender; calling it takes the step."""
 
     def __init__(self, contender: Contender, x: Inputs, y: Tensor, optimizer: MakeOptimizer):
         self.contender, self.x, self.y = contender, x, y
-        self.rule = contender.rule
+        self.rule, self.make = contender.rule, optimizer
+        rows = torch.arange(len(y), device=y.device).chunk(contender.micro)
+        self.parts = [(x, y)] if len(rows) == 1 else [(chosen_rows(x, i), y[i]) for i in rows]
         blocks = range(len(self.rule.blocks))
         groups = {i: _trained(self.rule.parameters_of(i)) for i in blocks}
+        self.turn, self.in_turn = 0, list(groups.values())
         if contender.when == "end":
             groups = {}
         # Parameters that are in no group are stepped once, after the rule.
         owned = {p for group in groups.values() for p in group}
         rest = [p for p in _trained(self.rule.parameters()) if p not in owned]
+        if contender.turns > 1:
+            groups, rest = {}, []
         self.optimizers = {i: optimizer(group) for i, group in groups.items() if group}
         self.rest = [optimizer(rest)] if rest else []
 
     def __call__(self) -> None:
-        if self.contender.when == "end":
-            self.rule.backward(self.x, self.y)
+        with self.contender.around():
+            self._take()
+
+    def _take(self) -> None:
+        if self.contender.turns > 1:
+            self._begin_turn()
+        early = self.contender.when == "early" and self.contender.turns == 1
+        if early and len(self.parts) > 1 and isinstance(self.rule, LocalRule):
+            self.rule.accumulate(self.parts, on_block=self.finish)
         else:
-            with early_steps(self.rule, self.optimizers.values()):
-                self.rule.backward(self.x, self.y, on_block=self.finish)
+            for x, y in self.parts[:-1]:
+                self.rule.backward(x, y, scale=self._share(x))
+            x, y = self.parts[-1]
+            if early:
+                with early_steps(self.rule, self.optimizers.values()):
+                    self.rule.backward(x, y, scale=self._share(x), on_block=self.finish)
+            else:
+                self.rule.backward(x, y, scale=self._share(x))
         for optimizer in self.rest:
             optimizer.step()
             optimizer.zero_grad()
+
+    def _share(self, x: Tensor) -> Scale:
+        """The scale of a micro-batch's loss."""
+        if len(self.parts) == 1:
+            return identity
+        return lambda loss: loss * (len(x) / len(self.x))
+
+    def _begin_turn(self) -> None:
+        """Let the next group of blocks train, with fresh optimizer state."""
+        blocks, turns = len(self.in_turn), min(self.contender.turns, len(self.in_turn))
+        self.turn = (self.turn + 1) % turns
+        active = range(self.turn * blocks // turns, (self.turn + 1) * blocks // turns)
+        for i, group in enumerate(self.in_turn):
+            for p in group:
+                p.requires_grad_(i in active)
+        self.rest = []  # the state before is freed first
+        self.rest = [self.make([p for i in active for p in self.in_turn[i]])]
 
     def finish(self, i: int) -> None:
         if i in self.optimizers:
@@ -141,56 +187,62 @@ class _Step:
         ]
 
 
-class _Times(NamedTuple):
+class Times(NamedTuple):
+    """Seconds of a step."""
+
     wall_s: float
     cpu_s: float  # of all threads
 
 
-def _in_turns(steps: Sequence[_Step], rounds: int, warmup: int) -> list[list[_Times]]:
+def _in_turns(steps: Sequence[Step], rounds: int, warmup: int) -> list[list[Times]]:
     """The times of each step in every round, after untimed rounds."""
-    times: list[list[_Times]] = [[] for _ in steps]
+    times: list[list[Times]] = [[] for _ in steps]
     with _without_collector():
         for step in [*steps] * warmup:
             step()
         for _ in range(rounds):
             for step, so_far in zip(steps, times, strict=True):
-                so_far.append(_timed(step))
+                so_far.append(timed(step))
     return times
 
 
-def _timed(step: _Step) -> _Times:
+def timed(step: Step) -> Times:
+    """The time of a step, which is taken; the mean over its turns."""
     _synchronize(step.y.device)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    step()
+    turns = step.contender.turns
+    for _ in range(turns):
+        step()
     _synchronize(step.y.device)
-    return _Times(time.perf_counter() - wall_s, time.process_time() - cpu_s)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    return Times(wall_s / turns, cpu_s / turns)
 
 
-def _costs(step: _Step) -> Measured:
+def _costs(step: Step) -> Measured:
     """Measure bytes and FLOPs; the times are filled in later."""
     device, rule = step.y.device, step.rule
-    flops = count_flops(step, rule)
+    turns = range(step.contender.turns)
+    flops = [count_flops(step, rule) for _ in turns]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        step()
+        for _ in turns:
+            step()
         cuda_peak_bytes = torch.cuda.max_memory_allocated(device) - before
     else:
         cuda_peak_bytes = None
-    with LiveBytes(rule.parameters()) as live:
-        live.count("optimizer", step.optimizer_state())
-        step()
-        live.count("optimizer", step.optimizer_state())
+    counted = [live_bytes(step) for _ in turns]
+    most = max(counted, key=lambda live: live.peak().bytes)
     return Measured(
         name=step.contender.name,
         times_s=(),
         cpu_times_s=(),
-        peak=live.peak(),
-        activation_peak_bytes=live.peak("activations").bytes,
-        at_rest_bytes=live.now,
+        peak=most.peak(),
+        activation_peak_bytes=most.peak("activations").bytes,
+        at_rest_bytes=most.now,
         cuda_peak_bytes=cuda_peak_bytes,
-        flops=flops.total,
-        head_flops=flops.heads,
+        flops=sum(f.total for f in flops) // len(turns),
+        head_flops=sum(f.heads for f in flops) // len(turns),
         parameters=sum(p.numel() for p in rule.parameters()),
         head_parameters=sum(
             p.numel()
@@ -198,7 +250,19 @@ def _costs(step: _Step) -> Measured:
             for module in rule.auxiliary(i)
             for p in module.parameters()
         ),
+        family=step.contender.family,
     )
+
+
+def live_bytes(step: Step) -> LiveBytes:
+    """The bytes of a step, which is taken; optimizer state is counted as in `measure`."""
+    if step.contender.turns > 1:
+        step.rest = []  # the state of the turn before
+    with LiveBytes(step.rule.parameters()) as live:
+        live.count("optimizer", step.optimizer_state())
+        step()
+        live.count("optimizer", step.optimizer_state())
+    return live
 
 
 def _trained(parameters) -> list[nn.Parameter]:

@@ -15,14 +15,16 @@ from layerwise.blocks.cost import saved_by_each
 from layerwise.blocks.unchanged import unchanged
 from layerwise.costs.blocks import without_gradients
 from layerwise.errors import InputError
+from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import Done, LocalRule
+from layerwise.rules.base import Done, LocalRule, Rule, differentiate
 
 
-def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
+def block_seconds(rule: Rule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
     """The time of each block's part of a step, its head and objective included, in seconds.
 
-    It is the median over several rounds, after one round of warm-up. The rule is left unchanged.
+    It is the median over several rounds, after one round of warm-up. The rule is left unchanged. Of
+    a rule that is no `LocalRule`, it is the time of backpropagation through the block alone.
 
     Args:
         rule: on its device.
@@ -37,6 +39,9 @@ def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> lis
         for _ in range(1 + rounds):
             batch = Batch(x, y)
             with rule.blocks.passes(batch.augmented) as batch.passes:
+                if not isinstance(rule, LocalRule):
+                    _through_each(rule, batch, seconds)
+                    continue
                 before, done = None, Done(rule.first_input(batch))
                 for k in range(count):
                     start = _now(x.device)
@@ -48,6 +53,25 @@ def block_seconds(rule: LocalRule, x: Tensor, y: Tensor, rounds: int = 3) -> lis
                     for p in rule.parameters_of(k):
                         p.grad = None
     return [statistics.median(of_block[1:]) for of_block in seconds]
+
+
+def _through_each(rule: Rule, batch: Batch, seconds: list[list[float]]) -> None:
+    """Run a batch forward and back through one block after the other; append the times."""
+    h = rule.reading.first_input(batch)
+    for k, so_far in enumerate(seconds):
+        if k:
+            assert isinstance(h, Tensor)
+            h = h.detach().requires_grad_(h.is_floating_point())
+        start = _now(batch.labels.device)
+        out = batch.run(k, h, keep=k > 0)
+        if k == len(seconds) - 1:
+            differentiate(rule.loss(k, Activity(out), batch)[0])
+        else:
+            differentiate(out, gradient=torch.ones_like(out))
+        so_far.append(_now(batch.labels.device) - start)
+        h = out
+        for p in rule.parameters_of(k):
+            p.grad = None
 
 
 def stage_starts(seconds: list[float], stages: int) -> list[int]:
@@ -106,7 +130,7 @@ class Plan:
     batch_size: int
 
     @classmethod
-    def of(cls, rule: LocalRule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
+    def of(cls, rule: Rule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
         """Measure a rule on a batch and divide its blocks."""
         seconds = block_seconds(rule, x, y, rounds)
         starts = stage_starts(seconds, stages)

@@ -23,6 +23,11 @@ KEPT_NOTE = (
     " Kept: the median ratio in as many rounds afterwards, in which the C library keeps freed "
     "memory for the next tensors."
 )
+ACCUMULATED_NOTE = (
+    " Micro-batches: the whole batch's gradient, except under BatchNorm, which then normalises each "
+    "micro-batch by itself."
+)
+TURNS_NOTE = " State of 1/n: in a step one n-th of the blocks trains; most bytes, mean time."
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Measured:
         parameters: number of trained parameters, the heads' included.
         head_parameters: the heads' part of `parameters`.
         kept_times_s: as `times_s`, while the C library keeps freed memory; empty if not measured.
+        family: of ways to train, for pictures; empty if there are no families.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Measured:
     parameters: int
     head_parameters: int
     kept_times_s: tuple[float, ...] = ()
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -229,6 +236,8 @@ def _caption(table: StepTable) -> str:
         "activations, gradients and optimizer state alive at once; act.: of saved activations and "
         "temporaries alone. "
         "Parameters and the batch are not counted."
+        f"{ACCUMULATED_NOTE if any('micro-batches' in c.name for c in table.contenders) else ''}"
+        f"{TURNS_NOTE if any('state of' in c.name for c in table.contenders) else ''}"
         f"{KEPT_NOTE if _has_kept(table) else ''}"
     )
 

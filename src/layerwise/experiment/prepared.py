@@ -15,7 +15,7 @@ from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
 from layerwise.experiment.fastest import Fastest, fastest
 from layerwise.experiment.registry import make
-from layerwise.rules.base import LocalRule, Rule
+from layerwise.rules.base import Rule
 from layerwise.runs.loggers import check_loggers
 from layerwise.runtime import (
     DataParallel,
@@ -107,7 +107,6 @@ class Prepared:
             return Serial(rule)
         if stages == 1:
             return DataParallel(rule, settings.sync_batchnorm)
-        assert isinstance(rule, LocalRule)
 
         def starts() -> list[int]:
             batch = settings.batch_size // settings.replicas

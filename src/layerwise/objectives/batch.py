@@ -46,6 +46,7 @@ class Batch:
         losses: the loss of each block that is done and has one, (), detached.
         scores: the class scores of each block that is done and predicts, detached.
         rows: the number of samples B.
+        deferred: whether the network's class scores are not computed (`Rule.deferring_scores`).
     """
 
     inputs: Inputs
@@ -56,6 +57,7 @@ class Batch:
     losses: dict[int, Tensor] = field(default_factory=dict)
     scores: dict[int, Tensor] = field(default_factory=dict)
     finished: list[int] = field(default_factory=list)
+    deferred: bool = False
 
     def __post_init__(self) -> None:
         self.augmented = self.inputs

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,8 @@ class Classify(Predicting):
         criterion: a function of class scores and labels that returns a scalar.
         chunk_above: above this number of classes, compute the loss and its gradient over chunks of
             tokens (`F.linear_cross_entropy`, PyTorch 2.14), so that the scores of all tokens never
-            exist at once. This applies if every token has a label, the head ends in an `nn.Linear`
+            exist at once. This applies if every token has a label, the head (or, under `Backprop`
+            and in the last block of a local rule, the network) ends in an `nn.Linear`
             and the criterion is cross-entropy. The step's report then has no scores of the block,
             so its training accuracy is not known; `predict` still gives them. The result differs
             from the usual computation by rounding. None for never.
@@ -98,6 +100,9 @@ class Classify(Predicting):
         self.recipe = head
         self.criterion = criterion
         self.chunk_above = chunk_above
+        self._deferred: tuple[
+            nn.Linear, ...
+        ] = ()  # the network's own last layer, if it is left out
         self._classes_seen = False  # the head's classes were compared with the network's
 
     def build(self, site: Site) -> None:
@@ -126,6 +131,8 @@ class Classify(Predicting):
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
     ) -> Tensor:
         h, labels = activity.output, batch.labels
+        if self._deferred:
+            return chunked_cross_entropy(h, *self._deferred, labels, _smoothing(self.criterion))
         if h.dim() == 3 and (linear := self._chunked(h, labels)) is not None:
             *before, _ = self.head  # type: ignore[misc]
             for layer in before:
@@ -143,16 +150,43 @@ class Classify(Predicting):
         """The head's last layer if the loss is computed in chunks; otherwise None."""
         if self.chunk_above is None or type(self.head) is not nn.Sequential:
             return None
-        last = self.head[-1]
+        return self._in_chunks(self.head[-1], h, y)
+
+    def _in_chunks(self, last: nn.Module, h: Tensor | None, y: Tensor) -> nn.Linear | None:
+        """The layer, if the loss of its scores is computed in chunks; otherwise None."""
         if type(last) is not nn.Linear or last._forward_hooks or last._forward_pre_hooks:
             return None
         assert isinstance(last, nn.Linear)
-        if last.out_features <= self.chunk_above:
+        if self.chunk_above is None or last.out_features <= self.chunk_above:
             return None
-        tokens = y.shape == h.shape[:2] and not y.is_floating_point()
+        rows = y.shape if h is None else h.shape[:2]
+        tokens = y.dim() == 2 and y.shape == rows and not y.is_floating_point()
         if not tokens or not is_cross_entropy(self.criterion) or not torch.is_grad_enabled():
             return None
         return last if hasattr(F, "linear_cross_entropy") else None
+
+    @contextlib.contextmanager
+    def deferring(self, last: nn.Module | None, batch: Batch) -> Iterator[bool]:
+        """Within, a network's own last layer returns its input, and this objective, which has no
+        head, computes the loss of its scores in chunks; yields whether this is so.
+
+        Args:
+            last: the network's last layer; None if it is not known.
+            batch: the step's batch.
+        """
+        linear = None
+        if last is not None and self.recipe is None:
+            linear = self._in_chunks(last, None, batch.labels)
+        if linear is None:
+            yield False
+            return
+        linear.forward = lambda h: h
+        self._deferred = (linear,)
+        try:
+            yield True
+        finally:
+            del linear.forward
+            self._deferred = ()
 
     def _refuse_other_classes(self, logits: Tensor, y: Tensor, shape: tuple[int, ...]) -> None:
         classes = logits.shape[class_axis(logits, y)]

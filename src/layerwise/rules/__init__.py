@@ -8,6 +8,7 @@ import inspect
 from layerwise.rules.aug_local import AugLocal as AugLocal
 from layerwise.rules.backprop import Backprop as Backprop
 from layerwise.rules.deep_supervision import DeepSupervision as DeepSupervision
+from layerwise.rules.delayed_gradient import DelayedGradient as DelayedGradient
 from layerwise.rules.dgl import DGL as DGL
 from layerwise.rules.difference_target_propagation import (
     DifferenceTargetPropagation as DifferenceTargetPropagation,

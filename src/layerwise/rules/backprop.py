@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
@@ -17,6 +19,17 @@ from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
 from layerwise.rules.calls.again import buffers_as, buffers_of
+
+# The operations whose results selective checkpointing keeps.
+PRODUCTS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.convolution.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+]
 
 
 class Backprop(Rule):
@@ -30,7 +43,9 @@ class Backprop(Rule):
         checkpoint: whether to keep only the input of each block and to run the block again during
             the backward pass (Chen et al. 2016, arXiv:1604.06174). This saves memory and costs a
             second forward pass. The gradient is the same, because the second run repeats the random
-            numbers of the first and does not move buffers (running statistics) again.
+            numbers of the first and does not move buffers (running statistics) again. "selective"
+            also keeps the results of matrix products, convolutions and attention, so that only the
+            operations between them run again.
         criterion: the loss function of the network's output: takes class scores and labels, returns
             a scalar.
 
@@ -44,16 +59,20 @@ class Backprop(Rule):
 
     @checks_arguments
     def __init__(
-        self, blocks: Blocks, checkpoint: bool = False, criterion: Criterion = cross_entropy
+        self,
+        blocks: Blocks,
+        checkpoint: bool | Literal["selective"] = False,
+        criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, criterion=criterion)
         self.checkpoint = checkpoint
 
     def step(self, batch: Batch) -> Tensor:
-        h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
         last = len(self.blocks) - 1
-        loss, scores = self.loss(last, Activity(h), batch)
-        differentiate(loss, batch.scale)
+        with self.deferring_scores(batch):
+            h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
+            loss, scores = self.loss(last, Activity(h), batch)
+            differentiate(loss, batch.scale)
         batch.done(last, loss, scores)
         for k in reversed(range(last)):
             batch.done(k)
@@ -62,20 +81,28 @@ class Backprop(Rule):
     def _checkpointed(self, batch: Batch) -> Tensor:
         h = batch.inputs
         for k in range(len(self.blocks)):
-            h = _kept_input(self.blocks, k, h, batch)
+            h = _kept_input(self.blocks, k, h, batch, self.checkpoint == "selective")
         return h
 
 
-def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch) -> Tensor:
-    """Block k's output; only the block's input is kept for the backward pass."""
+def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch, selective: bool) -> Tensor:
+    """Block k's output; only the block's input is kept for the backward pass, and under `selective`
+    the results of `PRODUCTS`."""
     before = buffers_of(blocks[k])
     tensor = leading(h)
     version = tensor._version
+
+    def contexts() -> tuple[Any, Any]:
+        if not selective:
+            return contextlib.nullcontext(), buffers_as(before)
+        keeping, again = create_selective_checkpoint_contexts(PRODUCTS)
+        return keeping, _both(again, buffers_as(before))
+
     out = checkpoint(
         lambda h: batch.again(k, h),
         h,
         use_reentrant=False,
-        context_fn=lambda: (contextlib.nullcontext(), buffers_as(before)),
+        context_fn=contexts,
     )
     if tensor._version != version:
         raise InputError(
@@ -83,3 +110,11 @@ def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch) -> Tensor:
             "it cannot run again on it; make its first operation inplace=False, or cut elsewhere"
         )
     return out
+
+
+@contextlib.contextmanager
+def _both(
+    first: contextlib.AbstractContextManager, second: contextlib.AbstractContextManager
+) -> Iterator[None]:
+    with first, second:
+        yield

@@ -23,7 +23,9 @@ from layerwise.rules.base import (
     Scale,
     explain,
 )
+from layerwise.rules.delayed_gradient import DelayedGradient
 from layerwise.runs.metrics import Metrics
+from layerwise.runs.released import release
 from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import (
     Control,
@@ -32,6 +34,7 @@ from layerwise.runtime.control import (
     device_of,
     new_group,
 )
+from layerwise.runtime.delayed import DelayedStage, check_delayed
 from layerwise.runtime.neighbours import connect
 from layerwise.runtime.reducer import Reducer
 from layerwise.runtime.runtime import StepOptions
@@ -90,7 +93,7 @@ class LayerParallel:
         stages = _stages(replicas)
         stage, self.replica = divmod(dist.get_rank(), replicas)
         check_rule(rule, stages, replay)
-        assert isinstance(rule, LocalRule)
+        assert isinstance(rule, LocalRule | DelayedGradient)
         check_starts(starts, len(rule.blocks), stages)
         parts = [range(*pair) for pair in zip(starts, [*starts[1:], len(rule.blocks)], strict=True)]
         rule.synchronised = True
@@ -110,11 +113,16 @@ class LayerParallel:
         self._control = Control(stages)
         self._reducer = _join_replicas(rule, stage, stages, replicas, sync_batchnorm)
         self._first_stages = new_group(list(range(replicas)), "gloo")
-        backward, end = Needs.NEXT in rule.needs, self.blocks[-1]
+        delayed = isinstance(rule, DelayedGradient)
+        backward, end = delayed or Needs.NEXT in rule.needs, self.blocks[-1]
         self._before, self._after = connect(
             rule, end, stages, replicas, backward, depth, replay, timeout_s
         )
-        _keep(rule, self.blocks)
+        _keep(rule, self.blocks, self.leader)
+        self._delayed: DelayedStage | None = None
+        if isinstance(rule, DelayedGradient):
+            check_delayed(rule, replicas, replay)
+            self._delayed = DelayedStage(rule, self.blocks, stages - 1 - stage)
 
     def backward(
         self,
@@ -143,6 +151,8 @@ class LayerParallel:
         self, batch: Batch, h: Inputs, carry: tuple[Tensor, ...], before_block: OnBlock
     ) -> Tensor:
         """Make the steps of this stage's blocks; return the output of the last, (B, ...)."""
+        if self._delayed is not None:
+            return self._delayed.train(batch, h, self._before, self._after, before_block)
         rule, first, last = self.rule, self.blocks[0], self.blocks[-1]
         late = Needs.NEXT in rule.needs
         before: Done | None = None
@@ -253,6 +263,10 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
         InputError: the rule needs more than forward information, waits for the next block and
             `replay` is given, or has fewer blocks than there are stages.
     """
+    if isinstance(rule, DelayedGradient):
+        check_delayed(rule, 1, replay)
+        _check_stages(rule, stages)
+        return
     if not isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} is no LocalRule; only a LocalRule, "
@@ -269,6 +283,10 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
             f"--replay {replay}: {type(rule).__name__} waits for a gradient from the next block on "
             "the same batch, and with replay not every batch gets there; leave --replay out"
         )
+    _check_stages(rule, stages)
+
+
+def _check_stages(rule: Rule, stages: int) -> None:
     if stages > len(rule.blocks):
         raise InputError(
             f"--stages {stages}: the network is cut into {len(rule.blocks)} blocks; give at most "
@@ -303,7 +321,7 @@ def _stages(replicas: int) -> int:
 
 
 def _join_replicas(
-    rule: LocalRule, stage: int, stages: int, replicas: int, sync_batchnorm: bool
+    rule: LocalRule | DelayedGradient, stage: int, stages: int, replicas: int, sync_batchnorm: bool
 ) -> Reducer | None:
     """What averages gradients over the replicas of this stage; None if there is one replica."""
     reducer: Reducer | None = None
@@ -319,9 +337,11 @@ def _join_replicas(
     return reducer
 
 
-def _keep(rule: LocalRule, blocks: Iterable[int]) -> None:
-    """Keep only the weights of these blocks and of their auxiliary networks on their device. The
-    other weights, which other processes train, go to the CPU.
+def _keep(rule: LocalRule | DelayedGradient, blocks: Iterable[int], leader: bool) -> None:
+    """Keep only the weights of these blocks and of their auxiliary networks.
+
+    The other weights, which other processes train, go to the CPU in the leader, which writes all
+    of them to files; the other processes give their memory back (`released.py`).
 
     Raises:
         InputError: a parameter is used by several blocks; a block that does not run by itself.
@@ -331,3 +351,6 @@ def _keep(rule: LocalRule, blocks: Iterable[int]) -> None:
     for k in set(range(len(rule.blocks))) - kept:
         for module in rule.auxiliary(k):
             module.to("cpu")
+    if not leader:
+        own = {p for k in kept for p in rule.parameters_of(k)}
+        release(p for p in rule.parameters() if p not in own)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.objectives.batch import Batch
-from layerwise.rules.base import Done, LocalRule
+from layerwise.rules.base import Done, LocalRule, Rule
 from layerwise.runtime.control import device_of, new_group
 from layerwise.runtime.link import LAST, MORE, PASSED, Receiver, Sender
 from layerwise.runtime.replay import Replay
@@ -140,7 +140,7 @@ class Downstream:
         block: number of this stage's last block.
     """
 
-    def __init__(self, link: Sender, back: Receiver | None, rule: LocalRule, block: int):
+    def __init__(self, link: Sender, back: Receiver | None, rule: Rule, block: int):
         self._link, self._back, self._rule, self._block = link, back, rule, block
         self._waiting: deque[tuple[Done, Batch]] = deque()  # oldest first, as gradients arrive
 
@@ -173,6 +173,16 @@ class Downstream:
             self._waiting.append((done._replace(carry=(), back=None, kept=None), batch))
             self._learn_waiting(wait=False)
 
+    def receive_back(self) -> Tensor:
+        """The next gradient from the stage after; waits for it.
+
+        Raises:
+            LostStage: the stage after is gone or silent.
+        """
+        assert self._back is not None
+        [gradient], _ = self._back.receive()
+        return gradient
+
     def close(self) -> None:
         """Make the late steps that are left, and wait until the stage after has every output."""
         if self._back is not None:
@@ -184,11 +194,12 @@ class Downstream:
         while self._waiting and (wait or self._back.ready()):
             (done, batch), (back, _) = self._waiting.popleft(), self._back.receive()
             if back:
+                assert isinstance(self._rule, LocalRule)
                 self._rule.learn(self._block, done, back[0], batch)
 
 
 def connect(
-    rule: LocalRule,
+    rule: Rule,
     block: int,
     stages: int,
     replicas: int,

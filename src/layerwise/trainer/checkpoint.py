@@ -13,6 +13,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX
 
 from layerwise.errors import InputError
 from layerwise.rules.base import Rule
+from layerwise.runs.released import is_released
 
 T = TypeVar("T")
 USE_ANOTHER = "use another one: --checkpoint NAME"
@@ -50,7 +51,10 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
                 f"checkpoint: {key} is {state[key].dtype} there and {own[key].dtype} here; "
                 f"{USE_ANOTHER}"
             )
-    rule.load_state_dict(state)
+    elsewhere = {key for key in own if isinstance(own[key], Tensor) and is_released(own[key])}
+    if elsewhere:  # other processes have these
+        state = {key: value for key, value in state.items() if key not in elsewhere}
+    rule.load_state_dict(state, strict=not elsewhere)
 
 
 def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:

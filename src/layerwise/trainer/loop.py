@@ -123,7 +123,8 @@ class Trainer:
                 results = {name: self._evaluate(at) for name, at in self.eval_loaders.items()}
                 self._finish_epoch(results)
         self.runtime.close()
-        self.run.write("model.safetensors", self._network_file())
+        if self.runtime.leader:  # only this process has all weights
+            self.run.write("model.safetensors", self._network_file())
 
     # ---------------------------------------------------------------- an epoch's steps
 

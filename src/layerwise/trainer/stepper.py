@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from layerwise.rules.base import Rule, early_steps
+from layerwise.rules.delayed_gradient import correct_delay
+from layerwise.runs.released import is_released
 from layerwise.trainer.learning_rate import LearningRate
 from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.settings import Settings
@@ -76,7 +78,9 @@ def _split_by_factor(
 
 
 def _held(module: nn.Module) -> Iterable[Tensor]:
-    return (tensor.detach() for tensor in (*module.parameters(), *module.buffers()))
+    """The tensors whose values this process has."""
+    held = (*module.parameters(), *module.buffers())
+    return (tensor.detach() for tensor in held if not is_released(tensor))
 
 
 class Stepper:
@@ -117,6 +121,8 @@ class Stepper:
         for made in self.optimizers.values():
             if made is not None:
                 _split_by_factor(made, _factors(rule, settings))
+                if getattr(rule, "error_feedback", False):
+                    correct_delay(made)
         self.steps_per_epoch = math.ceil(batches / settings.accumulate)
         self.rate = LearningRate(
             optimizer.lr,

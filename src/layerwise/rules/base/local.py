@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,8 +12,8 @@ from torch import Tensor
 
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, reads_inputs
-from layerwise.objectives.batch import Batch
-from layerwise.rules.base.differentiate import differentiate
+from layerwise.objectives.batch import Batch, OnBlock
+from layerwise.rules.base.differentiate import differentiate, kept_graphs
 from layerwise.rules.base.rule import Done, Needs, Rule
 
 
@@ -69,10 +71,53 @@ class LocalRule(Rule):
         if objective is None:
             with torch.no_grad():
                 return Done(self.run(k, h, batch)[0])
-        h, activity = self.run(k, h, batch)  # h_k = f_k(sg[h_{k-1}])
-        loss, scores = self.loss(k, activity, batch, objective)
+        last = k == len(self.blocks) - 1
+        with self.deferring_scores(batch) if last else contextlib.nullcontext():
+            h, activity = self.run(k, h, batch)  # h_k = f_k(sg[h_{k-1}])
+            loss, scores = self.loss(k, activity, batch, objective)
         differentiate(loss, batch.scale)  # d objective_k / d (f_k, head_k)
         return Done(h.detach(), loss.detach(), scores)
+
+    def accumulate(
+        self, parts: Sequence[tuple[Inputs, Tensor]], on_block: OnBlock | None = None
+    ) -> None:
+        """Add the mean gradient of several micro-batches to `.grad`, block by block: each block
+        runs on all micro-batches before the next one begins.
+
+        The gradients are those of one `backward` for each micro-batch, bit for bit, but
+        `on_block` may step a block and free its gradients before the next block runs. Alive are the
+        graph of one block on one micro-batch, and the inputs of one block on all of them.
+
+        Args:
+            parts: inputs and labels of each micro-batch, as in `backward`; a micro-batch counts by
+                its number of labels.
+            on_block: as in `backward`.
+
+        Raises:
+            InputError: the rule sends tensors back to the block before (`Needs.NEXT`) or has a step
+                of its own; otherwise as in `backward`.
+        """
+        if Needs.NEXT in self.needs or type(self).step is not LocalRule.step:
+            raise InputError(
+                f"{type(self).__name__}.accumulate: this rule's blocks do not only learn one after "
+                "the other; call backward on every micro-batch, with scale=lambda loss: loss / n"
+            )
+        rows = sum(len(y) for _, y in parts)
+        batches = [Batch(x, y, partial(_shared, share=len(y) / rows)) for x, y in parts]
+        with contextlib.ExitStack() as open_passes:
+            if self.blocks.shares:
+                open_passes.enter_context(kept_graphs())
+            for batch in batches:
+                self.check(batch)
+                batch.passes = open_passes.enter_context(self.blocks.passes(batch.augmented))
+            done = [Done(self.first_input(batch)) for batch in batches]
+            for k in range(len(self.blocks)):
+                for j, batch in enumerate(batches):
+                    found = self._checked(k, self.local_step(k, done[j].out, batch, *done[j].carry))
+                    done[j] = Done(found.out, carry=found.carry)
+                    del found
+                if on_block is not None:
+                    on_block(k)
 
     def learn(self, k: int, done: Done, back: Tensor, batch: Batch) -> Tensor | None:
         """Under `Needs.NEXT`, make the step of block k's auxiliary networks with the tensor that
@@ -153,3 +198,8 @@ class LocalRule(Rule):
                 "Needs.FORWARD | Needs.NEXT and write learn(k, done, back, batch)"
             )
         return done
+
+
+def _shared(loss: Tensor, share: float) -> Tensor:
+    """A micro-batch's loss as a share of the whole batch's."""
+    return loss * share

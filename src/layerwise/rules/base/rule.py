@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Passes
+from layerwise.blocks.stretch import Stretch
 from layerwise.errors import InputError
 from layerwise.heads.layout import channels_first
 from layerwise.inputs import Inputs
 from layerwise.objectives import Objective, Site
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch, OnBlock, Scale, identity, nothing
-from layerwise.objectives.classify import Criterion, cross_entropy
+from layerwise.objectives.classify import Classify, Criterion, cross_entropy
 from layerwise.rules.base.checks import BatchCheck, checked, explain
 from layerwise.rules.base.differentiate import differentiate, kept_graphs
 from layerwise.rules.base.objectives import LAST_ONLY, OfBlocks, one_per_block
@@ -46,7 +47,8 @@ class Report:
     """The results of one step, as detached tensors on the device.
 
     Attributes:
-        logits: the network's output, the class scores, (B, C), (B, T, C) or (B, C, H, W).
+        logits: the network's output, the class scores, (B, C), (B, T, C) or (B, C, H, W). Where the
+            loss is computed without them (`Rule.deferring_scores`), they are NaN and (B, T, D).
         loss: the last block's loss, (); None in a process that does not have the last block.
         local_losses: each block's loss, (); None for a block without a loss of its own.
         local_logits: each block's class scores, in the shape of `logits`; None for a block that
@@ -69,8 +71,11 @@ class Report:
             output: the network's output; only the first augmented view is reported.
             blocks: number of blocks.
         """
+        logits = output.detach()[: batch.rows]
+        if batch.deferred:  # no scores were computed
+            logits = logits.new_full((), torch.nan).expand(logits.shape)
         return cls(
-            logits=output.detach()[: batch.rows],
+            logits=logits,
             loss=batch.losses.get(blocks - 1),
             local_losses=tuple(batch.losses.get(k) for k in range(blocks)),
             local_logits=tuple(batch.scores.get(k) for k in range(blocks)),
@@ -387,6 +392,20 @@ class Rule(nn.Module, ABC):
         self._refuse_changed(k, activity.output, version)
         return found
 
+    @contextlib.contextmanager
+    def deferring_scores(self, batch: Batch) -> Iterator[None]:
+        """Within, the loss of a network that scores a large vocabulary at every token is computed
+        in chunks (`Classify(chunk_above=...)`), if the network ends in an `nn.Linear`. The last
+        block's output is then the input of that layer, and the step's `Report.logits` are not
+        numbers."""
+        last = len(self.blocks) - 1
+        objective = self.objectives.get(last)
+        if type(objective) is not Classify or self.blocks.shares or self.blocks.shared:
+            yield
+            return
+        with objective.deferring(_last_layer(self.blocks[last]), batch) as batch.deferred:
+            yield
+
     def scores(self, k: int, h: Tensor, batch: Batch) -> Tensor:
         """The class scores that the objective of block k predicts, with their graph.
 
@@ -499,6 +518,16 @@ class Rule(nn.Module, ABC):
                 "which averages them, or set rule.synchronised = True if you average them yourself "
                 "or each process trains separately"
             )
+
+
+def _last_layer(block: nn.Module) -> nn.Module | None:
+    """The module that is called last in a block, if the block is a chain of modules."""
+    while isinstance(block, nn.Sequential | Stretch):
+        chain = list(block) if isinstance(block, nn.Sequential) else block.chain
+        if not chain:
+            return None
+        block = chain[-1]
+    return block
 
 
 def _version(h: Tensor) -> int:

@@ -1,0 +1,300 @@
+"""Which ways to train a network fit into a memory, at what cost in time and accuracy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from layerwise.blocks import cut
+from layerwise.costs.measure import Contender, Step, live_bytes, timed
+from layerwise.costs.ways import LOCAL, MakeRule, Way
+from layerwise.errors import InputError
+from layerwise.inputs import Inputs, first_rows, leading
+from layerwise.rules import DGL
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
+BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
+ROUNDS = 3
+SAME = "none: the same gradient"
+NOT_MEASURED = "not measured"
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One way to make a training step, as predicted from steps of a few samples.
+
+    Attributes:
+        name: of the way, as in `layerwise bench step`.
+        micro: number of micro-batches.
+        step_bytes: the most bytes of activations, gradients and optimizer state alive at once.
+        whole_bytes: these, and parameters (the heads' too), buffers and the batch.
+        time: of a step, as a ratio to backpropagation on the whole batch.
+        fits: whether `whole_bytes` are at most the memory.
+        accuracy: what it costs in accuracy, as far as the results that ship with the package tell.
+    """
+
+    name: str
+    micro: int
+    step_bytes: int
+    whole_bytes: int
+    time: float
+    fits: bool
+    accuracy: str
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Every way that was tried; rich prints it as a table. First those that fit, fastest first.
+
+    Attributes:
+        memory: in bytes.
+        batch_size: samples of a step.
+        fits: the ways.
+    """
+
+    memory: int
+    batch_size: int
+    fits: tuple[Fit, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan for a JSON file."""
+        return asdict(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(
+            title=f"steps on {self.batch_size} samples in {self.memory / 2**20:,.0f} MiB",
+            title_justify="left",
+            box=box.SIMPLE,
+            pad_edge=False,
+        )
+        table.add_column("")
+        for column in ("fits", "time", "step, MiB", "whole, MiB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("cost in accuracy, points")
+        for fit in self.fits:
+            table.add_row(
+                fit.name,
+                "yes" if fit.fits else "no",
+                f"{fit.time:.2f}",
+                f"{fit.step_bytes / 2**20:,.0f}",
+                f"{fit.whole_bytes / 2**20:,.0f}",
+                fit.accuracy,
+            )
+        yield table
+        yield (
+            "predicted from steps of a few samples; time: over backpropagation's on the whole "
+            "batch; step: activations, gradients and optimizer state; whole: parameters and the "
+            "batch too"
+        )
+
+
+def bytes_of(memory: str | int) -> int:
+    """A number of bytes, as in 2GiB, 500MB or 4096.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", str(memory), re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise InputError(f"--memory {memory}: give a number of bytes, as in 2GiB or 500MB")
+    return round(float(found[1]) * UNITS[(found[2] or "").lower()])
+
+
+def plan(
+    model: nn.Module,
+    inputs: Inputs,
+    labels: Tensor,
+    *,
+    memory: str | int,
+    batch_size: int | None = None,
+    rule: MakeRule = DGL,
+    blocks: Sequence[int] = BLOCKS,
+    optimizer: MakeOptimizer | None = None,
+) -> MemoryPlan:
+    """Find the ways to train a network within a memory.
+
+    Tried are backpropagation with micro-batches, activation checkpointing, both, and the
+    optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
+    for each block and micro-batches. Each makes a few steps on up to 16 of the samples. Bytes and
+    seconds of a step on n micro-batches of b samples are fitted by a + c b + d n b (bytes) and
+    n (a + c b) (seconds). Of each way the smallest number of micro-batches is given that fits.
+
+    Args:
+        model: the network; it is left unchanged.
+        inputs: a batch of at least 8 samples, as the network is called with.
+        labels: its labels.
+        memory: bytes, or text such as "2GiB", for parameters, buffers, batch and step.
+        batch_size: samples of a step; by default those of `inputs`.
+        rule: makes the local rule from blocks.
+        blocks: numbers of blocks to try.
+        optimizer: makes an optimizer of parameters; by default SGD with momentum.
+
+    Raises:
+        InputError: fewer than 8 samples; `memory` is no number of bytes; `batch_size` is below 1.
+    """
+    limit, rows = bytes_of(memory), len(labels)
+    if rows < 8 or (batch_size is not None and batch_size < 1):
+        raise InputError(
+            f"plan(batch_size={batch_size}): got {rows} samples; give at least 8 to try, and a "
+            "batch size of at least 1"
+        )
+    x = leading(inputs)
+    sgd: MakeOptimizer = lambda p: torch.optim.SGD(p, 0.0, 0.9, fused=True)  # noqa: E731
+    made = optimizer or sgd
+    size = batch_size or rows
+    batch_bytes = size * (_bytes(x) // len(x) + _bytes(labels) // rows)
+    norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    found: list[Fit] = []
+    whole_s = 0.0
+    for way, contender in _tried(model, inputs, labels, rule, blocks):
+        model_of = _Model.of(contender, inputs, labels, made)
+        whole_s = whole_s or model_of.seconds(1, size)
+        held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
+        counts = [2**i for i in range(size.bit_length())] if model_of.several else [1]
+        for n in counts:
+            step = model_of.bytes(n, -(-size // n))
+            whole = step + held + batch_bytes
+            if whole <= limit or n == counts[-1]:
+                break
+        found.append(
+            Fit(
+                name=replace(way, micro=n).name(
+                    type(contender.rule).__name__, len(contender.rule.blocks)
+                ),
+                micro=n,
+                step_bytes=step,
+                whole_bytes=whole,
+                time=model_of.seconds(n, -(-size // n)) / whole_s,
+                fits=whole <= limit,
+                accuracy=accuracy_of(way, type(contender.rule).__name__, n, norms),
+            )
+        )
+    found.sort(key=lambda fit: (not fit.fits, fit.time))
+    return MemoryPlan(limit, size, tuple(found))
+
+
+def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
+    """The cost in accuracy of a way, from the results that ship with the package.
+
+    Args:
+        way: the way.
+        rule: name of its rule.
+        micro: number of micro-batches.
+        norms: whether the network has BatchNorm, which sees micro-batches.
+    """
+    if way.family != LOCAL:
+        return SAME if micro == 1 or not norms else f"{NOT_MEASURED}: BatchNorm of micro-batches"
+    text = resources.files("layerwise.costs").joinpath("accuracies.json").read_text()
+    known = json.loads(text).get(rule, {})
+    several = [
+        f"{' to '.join(f'{p:+.1f}' for p in sorted({min(ps), max(ps)}))} ({setting})"
+        for setting, ps in known.items()
+    ]
+    return "; ".join(several) or NOT_MEASURED
+
+
+def _tried(
+    model: nn.Module, inputs: Inputs, labels: Tensor, rule: MakeRule, blocks: Sequence[int]
+) -> Iterator[tuple[Way, Contender]]:
+    """The ways to try, one after the other, so that one copy of the network exists at a time."""
+    example = first_rows(inputs, 2)
+    possible = len(cut(model, blocks="all", example=example))
+    numbers = sorted({min(n, possible) for n in blocks})
+    local = [(Way(LOCAL, when="early"), n) for n in numbers]
+    segments = max(1, round(possible**0.5))  # Chen et al. 2016
+    for way, pieces in [
+        (Way(), 1),
+        (Way(when="early"), 1),
+        (Way(checkpoint=True), segments),
+        (Way(checkpoint=True, when="early"), segments),
+        *local,
+    ]:
+        yield (
+            way,
+            way.contender(
+                model,
+                rule,
+                example,
+                labels[:2],
+                blocks=pieces,
+                segments=pieces,
+                balance="memory",
+                seed=0,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """Bytes and seconds of one way's step on n micro-batches of b samples.
+
+    Attributes:
+        one: bytes of one micro-batch, a + c b.
+        more: bytes of several, a + c b + d n b.
+        second: seconds of a micro-batch, a + c b.
+        several: whether the way can have several micro-batches.
+    """
+
+    one: tuple[float, float]
+    more: tuple[float, float, float]
+    second: tuple[float, float]
+    several: bool
+
+    @classmethod
+    def of(
+        cls, contender: Contender, inputs: Inputs, labels: Tensor, optimizer: MakeOptimizer
+    ) -> _Model:
+        rows = len(labels)
+        few, many = 2, min(rows // 2, 8)
+        several = contender.when == "end" or contender.family == LOCAL
+
+        def step(n: int, b: int) -> Step:
+            return Step(
+                replace(contender, micro=n), first_rows(inputs, n * b), labels[: n * b], optimizer
+            )
+
+        def peak(n: int, b: int) -> int:
+            made = step(n, b)
+            made()  # optimizer state exists
+            return live_bytes(made).peak().bytes
+
+        low, high = peak(1, few), peak(1, many)
+        slope = (high - low) / (many - few)
+        one = low - slope * few, slope
+        more = 0.0, 0.0, 0.0
+        if several:
+            a, b, c = peak(2, few), peak(2, many), peak(4, few)
+            stored = max(0.0, (c - a) / (2 * few))  # the inputs of one block on all micro-batches
+            per_row = max(0.0, (b - a) / (many - few) - 2 * stored)
+            more = a - (per_row + 2 * stored) * few, per_row, stored
+        times = []
+        for b in (few, many):
+            made = step(1, b)
+            timed(made)
+            times.append(min(timed(made).wall_s for _ in range(ROUNDS)))  # the least disturbed
+        slope_s = max(0.0, (times[1] - times[0]) / (many - few))
+        return cls(one, more, (times[0] - slope_s * few, slope_s), several)
+
+    def bytes(self, n: int, b: int) -> int:
+        a, c, d = (*self.one, 0.0) if n == 1 else self.more
+        return round(a + c * b + d * n * b)
+
+    def seconds(self, n: int, b: int) -> float:
+        return n * (self.second[0] + self.second[1] * b)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

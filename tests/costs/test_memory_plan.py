@@ -1,0 +1,85 @@
+"""`layerwise plan --memory`: predictions are what `bench step` measures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import layerwise as lw
+from layerwise import heads, models, rules
+from layerwise.cli import main
+from layerwise.costs.measure import Step, live_bytes
+from layerwise.costs.memory_plan import NOT_MEASURED, accuracy_of, bytes_of
+from layerwise.costs.ways import LOCAL, Way
+from layerwise.errors import InputError
+
+WAYS = {
+    "backprop": Way(),
+    "backprop, step in backward": Way(when="early"),
+    "checkpointing": Way(checkpoint=True),
+    "DGL": Way(LOCAL, when="early"),
+}
+
+
+def test_bytes() -> None:
+    assert bytes_of("2GiB") == 2 * 1024**3
+    assert bytes_of("1.5 MB") == 1_500_000
+    assert bytes_of(4096) == bytes_of("4k i".replace(" ", "")) == 4096
+    for bad in ("0", "-1", "2 furlongs", ""):
+        with pytest.raises(InputError, match="as in 2GiB"):
+            bytes_of(bad)
+
+
+def test_predictions_are_what_is_measured() -> None:
+    """64 samples are planned from at most 16: bytes within 5 %, and everything that is said to fit
+    does."""
+    torch.manual_seed(0)
+    model = models.vgg8b(width=0.125, shape=(3, 16, 16))
+    x, y = torch.randn(64, 3, 16, 16), torch.randint(10, (64,))
+
+    def make(blocks: lw.Blocks) -> lw.Rule:
+        return rules.DGL(blocks, head=heads.Linear())
+
+    def sgd(parameters: list) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, 0.0, 0.9, fused=True)
+
+    plan = lw.plan(
+        model, x[:16], y[:16], memory="5MB", batch_size=64, rule=make, blocks=(4,), optimizer=sgd
+    )
+    assert any(fit.fits for fit in plan.fits)
+    assert any(fit.micro > 1 for fit in plan.fits)
+    for fit in plan.fits:
+        way = WAYS.get(fit.name) or WAYS[fit.name.split(",")[0]]
+        if "step in backward" in fit.name:
+            way = replace(way, when="early")
+        pieces = 4 if way.family == LOCAL else round(8**0.5)
+        options = {"blocks": pieces, "segments": pieces, "balance": "memory", "seed": 0}
+        contender = way.contender(model, make, x, y, **options)
+        step = Step(replace(contender, micro=fit.micro), x, y, sgd)
+        step()
+        measured = live_bytes(step).peak().bytes
+        assert fit.step_bytes == pytest.approx(measured, rel=0.05), fit.name
+        assert fit.fits == (fit.whole_bytes <= plan.memory)
+
+
+def test_accuracy_is_what_the_results_tell() -> None:
+    assert accuracy_of(Way(), "Backprop", 4, norms=False) == "none: the same gradient"
+    assert NOT_MEASURED in accuracy_of(Way(), "Backprop", 4, norms=True)
+    assert accuracy_of(Way(LOCAL), "Unheard", 1, norms=False) == NOT_MEASURED
+    assert "CIFAR-10" in accuracy_of(Way(LOCAL), "DGL", 1, norms=False)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "plan.json"
+    options = f"--model.channels 4 --batch_size 32 --memory 1MiB --blocks 2 --out {out}"
+    assert main(f"plan basic_cnn {options}".split()) == 0
+    found = json.loads(out.read_text())
+    assert found["memory"] == 2**20
+    assert {fit["name"].split(",")[0] for fit in found["fits"]} >= {"backprop", "DGL"}
+    assert "whole, MiB" in capsys.readouterr().out
+    assert main(["plan", "basic_cnn", "--memory", "much"]) == 2
+    assert "as in 2GiB" in capsys.readouterr().err
