@@ -29,6 +29,7 @@ from layerwise.objectives.normalization import Normalization
 from layerwise.rules.base import Rule
 from layerwise.trainer import Settings
 
+FITTED = 512  # training images that a network with `fit_to` gets
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -101,6 +102,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
     network = make("model", config["model"], shape=splits.shape, num_classes=splits.num_classes)
+    if hasattr(network, "fit_to"):
+        network.fit_to(_some(splits, config, settings.seed), settings.seed)
     freeze(network, config.get("freeze") or [])
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
@@ -123,6 +126,15 @@ def build(config: Mapping[str, Any]) -> Experiment:
             "turn on an augmentation, such as --augment.resized_crop true"
         )
     return Experiment(config, settings, splits, network, rule)
+
+
+def _some(splits: Splits, config: Mapping[str, Any], seed: int) -> torch.Tensor:
+    """Training images for a network that is partly made of them, normalised, in random order."""
+    augment = Augment(**tuples(config["augment"]))
+    only = Augment(normalize=augment.normalize, mean=augment.mean, std=augment.std)
+    count = min(FITTED, len(splits.train))
+    images, _ = next(Loader(splits.train, count, augment=only, train=True, seed=seed).epoch(0))
+    return images
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:
