@@ -150,7 +150,9 @@ class NearestPatches(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         # ||W (p - m) -+ W (d - m)||^2 / 2 without the term that all d have in common
-        product_BHWD = F.conv2d(x, self.weight, -self.shift).permute(0, 2, 3, 1).contiguous()
+        product_BDHW = F.conv2d(x, self.weight, -self.shift)
+        wide = torch.promote_types(product_BDHW.dtype, torch.float32)  # NumPy has no bfloat16
+        product_BHWD = product_BDHW.permute(0, 2, 3, 1).to(wide).contiguous()
         codes = [self._nearest(self.half_norm - product_BHWD)]
         codes.append(self._nearest(product_BHWD.add_(self.half_norm)))
         code = torch.cat(codes, -1).permute(0, 3, 1, 2)
@@ -159,7 +161,7 @@ class NearestPatches(nn.Module):
     def _nearest(self, distances: Tensor) -> Tensor:
         """Whether a distance is among the smallest of the last axis."""
         if distances.device.type == "cpu":  # NumPy's selection is several times as fast
-            parted = np.partition(distances.float().numpy(), self.nearest - 1, -1)
+            parted = np.partition(distances.numpy(), self.nearest - 1, -1)
             last = torch.from_numpy(parted[..., self.nearest - 1 : self.nearest])
         else:
             last = distances.kthvalue(self.nearest, -1, keepdim=True).values
@@ -261,7 +263,7 @@ def patches(
         sides = [(side - size + 1 - pool) // stride + 1 for side in sides]
     if min(sides) < kernel_size:
         raise InputError(
-            f"patches(shape={tuple(shape)}, kernel_size={kernel_size}): {len(patches)} layers "
+            f"patches(shape={tuple(shape)}, kernel_size={kernel_size}): the layers "
             f"leave maps of {' x '.join(map(str, sides))}; give smaller sizes, pools and strides, "
             "or a smaller kernel_size"
         )
