@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def main() -> None:
         task, scores = TASKS[name](), {}
         for rule in RULES:
             found = {rate: _trained(task, rule, rate, 0) for rate in RATES}
-            best = max(found, key=lambda rate: found[rate][0])  # noqa: B023
+            best = max(found, key=lambda rate: found[rate][0])
             rest = [_trained(task, rule, best, seed)[1] for seed in SEEDS[1:]]
             scores[rule] = {"lr": best, "test": [found[best][1], *rest]}
             print(json.dumps({"task": name, "rule": rule, **scores[rule]}), flush=True)
@@ -120,7 +120,7 @@ def _divided(count: int, *sizes: int) -> list[Tensor]:
 def _hidden(features: int) -> list[nn.Module]:
     """Three hidden layers, each a block."""
     sizes = [features, WIDTH, WIDTH, WIDTH]
-    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    pairs = itertools.pairwise(sizes)
     return [nn.Sequential(nn.Linear(a, b), nn.ReLU()) for a, b in pairs]
 
 
@@ -227,7 +227,7 @@ def graph(nodes: int = 1_000, communities: int = 5, features: int = 32) -> Task:
 
     def network() -> list[nn.Module]:
         sizes = [features, 32, 32, 32]
-        pairs = zip(sizes[:-1], sizes[1:], strict=True)
+        pairs = itertools.pairwise(sizes)
         hidden = [nn.Sequential(Convolve(adjacency, a, b), nn.ReLU()) for a, b in pairs]
         return [*hidden, Convolve(adjacency, 32, communities)]
 

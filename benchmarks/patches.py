@@ -128,7 +128,8 @@ def _row(splits: Splits, codes: Path, name: str, epochs: int, **options: Any) ->
 
 
 def _few(splits: Splits) -> Splits:
-    assert isinstance(splits.train, Images) and isinstance(splits.test, Images)
+    assert isinstance(splits.train, Images)
+    assert isinstance(splits.test, Images)
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(0))
     train = splits.train.subset(order[:FEW])
     test = splits.test.subset(torch.arange(FEW_TEST)).normalized_by(splits.train)

@@ -293,7 +293,7 @@ LEARNERS = {
 
 
 def similarity(runs: Path) -> list[dict[str, Any]]:
-    """CKA of each layer's output with that of backpropagation from another seed."""
+    """CKA of each layer's output with that of backpropagation, from the same and other weights."""
     names = [*(f"fc{k + 1}" for k in range(LAYERS)), "classifier"]
 
     def network(name: str, options: str, seed: int) -> tuple[Blocks, Loader, float]:
@@ -313,10 +313,10 @@ def similarity(runs: Path) -> list[dict[str, Any]]:
     rows = []
     for name, options in LEARNERS.items():
         own = [network(name, options, seed) for seed in (0, 1, 2)]
-        found = [
-            cka(own[a][0], reference[b][0], own[a][1]).diagonal().tolist()
-            for a, b in itertools.permutations(range(3), 2)
-        ]
+        found: dict[str, list[list[float]]] = {"same": [], "other": []}
+        for a, b in itertools.product(range(3), repeat=2):
+            alike = cka(own[a][0], reference[b][0], own[a][1]).diagonal().tolist()
+            found["same" if a == b else "other"].append(alike)
         row = {"name": name, "options": options, "layers": names, "cka": found}
         rows.append(row | {"accuracy": [accuracy for _, _, accuracy in own]})
     return rows

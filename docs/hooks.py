@@ -50,6 +50,8 @@ def on_config(config: Any) -> Any:
         {"Results": "results.md"},
         {"The original study": "original-study.md"},
         {"Theory in small": "theory.md"},
+        {"Nearest patches": "patches.md"},
+        {"Other data": "modalities.md"},
         {"API": ["api/index.md", *(f"api/{module}.md" for module in MODULES)]},
         {"Faults": "faults.md"},
         {"Architecture": "architecture.md"},

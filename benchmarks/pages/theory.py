@@ -155,14 +155,17 @@ def _synthetic(rows: list[dict[str, Any]]) -> str:
 
 def _similarity(rows: list[dict[str, Any]]) -> str:
     return _table(
-        ["rule", *rows[0]["layers"], "test accuracy, %"],
+        ["rule", "initial weights", *rows[0]["layers"], "test accuracy, %"],
         [
             [
                 f"`{row['name']}`",
-                *(mean(layer, 2) for layer in zip(*row["cka"], strict=True)),
+                weights,
+                *(mean(layer, 2) for layer in zip(*row["cka"][weights], strict=True)),
                 mean([100 * accuracy for accuracy in row["accuracy"]], 1),
             ]
+            for weights in ("same", "other")
             for row in rows
+            if weights == "other" or row["name"] != "Backprop"
         ],
     )
 

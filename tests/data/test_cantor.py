@@ -13,7 +13,8 @@ def test_cantor(fine: float) -> None:
     parts = cantor(dimension=3, depth=4, fine=fine, samples=40_000)
     images, inside = parts.train.images, parts.train.labels == 1
     digits = images[:, 0, :, :].long() // torch.tensor([81, 27, 9, 3]) % 3  # N, D, levels
-    assert images.max() <= 242 and len(parts.test) == TEST
+    assert images.max() <= 242
+    assert len(parts.test) == TEST
     assert torch.equal(inside, (digits != 1).all(2).all(1))
     assert inside.double().mean().sub(0.5).abs() < 0.01
     # P(in the set down to level j) = 2^-(w_1 + ... + w_j); a point leaves with all digits at once.
