@@ -229,7 +229,8 @@ def patches(
         num_classes: number of classes.
         patches: the size of each layer's dictionary.
         sizes: side of each layer's patches, pixels.
-        pools, strides: of each layer's average pooling.
+        pools: window of each layer's average pooling.
+        strides: distance from one of its windows to the next.
         neighbours: share of a dictionary that counts as nearest, in (0, 1].
         regularisation: of the whitening, relative to the mean variance of a patch's elements; the
             paper's 0.001 for pixels of 0..1 is 0.016 on CIFAR-10. null: no whitening.
