@@ -31,7 +31,7 @@ from layerwise.objectives import cross_entropy
 from layerwise.runs.provenance import provenance
 
 OUT = Path(__file__).parent / "results" / "modalities.json"
-RATES, SEEDS, WIDTH = (1e-3, 3e-3, 1e-2), (0, 1, 2), 128
+RATES, SEEDS, WIDTH = (2e-3, 1e-2), (0, 1, 2), 128
 RULES: dict[str, Callable[..., Rule]] = {
     "Backprop": rules.Backprop,
     "FeedbackAlignment": rules.FeedbackAlignment,
@@ -154,7 +154,7 @@ def view() -> Task:
     def psnr(out: Tensor, target: Tensor) -> float:
         return -10 * F.mse_loss(out.clamp(0, 1), target).log10().item()
 
-    return Task(x, y, *parts, network, F.mse_loss, psnr, 1_000, 512)
+    return Task(x, y, *parts, network, F.mse_loss, psnr, 600, 512)
 
 
 class Interactions(nn.Module):
@@ -198,7 +198,7 @@ def clicks(fields: int = 8, categories: int = 40, size: int = 4) -> Task:
 
         return float(roc_auc_score(target.numpy(), (out[:, 1] - out[:, 0]).numpy()))
 
-    return Task(x, y, *parts, network, cross_entropy, area, 1_000, 512)
+    return Task(x, y, *parts, network, cross_entropy, area, 600, 512)
 
 
 class Convolve(nn.Module):
