@@ -1,7 +1,7 @@
 """Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md,
-docs/theory.md, docs/pipelines.md, the accuracies that ship with the package, the cards of rules and
-objectives, and the tables and figures in README.md and docs/guide/; also the pictures of the
-original study and of docs/concepts.md.
+docs/theory.md, docs/patches.md, docs/modalities.md, docs/pipelines.md, the accuracies that ship
+with the package, the cards of rules and objectives, and the tables and figures in README.md and
+docs/guide/; also the pictures of the original study and of docs/concepts.md.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give
@@ -26,7 +26,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs" / "results.md": results.page(),
         ROOT / "docs" / "networks.md": networks.page(),
         study.PAGE: study.page(),
-        theory.PAGE: theory.page(),
+        **theory.pages(),
         pipelines.PAGE: pipelines.page(),
         ROOT / "src" / "layerwise" / "costs" / "accuracies.json": all_rules.shipped(),
         ROOT / "README.md": filled(readme.page()),

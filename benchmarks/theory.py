@@ -1,6 +1,6 @@
 """The claims of papers on the theory of learning, in small: `results/theory-PART.json`.
 
-    python benchmarks/theory.py                    all parts, about ten minutes of one core
+    python benchmarks/theory.py                    all parts, about 40 minutes of one core
     python benchmarks/theory.py circuits views     only these parts
 
     parity     biased bits, and bits that reveal the parity, against uniform ones; fixed features
@@ -8,6 +8,9 @@
     circuits   a tree of networks on trees of gates, level by level and end to end
     variance   the bound on the variance of families of parities
     views      labels that are needed with and without predicting one view from the other
+    cantor     points of a fractal, layer by layer and end to end, by how fine their details are
+    synthetic  what linear networks converge to with linear synthetic gradients, by the loss
+    similarity representations that synthetic gradients and backpropagation learn (CKA)
 
 Every run is a recipe with options that its row names. Finished runs in `--runs` are not trained
 again; interrupted ones continue.
@@ -16,6 +19,7 @@ again; interrupted ones continue.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -27,8 +31,11 @@ from typing import Any
 import torch
 from runs import left_to_train
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from layerwise import cut, rules
 from layerwise.analysis import (
+    cka,
     class_variance_bound,
     correlation_ratio,
     effective_rank,
@@ -40,6 +47,7 @@ from layerwise.data import Augment, Loader
 from layerwise.data.sources.boolean import Circuit, every_input, parities
 from layerwise.data.stratify import stratify
 from layerwise.experiment.build import build
+from layerwise.heads import Synthesizer
 from layerwise.objectives.inpaint import Holes
 from layerwise.runs.provenance import provenance
 from layerwise.runs.run import Run
@@ -209,12 +217,120 @@ def views(runs: Path) -> list[dict[str, Any]]:
     return rows
 
 
+FINE = (0, 2, 8)
+
+
+def cantor(runs: Path) -> list[dict[str, Any]]:
+    """Layer by layer, end to end, and a network with one layer of as many units."""
+    rows = []
+    for fine in FINE:
+        options = f"--data.name cantor:dimension=2,fine={fine}"
+        kinds = {
+            "layer by layer": "--epochs 36",
+            "end to end": "--rule Backprop --epochs 16",
+            "one layer": "--rule Backprop --epochs 16 --model.layers 1 --model.width 100 "
+            "--at [classifier]",
+        }
+        made = [
+            trained(runs, f"cantor {fine}, {kind}", "cantor-sequential", f"{options} {more}", 1)
+            | {"name": kind}
+            for kind, more in kinds.items()
+        ]
+        rows.append({"fine": fine, "runs": made})
+    return rows
+
+
+def _squared(scores: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(scores, F.one_hot(y, scores.shape[1]).to(scores))
+
+
+CRITERIA = {"squared": _squared, "cross-entropy": F.cross_entropy}
+SAMPLES, FULL_STEPS = 400, 2_000
+
+
+def synthetic(runs: Path) -> list[dict[str, Any]]:
+    """Three linear layers, full batches: the loss at the end and the norm of its true gradient."""
+    rows = []
+    for data, features in itertools.product(("two Gaussians", "random labels"), (2, 100)):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(SAMPLES, features, generator=generator, dtype=torch.float64)
+        y = torch.randint(2, (SAMPLES,), generator=generator)
+        if data == "two Gaussians":
+            x[:, 0] += 2.0 * y - 1
+        for loss, criterion in CRITERIA.items():
+            row: dict[str, Any] = {"data": data, "features": features, "criterion": loss}
+            for name in ("Backprop", "DNI"):
+                torch.manual_seed(0)
+                layers = [nn.Linear(a, b).double() for a, b in ((features, 10), (10, 10), (10, 2))]
+                blocks = Blocks(layers, example=x)
+                rule = rules.Backprop(blocks, criterion=criterion)
+                if name == "DNI":
+                    linear = Synthesizer(layers=0)
+                    rule = rules.DNI(blocks, linear, context=True, criterion=criterion)
+                optimizer = torch.optim.SGD(rule.parameters(), 0.1)
+                for _ in range(FULL_STEPS):
+                    optimizer.zero_grad()
+                    rule.backward(x, y)
+                    optimizer.step()
+                optimizer.zero_grad()
+                end = criterion(blocks(x), y)
+                end.backward()
+                square = sum(float(p.grad.square().sum()) for p in blocks.parameters())
+                row[name] = {"loss": end.item(), "gradient": square**0.5}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+LAYERS = 6
+NETWORK = f"--model mlp --model.layers {LAYERS} --model.width 64 --model.batch_norm true"
+LEARNERS = {
+    "Backprop": "--rule Backprop --at [fc4]",
+    "DNI": "--rule DNI --rule.context true --at [fc4]",
+    "DNI, linear": "--rule DNI --rule.context true --rule.synthesizer.layers 0 --at [fc4]",
+    "DirectFeedbackAlignment": "--rule DirectFeedbackAlignment --at [fc4]",
+}
+
+
+def similarity(runs: Path) -> list[dict[str, Any]]:
+    """CKA of each layer's output with that of backpropagation, from the same and other weights."""
+    names = [*(f"fc{k + 1}" for k in range(LAYERS)), "classifier"]
+
+    def network(name: str, options: str, seed: int) -> tuple[Blocks, Loader, float]:
+        options = f"{NETWORK} {options} --epochs 20 --optimizer AdamW --optimizer.lr 0.003"
+        path = runs / f"similarity-{re.sub('[^A-Za-z]+', '-', name)}-{seed}"
+        given = ["--data", "digits", "--pictures", "0", "--seed", str(seed), *shlex.split(options)]
+        if (left := left_to_train(path, given)) is not None:
+            layerwise(["train", *left])
+        run = Run.open(path)
+        made = build(run.config)
+        load_evaluated(made.rule, run.checkpoint("last"))
+        blocks = cut(made.network, at=names[1:], example=torch.zeros(2, *made.splits.shape))
+        test = Loader(made.splits.test, 120, augment=Augment(), train=False)
+        return blocks, test, run.metrics()[-1]["test_accuracy"]
+
+    reference = [network("Backprop", LEARNERS["Backprop"], seed) for seed in (0, 1, 2)]
+    rows = []
+    for name, options in LEARNERS.items():
+        own = [network(name, options, seed) for seed in (0, 1, 2)]
+        found: dict[str, list[list[float]]] = {"same": [], "other": []}
+        for a, b in itertools.product(range(3), repeat=2):
+            alike = cka(own[a][0], reference[b][0], own[a][1]).diagonal().tolist()
+            found["same" if a == b else "other"].append(alike)
+        row = {"name": name, "options": options, "layers": names, "cka": found}
+        rows.append(row | {"accuracy": [accuracy for _, _, accuracy in own]})
+    return rows
+
+
 PARTS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "parity": parity,
     "digits": digits,
     "circuits": circuits,
     "variance": variance,
     "views": views,
+    "cantor": cantor,
+    "synthetic": synthetic,
+    "similarity": similarity,
 }
 
 if __name__ == "__main__":

@@ -61,6 +61,8 @@ def on_config(config: Any) -> Any:
         {"The original study": "original-study.md"},
         {"Theory in small": "theory.md"},
         {"Few labels in small": "pipelines.md"},
+        {"Nearest patches": "patches.md"},
+        {"Other data": "modalities.md"},
         {"API": ["api/index.md", *(f"api/{module}.md" for module in MODULES)]},
         {"Faults": "faults.md"},
         {"Architecture": "architecture.md"},

@@ -1,4 +1,4 @@
-"""Pages of a story, docs/stories/NAME.md, and a table for each file results/NAME-PART.json."""
+"""Pages of a story, docs/stories/NAME.md, and tables of the results that it names."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ def path(name: str) -> Path:
 
 
 def page(name: str, tables: Mapping[str, Table]) -> str:
-    """The story, with the table of each part and its command where it says `[[PART]]`."""
+    """The story, with the table of a result and its command where it says `[[RESULT]]`."""
     text = (ROOT / "docs" / "stories" / f"{name}.md").read_text()
     for part, of_rows in tables.items():
-        if (RESULTS / f"{name}-{part}.json").exists():
-            found = result(f"{name}-{part}")
-            about = f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
+        if f"[[{part}]]" in text and (RESULTS / f"{part}.json").exists():
+            found = result(part)
+            of = f"{found['data']}, " if "data" in found else ""
+            about = f"{of}{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
             text = text.replace(f"[[{part}]]", f"{of_rows(found['rows'])}\n\n{about}".rstrip())
     return text
 

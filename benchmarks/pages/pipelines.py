@@ -73,8 +73,8 @@ def _objectives(rows: list[dict[str, Any]]) -> str:
 
 
 TABLES: dict[str, parts.Table] = {
-    "labels": _labels,
-    "distill": _distill,
-    "choices": _choices,
-    "objectives": _objectives,
+    "pipelines-labels": _labels,
+    "pipelines-distill": _distill,
+    "pipelines-choices": _choices,
+    "pipelines-objectives": _objectives,
 }

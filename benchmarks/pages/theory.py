@@ -1,18 +1,21 @@
-"""docs/theory.md: claims of papers on the theory of learning, in small (benchmarks/theory.py)."""
+"""docs/theory.md, docs/patches.md and docs/modalities.md: claims of papers, in small.
+
+The measurements are those of benchmarks/theory.py, patches.py and modalities.py.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pages import parts
 from pages.spread import mean
 
-PAGE = parts.path("theory")
 
-
-def page() -> str:
-    """The document."""
-    return parts.page("theory", TABLES)
+def pages() -> dict[Path, str]:
+    """The documents."""
+    names = ("theory", "patches", "modalities")
+    return {parts.path(name): parts.page(name, TABLES) for name in names}
 
 
 def _accuracy(row: dict[str, Any]) -> str:
@@ -108,10 +111,108 @@ def _views(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def _cantor(rows: list[dict[str, Any]]) -> str:
+    return parts.table(
+        ["fine", *(f"{run['name']}, %" for run in rows[0]["runs"])],
+        [[str(row["fine"]), *map(_accuracy, row["runs"])] for row in rows],
+    )
+
+
+def _synthetic(rows: list[dict[str, Any]]) -> str:
+    kinds = ("Backprop", "DNI")
+    words = {"Backprop": "backpropagation", "DNI": "synthetic gradients"}
+    return parts.table(
+        ["data", "features", "loss", *words.values(), "true gradient at the end of the latter"],
+        [
+            [
+                row["data"],
+                str(row["features"]),
+                row["criterion"],
+                *(f"{row[kind]['loss']:.4f}" for kind in kinds),
+                f"{row['DNI']['gradient']:.1e}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _similarity(rows: list[dict[str, Any]]) -> str:
+    return parts.table(
+        ["rule", "initial weights", *rows[0]["layers"], "test accuracy, %"],
+        [
+            [
+                f"`{row['name']}`",
+                weights,
+                *(mean(layer, 2) for layer in zip(*row["cka"][weights], strict=True)),
+                mean([100 * accuracy for accuracy in row["accuracy"]], 1),
+            ]
+            for weights in ("same", "other")
+            for row in rows
+            if weights == "other" or row["name"] != "Backprop"
+        ],
+    )
+
+
+def _spectrum(rows: list[dict[str, Any]]) -> str:
+    shares = list(rows[0]["held"])
+    return parts.table(
+        ["side of a patch", "directions", *(f"{float(share):.0%}" for share in shares)],
+        [
+            [str(row["size"]), str(row["directions"]), *(str(row["held"][s]) for s in shares)]
+            for row in rows
+        ],
+    )
+
+
+def _patches(rows: list[dict[str, Any]]) -> str:
+    papers = {"512": "78.4", "1024": "80.3"}
+    with_paper = rows[0]["name"] in papers
+    return parts.table(
+        ["network", "epochs", "test accuracy, %", *(["paper, 80 epochs"] if with_paper else [])],
+        [
+            [
+                row["name"],
+                str(row["epochs"]),
+                f"{100 * row['accuracy'][-1]:.1f}",
+                *([papers[row["name"]]] if with_paper else []),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _modalities(rows: list[dict[str, Any]]) -> str:
+    tasks = {
+        "view": ("pixels, PSNR in dB", 1, 2),
+        "clicks": ("clicks, AUC in %", 100, 2),
+        "graph": ("graph, accuracy in %", 100, 1),
+    }
+    found = {row["task"]: row["scores"] for row in rows}
+    return parts.table(
+        ["rule", *(tasks[task][0] for task in found)],
+        [
+            [f"`{rule}`"]
+            + [
+                mean([tasks[task][1] * score for score in scores[rule]["test"]], tasks[task][2])
+                for task, scores in found.items()
+            ]
+            for rule in rows[0]["scores"]
+        ],
+    )
+
+
 TABLES: dict[str, parts.Table] = {
-    "parity": _learners,
-    "digits": _learners,
-    "circuits": _circuits,
-    "variance": _variance,
-    "views": _views,
+    "theory-parity": _learners,
+    "theory-digits": _learners,
+    "theory-circuits": _circuits,
+    "theory-variance": _variance,
+    "theory-views": _views,
+    "theory-cantor": _cantor,
+    "theory-synthetic": _synthetic,
+    "theory-similarity": _similarity,
+    "patches-spectrum": _spectrum,
+    "patches-ablation": _patches,
+    "patches-stacked": _patches,
+    "patches-whole": _patches,
+    "modalities": _modalities,
 }

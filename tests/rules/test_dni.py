@@ -296,3 +296,60 @@ def test_a_synthesizer_without_batch_norm() -> None:
     torch.testing.assert_close(made(h[:1]), wanted[:1])
     maps = heads.Synthesizer(batch_norm=False)((2, 4, 4), None)
     assert [type(m).__name__ for m in maps.rest] == ["ReLU", "Conv2d", "ReLU", "Conv2d"]
+
+
+def test_with_the_output_error_for_context_it_is_direct_feedback() -> None:
+    """Czarnecki et al. 2017: a frozen synthesizer that reads the output's error e and gives e B is
+    direct feedback alignment."""
+    case = networks.plain_cnn(torch.float64)
+    direct = rules.DirectFeedbackAlignment(case.blocks)
+    direct.backward(case.x, case.y)
+    expected = grads(direct)
+    direct.zero_grad()
+
+    class Frozen(nn.Module):
+        def __init__(self, k: int):
+            super().__init__()
+            self.k, self.following = k, [list(case.blocks)[k + 1 :]]
+
+        def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
+            with torch.no_grad():
+                z = nn.Sequential(*self.following[0])(h)
+                e = z.softmax(1) - F.one_hot(y, z.shape[1])  # of each sample's own loss
+                return direct.feedback(self.k, e, h.shape)
+
+    numbers = iter(range(len(case.blocks)))
+    rule = rules.DNI(case.blocks, lambda shape, classes: Frozen(next(numbers)), context=True)
+    # A synthesizer that cannot learn has no loss to differentiate.
+    rule.learn = lambda k, done, back, batch: torch.zeros(())  # type: ignore[method-assign]
+    rule.backward(case.x, case.y)
+    assert_close(grads(rule), expected, atol=1e-15)
+
+
+def test_a_linear_synthesizer_is_exact_for_the_squared_error_of_a_linear_network() -> None:
+    """With z = h V^T + v and L = mean over C classes of (z - t)^2, t the one-hot label:
+
+        dL/dh = 2/C (h V^T V + v V) - 2/C t V
+
+    which is linear in h and t; so DNI's gradient is backpropagation's (Czarnecki et al. 2017).
+    """
+    first, last = nn.Linear(4, 5).double(), nn.Linear(5, 3).double()
+    x, y = torch.randn(6, 4).double(), torch.randint(3, (6,))
+
+    def squared(z: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(z, F.one_hot(y, 3).to(z))
+
+    blocks = Blocks([first, last], example=x)
+    rule = rules.DNI(blocks, heads.Synthesizer(layers=0), context=True, criterion=squared)
+    synthesizer = rule.synthesizers[0].double()
+    with torch.no_grad():
+        V, v = last.weight, last.bias
+        synthesizer.first.weight.copy_(2 / 3 * V.T @ V)
+        synthesizer.first.bias.copy_(2 / 3 * v @ V)
+        synthesizer.context.weight.copy_(-2 / 3 * V)
+    report = rule.backward(x, y)
+    assert report.local_losses[0] < 1e-30
+    got = grads(Blocks([first, last], example=x))
+    rule.zero_grad()
+    squared(last(first(x)), y).backward()
+    assert_close(got, grads(Blocks([first, last], example=x)), atol=1e-15)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from layerwise.data.sources.boolean import circuit, digit_parity, parity
+from layerwise.data.sources.cantor import cantor
 from layerwise.data.sources.copying import copy, repeat_copy
 from layerwise.data.sources.digits import digits
 from layerwise.data.sources.files import path_of
@@ -29,6 +30,7 @@ GENERATED: dict[str, Callable[..., Parts]] = {
     "parity": parity,
     "digit-parity": digit_parity,
     "circuit": circuit,
+    "cantor": cantor,
     "views": views,
     "copy": copy,
     "repeat-copy": repeat_copy,
@@ -79,8 +81,8 @@ def load(
             `hf:NAME` or `hf:DIRECTORY` (an image set of the Hugging Face hub; `hf:NAME#CONFIG`);
             markov (a generated language of known entropy rate), `text:PATH` (the characters of a
             UTF-8 file, or of a folder's .txt files); or one of the generated sets hierarchical,
-            parity, digit-parity, circuit, views, copy and repeat-copy, with options of its function
-            in `layerwise.data.sources`: `parity:bits=128,relevant=5,bias=0.6`.
+            parity, digit-parity, circuit, cantor, views, copy and repeat-copy, with options of its
+            function in `layerwise.data.sources`: `parity:bits=128,relevant=5,bias=0.6`.
         root: the folder for downloads and decoded images.
         size: scale every image to `size` x `size` pixels: first its shorter side, then the centre
             is cut out. None keeps the images' own size (imagenet: 224).

@@ -24,7 +24,7 @@ from layerwise.data.transform import pixel_scale
 from layerwise.errors import InputError, reason
 from layerwise.experiment import own
 from layerwise.experiment.config import config_of
-from layerwise.experiment.initial import fit_to_images, freeze, initialise, lora, tensors_of
+from layerwise.experiment.initial import freeze, initialise, lora, tensors_of
 from layerwise.experiment.registry import KINDS, find, make
 from layerwise.models.building_blocks import Window
 from layerwise.models.weights import take
@@ -36,6 +36,7 @@ from layerwise.rules.base import Rule
 from layerwise.runs.run import Run
 from layerwise.trainer import Settings
 
+FITTED = 512  # training images that a network with `fit_to` gets
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
 
 
@@ -60,9 +61,6 @@ class Experiment:
     def initialise(self) -> list[str]:
         """Give the network the weights that its training starts from; a line about each."""
         splits = self.splits
-        images = self.loaders(torch.device("cpu"), evaluation=True)["train"]
-        assert images is not None
-        fit_to_images(self.network, images)
         return initialise(self.network, self.config, splits.shape, splits.num_classes)
 
     @property
@@ -124,6 +122,8 @@ def build(config: Mapping[str, Any]) -> Experiment:
     if model["name"] in PRETRAINED:
         model["pretrained"] = False  # `initialise` loads weights where a training starts
     network = make("model", model, shape=splits.shape, num_classes=splits.num_classes)
+    if hasattr(network, "fit_to"):
+        network.fit_to(_some(splits, config, settings.seed), settings.seed)
     if (rank := config.get("lora")) is not None:
         lora(network, rank)
     freeze(network, config.get("freeze") or [])
@@ -224,6 +224,15 @@ def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
             )
     take(network, tensors_of(path, "teacher"), f"teacher {path}", whole=True)
     return network
+
+
+def _some(splits: Splits, config: Mapping[str, Any], seed: int) -> torch.Tensor:
+    """Training images for a network that is partly made of them, normalised, in random order."""
+    augment = Augment(**tuples(config["augment"]))
+    only = Augment(normalize=augment.normalize, mean=augment.mean, std=augment.std)
+    count = min(FITTED, len(splits.train))
+    images, _ = next(Loader(splits.train, count, augment=only, train=True, seed=seed).epoch(0))
+    return images
 
 
 def _check_input(config: Mapping[str, Any], splits: Splits) -> None:

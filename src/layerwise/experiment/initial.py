@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from layerwise.data import Loader
 from layerwise.errors import InputError, choices, reason
-from layerwise.models.airbench import Whiten
 from layerwise.models.weights import take
 from layerwise.models.zoo import PRETRAINED, weights
 from layerwise.runs.run import NETWORK
-
-FITTED = 5000  # images that layers are fitted to
 
 
 def initialise(
@@ -128,21 +122,6 @@ def lora(network: nn.Module, rank: int) -> None:
             f"--lora {rank}: peft does not take the network: {reason(error)}"
         ) from error
     network.get_submodule(layers[-1]).requires_grad_(True)
-
-
-def fit_to_images(network: nn.Module, loader: Loader) -> None:
-    """Let layers that are found in images, such as `Whiten`, find their weights.
-
-    Args:
-        network: changed in place.
-        loader: training images, in order and without augmentation; the first 5,000 are used.
-    """
-    layers = [module for module in network.modules() if isinstance(module, Whiten)]
-    if layers:
-        enough = math.ceil(FITTED / loader.batch_size)
-        images = [x for x, _ in itertools.islice(loader.epoch(0), enough)]
-        for layer in layers:
-            layer.fit(torch.cat(images)[:FITTED])
 
 
 def freeze(network: nn.Module, names: Sequence[str]) -> None:

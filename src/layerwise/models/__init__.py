@@ -8,6 +8,7 @@ from layerwise.models.gate_tree import gate_tree
 from layerwise.models.gpt import gpt
 from layerwise.models.lstm import lstm
 from layerwise.models.mlp import mlp
+from layerwise.models.patches import patches
 from layerwise.models.resnet import resnet20, resnet32, resnet56, resnet110
 from layerwise.models.vgg import (
     vgg8b,
@@ -34,6 +35,7 @@ __all__ = [
     "lstm",
     "mlp",
     "noprop_cnn",
+    "patches",
     "resnet20",
     "resnet32",
     "resnet56",

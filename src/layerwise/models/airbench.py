@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 from torch import Tensor, nn
 
 from layerwise.arguments import WIDEST, at_least, checks_arguments, positive
 from layerwise.errors import InputError
-from layerwise.models.building_blocks import Shape, chain, check_sizes
+from layerwise.models.building_blocks import Shape, check_sizes
 
 WIDTHS = (64, 256, 256)  # output channels of the three pairs of convolutions
 
@@ -44,6 +46,19 @@ class Whiten(nn.Conv2d):
         self.weight.copy_(torch.cat([filters, -filters]).view_as(self.weight))
 
 
+class Airbench(nn.Sequential):
+    """Six convolutions after a whitening one."""
+
+    def fit_to(self, images: Tensor, seed: int = 0) -> None:
+        """Find the whitening's filters.
+
+        Args:
+            images: as the network gets them, (B, C, H, W).
+            seed: not used; nothing is random.
+        """
+        self.whiten.fit(images)
+
+
 @checks_arguments
 def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1.0) -> nn.Module:
     """The network of cifar10-airbench (Jordan 2024, arXiv:2404.00498; the variant for Muon).
@@ -55,8 +70,8 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
     the paper divides the output by the number D of the last layer's inputs; here the weights start
     D times smaller, which is the same for SGD with a learning rate D^2 times smaller.
 
-    Training with the command line finds the filters in the first 5,000 training images. Your own
-    loop calls `network.whiten.fit(images)`.
+    The command line finds the filters in 512 training images (the paper: in 5,000); your own loop
+    calls `network.fit_to(images)`.
 
     Args:
         shape: of an image, (C, H, W); at least 25x25.
@@ -88,7 +103,7 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
     classifier = nn.Linear(before * rows * columns, num_classes, bias=False)
     nn.init.normal_(classifier.weight, std=1 / classifier.in_features)
     named.append(("classifier", classifier))
-    return chain(named)
+    return Airbench(OrderedDict(named))
 
 
 def _layer(channels: int, out: int, *, pool: bool) -> nn.Sequential:
