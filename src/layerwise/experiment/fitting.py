@@ -64,9 +64,9 @@ def fit(
             `data.Batches`.
         validation: the same; the best epoch is selected on it.
         test: the same; measured after each epoch.
-        optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
-            such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the learning
-            rates of its groups are kept.
+        optimizer: a recipe such as `trainer.optim.AdamW(lr=1e-3)`, or any function of the
+            parameters, such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the
+            learning rates of its groups are kept.
         schedule: of the learning rate, per step.
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
