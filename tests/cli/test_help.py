@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from argparse import SUPPRESS
 
 import pytest
@@ -167,3 +168,28 @@ def test_every_recipe_is_a_config(recipe, cli, monkeypatch):
     monkeypatch.setattr(prepared, "build", build)
     assert cli(f"train --recipe {recipe} --device cpu").code == 130
     assert seen[0]["epochs"] >= 1
+
+
+@pytest.mark.slow
+def test_the_shell_completes(cli, tmp_path):
+    """In bash: a command, an option of it, a name of a kind, a kind of `list`."""
+    result = cli("--completion bash")
+    assert (result.code, result.err) == (0, "")
+    assert cli("--completion zsh").out.startswith("autoload -U bashcompinit")
+    assert cli("--completion fish").code == 2
+    words = {
+        "tr": ["train"],
+        "train --optimizer.l": ["--optimizer.lr"],
+        "train --rule.head ML": ["MLP", "MLPSR"],
+        "bench step --rou": ["--rounds"],
+        "list reci": ["recipe"],
+    }
+    for typed, wanted in words.items():
+        line = f"COMP_WORDS=(layerwise {typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}}-1)); _layerwise"
+        done = subprocess.run(
+            ["bash", "-c", f'{result.out}\n{line}; printf "%s\\n" "${{COMPREPLY[@]}}"'],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == wanted

@@ -73,6 +73,8 @@ def _sharded(rank: int, world: int, port: int) -> None:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         rule = rule or _rule(model)
+        with pytest.raises(InputError, match="sharded parameters only, to which objectives"):
+            rule.backward(X[mine], Y[mine])
         for p in rule.objectives.parameters():
             p.requires_grad_(False)
         _step(rule, X[mine], Y[mine])

@@ -87,6 +87,12 @@ def information(
             not an image.
     """
     blocks = blocks_of(network)
+    for name, loader in (("train", train), ("test", test)):
+        if not hasattr(loader, "denormalize"):
+            raise InputError(
+                f"information({name}): got {type(loader).__name__}; give a data.Loader, which "
+                "knows how images are scaled"
+            )
     classes = classes_of("information", train, test)
     image = tuple(train.shape)
 

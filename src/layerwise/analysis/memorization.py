@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from layerwise.analysis.frozen import Source, reading
 from layerwise.blocks.chain import dry_run
-from layerwise.data import Loader
 from layerwise.rules.base import Rule
 
 
-def memorization(rule: Rule, loader: Loader, relabelled: Tensor) -> tuple[float | None, ...]:
+def memorization(rule: Rule, loader: Source, relabelled: Tensor) -> tuple[float | None, ...]:
     """The share of randomly labelled training samples whose label each exit predicts.
 
     Zhang et al. 2017 (arXiv:1611.03530): a random label cannot be predicted, only memorised, so
@@ -25,6 +25,7 @@ def memorization(rule: Rule, loader: Loader, relabelled: Tensor) -> tuple[float 
         For every block, 0 to 1; None if it does not predict.
     """
     right: list[Tensor | None] = [None] * len(rule.blocks)
+    loader = reading(loader, rule, "memorization(loader)")
     total, first = int(relabelled.sum()), 0
     with dry_run(rule):
         for x, y in loader.epoch(0):

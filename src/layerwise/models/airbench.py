@@ -56,7 +56,9 @@ class Airbench(nn.Sequential):
             images: as the network gets them, (B, C, H, W).
             seed: not used; nothing is random.
         """
-        self.whiten.fit(images)
+        whiten = self[0]
+        assert isinstance(whiten, Whiten)
+        whiten.fit(images)
 
 
 @checks_arguments

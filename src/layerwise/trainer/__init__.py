@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerwise.trainer import optim
     from layerwise.trainer.checkpoint import load_evaluated, load_rule
     from layerwise.trainer.device import device_for
     from layerwise.trainer.fabric import fabric_for
@@ -25,6 +26,7 @@ __all__ = [
     "fabric_for",
     "load_evaluated",
     "load_rule",
+    "optim",
     "phase_of",
 ]
 
@@ -45,6 +47,8 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "optim":
+        return importlib.import_module(f"{__name__}.optim")
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
