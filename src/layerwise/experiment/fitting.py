@@ -70,18 +70,11 @@ def fit(
             `data.Batches`.
         validation: the same; the best epoch is selected on it.
         test: the same; measured after each epoch.
-<<<<<<< HEAD
-        optimizer: a recipe such as `trainer.AdamW(lr=1e-3)`, or any function of the parameters,
-            such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the learning
-            rates of its groups are kept.
-        schedule: of the learning rate, per step; or any function of the optimizer that makes a
-            scheduler of PyTorch (`trainer.optim.OfScheduler`).
-=======
         optimizer: a recipe such as `trainer.optim.AdamW(lr=1e-3)`, or any function of the
             parameters, such as `functools.partial(torch.optim.Adam, lr=1e-3)`. Factors between the
             learning rates of its groups are kept.
-        schedule: of the learning rate, per step.
->>>>>>> w-docs
+        schedule: of the learning rate, per step; or any function of the optimizer that makes a
+            scheduler of PyTorch (`trainer.optim.OfScheduler`).
         runs: the folder in which the run folder is made.
         name: the name of the run folder; by default network and rule, and a number.
         resume: a run folder of `fit` to continue, with the same arguments. Another number of epochs
