@@ -17,13 +17,17 @@ def path(name: str) -> Path:
 
 
 def page(name: str, tables: Mapping[str, Table]) -> str:
-    """The story, with the table of each part and its command where it says `[[PART]]`."""
+    """The story, with the table of each part and its command where it says `[[PART]]`; a part that
+    has no file is not measured yet."""
     text = (ROOT / "docs" / "stories" / f"{name}.md").read_text()
     for part, of_rows in tables.items():
         if (RESULTS / f"{name}-{part}.json").exists():
             found = result(f"{name}-{part}")
             about = f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
-            text = text.replace(f"[[{part}]]", f"{of_rows(found['rows'])}\n\n{about}".rstrip())
+            shown = f"{of_rows(found['rows'])}\n\n{about}".rstrip()
+        else:
+            shown = f"Not measured yet: `python benchmarks/{name}.py {part}`."
+        text = text.replace(f"[[{part}]]", shown)
     return text
 
 
