@@ -1,6 +1,6 @@
 """The claims of papers on learning with few labels, in small: `results/pipelines-PART.json`.
 
-    python benchmarks/pipelines.py                  all parts, about a quarter of an hour of one core
+    python benchmarks/pipelines.py                  all parts, a quarter of an hour of one core
     python benchmarks/pipelines.py labels distill   only these parts; --widths 8: only this network
 
     labels       fine-tuning after SimCLR and from the start, over the share of labels, two widths
@@ -86,10 +86,14 @@ def _run(runs: Path, name: str, recipe: str, options: str) -> Run:
 def _curves(run: Run, options: str) -> list[dict[str, Any]]:
     """The rows of `layerwise labels` with these options, which are measured once."""
     asked = ["labels", str(run.path), *shlex.split(options), "--trust", "true"]
-    done = (run.path / "labels-1" / "labels.json").exists()
-    if not done and (code := layerwise(asked)):
+    if not _measured(run) and (code := layerwise(asked)):
         raise SystemExit(code)
-    return json.loads((run.path / "labels-1" / "labels.json").read_text())["rows"]
+    return json.loads(_measured(run)[0].read_text())["rows"]
+
+
+def _measured(run: Run) -> list[Path]:
+    """The results of `layerwise labels` that are complete."""
+    return sorted(run.path.glob("labels-*/labels.json"))
 
 
 def _simclr(runs: Path, width: int, seed: int) -> tuple[str, Run]:
@@ -123,7 +127,8 @@ def distill(runs: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"share": share, "recipe": "simclrv2-3-distill", "teacher": []}
         for seed in SEEDS:
             name = f"simclr-{WIDTHS[-1]}-{seed}"
-            teacher = Run.open(runs / name / "labels-1" / f"{name}-{share:g}-0")
+            (found,) = _measured(Run.open(runs / name))
+            teacher = Run.open(found.parent / f"{name}-{share:g}-0")
             row["teacher"].append(teacher.metrics()[-1]["test_accuracy"])
             for width in WIDTHS:
                 options = f"{PLAIN_GREY} --model.channels {width} {NETWORK} {TUNE} --epochs 20"
