@@ -1,7 +1,7 @@
 """The claims of papers on learning with few labels, in small: `results/pipelines-PART.json`.
 
-    python benchmarks/pipelines.py                    all parts, a quarter of an hour of one core
-    python benchmarks/pipelines.py labels distill     only these parts
+    python benchmarks/pipelines.py                  all parts, a quarter of an hour of one core
+    python benchmarks/pipelines.py labels distill   only these parts; --widths 8: only this network
 
     labels       fine-tuning after SimCLR and from the start, over the share of labels, two widths
     distill      students of fine-tuned teachers
@@ -46,7 +46,7 @@ GREY = (
 PLAIN_GREY = "--data digits --data.size 16 --augment.scale [0.4,1.0] --augment.flip false"
 COLOUR = f"--data pipelines.cifar --data.validation 0.0 --model.channels 16 {NETWORK} {PRETRAIN}"
 SHARES = (0.01, 0.1, 1.0)
-WIDTHS = (8, 24)
+WIDTHS = [8, 24]
 
 
 def cifar() -> Parts:
@@ -61,11 +61,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=Path, default=Path("experiments/pipelines"))
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of labels, distill")
     given = parser.parse_args()
+    WIDTHS[:] = given.widths
     for part in given.parts or PARTS:
         rows = PARTS[part](given.runs)
         out = RESULTS / f"pipelines-{part}.json"
         command = f"python benchmarks/pipelines.py {part}"
+        if part in ("labels", "distill"):
+            command += f" --widths {' '.join(map(str, WIDTHS))}"
         content = {"benchmark": "pipelines", **provenance(), "command": command, "rows": rows}
         out.write_text(json.dumps(content, indent=1) + "\n")
         print(out, flush=True)
@@ -82,10 +86,14 @@ def _run(runs: Path, name: str, recipe: str, options: str) -> Run:
 def _curves(run: Run, options: str) -> list[dict[str, Any]]:
     """The rows of `layerwise labels` with these options, which are measured once."""
     asked = ["labels", str(run.path), *shlex.split(options), "--trust", "true"]
-    done = (run.path / "labels-1" / "labels.json").exists()
-    if not done and (code := layerwise(asked)):
+    if not _measured(run) and (code := layerwise(asked)):
         raise SystemExit(code)
-    return json.loads((run.path / "labels-1" / "labels.json").read_text())["rows"]
+    return json.loads(_measured(run)[0].read_text())["rows"]
+
+
+def _measured(run: Run) -> list[Path]:
+    """The results of `layerwise labels` that are complete."""
+    return sorted(run.path.glob("labels-*/labels.json"))
 
 
 def _simclr(runs: Path, width: int, seed: int) -> tuple[str, Run]:
@@ -118,8 +126,9 @@ def distill(runs: Path) -> list[dict[str, Any]]:
     for share in SHARES[:2]:
         row: dict[str, Any] = {"share": share, "recipe": "simclrv2-3-distill", "teacher": []}
         for seed in SEEDS:
-            name = f"simclr-{WIDTHS[1]}-{seed}"
-            teacher = Run.open(runs / name / "labels-1" / f"{name}-{share:g}-0")
+            name = f"simclr-{WIDTHS[-1]}-{seed}"
+            (found,) = _measured(Run.open(runs / name))
+            teacher = Run.open(found.parent / f"{name}-{share:g}-0")
             row["teacher"].append(teacher.metrics()[-1]["test_accuracy"])
             for width in WIDTHS:
                 options = f"{PLAIN_GREY} --model.channels {width} {NETWORK} {TUNE} --epochs 20"

@@ -17,14 +17,19 @@ def path(name: str) -> Path:
 
 
 def page(name: str, tables: Mapping[str, Table]) -> str:
-    """The story, with the table of a result and its command where it says `[[RESULT]]`."""
+    """The story, with the table of a result and its command where it says `[[RESULT]]`; a result
+    that has no file is not measured yet."""
     text = (ROOT / "docs" / "stories" / f"{name}.md").read_text()
     for part, of_rows in tables.items():
-        if f"[[{part}]]" in text and (RESULTS / f"{part}.json").exists():
+        if f"[[{part}]]" not in text:
+            continue
+        shown = "Not measured yet."
+        if (RESULTS / f"{part}.json").exists():
             found = result(part)
             of = f"{found['data']}, " if "data" in found else ""
             about = f"{of}{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
-            text = text.replace(f"[[{part}]]", f"{of_rows(found['rows'])}\n\n{about}".rstrip())
+            shown = f"{of_rows(found['rows'])}\n\n{about}".rstrip()
+        text = text.replace(f"[[{part}]]", shown)
     return text
 
 

@@ -46,7 +46,7 @@ class Distill(Predicting):
         teacher: a network with the same classes; on the command line the folder of a complete run.
         head: the auxiliary network of every block but the last; without one the block's output is
             taken as the class scores.
-        temperature: tau.
+        temperature: tau, by which class scores are divided.
         unlabelled_only: count only samples whose label is missing (-100).
 
     Raises:
