@@ -22,11 +22,13 @@ def pages() -> dict[Path, str]:
 
 def _filled(text: str) -> str:
     for name, table in TABLES.items():
-        if f"[[{name}]]" in text and (RESULTS / f"{name}.json").exists():
+        shown = "Not measured yet."
+        if (RESULTS / f"{name}.json").exists():
             found = result(name)
             of = f"{found['data']}, " if "data" in found else ""
-            about = f"{of}{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
-            text = text.replace(f"[[{name}]]", f"{table(found['rows'])}\n\n{about}".rstrip())
+            about = f"{of}{found['cpu']}, torch {found['torch']}."
+            shown = f"{table(found['rows'])}\n\n{about}\n\n{commands([found['command']])}".rstrip()
+        text = text.replace(f"[[{name}]]", shown)
     return text
 
 
