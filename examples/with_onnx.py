@@ -1,4 +1,4 @@
-"""Export the trained network and one of its exits, by torch.export and to ONNX."""
+"""Export the trained network, one of its exits, and a network that decides where to leave."""
 
 import torch
 from onnx.reference import ReferenceEvaluator
@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 import digits
 import layerwise as lw
-from layerwise.analysis.exits import Exit
+from layerwise.analysis.exits import EarlyExit, Exit
 
 network = digits.network()
 rule = lw.rules.DGL(lw.cut(network, blocks=4, example=digits.images[:2]))
@@ -28,3 +28,11 @@ for name, model, shapes in (("network", network, (batch,)), ("exit-1", small, ((
     (scores,) = graph.run(None, {graph.input_names[0]: images.numpy()})
     assert torch.allclose(torch.tensor(scores), model(images), atol=1e-4)
     print(f"{name}: test accuracy {(scores.argmax(1) == labels.numpy()).mean():.3f}")
+
+decides = EarlyExit(rule, 0.9).eval()  # a graph for one image
+torch.onnx.export(torch.export.export(decides, (images[:1],)), f="early-exit.onnx", verbose=False)
+graph = ReferenceEvaluator("early-exit.onnx")
+for image in images[:20].split(1):
+    (scores,) = graph.run(None, {graph.input_names[0]: image.numpy()})
+    assert torch.allclose(torch.tensor(scores), decides(image), atol=1e-4)
+print(f"early exit: images leave after blocks {decides.decide(images[:20])[1].tolist()}")

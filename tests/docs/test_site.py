@@ -21,6 +21,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Parameters" in (tmp_path / "api/layerwise.rules/index.html").read_text()
     assert (tmp_path / "rules/dgl/index.html").exists()
-    assert "rule.backward" in (tmp_path / "frameworks/lightning/index.html").read_text()
+    assert "configure_optimizers" in (tmp_path / "frameworks/lightning/index.html").read_text()
     assert "<img" in (tmp_path / "examples/compare-rules/index.html").read_text()
     assert 'href="guide/"' in (tmp_path / "index.html").read_text()

@@ -9,10 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-from layerwise.report.curves import COLOURS
-
-matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -23,6 +19,8 @@ from matplotlib.ticker import (
     NullFormatter,
     StrMethodFormatter,
 )
+
+from layerwise.report.curves import COLOURS
 
 DASHES = ("-", "--", ":", "-.")
 

@@ -8,13 +8,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib
-
-from layerwise.runs.run import Run
-
-matplotlib.use("Agg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from layerwise.runs.run import Run
 
 # The same picture is the same file.
 matplotlib.rcParams["svg.hashsalt"] = "layerwise"

@@ -6,12 +6,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from layerwise.report.curves import COLOURS
-
-matplotlib.use("Agg")
-from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
