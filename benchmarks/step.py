@@ -69,9 +69,7 @@ def main(names: list[str]) -> None:
         return
     if names == ["--pictures"]:
         for name in MEASUREMENTS:
-            draw_steps(
-                StepTable.load(RESULTS / f"step-{name}.json"), PICTURES / f"step-{name}.png"
-            )
+            draw_steps(StepTable.load(RESULTS / f"step-{name}.json"), PICTURES / f"step-{name}.png")
         return
     if names == ["--again"]:
         names = list(MEASUREMENTS)

@@ -1,6 +1,6 @@
 """Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md and its
-pictures, docs/theory.md, the accuracies that ship with the package, the cards of rules and objectives, and the tables and figures in README.md
-and docs/guide.md.
+pictures, docs/theory.md, the cards of rules and objectives, the accuracies that ship with the
+package, and the tables and figures in README.md and docs/guide.md.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give

@@ -64,8 +64,8 @@ def _race(result: dict[str, Any]) -> str:
         "\n".join(lines)
         + f"\n\n`layerwise plan` predicts {predicted:.1f} {result['unit']}/s for two stages. "
         f"Ratios are medians of {len(ours)} rounds (lowest to highest); memory is the peak "
-        "resident set of the largest process, Python and torch included; parameters: of each process. "
-        "The last stage of the library's own keeps the others' as well, because it writes files."
+        "resident set of the largest process, Python and torch included; parameters: of each "
+        "process. The last stage of the library's own keeps the others' as well, because it writes files."
     )
 
 

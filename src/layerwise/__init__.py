@@ -13,8 +13,8 @@ from layerwise.version import VERSION as __version__
 if TYPE_CHECKING:
     from layerwise import analysis, heads, models, objectives, rules, runtime
     from layerwise.blocks import Blocks, ReceptiveField, cut, receptive_fields
-    from layerwise.errors import InputError
     from layerwise.costs.memory_plan import plan
+    from layerwise.errors import InputError
     from layerwise.experiment.fitting import fit
     from layerwise.objectives.batch import Batch
     from layerwise.rules.base import Done, LocalRule, Needs, Report, Rule

@@ -65,8 +65,8 @@ def _idle(schedule: str, stages: int, microbatches: int) -> float:
 
 def test_pipelines_by_their_formulas() -> None:
     """4 equal stages, 8 micro-batches, F = 1, B = 2. GPipe and 1F1B wait for 3 of 11; interleaved
-    1F1B with two stages for half of that, 1.5 of 9.5; the V-shaped ones, which divide B, for half a unit of
-    8.5; delayed gradients not at all."""
+    1F1B with two stages for half of that, 1.5 of 9.5; the V-shaped ones, which divide B, for half a
+    unit of 8.5; delayed gradients not at all."""
     assert _idle("GPipe", 4, 8) == pytest.approx(3 / 11)
     assert _idle("1F1B", 4, 8) == pytest.approx(3 / 11)
     assert _idle("interleaved 1F1B", 4, 8) == pytest.approx(1.5 / 9.5)
@@ -82,9 +82,7 @@ def test_the_simulation_of_operations_by_hand() -> None:
     in 1F1B, at 6."""
     one = [[("F", 0, 0), ("B", 0, 0)], [("F", 1, 0), ("B", 1, 0)]]
     ended = simulate(one, [3.0, 3.0], [1.0, 0.0])
-    assert ended == pytest.approx(
-        {("F", 0, 0): 1, ("F", 1, 0): 3, ("B", 1, 0): 5, ("B", 0, 0): 8}
-    )
+    assert ended == pytest.approx({("F", 0, 0): 1, ("F", 1, 0): 3, ("B", 1, 0): 5, ("B", 0, 0): 8})
     ended = simulate(order_of("1F1B", 2, 2), [3.0, 3.0], [1.0, 0.0])
     assert ended["F", 0, 1] == pytest.approx(2)
     assert ended["F", 1, 1] == pytest.approx(6)

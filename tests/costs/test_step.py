@@ -183,9 +183,7 @@ def test_every_way_makes_the_same_step():
     x, y = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
 
     def after(way):
-        made = way.contender(
-            network, dgl, x, y, blocks=4, segments=4, balance="flops", seed=0
-        )
+        made = way.contender(network, dgl, x, y, blocks=4, segments=4, balance="flops", seed=0)
         before = {n: p.detach().clone() for n, p in made.rule.blocks.named_parameters()}
         Step(made, x, y, lambda parameters: torch.optim.SGD(parameters, 1.0))()
         return before, {n: p.detach() for n, p in made.rule.blocks.named_parameters()}

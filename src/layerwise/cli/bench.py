@@ -86,9 +86,7 @@ def _step(arguments: list[str]) -> None:
     options = {k: found[k] for k in inspect.signature(compare_steps).parameters if k not in given}
     device = _device(found["device"])
     x, y = example_batch(shape, classes, batch, device)
-    table = compare_steps(
-        network.to(device), lambda blocks: rule(blocks=blocks), x, y, **options
-    )
+    table = compare_steps(network.to(device), lambda blocks: rule(blocks=blocks), x, y, **options)
     output.print(table)
     if picture is not None:
         draw_steps(table, picture)

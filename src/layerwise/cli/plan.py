@@ -39,8 +39,8 @@ BATCHES = 1000  # batches of a simulated training
 
 
 def main(arguments: list[str]) -> None:
-    """Divide a network into stages, one per process, and estimate the speed; or, with --memory, find
-    the ways to train it within a memory."""
+    """Divide a network into stages, one per process, and estimate the speed; or, with --memory,
+    find the ways to train it within a memory."""
     parser = Parser(prog="layerwise plan MODEL", description=main.__doc__)
     tokens = with_model(tokens_of(arguments, positional=True), "plan vgg11c --stages 2")
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
@@ -152,8 +152,13 @@ def _speeds(
     """The simulated speed of the rule and of backpropagation's schedules in a number of stages."""
     plan = Plan.of(rule, x, y, stages, seconds=seconds)
     rate = found["link"] * 1e9 / 8
-    per_batch = (plan.seconds_for(BATCHES, bytes_per_s=rate) - plan.seconds_for(BATCHES // 2, bytes_per_s=rate)) / (BATCHES - BATCHES // 2)
-    speeds = {type(rule).__name__: Pipelined(per_batch, 1 - plan.serial_seconds / stages / per_batch)}
+    per_batch = (
+        plan.seconds_for(BATCHES, bytes_per_s=rate)
+        - plan.seconds_for(BATCHES // 2, bytes_per_s=rate)
+    ) / (BATCHES - BATCHES // 2)
+    speeds = {
+        type(rule).__name__: Pipelined(per_batch, 1 - plan.serial_seconds / stages / per_batch)
+    }
     assert rule.blocks.shapes is not None
     size = len(y) * (x.element_size() if x.is_floating_point() else 4)
     sends = [

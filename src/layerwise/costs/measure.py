@@ -115,9 +115,7 @@ class Step:
     def __init__(self, contender: Contender, x: Tensor, y: Tensor, optimizer: MakeOptimizer):
         self.contender, self.x, self.y = contender, x, y
         self.rule, self.make = contender.rule, optimizer
-        self.parts = list(
-            zip(x.chunk(contender.micro), y.chunk(contender.micro), strict=True)
-        )
+        self.parts = list(zip(x.chunk(contender.micro), y.chunk(contender.micro), strict=True))
         blocks = range(len(self.rule.blocks))
         groups = {i: _trained(self.rule.parameters_of(i)) for i in blocks}
         self.turn, self.in_turn = 0, list(groups.values())

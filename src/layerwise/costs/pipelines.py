@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from layerwise.blocks.balance import partition
 
-# torch's name, and how many stages a process has. GPipe: Huang et al. 2019 (arXiv:1811.06965); 1F1B:
-# Narayanan et al. 2019 (arXiv:1806.03377); interleaved: 2021 (arXiv:2104.04473); ZBV: Qi et al. 2024
-# (arXiv:2405.15362); DualPipeV: DeepSeek-AI 2024 (arXiv:2412.19437), cut in half by Qi.
+# torch's name, and how many stages a process has. GPipe: Huang et al. 2019 (arXiv:1811.06965);
+# 1F1B: Narayanan et al. 2019 (arXiv:1806.03377); interleaved: 2021 (arXiv:2104.04473); ZBV: Qi et
+# al. 2024 (arXiv:2405.15362); DualPipeV: half of DualPipe, DeepSeek-AI 2024 (arXiv:2412.19437).
 SCHEDULES = {
     "GPipe": ("GPipe", 1),
     "1F1B": ("1F1B", 1),
@@ -22,7 +22,9 @@ SCHEDULES = {
 DELAYED = "delayed gradients"
 BATCHES = 8  # simulated batches of delayed gradients, of which the second half is timed
 
-Op = tuple[str, int, int]  # forward F, backward B or its halves I (inputs) and W; stage; micro-batch
+Op = tuple[
+    str, int, int
+]  # forward F, backward B or its halves I (inputs) and W; stage; micro-batch
 SHARES = {"F": 1 / 3, "B": 2 / 3, "I": 1 / 3, "W": 1 / 3}  # of the time of a stage
 
 
@@ -48,8 +50,8 @@ def simulate(
     """The time at which each operation ends.
 
     A process begins its next operation when it has ended the one before and the operation's input
-    is there: of a stage's forward F the output of the stage before, of its backward (B or I) its own
-    forward and the gradient of the stage after, of W its own I. A link carries one message at a
+    is there: of a stage's forward F the output of the stage before, of its backward (B or I) its
+    own forward and the gradient of the stage after, of W its own I. A link carries one message at a
     time in each direction. A third of a stage's time is its forward.
 
     Args:
@@ -109,7 +111,9 @@ def order_of(schedule: str, processes: int, microbatches: int) -> list[list[Op]]
         ValueError: the schedule needs another number of micro-batches.
     """
     name, per_process = SCHEDULES[schedule]
-    if per_process == 1:  # the first process's forwards run ahead by all stages, the last one's by 1
+    if (
+        per_process == 1
+    ):  # the first process's forwards run ahead by all stages, the last one's by 1
         orders: list[list[Op]] = []
         for r in range(processes):
             ahead = microbatches if name == "GPipe" else min(microbatches, processes - r)
@@ -154,8 +158,8 @@ def pipelined(
         schedule: a name in `SCHEDULES`, or `DELAYED`.
         block_seconds: of backpropagation through each block, for a whole batch.
         block_sends: seconds of sending each block's output for a whole batch.
-        processes: number of processes. If a schedule has two stages for each and the network has too
-            few blocks, the stages of one process are halves that send what the whole sends.
+        processes: number of processes. If a schedule has two stages for each and the network has
+            too few blocks, the stages of one process are halves that send what the whole sends.
         microbatches: of a batch.
 
     Raises:

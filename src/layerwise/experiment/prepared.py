@@ -13,7 +13,7 @@ from layerwise.data import Loader
 from layerwise.experiment.build import Experiment, build
 from layerwise.experiment.fastest import Fastest, fastest
 from layerwise.experiment.registry import make
-from layerwise.rules.base import LocalRule, Rule
+from layerwise.rules.base import Rule
 from layerwise.runs.loggers import check_loggers
 from layerwise.runtime import (
     DataParallel,

@@ -20,7 +20,6 @@ from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
 from layerwise.rules.calls.again import buffers_as, buffers_of
 
-
 # The operations whose results selective checkpointing keeps.
 PRODUCTS = [
     torch.ops.aten.mm.default,
@@ -60,7 +59,10 @@ class Backprop(Rule):
 
     @checks_arguments
     def __init__(
-        self, blocks: Blocks, checkpoint: bool | Literal["selective"] = False, criterion: Criterion = cross_entropy
+        self,
+        blocks: Blocks,
+        checkpoint: bool | Literal["selective"] = False,
+        criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, criterion=criterion)
         self.checkpoint = checkpoint

@@ -23,10 +23,10 @@ from layerwise.rules.base import (
     Scale,
     explain,
 )
-from layerwise.runtime.batchnorm import share_statistics
 from layerwise.rules.delayed_gradient import DelayedGradient
 from layerwise.runs.metrics import Metrics
 from layerwise.runs.released import release
+from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import (
     Control,
     anyone,
@@ -154,6 +154,7 @@ class LayerParallel:
         if self._delayed is not None:
             return self._delayed.train(batch, h, self._before, self._after, before_block)
         rule, first, last = self.rule, self.blocks[0], self.blocks[-1]
+        assert isinstance(rule, LocalRule)
         late = Needs.NEXT in rule.needs
         before: Done | None = None
         loss = back = None
