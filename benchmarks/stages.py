@@ -36,6 +36,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.distributed.pipelining.schedules import (
+    ScheduleDualPipeV,
     ScheduleInterleaved1F1B,
     ScheduleZBVZeroBubble,
 )
@@ -129,28 +130,34 @@ def optimizer_of(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.9, fused=True)
 
 
-def end_to_end(network: Network, model: nn.Module, x: Tensor, y: Tensor, segments: int = 0) -> Step:
-    """Backpropagation, with activation checkpointing if `segments` is not 0."""
+def end_to_end(
+    network: Network, model: nn.Module, x: Tensor, y: Tensor, segments: int = 0, micro: int = 1
+) -> Step:
+    """Backpropagation over micro-batches, with activation checkpointing if `segments` is not 0."""
     optimizer = optimizer_of(model.parameters())
+    parts = list(zip(x.chunk(micro), y.chunk(micro), strict=True))
 
     def step() -> None:
-        if segments:
-            scores = torch.utils.checkpoint.checkpoint_sequential(
-                model, segments, x, use_reentrant=False
-            )
-        else:
-            scores = model(x)
-        cross_entropy(scores, y).backward()
+        for x, y in parts:
+            if segments:
+                scores = torch.utils.checkpoint.checkpoint_sequential(
+                    model, segments, x, use_reentrant=False
+                )
+            else:
+                scores = model(x)
+            (cross_entropy(scores, y) / len(parts)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
+    step.held = model  # type: ignore[attr-defined]
     return step
 
 
-def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
-    """The local rule, with a stage for each of `starts`; in this process alone without any."""
-    blocks = lw.cut(network.model(), blocks=network.blocks, example=x[:2])
-    rule = lw.rules.DGL(blocks, head=HEAD)
+def local(network: Network, x: Tensor, y: Tensor, starts: list[int], delayed: bool = False) -> Step:
+    """The local rule, or backpropagation with delayed gradients, with a stage for each of `starts`;
+    in this process alone without any."""
+    blocks = lw.cut(network.model(), blocks="all" if delayed else network.blocks, example=x[:2])
+    rule = lw.rules.DelayedGradient(blocks) if delayed else lw.rules.DGL(blocks, head=HEAD)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         rule = rule.to(memory_format=torch.channels_last)
     runtime = LayerParallel(rule, starts) if starts else rule
@@ -161,9 +168,14 @@ def local(network: Network, x: Tensor, y: Tensor, starts: list[int]) -> Step:
         optimizers[i].step()
         optimizers[i].zero_grad()
 
-    if isinstance(runtime, LayerParallel):
-        return lambda: runtime.backward(x, y, StepOptions(on_block=finish))
-    return lambda: runtime.backward(x, y, on_block=finish)
+    def step() -> None:
+        if isinstance(runtime, LayerParallel):
+            runtime.backward(x, y, StepOptions(on_block=finish))
+        else:
+            runtime.backward(x, y, on_block=finish)
+
+    step.held = rule  # type: ignore[attr-defined]
+    return step
 
 
 def pipeline(
@@ -195,13 +207,14 @@ def pipeline(
         optimizer.step()
         optimizer.zero_grad()
 
+    step.held = nn.ModuleList([parts[k] for k in numbers])  # type: ignore[attr-defined]
     return step
 
 
 def ddp(network: Network, x: Tensor, y: Tensor) -> Step:
     """Two replicas, each with half of the batch."""
     model = DistributedDataParallel(network.model(), gradient_as_bucket_view=True)
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank, world = dist.get_rank(), dist.get_world_size()  # a replica holds the whole network
     return end_to_end(network, model, x.chunk(world)[rank].clone(), y.chunk(world)[rank].clone())
 
 
@@ -211,7 +224,7 @@ class Contender:
 
     Attributes:
         name: in the table.
-        kind: "end_to_end", "local", "pipeline" or "ddp".
+        kind: "end_to_end", "local", "delayed", "pipeline" or "ddp".
         processes: how many; each has a core of its own as long as there are free ones.
         threads: of each process.
         options: of the kind.
@@ -228,11 +241,13 @@ class Contender:
     over: str | None = None
 
 
+V_SHAPED = ("ZBV zero bubble", "DualPipeV")
 SCHEDULES = {
     "GPipe": ScheduleGPipe,
     "1F1B": Schedule1F1B,
     "interleaved 1F1B": ScheduleInterleaved1F1B,
     "ZBV zero bubble": ScheduleZBVZeroBubble,
+    "DualPipeV": ScheduleDualPipeV,
 }
 
 
@@ -251,9 +266,11 @@ def make_step(network: Network, contender: Contender, rank: int, cuts: dict[str,
         return ddp(network, x, y)
     if contender.kind == "local":
         return local(network, x, y, cuts["local"][contender.processes])
+    if contender.kind == "delayed":
+        return local(network, x, y, cuts["backprop"][contender.processes], delayed=True)
     (name,) = contender.options
     world, ranks = contender.processes, range(contender.processes)
-    if name == "ZBV zero bubble":  # each process has a stage on the way down and one on the way up
+    if name in V_SHAPED:  # each process has a stage on the way down and one on the way up
         numbers = [[k, 2 * world - 1 - k] for k in ranks]
     elif name == "interleaved 1F1B":
         numbers = [[k, k + world] for k in ranks]
@@ -291,9 +308,15 @@ def work(
         for _ in range(steps):
             step()
             ended.append(time.perf_counter())
-        connection.send((ended, peak_bytes()))
+        connection.send((ended, peak_bytes(), parameter_bytes(step.held)))  # type: ignore
         LIBC.malloc_trim(0)  # the others need the memory in their turn
     os._exit(0)  # its threads still wait for messages that will not come
+
+
+def parameter_bytes(held: nn.Module) -> int:
+    """Memory of the parameters that a process holds."""
+    found = {p.untyped_storage().data_ptr(): p.untyped_storage() for p in held.parameters()}
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def peak_bytes() -> int:
@@ -323,16 +346,19 @@ class Running:
         for connection in self.connections:
             connection.recv()
         self.rss_bytes = [0] * contender.processes
+        self.parameter_bytes = [0] * contender.processes
 
     def turn(self, steps: int) -> float:
         """Samples per second over `steps` steps, once all processes are busy."""
-        lead, trail = (LEAD, TRAIL) if self.contender.kind == "local" else (1, 0)
+        streams = self.contender.kind in ("local", "delayed")
+        lead, trail = (LEAD, TRAIL) if streams else (1, 0)
         if self.contender.processes == 1:
             lead, trail = 1, 0
         for connection in self.connections:
             connection.send(lead + steps + trail)
         for rank, connection in enumerate(self.connections):
-            ended, self.rss_bytes[rank] = connection.recv()  # only the last turn's are kept
+            # Only the last turn's are kept.
+            ended, self.rss_bytes[rank], self.parameter_bytes[rank] = connection.recv()
         return steps * self.unit / (ended[lead + steps - 1] - ended[lead - 1])
 
     def close(self) -> None:
@@ -391,6 +417,13 @@ def contenders_of(name: str) -> list[Contender]:
         Contender("backprop, 1 thread", "end_to_end"),
         Contender("backprop, 2 threads", "end_to_end", threads=2),
         Contender("checkpointing, 2 threads", "end_to_end", threads=2, options=(segments,)),
+        Contender(
+            f"{MICROBATCHES} micro-batches, 2 threads",
+            "end_to_end",
+            threads=2,
+            options=(0, MICROBATCHES),
+        ),
+        Contender("delayed gradients, 2 stages", "delayed", 2),
         Contender("DDP, 2 ranks", "ddp", 2),
         *(Contender(schedule, "pipeline", 2, options=(schedule,)) for schedule in SCHEDULES),
     ]
@@ -421,6 +454,7 @@ def race(
             **asdict(one.contender),
             "per_second": of_one[1:],
             "rss_bytes": one.rss_bytes,
+            "parameter_bytes": one.parameter_bytes,
             "starts": starts_of(one.contender, cuts),
         }
         for one, of_one in zip(running, rates, strict=True)
@@ -433,8 +467,10 @@ def race(
 def starts_of(contender: Contender, cuts: dict[str, Any]) -> list[int]:
     if contender.kind == "local":
         return cuts["local"][contender.processes]
+    if contender.kind == "delayed":
+        return cuts["backprop"][contender.processes]
     if contender.kind == "pipeline":
-        more = contender.options[0] in ("interleaved 1F1B", "ZBV zero bubble")
+        more = contender.options[0] in ("interleaved 1F1B", *V_SHAPED)
         return cuts["backprop"][contender.processes * (2 if more else 1)]
     return []
 

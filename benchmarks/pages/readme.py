@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 
 from layerwise.costs import StepTable
+from layerwise.costs.ways import BACKPROP, LOCAL
 from pages.all_rules import accuracy, flops, memory, rows
 from pages.files import RESULTS, ROOT, result
 from pages.spread import mean
@@ -31,7 +33,17 @@ RULES = (
     "fa",
     "random-fixed",
 )
-STEPS = ("resnet110-16", "resnet50-8", "vit12-12", "vgg8b-linear")
+STEPS = (
+    "resnet110-16",
+    "resnet50-8",
+    "vgg8b-linear",
+    "vit12-12",
+    "gpt-8",
+    "convnext-8",
+    "mixer-8",
+    "cnn-4",
+)
+QUICK = 1.1  # of backpropagation's time
 TEXTS = {"a generated language": "markov", "English": "python-topics"}
 
 
@@ -82,16 +94,37 @@ def _text() -> str:
 
 
 def _memory() -> str:
+    """The least memory of each family, at most `QUICK` of backpropagation's time and at any."""
     lines = [
-        "| network, batch | blocks | time: checkpointing | local | memory: checkpointing | local |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| network, batch | at most {QUICK} of the time: backpropagation | local | at any time: "
+        "backpropagation | local |",
+        "|---|---|---|---|---|",
     ]
     for name in STEPS:
-        table = StepTable.load(RESULTS / f"step-{name}.json")
-        checkpointing, local = map(table.ratios, table.contenders[1:3])
-        lines.append(
-            f"| {table.title}, {'x'.join(map(str, table.batch))} | {len(table.setting['blocks'])} "
-            f"| {checkpointing['time']['median']:.2f} | {local['time']['median']:.2f} "
-            f"| {checkpointing['peak_bytes']:.2f} | {local['peak_bytes']:.2f} |"
-        )
+        path = RESULTS / f"step-{name}.json"
+        if not path.exists():
+            continue
+        table = StepTable.load(path)
+        cells = [
+            _least(table, family, limit)
+            for limit in (QUICK, math.inf)
+            for family in (BACKPROP, LOCAL)
+        ]
+        batch = "x".join(map(str, table.batch))
+        lines.append(f"| {table.title}, {batch} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _least(table: StepTable, family: str, limit: float) -> str:
+    """The way of a family with the least memory, among those that train all weights in a step."""
+    found = [
+        (ratios["peak_bytes"], ratios["time"]["median"], contender.name)
+        for contender in table.contenders
+        if contender.family == family and "state of" not in contender.name
+        for ratios in [table.ratios(contender)]
+        if ratios["time"]["median"] <= limit
+    ]
+    if not found:
+        return "-"
+    memory, time, name = min(found)
+    return f"**{memory:.2f}** ({name}; time {time:.2f})"

@@ -49,12 +49,14 @@ def _race(result: dict[str, Any]) -> str:
         f"{result['title']}, batches of {result['batch']} over all processes, local blocks: "
         f"{result['blocks']}, heads {result['heads']}; pipelines with {result['microbatches']} "
         "microbatches:\n",
-        f"| | {result['unit']}/s | two stages are faster by | memory of a process, MB |",
-        "|---|--:|--:|--:|",
+        f"| | {result['unit']}/s | two stages are faster by | memory of a process, MB "
+        "| its parameters, MB |",
+        "|---|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['name']} | {statistics.median(row['per_second']):.1f} "
-        f"| {ratio(ours, row['per_second'])} | {_megabytes(row['rss_bytes'])} |"
+        f"| {ratio(ours, row['per_second'])} | {_megabytes(row['rss_bytes'])} "
+        f"| {_each(row.get('parameter_bytes', []))} |"
         for row in result["contenders"]
     ]
     predicted = result["predicted_per_second"]["2"]
@@ -62,9 +64,14 @@ def _race(result: dict[str, Any]) -> str:
         "\n".join(lines)
         + f"\n\n`layerwise plan` predicts {predicted:.1f} {result['unit']}/s for two stages. "
         f"Ratios are medians of {len(ours)} rounds (lowest to highest); memory is the peak "
-        "resident set of the largest process, Python and torch included."
+        "resident set of the largest process, Python and torch included; parameters: of each "
+        "process. The last stage of the library's own keeps the others' as well, because it writes files."
     )
 
 
 def _megabytes(processes: list[int]) -> str:
     return f"{max(processes) / 1e6:.0f}" if processes else "-"
+
+
+def _each(processes: list[int]) -> str:
+    return " / ".join(f"{found / 1e6:.1f}" for found in processes)

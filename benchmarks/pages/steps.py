@@ -4,18 +4,30 @@ from __future__ import annotations
 
 from layerwise.costs import Measured, StepTable
 from layerwise.costs import markdown as step_table
-from pages.files import RESULTS, commands, results
+from pages.files import RESULTS, ROOT, commands, results
 from pages.spread import ratio
+
+PICTURES = ROOT / "docs" / "pictures"
+PICTURES_NOTE = (
+    "The same, as pictures: memory against time of every way to train a network. A line is the "
+    "front of a family: the least time that it reaches with at most this memory."
+)
 
 
 def sections() -> list[str]:
     """Steps of rules, and steps next to biotorch's."""
     paths = sorted(RESULTS.glob("step-*.json"))
     made_by = {found["command"] for found in results("step")}
+    pictures = [
+        f"![bytes against time](pictures/{picture.name})"
+        for path in paths
+        if (picture := PICTURES / f"{path.stem}.png").exists()
+    ]
     peers = [StepTable.load(path) for path in sorted(RESULTS.glob("peers-*.json"))]
     return [
         "## A training step\n",
         step_table(paths),
+        *([PICTURES_NOTE, *pictures] if pictures else []),
         commands(sorted(made_by)),
         "## Compared with biotorch\n",
         _peers(peers),

@@ -13,7 +13,8 @@ from networks import assert_same, grads
 
 from layerwise import rules
 from layerwise.cli import main
-from layerwise.costs.stages import Plan, Stage, block_seconds, bubbles, stage_starts
+from layerwise.costs.pipelines import DELAYED, order_of, pipelined, simulate
+from layerwise.costs.stages import Plan, Stage, block_seconds, stage_starts
 from layerwise.errors import InputError
 
 
@@ -58,12 +59,35 @@ def test_a_slow_stage_holds_up_those_before_it() -> None:
     assert plan.seconds_for(20, depth=1) == 1 + 20 * 10
 
 
-def test_bubbles() -> None:
-    """4 stages, 8 microbatches: 3 / 11; zero bubble H1 3 / (24 + 3)."""
-    found = bubbles(4, 8)
-    assert found["GPipe"] == found["1F1B"] == pytest.approx(3 / 11)
-    assert found["zero bubble H1"] == pytest.approx(3 / 27)
-    assert set(bubbles(1, 8).values()) == {0.0}
+def _idle(schedule: str, stages: int, microbatches: int) -> float:
+    return pipelined(schedule, [1.0] * 2 * stages, [0.0] * 2 * stages, stages, microbatches).idle
+
+
+def test_pipelines_by_their_formulas() -> None:
+    """4 equal stages, 8 micro-batches, F = 1, B = 2. GPipe and 1F1B wait for 3 of 11; interleaved
+    1F1B with two stages for half of that, 1.5 of 9.5; the V-shaped ones, which divide B, for half a
+    unit of 8.5; delayed gradients not at all."""
+    assert _idle("GPipe", 4, 8) == pytest.approx(3 / 11)
+    assert _idle("1F1B", 4, 8) == pytest.approx(3 / 11)
+    assert _idle("interleaved 1F1B", 4, 8) == pytest.approx(1.5 / 9.5)
+    for stages in (2, 4, 7):
+        assert _idle(DELAYED, stages, 2 * stages) == pytest.approx(0.0, abs=1e-9)
+    for name in ("ZBV zero bubble", "DualPipeV"):
+        assert _idle(name, 4, 8) == pytest.approx(1 / 17)
+
+
+def test_the_simulation_of_operations_by_hand() -> None:
+    """Two stages of 3 s, one micro-batch, messages of 1 s: F0 ends at 1, F1 at 1 + 1 + 1, B1 at 5,
+    B0 at 5 + 1 + 2. With two micro-batches the second F0 ends at 2; its F1, behind B1 of the first
+    in 1F1B, at 6."""
+    one = [[("F", 0, 0), ("B", 0, 0)], [("F", 1, 0), ("B", 1, 0)]]
+    ended = simulate(one, [3.0, 3.0], [1.0, 0.0])
+    assert ended == pytest.approx({("F", 0, 0): 1, ("F", 1, 0): 3, ("B", 1, 0): 5, ("B", 0, 0): 8})
+    ended = simulate(order_of("1F1B", 2, 2), [3.0, 3.0], [1.0, 0.0])
+    assert ended["F", 0, 1] == pytest.approx(2)
+    assert ended["F", 1, 1] == pytest.approx(6)
+    with pytest.raises(ValueError, match="wait for each other"):
+        simulate([[("B", 0, 0), ("F", 0, 0)]], [1.0], [0.0])
 
 
 @pytest.mark.parametrize("make", [rules.DGL, rules.DNI])
@@ -95,7 +119,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert plan["speedup"] == pytest.approx(sum(times) / max(times))
     said = capsys.readouterr().out
     assert "2 stages" in said
-    assert "1F1B 11.1 %" in said  # 1 / (8 + 1)
+    assert "DualPipeV" in said
+    assert plan["pipelines"]["2"]["1F1B"]["idle"] >= 1 / 9 - 1e-9  # 1 / (8 + 1) in equal stages
 
 
 @pytest.mark.parametrize(

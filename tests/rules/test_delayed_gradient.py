@@ -31,8 +31,8 @@ def _scalar(delay: int) -> tuple[rules.DelayedGradient, torch.nn.Parameter]:
     return rules.DelayedGradient(Blocks([layer]), delay=delay, criterion=_square), layer.weight
 
 
-# The network is w x, its loss (w x - y)^2 / 2 with the gradient (w x - y) x; the rate is 0.1. Batches:
-# x = 1, y = 0 and then x = 2, y = 0. From w0 = 1:
+# The network is w x, its loss (w x - y)^2 / 2 with the gradient (w x - y) x; the rate is 0.1.
+# Batches: x = 1, then x = 2, then x = 1; y = 0. From w0 = 1:
 #   call 0: g0 = (1 * 1) * 1 = 1 at w0; nothing is due, w1 = 1
 #   call 1: g1 = (1 * 2) * 2 = 4 at w1 = 1; g0 is due, w2 = 1 - 0.1 = 0.9
 #   call 2 (x = 1): g2 = 0.9 at w2; g1 is due, w3 = 0.9 - 0.4 = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from layerwise.cli.describe import with_model
 from layerwise.cli.options import cut_options, new_file
@@ -19,11 +20,15 @@ from layerwise.cli.threads import set_threads
 from layerwise.costs.example_labels import example_batch
 from layerwise.costs.memory_plan import BLOCKS
 from layerwise.costs.memory_plan import plan as fit_memory
-from layerwise.costs.stages import Plan, bubbles
+from layerwise.costs.pipelines import DELAYED, SCHEDULES, Pipelined, pipelined, seconds_to_send
+from layerwise.costs.stages import Plan, block_seconds
 from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
+from layerwise.report.stage_picture import draw_speeds
+from layerwise.rules import Backprop
+from layerwise.rules.base import Rule
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import check_rule
@@ -34,8 +39,8 @@ BATCHES = 1000  # batches of a simulated training
 
 
 def main(arguments: list[str]) -> None:
-    """Divide a network into stages, one per process, and estimate the speed; or, with --memory, find
-    the ways to train it within a memory."""
+    """Divide a network into stages, one per process, and estimate the speed; or, with --memory,
+    find the ways to train it within a memory."""
     parser = Parser(prog="layerwise plan MODEL", description=main.__doc__)
     tokens = with_model(tokens_of(arguments, positional=True), "plan vgg11c --stages 2")
     tokens = parser.component(tokens, "model", "model", "basic_cnn")
@@ -58,9 +63,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
     parser.add_argument(
         "--microbatches",
-        type=int,
-        default=8,
-        help="microbatches of pipelined backpropagation, for comparison",
+        type=int | None,
+        default=None,
+        help="micro-batches of pipelined backpropagation, for comparison; null: twice the number "
+        "of stages, at least 8",
+    )
+    parser.add_argument(
+        "--link", type=float, default=math.inf, help="rate of the link between stages, Gb/s"
+    )
+    parser.add_argument(
+        "--picture",
+        type=str | None,
+        default=None,
+        help="PNG file: speed for 2, 4, 8, ... stages up to --stages",
     )
     parser.add_argument(
         "--rounds", type=int, default=3, help="measurements, of which the median is taken"
@@ -69,15 +84,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
+    if found["microbatches"] is None:
+        found["microbatches"] = max(8, 2 * found["stages"])
     for name in ("stages", "num_classes", "microbatches", "rounds"):
         if found[name] < 1:
             raise InputError(f"--{name} {found[name]}: give at least 1")
+    if not found["link"] > 0:
+        raise InputError(f"--link {found['link']}: give a rate above 0, in Gb/s")
     shape, batch = found["shape"], found["batch_size"]
     if len(shape) not in (1, 3) or min(shape) < 1 or batch < 2:
         raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
     set_threads(found["threads"])
     device = device_for(found["device"])
-    out = new_file(found["out"])
+    out, picture = new_file(found["out"]), new_file(found["picture"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
     if found["memory"] is not None:
         _fit(network, found, device, out)
@@ -93,7 +112,13 @@ def main(arguments: list[str]) -> None:
     check_rule(rule, found["stages"])
     x, y = example_batch(shape, found["num_classes"], batch, device)
     x = torch.cat([x] * max(1, rule.needs_views))
-    plan = Plan.of(rule, x, y, found["stages"], found["rounds"])
+    seconds = block_seconds(rule, x, y, found["rounds"])
+    plan = Plan.of(rule, x, y, found["stages"], seconds=seconds)
+    backprop = Backprop(rule.blocks)
+    of_backprop = block_seconds(backprop, x[:batch], y, found["rounds"])
+    powers = [2**i for i in range(1, found["stages"].bit_length())]
+    counts = sorted({*(powers if picture else ()), found["stages"]} - {1})
+    speeds = {n: _speeds(rule, seconds, of_backprop, x, y, n, found) for n in counts}
     if out is not None:
         result = {
             **provenance(),
@@ -101,12 +126,73 @@ def main(arguments: list[str]) -> None:
             "stages": [{**asdict(s), "blocks": list(s.blocks)} for s in plan.stages],
             "images_per_s": plan.images_per_s,
             "speedup": plan.speedup,
-            "bubbles": bubbles(found["stages"], found["microbatches"]),
+            "block_seconds": seconds,
+            "backprop_block_seconds": of_backprop,
+            "pipelines": {n: {k: asdict(v) for k, v in of.items()} for n, of in speeds.items()},
         }
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
+    if picture is not None:
+        title = f"{found['model']['name']}, batches of {batch}, link of {found['link']:g} Gb/s"
+        draw_speeds({n: _over(of, of_backprop) for n, of in speeds.items()}, title, picture)
     output.print(_table(plan, rule.blocks.names, found))
-    for line in _expected(plan, found["microbatches"]):
-        output.print(line, soft_wrap=True)
+    output.print(_expected(plan), soft_wrap=True)
+    if found["stages"] > 1:
+        output.print(_compared(speeds[found["stages"]], of_backprop, found))
+
+
+def _speeds(
+    rule: Rule,
+    seconds: list[float],
+    of_backprop: list[float],
+    x: Tensor,
+    y: Tensor,
+    stages: int,
+    found: dict[str, Any],
+) -> dict[str, Pipelined]:
+    """The simulated speed of the rule and of backpropagation's schedules in a number of stages."""
+    plan = Plan.of(rule, x, y, stages, seconds=seconds)
+    rate = found["link"] * 1e9 / 8
+    per_batch = (
+        plan.seconds_for(BATCHES, bytes_per_s=rate)
+        - plan.seconds_for(BATCHES // 2, bytes_per_s=rate)
+    ) / (BATCHES - BATCHES // 2)
+    speeds = {
+        type(rule).__name__: Pipelined(per_batch, 1 - plan.serial_seconds / stages / per_batch)
+    }
+    assert rule.blocks.shapes is not None
+    size = len(y) * (x.element_size() if x.is_floating_point() else 4)
+    sends = [
+        seconds_to_send(size * math.prod(shape), found["link"]) for shape in rule.blocks.shapes
+    ]
+    micro = max(8, 2 * stages) if stages != found["stages"] else found["microbatches"]
+    for name in (DELAYED, *SCHEDULES):
+        try:
+            speeds[name] = pipelined(name, of_backprop, sends, stages, micro)
+        except ValueError:  # needs other numbers of stages and micro-batches
+            continue
+    return speeds
+
+
+def _over(speeds: dict[str, Pipelined], of_backprop: list[float]) -> dict[str, float]:
+    """How many times as fast as backpropagation in one process."""
+    return {name: sum(of_backprop) / found.seconds for name, found in speeds.items()}
+
+
+def _compared(
+    speeds: dict[str, Pipelined], of_backprop: list[float], found: dict[str, Any]
+) -> Table:
+    title = f"{found['stages']} stages, simulated: {found['microbatches']} micro-batches"
+    if not math.isinf(found["link"]):
+        title += f", a link of {found['link']:g} Gb/s"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("")
+    for column in ("samples/s", "x backprop in one process", "idle, %"):
+        table.add_column(column, justify="right")
+    for name, times in _over(speeds, of_backprop).items():
+        pipe = speeds[name]
+        rate = found["batch_size"] / pipe.seconds
+        table.add_row(name, f"{rate:,.0f}", f"{times:.2f}", f"{100 * pipe.idle:.1f}")
+    return table
 
 
 def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: Path | None) -> None:
@@ -151,14 +237,11 @@ def _table(plan: Plan, names: tuple[str, ...], found: dict[str, Any]) -> Table:
     return table
 
 
-def _expected(plan: Plan, microbatches: int) -> list[str]:
+def _expected(plan: Plan) -> str:
     count = len(plan.stages)
     simulated = BATCHES * plan.batch_size / plan.seconds_for(BATCHES)
-    still = ", ".join(f"{k} {100 * v:.1f} %" for k, v in bubbles(count, microbatches).items())
-    return [
+    return (
         f"one process: {plan.batch_size / plan.serial_seconds:,.0f} images/s; {count} stages: "
         f"{plan.images_per_s:,.0f} ({plan.speedup:.2f} times), simulated over {BATCHES} batches: "
-        f"{simulated:,.0f}",
-        f"backpropagation in {count} equal stages and {microbatches} microbatches is idle "
-        f"for {still} of the time",
-    ]
+        f"{simulated:,.0f}"
+    )

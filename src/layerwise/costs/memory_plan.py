@@ -164,6 +164,8 @@ def plan(
         whole_s = whole_s or model_of.seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
         counts = [2**i for i in range(size.bit_length())] if model_of.several else [1]
+        step = whole = 0
+        n = 1
         for n in counts:
             step = model_of.bytes(n, -(-size // n))
             whole = step + held + batch_bytes

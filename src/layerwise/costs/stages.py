@@ -130,9 +130,17 @@ class Plan:
     batch_size: int
 
     @classmethod
-    def of(cls, rule: Rule, x: Tensor, y: Tensor, stages: int, rounds: int = 3) -> Plan:
-        """Measure a rule on a batch and divide its blocks."""
-        seconds = block_seconds(rule, x, y, rounds)
+    def of(
+        cls,
+        rule: Rule,
+        x: Tensor,
+        y: Tensor,
+        stages: int,
+        rounds: int = 3,
+        seconds: list[float] | None = None,
+    ) -> Plan:
+        """Measure a rule on a batch, unless `seconds` of its blocks are given; divide its blocks."""
+        seconds = block_seconds(rule, x, y, rounds) if seconds is None else seconds
         starts = stage_starts(seconds, stages)
         ends = [*starts[1:], len(seconds)]
         shapes = rule.blocks.shapes
@@ -180,32 +188,16 @@ class Plan:
             bytes_per_s: bandwidth of a link.
         """
         ended = [[0.0] * batches for _ in self.stages]
+        arrived = [[0.0] * batches for _ in self.stages]  # a link carries one message at a time
         room = 2 * depth + 1  # on their way, taken in advance, and one held by the receiving thread
         for t in range(batches):
             for r, stage in enumerate(self.stages):
                 free = ended[r][t - 1] if t else 0.0
                 if r:
-                    free = max(free, ended[r - 1][t] + self.stages[r - 1].sends_bytes / bytes_per_s)
+                    sent = max(ended[r - 1][t], arrived[r][t - 1] if t else 0.0)
+                    arrived[r][t] = sent + self.stages[r - 1].sends_bytes / bytes_per_s
+                    free = max(free, arrived[r][t])
                 if r + 1 < len(self.stages) and t >= room:
                     free = max(free, ended[r + 1][t - room])
                 ended[r][t] = free + stage.seconds
         return ended[-1][-1]
-
-
-def bubbles(stages: int, microbatches: int) -> dict[str, float]:
-    """The share of its time for which a stage of backpropagation is idle, for four schedules.
-
-    The formulas assume equal stages, and equal times for forward, input gradient and weight
-    gradient.
-
-    GPipe (Huang et al. 2019, arXiv:1811.06965), 1F1B (Narayanan et al. 2019, arXiv:1806.03377),
-    zero bubble H1 (Qi et al. 2024, arXiv:2401.10241); their H2 has no idle time and keeps twice the
-    activations.
-    """
-    waits = stages - 1
-    return {
-        "GPipe": waits / (microbatches + waits),
-        "1F1B": waits / (microbatches + waits),
-        "zero bubble H1": waits / (3 * microbatches + waits),
-        "zero bubble H2": 0.0,
-    }

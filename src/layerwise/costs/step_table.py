@@ -24,8 +24,8 @@ KEPT_NOTE = (
     "memory for the next tensors."
 )
 ACCUMULATED_NOTE = (
-    " Micro-batches: the whole batch's gradient, except under BatchNorm, which then normalises each "
-    "micro-batch by itself."
+    " Micro-batches: the whole batch's gradient, except under BatchNorm, which then normalises "
+    "each micro-batch by itself."
 )
 TURNS_NOTE = " State of 1/n: in a step one n-th of the blocks trains; most bytes, mean time."
 

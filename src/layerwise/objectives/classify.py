@@ -132,7 +132,7 @@ class Classify(Predicting):
     ) -> Tensor:
         h, labels = activity.output, batch.labels
         if self._deferred:
-            return chunked_cross_entropy(h, *self._deferred, labels, _smoothing(self.criterion))
+            return chunked_cross_entropy(h, self._deferred[0], labels, _smoothing(self.criterion))
         if h.dim() == 3 and (linear := self._chunked(h, labels)) is not None:
             *before, _ = self.head  # type: ignore[misc]
             for layer in before:
@@ -180,7 +180,7 @@ class Classify(Predicting):
         if linear is None:
             yield False
             return
-        linear.forward = lambda h: h
+        linear.forward = _unchanged
         self._deferred = (linear,)
         try:
             yield True
@@ -249,6 +249,10 @@ def with_scores(objective: nn.Module) -> None:
     for part in objective.modules():
         if isinstance(part, Classify):
             part.chunk_above = None
+
+
+def _unchanged(input: Tensor) -> Tensor:
+    return input
 
 
 def _smoothing(criterion: Criterion) -> float:

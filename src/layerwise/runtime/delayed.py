@@ -28,12 +28,12 @@ class _Open(NamedTuple):
 
 
 class DelayedStage:
-    """The blocks of one stage: in a call they run the newest batch forward, and the batch back whose
-    gradient has arrived.
+    """The blocks of one stage: in a call they run the newest batch forward, and the batch back
+    whose gradient has arrived.
 
     With S stages, delay d and r the number of the stage, batch t goes back in call
-    t + min(d, S-1-r), in which its gradient has arrived if all stages are equally fast; what is left
-    of the delay, its gradients wait. All stages therefore run batch t forward after the same steps.
+    t + min(d, S-1-r), in which its gradient has arrived if all stages are equally fast; what is
+    left of the delay, its gradients wait. All stages therefore run batch t forward after the same steps.
 
     Args:
         rule: the rule.
@@ -48,7 +48,7 @@ class DelayedStage:
             (module, key, p)
             for module in rule.modules()
             for key, p in module._parameters.items()
-            if p in own
+            if p is not None and p in own
         ]
         self.parameters: list[nn.Parameter] = list(dict.fromkeys(p for *_, p in self.places))
         self._late = Late(self.parameters, rule.delay - self.lag)

@@ -154,6 +154,7 @@ class LayerParallel:
         if self._delayed is not None:
             return self._delayed.train(batch, h, self._before, self._after, before_block)
         rule, first, last = self.rule, self.blocks[0], self.blocks[-1]
+        assert isinstance(rule, LocalRule)
         late = Needs.NEXT in rule.needs
         before: Done | None = None
         loss = back = None
