@@ -73,8 +73,8 @@ def test_torchvision(capsys):
     assert_taken(network.state_dict() | {"classifier.1.weight": torch.zeros(1)}, source, "classif")
     same = models.torchvision((3, 64, 64), 1000, "squeezenet1_1", pretrained=True)
     assert_taken(same.state_dict(), source, "none")
+    (folder / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"torchvision\(arch='alexnet', pretrained=True\): cannot"):
-        (folder / "alexnet-owt-7be5be79.pth").write_bytes(b"no weights")
         models.torchvision((3, 64, 64), 7, "alexnet", pretrained=True)
 
 
@@ -85,7 +85,9 @@ def test_timm():
     timm = pytest.importorskip("timm")
     source = timm.create_model("test_resnet")
     kept_on_the_hub("timm/test_resnet.r160_in1k", source)
-    found, log = trained("--data.size 32 --model timm --model.arch test_resnet --model.pretrained true")
+    found, log = trained(
+        "--data.size 32 --model timm --model.arch test_resnet --model.pretrained true"
+    )
     assert "--model.pretrained: 90 of 92 tensors from timm test_resnet; as initialised: fc." in log
     first = found.pop("conv1.0.weight")
     torch.testing.assert_close(first, source.conv1[0].weight.sum(1, keepdim=True))
@@ -111,14 +113,12 @@ def test_transformers_of_images_and_text():
     """A network's folder; a checkpoint of the body alone under other names."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(
-        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8, image_size=8,
-        patch_size=4, num_channels=1, num_labels=3,
+        hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        image_size=8, patch_size=4, num_channels=1, num_labels=3,
     )  # fmt: skip
     source = transformers.ViTForImageClassification(config)
     source.save_pretrained("vit")
-    found, log = trained(
-        "--model transformers --model.arch vit --model.pretrained true --lora 2"
-    )
+    found, log = trained("--model transformers --model.arch vit --model.pretrained true --lora 2")
     assert "tensors from transformers vit; as initialised: " in log
     plain = {name.replace(".base_layer.", "."): t for name, t in found.items()}
     assert_taken(plain, source, "classifier")
@@ -150,5 +150,5 @@ def test_names_of_a_body():
     line = take(whole, body.state_dict(), "there")
     assert line == "2 of 4 tensors from there; as initialised: head.weight, head.bias"
     assert torch.equal(whole.body.weight, body.weight)
-    with pytest.raises(InputError, match="there: no tensor fits this network; it has body.weight"):
+    with pytest.raises(InputError, match="there: no tensor fits this network; it has"):
         take(whole, {"a": torch.zeros(2)}, "there")

@@ -8,7 +8,7 @@ import sys
 LIBRARIES = (
     *("torch", "greenlet", "torchvision", "numpy", "PIL", "lightning_fabric", "torchmetrics"),
     *("jsonargparse", "yaml", "rich", "safetensors", "matplotlib", "sklearn", "scipy", "pandas"),
-    *("datasets", "timm", "transformers", "tensorboard", "wandb", "mlflow"),
+    *("datasets", "timm", "transformers", "tensorboard", "wandb", "mlflow", "peft", "optuna"),
     *("torch._dynamo", "triton", "sympy"),
 )
 WITH_PYTORCH = {"torch", "numpy", "greenlet", "PIL", "jsonargparse", "yaml", "rich", "safetensors"}
@@ -29,7 +29,7 @@ STEPS = {
     "train --help": WITH_PYTORCH,
     "train --recipe demo-dgl --rule.head Linear --help all": WITH_PYTORCH,
     "train --optimizer.lr zero": WITH_PYTORCH,
-    "train --resume no-such-run --epochs 3": WITH_PYTORCH,
+    "train --resume no-such-run --seed 3": WITH_PYTORCH,
     "evaluate --help": WITH_PYTORCH,
     "evaluate no-such-run": WITH_PYTORCH,
     "analyze --help": WITH_PYTORCH,

@@ -397,7 +397,8 @@ def test_outcomes_of_an_epoch_are_missing(run, cli):
         ("--runtime serial,", "--runtime 'serial,': give auto or serial or layer_parallel"),
         ("--stages 0", "--stages 0: give at least 1"),
         ("--checkpoint", "--checkpoint: give last, best or a file"),
-        ("--epochs 3", "--resume contradicts --epochs"),
+        ("--seed 3", "--resume contradicts --seed"),
+        ("--epochs 1000", "depends on the number of epochs"),
     ],
 )
 def test_a_wrong_option_does_not_blame_the_run(options, says, run, cli):

@@ -18,7 +18,7 @@ from layerwise.report.console import output
 def main(arguments: list[str]) -> None:
     """List what can be chosen by name: `layerwise list [KIND]`."""
     what: dict[str, Callable[[], dict[str, str]]] = {
-        **{kind: partial(things, kind) for kind in KINDS},
+        **{kind: partial(things, kind) for kind in (*KINDS, "criterion")},
         "data": lambda: dict.fromkeys(data_sets(), ""),
         "recipe": recipes,
     }

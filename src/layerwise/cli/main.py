@@ -23,6 +23,7 @@ from layerwise.errors import (
 # Command -> module of its `main`; imported when it runs, as some of them take seconds to import.
 COMMANDS = {
     "train": "train",
+    "sweep": "sweep",
     "evaluate": "evaluate",
     "compare": "compare",
     "analyze": "analyze",
@@ -39,6 +40,7 @@ usage: layerwise COMMAND [options]
 {layerwise.__doc__}
 commands:
   train      train a network with a learning rule; makes a run folder
+  sweep      search options of a training, with the same trials for every rule
   evaluate   measure every exit of a run on its test data
   compare    compare runs: a table and curves
   analyze    analyze what networks have learned, block by block: probes, CKA, alignment, ...

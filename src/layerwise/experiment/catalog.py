@@ -11,7 +11,7 @@ import functools
 import inspect
 from importlib import resources
 
-from layerwise.experiment.kinds import KINDS
+from layerwise.experiment.kinds import CRITERIA, KINDS
 
 Definition = ast.ClassDef | ast.FunctionDef
 SOURCE = resources.files("layerwise")
@@ -19,6 +19,8 @@ SOURCE = resources.files("layerwise")
 
 def things(kind: str) -> dict[str, str]:
     """The names of a kind, each with the first paragraph of its docstring as one line."""
+    if kind == "criterion":
+        return dict(sorted(CRITERIA.items()))
     wanted = KINDS[kind]
     module = _module(wanted.module)
     found = {}

@@ -98,6 +98,11 @@ def fit(
         raise InputError(f"fit(rule={shortened(rule)}): give a learning rule, lw.rules.DGL(...)")
     if train is None:
         raise InputError("fit(train=None): give batches of (inputs, labels), such as a DataLoader")
+    if not isinstance(schedule, Schedule) and not callable(schedule):
+        raise InputError(
+            f"fit(schedule={shortened(schedule)}): give one of layerwise, such as "
+            "trainer.optim.Cosine(warmup=1), or a function of an optimizer"
+        )
     if not isinstance(schedule, Schedule):
         schedule = OfScheduler(schedule)
     if not isinstance(observers, Sequence) or not all(isinstance(o, Observer) for o in observers):

@@ -34,3 +34,16 @@ KINDS = {
     "optimizer": Kind("trainer.optim", "Optimizer"),
     "schedule": Kind("trainer.optim", "Schedule"),
 }
+
+# Losses of class scores and labels: the default one, and those of torch.nn.
+CRITERIA = {
+    "cross_entropy": "Cross-entropy of classes, or of their probabilities, in nats.",
+    "BCEWithLogitsLoss": "Binary cross-entropy of several classes at once; labels 0 or 1.",
+    "CrossEntropyLoss": "PyTorch's cross-entropy, with its options.",
+    "HuberLoss": "Squares of small differences, absolute values of large ones.",
+    "L1Loss": "Mean absolute difference from labels that are real numbers.",
+    "MSELoss": "Mean square of differences from labels that are real numbers.",
+    "MultiMarginLoss": "Hinge loss of classes.",
+    "SmoothL1Loss": "HuberLoss divided by its width.",
+    "SoftMarginLoss": "Logistic loss of several classes at once; labels -1 or 1.",
+}

@@ -53,25 +53,18 @@ NESTED: dict[type, str] = {
     Projector: "projector",
     Objective: "objective",
 }
-# Losses of torch.nn that read class scores and labels.
-CRITERIA = (
-    "MSELoss",
-    "L1Loss",
-    "SmoothL1Loss",
-    "HuberLoss",
-    "BCEWithLogitsLoss",
-    "CrossEntropyLoss",
-    "MultiLabelMarginLoss",
-    "MultiLabelSoftMarginLoss",
-    "MultiMarginLoss",
-    "SoftMarginLoss",
-)
+
+
+def _criterion(name: str, about: str) -> Callable[..., Any]:
+    found = cross_entropy if name == "cross_entropy" else getattr(nn, name)
+    recipe = own.criterion(found, ("label_smoothing",) if found is cross_entropy else ())
+    recipe.__doc__ = about
+    return recipe
+
+
 KINDS: dict[str, dict[str, Callable[..., Any]]] = {
     **{name: _things(kind) for name, kind in kinds.KINDS.items()},
-    "criterion": {
-        "cross_entropy": own.criterion(cross_entropy, leave_out=("label_smoothing",)),
-        **{name: own.criterion(getattr(nn, name)) for name in CRITERIA},
-    },
+    "criterion": {name: _criterion(name, about) for name, about in kinds.CRITERIA.items()},
 }
 
 # The classes from which code of your own derives; networks may be any function.

@@ -147,12 +147,12 @@ def evaluate(
             for i, logits in several.items():
                 if i not in losses:
                     losses[i] = MeanMetric().to(fabric.device)
-                loss = criterion(logits.float(), y)
-                if y.is_floating_point() and not is_cross_entropy(criterion):
-                    losses[i].update(loss, weight=len(y))
+                real = y.is_floating_point() and not is_cross_entropy(criterion)
+                predicted, true = (logits, y) if real else _counted(logits.float(), y)
+                weight = len(y) if real else true.numel()
+                losses[i].update(criterion(logits.float(), y), weight=weight)
+                if real:
                     continue
-                predicted, true = _counted(logits.float(), y)
-                losses[i].update(loss, weight=true.numel())
                 if i not in metrics:
                     metrics[i] = _metrics(num_classes).to(fabric.device)
                 metrics[i].update(predicted, true)
