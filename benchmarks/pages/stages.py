@@ -65,7 +65,8 @@ def _race(result: dict[str, Any]) -> str:
         + f"\n\n`layerwise plan` predicts {predicted:.1f} {result['unit']}/s for two stages. "
         f"Ratios are medians of {len(ours)} rounds (lowest to highest); memory is the peak "
         "resident set of the largest process, Python and torch included; parameters: of each "
-        "process. The last stage of the library's own keeps the others' as well, because it writes files."
+        "process. The last stage of the library's own keeps the others' as well, because it writes "
+        "files."
     )
 
 
