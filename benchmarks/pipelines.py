@@ -36,7 +36,7 @@ from layerwise.runs.provenance import provenance
 from layerwise.runs.run import Run
 
 RESULTS = Path(__file__).parent / "results"
-SEEDS = (0, 1)
+SEEDS = [0, 1]
 NETWORK = "--model.kernel_size 3 --model.hidden 64 --pictures 0 --precision 32 --batch_size 128"
 PRETRAIN, TUNE = "--optimizer.lr 0.003", "--optimizer.lr 0.005"
 GREY = (
@@ -62,14 +62,16 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=Path, default=Path("experiments/pipelines"))
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="of labels, distill")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     given = parser.parse_args()
-    WIDTHS[:] = given.widths
+    WIDTHS[:], SEEDS[:] = given.widths, given.seeds
     for part in given.parts or PARTS:
         rows = PARTS[part](given.runs)
         out = RESULTS / f"pipelines-{part}.json"
         command = f"python benchmarks/pipelines.py {part}"
         if part in ("labels", "distill"):
             command += f" --widths {' '.join(map(str, WIDTHS))}"
+        command += f" --seeds {' '.join(map(str, SEEDS))}"
         content = {"benchmark": "pipelines", **provenance(), "command": command, "rows": rows}
         out.write_text(json.dumps(content, indent=1) + "\n")
         print(out, flush=True)
