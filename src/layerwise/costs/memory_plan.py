@@ -98,9 +98,8 @@ class MemoryPlan:
             )
         yield table
         yield (
-            "predicted: bytes from a step that computes nothing, time from a few samples; over backpropagation's on the whole "
-            "batch; step: activations, gradients and optimizer state; whole: parameters and the "
-            "batch too"
+            "time: over backpropagation's on the whole batch, predicted from a few samples; step: "
+            "activations, gradients and optimizer state; whole: parameters and the batch too"
         )
 
 
@@ -135,7 +134,7 @@ def plan(
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
     and holds nothing; kernels that differ between devices (attention) make them inexact. Seconds
     come from steps on 2 and on up to 8 of the samples, as n (a + c b) for n micro-batches of b. A
-    network that does not run on the meta device makes its step on the samples, and bytes are scaled.
+    network that does not run on the meta device makes its step on the samples; bytes are scaled.
 
     Args:
         model: the network; it is left unchanged.
