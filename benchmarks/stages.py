@@ -46,6 +46,7 @@ from torch.nn.parallel import DistributedDataParallel
 import layerwise as lw
 from layerwise import models
 from layerwise.blocks.balance import partition
+from layerwise.costs.pipelines import DELAYED, pipelined
 from layerwise.costs.stages import Plan
 from layerwise.runs.provenance import provenance
 from layerwise.runtime import LayerParallel, StepOptions
@@ -392,6 +393,25 @@ def backprop_seconds(network: Network) -> list[float]:
     return [statistics.median(of_layer) for of_layer in zip(*rounds[1:], strict=True)]
 
 
+def simulated(
+    network: Network, contenders: list[Contender], plans: dict[int, Plan]
+) -> dict[str, float]:
+    """Samples per second that the simulation of `layerwise plan` gives for two processes."""
+    layers = [MICROBATCHES * s for s in backprop_seconds(network)]
+    found = {}
+    for contender in contenders:
+        if contender.processes != 2 or contender.channels_last:
+            continue
+        if contender.kind == "local":
+            found[contender.name] = plans[2].images_per_s
+        elif contender.kind in ("pipeline", "delayed"):
+            schedule = contender.options[0] if contender.options else DELAYED
+            micro = MICROBATCHES if contender.options else 1
+            one = pipelined(schedule, layers, [0.0] * len(layers), 2, micro)
+            found[contender.name] = network.batch / one.seconds
+    return found
+
+
 def plan_cuts(network: Network) -> tuple[dict[str, Any], dict[int, Plan]]:
     """Where each contender divides the network, by times measured here with one thread."""
     torch.set_num_threads(1)
@@ -541,7 +561,8 @@ def main() -> None:
         result = {**about, "networks": over_link(given.rounds, given.steps)}
     else:
         network = NETWORKS[given.what]
-        rows, plans = race(given.what, contenders_of(given.what), given.rounds, given.steps)
+        contenders = contenders_of(given.what)
+        rows, plans = race(given.what, contenders, given.rounds, given.steps)
         result = {
             **about,
             "unit": network.unit,
@@ -551,6 +572,7 @@ def main() -> None:
             "microbatches": MICROBATCHES,
             "steps": given.steps,
             "contenders": rows,
+            "simulated_per_second": simulated(network, contenders, plans),
             "predicted_per_second": {n: plan.images_per_s for n, plan in plans.items()},
             "stage_seconds": {n: [s.seconds for s in p.stages] for n, p in plans.items()},
         }

@@ -213,6 +213,11 @@ def _waits(rule: type[Rule]) -> str:
             "This removes the update lock and the backward lock: a block learns as soon as it has "
             "its input. Blocks can train in several processes (`--stages`)."
         )
+    elif rule is rules.DelayedGradient:
+        sentences.append(
+            "The backward lock is loosened: blocks train in several processes (`--stages`), each a "
+            "step late."
+        )
     elif Needs.BACKWARD in needs:
         sentences.append(
             "The backward lock stays, so blocks cannot train in several processes (`--replicas` "

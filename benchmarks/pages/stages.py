@@ -50,13 +50,13 @@ def _race(result: dict[str, Any]) -> str:
         f"{result['blocks']}, heads {result['heads']}; pipelines with {result['microbatches']} "
         "microbatches:\n",
         f"| | {result['unit']}/s | two stages are faster by | memory of a process, MB "
-        "| its parameters, MB |",
-        "|---|--:|--:|--:|--:|",
+        "| its parameters, MB | simulated |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     lines += [
         f"| {row['name']} | {statistics.median(row['per_second']):.1f} "
         f"| {ratio(ours, row['per_second'])} | {_megabytes(row['rss_bytes'])} "
-        f"| {_each(row.get('parameter_bytes', []))} |"
+        f"| {_each(row.get('parameter_bytes', []))} | {_simulated(result, row['name'])} |"
         for row in result["contenders"]
     ]
     predicted = result["predicted_per_second"]["2"]
@@ -66,12 +66,17 @@ def _race(result: dict[str, Any]) -> str:
         f"Ratios are medians of {len(ours)} rounds (lowest to highest); memory is the peak "
         "resident set of the largest process, Python and torch included; parameters: of each "
         "process. The last stage of the library's own keeps the others' as well, because it writes "
-        "files."
+        "files. Simulated: from the times of single layers, as `layerwise plan` does."
     )
 
 
 def _megabytes(processes: list[int]) -> str:
     return f"{max(processes) / 1e6:.0f}" if processes else "-"
+
+
+def _simulated(result: dict[str, Any], name: str) -> str:
+    found = result.get("simulated_per_second", {}).get(name)
+    return "" if found is None else f"{found:.1f}"
 
 
 def _each(processes: list[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from layerwise.costs import Measured, StepTable
 from layerwise.costs import markdown as step_table
-from pages.files import RESULTS, ROOT, commands, results
+from pages.files import RESULTS, ROOT, commands, result, results
 from pages.spread import ratio
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -29,9 +29,31 @@ def sections() -> list[str]:
         step_table(paths),
         *([PICTURES_NOTE, *pictures] if pictures else []),
         commands(sorted(made_by)),
+        *_predictions(),
         "## Compared with biotorch\n",
         _peers(peers),
     ]
+
+
+def _predictions() -> list[str]:
+    """What `layerwise plan --memory` predicts for these steps."""
+    if not (RESULTS / "plan.json").exists():
+        return []
+    found = result("plan")
+    lines = [
+        "## Predictions of what fits\n",
+        "`layerwise plan --memory` predicts each step's bytes from a step that computes nothing, "
+        "and its time from a few samples.\n",
+        "| network | | bytes: predicted / measured | time: predicted | measured |",
+        "|---|---|--:|--:|--:|",
+    ]
+    lines += [
+        f"| {row['network']} | {row['way']} "
+        f"| {row['predicted_bytes'] / row['measured_bytes']:.2f} "
+        f"| {row['predicted_time']:.2f} | {row['measured_time']:.2f} |"
+        for row in found["rows"]
+    ]
+    return ["\n".join(lines) + "\n", commands([found["command"]])]
 
 
 def _peers(tables: list[StepTable]) -> str:

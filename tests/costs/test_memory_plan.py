@@ -34,9 +34,9 @@ def test_bytes() -> None:
             bytes_of(bad)
 
 
+@pytest.mark.slow
 def test_predictions_are_what_is_measured() -> None:
-    """64 samples are planned from at most 16: bytes within 5 %, and everything that is said to fit
-    does."""
+    """64 samples are planned from 16: bytes within 1 %, and everything that is said to fit does."""
     torch.manual_seed(0)
     model = models.vgg8b(width=0.125, shape=(3, 16, 16))
     x, y = torch.randn(64, 3, 16, 16), torch.randint(10, (64,))
@@ -45,7 +45,7 @@ def test_predictions_are_what_is_measured() -> None:
         return rules.DGL(blocks, head=heads.Linear())
 
     def sgd(parameters: list) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameters, 0.0, 0.9, fused=True)
+        return torch.optim.SGD(parameters, 0.0, 0.9)
 
     plan = lw.plan(
         model, x[:16], y[:16], memory="5MB", batch_size=64, rule=make, blocks=(4,), optimizer=sgd
@@ -62,7 +62,7 @@ def test_predictions_are_what_is_measured() -> None:
         step = Step(replace(contender, micro=fit.micro), x, y, sgd)
         step()
         measured = live_bytes(step).peak().bytes
-        assert fit.step_bytes == pytest.approx(measured, rel=0.05), fit.name
+        assert fit.step_bytes == pytest.approx(measured, rel=0.01), fit.name
         assert fit.fits == (fit.whole_bytes <= plan.memory)
 
 

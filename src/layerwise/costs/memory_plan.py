@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,18 +16,20 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 from layerwise.blocks import cut
 from layerwise.costs.measure import Contender, Step, live_bytes, timed
 from layerwise.costs.ways import LOCAL, MakeRule, Way
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, first_rows, leading
+from layerwise.inputs import Inputs, first_rows, leading, plain
 from layerwise.rules import DGL
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
 ROUNDS = 3
+MOST = 8  # powers of two that are tried as numbers of micro-batches
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -34,7 +37,7 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 @dataclass(frozen=True)
 class Fit:
-    """One way to make a training step, as predicted from steps of a few samples.
+    """One way to make a training step, as predicted.
 
     Attributes:
         name: of the way, as in `layerwise bench step`.
@@ -95,9 +98,8 @@ class MemoryPlan:
             )
         yield table
         yield (
-            "predicted from steps of a few samples; time: over backpropagation's on the whole "
-            "batch; step: activations, gradients and optimizer state; whole: parameters and the "
-            "batch too"
+            "time: over backpropagation's on the whole batch, predicted from a few samples; step: "
+            "activations, gradients and optimizer state; whole: parameters and the batch too"
         )
 
 
@@ -128,9 +130,11 @@ def plan(
 
     Tried are backpropagation with micro-batches, activation checkpointing, both, and the
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
-    for each block and micro-batches. Each makes a few steps on up to 16 of the samples. Bytes and
-    seconds of a step on n micro-batches of b samples are fitted by a + c b + d n b (bytes) and
-    n (a + c b) (seconds). Of each way the smallest number of micro-batches is given that fits.
+    for each block and micro-batches. Of each way the smallest number of micro-batches is given that
+    fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
+    and holds nothing; kernels that differ between devices (attention) make them inexact. Seconds
+    come from steps on 2 and on up to 8 of the samples, as n (a + c b) for n micro-batches of b. A
+    network that does not run on the meta device makes its step on the samples; bytes are scaled.
 
     Args:
         model: the network; it is left unchanged.
@@ -152,7 +156,7 @@ def plan(
             "batch size of at least 1"
         )
     x = leading(inputs)
-    sgd: MakeOptimizer = lambda p: torch.optim.SGD(p, 0.0, 0.9, fused=True)  # noqa: E731
+    sgd: MakeOptimizer = lambda p: torch.optim.SGD(p, 0.0, 0.9)  # noqa: E731
     made = optimizer or sgd
     size = batch_size or rows
     batch_bytes = size * (_bytes(x) // len(x) + _bytes(labels) // rows)
@@ -160,16 +164,17 @@ def plan(
     found: list[Fit] = []
     whole_s = 0.0
     for way, contender in _tried(model, inputs, labels, rule, blocks):
-        model_of = _Model.of(contender, inputs, labels, made)
-        whole_s = whole_s or model_of.seconds(1, size)
+        seconds = Seconds.of(contender, inputs, labels, made)
+        whole_s = whole_s or seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
-        counts = [2**i for i in range(size.bit_length())] if model_of.several else [1]
+        several = contender.when == "end" or way.family == LOCAL
+        counts = [2**i for i in range(size.bit_length())][: MOST if several else 1]
         step = whole = 0
         n = 1
         for n in counts:
-            step = model_of.bytes(n, -(-size // n))
+            step = step_bytes(contender, inputs, labels, made, n, size)
             whole = step + held + batch_bytes
-            if whole <= limit or n == counts[-1]:
+            if whole <= limit:
                 break
         found.append(
             Fit(
@@ -179,7 +184,7 @@ def plan(
                 micro=n,
                 step_bytes=step,
                 whole_bytes=whole,
-                time=model_of.seconds(n, -(-size // n)) / whole_s,
+                time=seconds(n, -(-size // n)) / whole_s,
                 fits=whole <= limit,
                 accuracy=accuracy_of(way, type(contender.rule).__name__, n, norms),
             )
@@ -239,63 +244,58 @@ def _tried(
         )
 
 
+def step_bytes(
+    contender: Contender,
+    inputs: Inputs,
+    labels: Tensor,
+    optimizer: MakeOptimizer,
+    micro: int,
+    size: int,
+) -> int:
+    """The most bytes alive in a step on `size` samples."""
+    if contender.family != LOCAL and micro > 2:
+        # Micro-batches are parts of the batch, and after the second nothing more is kept.
+        size, micro = 2 * -(-size // micro), 2
+    rows = len(labels)
+    given: Inputs = pytree.tree_map_only(Tensor, lambda t: _meta(t, size), plain(inputs))
+    try:
+        rule = copy.deepcopy(contender.rule).to("meta")
+        on_meta = replace(contender, rule=rule, micro=micro)
+        step = Step(on_meta, given, _meta(labels, size), optimizer)
+        step()  # optimizer state exists
+        return live_bytes(step).peak().bytes
+    except Exception:  # something reads values
+        step = Step(replace(contender, micro=min(micro, rows // 2)), inputs, labels, optimizer)
+        step()
+        return live_bytes(step).peak().bytes * size // rows
+
+
+def _meta(tensor: Tensor, rows: int) -> Tensor:
+    return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device="meta")
+
+
 @dataclass(frozen=True)
-class _Model:
-    """Bytes and seconds of one way's step on n micro-batches of b samples.
+class Seconds:
+    """Seconds of a step on n micro-batches of b samples, n (fixed + b of_sample)."""
 
-    Attributes:
-        one: bytes of one micro-batch, a + c b.
-        more: bytes of several, a + c b + d n b.
-        second: seconds of a micro-batch, a + c b.
-        several: whether the way can have several micro-batches.
-    """
-
-    one: tuple[float, float]
-    more: tuple[float, float, float]
-    second: tuple[float, float]
-    several: bool
+    fixed: float
+    of_sample: float
 
     @classmethod
     def of(
         cls, contender: Contender, inputs: Inputs, labels: Tensor, optimizer: MakeOptimizer
-    ) -> _Model:
-        rows = len(labels)
-        few, many = 2, min(rows // 2, 8)
-        several = contender.when == "end" or contender.family == LOCAL
-
-        def step(n: int, b: int) -> Step:
-            return Step(
-                replace(contender, micro=n), first_rows(inputs, n * b), labels[: n * b], optimizer
-            )
-
-        def peak(n: int, b: int) -> int:
-            made = step(n, b)
-            made()  # optimizer state exists
-            return live_bytes(made).peak().bytes
-
-        low, high = peak(1, few), peak(1, many)
-        slope = (high - low) / (many - few)
-        one = low - slope * few, slope
-        more = 0.0, 0.0, 0.0
-        if several:
-            a, b, c = peak(2, few), peak(2, many), peak(4, few)
-            stored = max(0.0, (c - a) / (2 * few))  # the inputs of one block on all micro-batches
-            per_row = max(0.0, (b - a) / (many - few) - 2 * stored)
-            more = a - (per_row + 2 * stored) * few, per_row, stored
+    ) -> Seconds:
+        few, many = 2, min(len(labels), 8)
         times = []
-        for b in (few, many):
-            made = step(1, b)
-            timed(made)
-            times.append(min(timed(made).wall_s for _ in range(ROUNDS)))  # the least disturbed
-        slope_s = max(0.0, (times[1] - times[0]) / (many - few))
-        return cls(one, more, (times[0] - slope_s * few, slope_s), several)
+        for rows in (few, many):
+            step = Step(contender, first_rows(inputs, rows), labels[:rows], optimizer)
+            timed(step)
+            times.append(min(timed(step).wall_s for _ in range(ROUNDS)))  # the least disturbed
+        of_sample = max(0.0, (times[1] - times[0]) / (many - few))
+        return cls(max(0.0, times[0] - of_sample * few), of_sample)
 
-    def bytes(self, n: int, b: int) -> int:
-        a, c, d = (*self.one, 0.0) if n == 1 else self.more
-        return round(a + c * b + d * n * b)
-
-    def seconds(self, n: int, b: int) -> float:
-        return n * (self.second[0] + self.second[1] * b)
+    def __call__(self, n: int, b: int) -> float:
+        return n * (self.fixed + self.of_sample * b)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -139,7 +139,7 @@ class Plan:
         rounds: int = 3,
         seconds: list[float] | None = None,
     ) -> Plan:
-        """Measure a rule on a batch, unless the `seconds` of its blocks are given."""
+        """Measure a rule on a batch, unless its blocks' `seconds` are given; divide its blocks."""
         seconds = block_seconds(rule, x, y, rounds) if seconds is None else seconds
         starts = stage_starts(seconds, stages)
         ends = [*starts[1:], len(seconds)]

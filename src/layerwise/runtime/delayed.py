@@ -33,7 +33,8 @@ class DelayedStage:
 
     With S stages, delay d and r the number of the stage, batch t goes back in call
     t + min(d, S-1-r), in which its gradient has arrived if all stages are equally fast; what is
-    left of the delay, its gradients wait. So all stages run batch t forward after the same steps.
+    left of the delay, its gradients wait. All stages therefore run batch t forward after the same
+    steps.
 
     Args:
         rule: the rule.
