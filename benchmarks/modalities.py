@@ -198,7 +198,7 @@ def clicks(fields: int = 8, categories: int = 40, size: int = 4) -> Task:
 
         return float(roc_auc_score(target.numpy(), (out[:, 1] - out[:, 0]).numpy()))
 
-    return Task(x, y, *parts, network, cross_entropy, area, 600, 512)
+    return Task(x, y, *parts, network, cross_entropy, area, 600, 256)
 
 
 class Convolve(nn.Module):
@@ -213,17 +213,17 @@ class Convolve(nn.Module):
         return self.linear(self.adjacency @ h)
 
 
-def graph(nodes: int = 1_000, communities: int = 5, features: int = 32) -> Task:
+def graph(nodes: int = 600, communities: int = 5, features: int = 32) -> Task:
     """A stochastic block model: edges within communities are more likely; features are noisy."""
     torch.manual_seed(0)
     y = torch.randint(communities, (nodes,))
-    likely = torch.where(y[:, None] == y, 0.03, 0.006)
+    likely = torch.where(y[:, None] == y, 0.05, 0.01)
     upper = torch.bernoulli(likely).triu(1)
     adjacency = upper + upper.T + torch.eye(nodes)
     scale = adjacency.sum(1).rsqrt()
     adjacency = scale[:, None] * adjacency * scale
     x = torch.randn(communities, features)[y] + 3 * torch.randn(nodes, features)
-    parts = _divided(nodes, 50, 150, 800)
+    parts = _divided(nodes, 50, 100, 450)
 
     def network() -> list[nn.Module]:
         sizes = [features, 32, 32, 32]
@@ -234,7 +234,7 @@ def graph(nodes: int = 1_000, communities: int = 5, features: int = 32) -> Task:
     def accuracy(out: Tensor, target: Tensor) -> float:
         return (out.argmax(1) == target).float().mean().item()
 
-    return Task(x, y, *parts, network, cross_entropy, accuracy, 200, None)
+    return Task(x, y, *parts, network, cross_entropy, accuracy, 100, None)
 
 
 TASKS: dict[str, Callable[[], Task]] = {"view": view, "clicks": clicks, "graph": graph}

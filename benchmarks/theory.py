@@ -226,9 +226,9 @@ def cantor(runs: Path) -> list[dict[str, Any]]:
     for fine in FINE:
         options = f"--data.name cantor:dimension=2,fine={fine}"
         kinds = {
-            "layer by layer": "--epochs 36",
-            "end to end": "--rule Backprop --epochs 16",
-            "one layer": "--rule Backprop --epochs 16 --model.layers 1 --model.width 100 "
+            "layer by layer": "--epochs 40",
+            "end to end": "--rule Backprop --epochs 20",
+            "one layer": "--rule Backprop --epochs 20 --model.layers 1 --model.width 100 "
             "--at [classifier]",
         }
         made = [
