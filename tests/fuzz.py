@@ -85,7 +85,7 @@ COMMANDS = (
 )
 # With large numbers, which are allowed, these take long.
 LONG = {"batch_size", "epochs", "rounds", "seconds", "warmup", "microbatches", "shape", "channels"}
-SLOW_MODELS = ("resnet110", "torchvision", "timm")
+SLOW_MODELS = ("resnet110", "torchvision", "timm", "transformers")
 NUMBERS = (
     *(0, 1, 2, 3, 5, 8, -1, -7, 1000, 2**20, 2**31, 2**63, 10**30, 10**5000),
     *(0.0, 0.5, 1.0, 1.5, -0.5, 1e-30, 1e30, 1e308, math.nan, math.inf, -math.inf),
@@ -416,9 +416,9 @@ class Fuzz:
         shape = draw.choice([(1, 8, 8), (3, 32, 32), (2, 9, 7), (16,), (0, 8, 8), (1, 1, 1), (3,)])
         classes = draw.choice([5, 5, 5, 2, 1, 0, -1])
         options.pop("arch", None)
-        if options["name"] in ("timm", "torchvision"):
+        if options["name"] in ("timm", "torchvision", "transformers"):
             options["arch"] = draw.choice(["resnet18", "nosuch", "", 3])
-        slow = options["name"] in ("resnet110", "torchvision", "timm")
+        slow = options["name"] in SLOW_MODELS
 
         def run() -> str:
             def step() -> None:

@@ -253,7 +253,11 @@ def test_vit_sizes(options: dict[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in models.__all__ if n not in ("gate_tree", "gpt", "lstm", "timm", "torchvision")],
+    [
+        n
+        for n in models.__all__
+        if n not in ("gate_tree", "gpt", "lstm", "timm", "torchvision", "transformers")
+    ],
 )
 def test_every_network_is_a_chain_of_blocks(name: str) -> None:
     """Each module of the chain is a block, and the last gives class scores."""
