@@ -126,7 +126,7 @@ def compare_steps(
         title=title or type(network).__name__,
         batch=tuple(x.shape),
         setting={
-            "dtype": str(x.dtype).removeprefix("torch."),
+            "dtype": str(next(network.parameters(), x).dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
             "balance": balance,
             "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)"
