@@ -50,8 +50,8 @@ class LayerParallel:
     then calls the same methods in the same order. Rank r owns blocks starts[r] to starts[r+1] - 1:
     it receives their input, calls the rule's own `local_step`, and sends `Done.out` and
     `Done.carry` on, without waiting for the stages after it. `Done.back` goes to the stage before.
-    Labels do not travel: every rank reads them from the same data. Under `DelayedGradient` gradients
-    travel back (`delayed.py`).
+    Labels do not travel: every rank reads them from the same data. Under `DelayedGradient`,
+    gradients travel back (`delayed.py`).
 
     Without `replay` every block gets the gradient of the serial loop for the same batches in the
     same order, bit for bit: no block needs anything from the blocks after it, and each has made the
