@@ -189,8 +189,6 @@ def _targets(make: Callable[..., targets.TargetRule], blocks: Blocks) -> Rule:
 # The ways of making a rule that the contract is checked for, under the rule's name. A rule that is
 # not here is made with its defaults (`made`).
 WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
-    # With a delay the first step has no gradients; tests/rules/test_delayed_gradient.py has those.
-    "DelayedGradient": {"delayed_gradient": lambda b: rules.DelayedGradient(b, delay=0)},
     "AugLocal": {"aug_local": lambda blocks: rules.AugLocal(blocks, depth=2)},
     "Backprop": {
         "backprop": rules.Backprop,
@@ -319,6 +317,8 @@ def made(rule: type[Rule], blocks: Blocks, criterion: Criterion = cross_entropy)
         options["objectives"] = objectives.Classify(SMALL_HEAD, criterion)
     if "head" in takes:
         options["head"] = SMALL_HEAD
+    if "delay" in takes:  # otherwise the first step has no gradients
+        options["delay"] = 0
     return rule(blocks, **options)
 
 

@@ -128,7 +128,7 @@ def compare_steps(
         title=title or type(network).__name__,
         batch=tuple(first.shape),
         setting={
-            "dtype": str(first.dtype).removeprefix("torch."),
+            "dtype": str(next(network.parameters(), first).dtype).removeprefix("torch."),
             "memory_format": "channels_last" if channels_last else "contiguous",
             "balance": balance,
             "optimizer": f"SGD(lr={lr}, momentum={momentum}, fused=True)"

@@ -50,7 +50,8 @@ class LayerParallel:
     then calls the same methods in the same order. Rank r owns blocks starts[r] to starts[r+1] - 1:
     it receives their input, calls the rule's own `local_step`, and sends `Done.out` and
     `Done.carry` on, without waiting for the stages after it. `Done.back` goes to the stage before.
-    Labels do not travel: every rank reads them from the same data.
+    Labels do not travel: every rank reads them from the same data. Under `DelayedGradient`,
+    gradients travel back (`delayed.py`).
 
     Without `replay` every block gets the gradient of the serial loop for the same batches in the
     same order, bit for bit: no block needs anything from the blocks after it, and each has made the
@@ -277,7 +278,8 @@ def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
         needs = " and ".join(need.name or "" for need in Needs if need in rule.needs).lower()
         raise InputError(
             f"--runtime layer_parallel: {type(rule).__name__} needs {needs} information; only a "
-            "rule that needs no more than forward information trains layers in parallel: DGL"
+            "rule that needs no more than forward information trains layers in parallel: DGL; or "
+            "backpropagation a step late: DelayedGradient"
         )
     if Needs.NEXT in rule.needs and replay:
         raise InputError(
