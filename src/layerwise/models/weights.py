@@ -33,7 +33,8 @@ def take(
     Raises:
         InputError: nothing in it fits; with `whole`, not everything does.
     """
-    own, prefix = network.state_dict(), str(getattr(network, "base_model_prefix", ""))
+    own = {name: t for name, t in network.state_dict().items() if ".lora_" not in name}
+    prefix = str(getattr(network, "base_model_prefix", ""))
     taken: dict[str, Tensor] = {}
     for name, tensor in own.items():
         there = (found.get(other) for other in _names(name, prefix))
