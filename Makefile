@@ -56,7 +56,7 @@ $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
 	$(PYTHON_LOWEST) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(LOWEST)/bin/python -m pip install --quiet --only-binary :all: --no-compile \
-		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard]' \
+		--constraint constraints-lowest.txt --editable '.[hub,timm,transformers,tensorboard,peft,sweep]' \
 		pytest pytest-xdist hypothesis
 	@touch $@
 

@@ -185,7 +185,7 @@ OTHERS = [
     ("compare missing", "run missing: is not a folder"),
     ("compare . --out", "--out: give"),
     ("bench stp", "did you mean 'step'"),
-    ("bench step --shape 3", "give C, H and W"),
+    ("bench step --shape 3", "vgg8b(shape=(3,)): give the shape of an image, (C, H, W)"),
     ("bench step --threads 0", "--threads 0"),
     *(
         (f"{command} --out {name}", says)

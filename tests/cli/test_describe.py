@@ -120,7 +120,7 @@ def test_the_model_as_an_option_too(cli):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("", "no model given; give one, as in `layerwise describe vgg11c`; there is: basic_cnn"),
+        ("", "no model given; give one, as in `layerwise describe vgg11c`; there is: airbench"),
         ("basic_cn", "did you mean 'basic_cnn'"),
         ("basic_cnn mlp", "got basic_cnn and mlp; give one"),
         ("basic_cnn --model mlp", "got basic_cnn and --model mlp; give one"),

@@ -50,7 +50,7 @@ def test_a_page(trained, cli) -> None:
     page = Path("out/comparison-1/report.html").read_text()
     row = Run.open("runs/dgl").metrics()[-1]
     assert f"dgl, epoch 2: {100 * row['test_accuracy']:.4g}" in page
-    assert f"block 0, epoch 2: {100 * row['test_accuracy_block0']:.4g}" in page
+    assert f"0 fc1, epoch 2: {100 * row['test_accuracy_block0']:.4g}" in page
     assert re.search("<td>optimizer.lr</td><td>0.1</td><td>0.05</td>", page)
     assert "<td>epochs</td>" in page
     differing = page[page.index("Options that differ") :]

@@ -21,7 +21,6 @@ from layerwise.errors import InputError, choices
 from layerwise.experiment.build import load_data, tuples
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
-from layerwise.report.step_picture import draw_steps
 from layerwise.runs.files import write_new
 from layerwise.runs.provenance import provenance
 from layerwise.trainer import device_for
@@ -89,6 +88,8 @@ def _step(arguments: list[str]) -> None:
     table = compare_steps(network.to(device), lambda blocks: rule(blocks=blocks), x, y, **options)
     output.print(table)
     if picture is not None:
+        from layerwise.report.step_picture import draw_steps
+
         draw_steps(table, picture)
     if out is not None:
         write_new(out, (json.dumps(table.as_dict(), indent=1) + "\n").encode(), "--out")

@@ -26,7 +26,6 @@ from layerwise.errors import InputError
 from layerwise.experiment.build import cut_network
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
-from layerwise.report.stage_picture import draw_speeds
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
 from layerwise.runs.files import write_new
@@ -133,6 +132,8 @@ def main(arguments: list[str]) -> None:
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     if picture is not None:
         title = f"{found['model']['name']}, batches of {batch}, link of {found['link']:g} Gb/s"
+        from layerwise.report.stage_picture import draw_speeds
+
         draw_speeds({n: _over(of, of_backprop) for n, of in speeds.items()}, title, picture)
     output.print(_table(plan, rule.blocks.names, found))
     output.print(_expected(plan), soft_wrap=True)
