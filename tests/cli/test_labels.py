@@ -29,13 +29,14 @@ def test_a_run_with_few_labels(trained, cli):
     assert cli(f"analyze {run} --questions probe --epochs 1").code == 0
 
 
-def test_a_student_of_a_run(trained, cli):
+@pytest.mark.parametrize("adapters", ["", "--lora 2"])
+def test_a_student_of_a_run(adapters, trained, cli):
     """With a learning rate of nearly zero the student stays the teacher that it starts from, and
     its loss is zero; the teacher has no part in the student's files."""
-    teacher = trained("teacher", "--rule Backprop")
+    teacher = trained(f"teacher{adapters[-1:]}", f"--rule Backprop {adapters}")
     run = trained(
-        "student",
-        f"{FEW} --blocks 1 --rule Greedy --rule.objectives Distill --rule.objectives.teacher "
+        f"student{adapters[-1:]}",
+        f"{FEW} {adapters} --blocks 1 --rule Greedy --rule.objectives Distill --rule.objectives.teacher "
         f"{teacher} --init {teacher} --optimizer.lr 1e-30 {PLAIN} --epochs 1",
         fresh=True,
     )

@@ -156,7 +156,10 @@ def test_a_criterion_with_real_labels(cli, no_pictures, monkeypatch):
     assert cli("compare r/a").code == 0
     table = Path("experiments/comparison-1/table.md").read_text()
     assert f"{rows[-1]['test_loss']:.3f}" in table
-    assert "labels that are real numbers" in cli("analyze r/a --questions probe --trust").err
+    for command in ("analyze r/a --questions probe", "labels r/a"):
+        result = cli(f"{command} --trust")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert "labels that are real numbers" in result.err
     assert cli("train --resume r/a --epochs 3 --trust").code == 0
     assert Run.open("r/a").metrics()[-1]["lr"] == 0.005
 
@@ -205,6 +208,10 @@ def test_a_config_does_not_import(cli, monkeypatch):
         (f"{REAL} --data.contiguous true", "mine.brightness has no such parameter"),
         ("--data mine.brightness", "give --criterion MSELoss, or BCEWithLogitsLoss"),
         ("--model mlp --criterion MSELoss", "of scores (3, 10) and torch.int64 labels (3,) it"),
+        (
+            "--model mlp --criterion CrossEntropyLoss --data.labels 0.1",
+            "of a batch whose labels are all missing (-100) it gives nan; give cross_entropy",
+        ),
         ("--criterion MSELos", "no such criterion; did you mean 'MSELoss'?"),
         ("--criterion mine.net", "--criterion mine.net: of scores"),
         (f"--schedule {LR}.StepLR", "missing 1 required positional argument: 'step_size'"),

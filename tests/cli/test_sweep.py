@@ -97,6 +97,8 @@ def test_trials_that_diverge(cli, no_pictures):
         ("--search.epochs 1..2 --resume r", "--resume: the same sweep command"),
         ("--search.epochs 1..2 --sampler grid", "--sampler grid: give tpe or random"),
         ("--epochs 2", "nothing is searched"),
+        ("--search.name a,b", "--search.name: no option of a training"),
+        ("--search.epochs 1..2 --data.validation 0", "a validation split chooses among trials"),
     ],
 )
 def test_what_cannot_be_searched(words, said, cli):
@@ -108,13 +110,6 @@ def test_what_cannot_be_searched(words, said, cli):
 
 def test_without_a_name(cli):
     assert "give --name NAME" in cli("sweep --search.epochs 1..2").err
-
-
-def test_without_validation(cli, no_pictures):
-    pytest.importorskip("optuna")
-    result = cli(f"{SWEEP.format('s')} 0.1..1 --trials 1 --data.validation 0")
-    assert result.code == 2
-    assert "has no validation split, which chooses among trials" in result.err
 
 
 def test_without_optuna(cli, monkeypatch):

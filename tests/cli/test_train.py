@@ -420,6 +420,7 @@ def test_seeds_that_cannot_be(options, said, cli):
 def test_seeds_of_another_experiment(cli, no_pictures):
     line = "train --model mlp --blocks 2 --epochs 1 --pictures 0 --runs r --name a --batch_size 200"
     assert cli(f"{line} --seed 0,1").code == 0
-    result = cli(f"{line} --seed 0,1 --optimizer.lr 0.01")
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert "it is there already, with optimizer" in result.err
+    for other in ("--optimizer.lr 0.01", "--data.labels 0.5"):
+        result = cli(f"{line} --seed 0,1 {other}")
+        assert (result.code, result.err.count("\n")) == (2, 1)
+        assert f"it is there already, with {other[2:6]}" in result.err

@@ -353,11 +353,13 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch():
     images = Images(pixels, torch.arange(40), 40)
     augment = Augment(flip="alternating", normalize="none")
 
-    def mirrored(epoch: int, part: tuple[int, int] = (0, 1)) -> dict[int, bool]:
-        loader = Loader(images, 8, augment=augment, train=True, seed=1, part=part)
+    def mirrored(
+        epoch: int, part: tuple[int, int] = (0, 1), views: int = 1, view: int = 0
+    ) -> dict[int, bool]:
+        loader = Loader(images, 8, augment=augment, train=True, seed=1, part=part, views=views)
         seen = {}
         for x, y in loader.epoch(epoch):
-            for image, label in zip(x, y, strict=True):
+            for image, label in zip(x.chunk(views)[view], y, strict=True):
                 seen[int(label)] = bool(image[0, 0, 0] > image[0, 0, 1])
         return seen
 
@@ -367,3 +369,5 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch():
     assert mirrored(2) == first
     assert mirrored(1) == mirrored(3) == {label: not flip for label, flip in first.items()}
     assert mirrored(1, (0, 2)) | mirrored(1, (1, 2)) == mirrored(1)
+    assert mirrored(1, views=2) == mirrored(1)  # the first view is that of a loader with one
+    assert mirrored(1, views=2, view=1) == first

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from layerwise.data import Images, load
+from layerwise.data.load import split
 from layerwise.data.splits import Parts, complete
 from layerwise.data.stratify import stratify
 from layerwise.errors import InputError
@@ -195,3 +196,15 @@ def test_without_the_unlabelled() -> None:
 def test_labels_that_cannot_be_hidden(name: str, options: dict, says: str) -> None:
     with pytest.raises(InputError, match=says):
         load(name, **options)
+
+
+def test_real_labels_cannot_be_missing() -> None:
+    """-100 would be learned as a number. Three of the ten images that have theirs are three."""
+    images = Images(torch.zeros(10, 4, 4, 1, dtype=torch.uint8), torch.randn(10, 1))
+    parts = Parts(images, images, images, ())
+    with pytest.raises(InputError, match="cannot be missing; also give unlabelled=False"):
+        split(parts, "own", labels=0.3)
+    few = split(parts, "own", labels=0.3, unlabelled=False).train
+    assert len(few) == 10
+    assert len(few.labels.unique()) == 3
+    assert torch.isin(few.labels, images.labels).all()

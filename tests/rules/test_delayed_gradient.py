@@ -16,7 +16,7 @@ from layerwise import Blocks, InputError, rules
 from layerwise.objectives.batch import nothing
 from layerwise.rules.delayed_gradient import correct_delay
 from layerwise.runs.released import is_released
-from layerwise.runtime import LayerParallel, Serial, StepOptions
+from layerwise.runtime import LayerParallel, Serial, StepOptions, check_rule
 
 STEPS = 5
 
@@ -91,6 +91,10 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
     assert w.grad.item() == 8
     with pytest.raises(InputError, match="delay=-1"):
         rules.DelayedGradient(rule.blocks, delay=-1)
+    with pytest.raises(InputError, match="no error to correct"):
+        rules.DelayedGradient(rule.blocks, delay=0, error_feedback=True)
+    with pytest.raises(InputError, match="with --replicas 1 and without --replay"):
+        check_rule(rule, 1, replicas=2)  # before a run folder is made
 
 
 def _rule(delay: int, accumulate: int) -> tuple[rules.DelayedGradient, list, int]:

@@ -45,7 +45,7 @@ commands:
   compare    compare runs: a table and curves
   analyze    analyze what networks have learned, block by block: probes, CKA, alignment, ...
   labels     measure how many labels runs need, by probes or by fine-tuning
-  plan       divide a network into stages, one per process, and estimate the speed
+  plan       find the ways to train within a memory, or divide a network into stages
   describe   describe the blocks of a network: shapes, receptive fields, costs
   bench      measure a step's time and memory against backpropagation, or the data path
   list       list rules, networks, heads, objectives, data sets and recipes

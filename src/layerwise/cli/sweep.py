@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from layerwise.experiment.search import Best, Space, Values
 
 SWEEP, TABLE = "sweep.yaml", "table.md"
+OF_ALL_TRIALS = {"", "checkpoint", "config", "name", "recipe", "resume", "runs"}
 ABOUT = """Search options of a training on the validation split, with the same trials for every
 rule. Every trial is a run in RUNS/NAME, which also keeps the search: the same command continues it,
 with more --trials too. All options of `layerwise train` are those of every trial."""
@@ -44,13 +45,15 @@ def main(arguments: list[str]) -> None:
     name, trials = last(rest, "name"), found["trials"]
     if name is None:
         raise InputError(
-            "sweep: give --name NAME, the folder of its runs; with it the search goes on"
+            "give --name NAME, the folder of its runs; with it the search goes on"
         )
     if not searched:
         raise InputError(
             "nothing is searched; give --search.OPTION, such as --search.optimizer.lr "
             "'1e-3..1 log', and --search.rule DGL,Backprop for several rules"
         )
+    if told := sorted(searched.keys() & OF_ALL_TRIALS):
+        raise InputError(f"--search.{told[0]}: no option of a training; leave it out")
     if trials < 1:
         raise InputError(f"--trials {trials}: give at least 1")
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
@@ -59,6 +62,10 @@ def main(arguments: list[str]) -> None:
     spaces = {option: Space.of(option, text) for option, text in searched.items()}
     rules, runs = _rules(rest, spaces)
     for config in rules.values():  # refused before a folder is made
+        if config({})["data"].get("validation") == 0:
+            raise InputError(
+                "--data.validation 0: a validation split chooses among trials; give a share above 0"
+            )
         for option, space in spaces.items():
             for value in space.ends:
                 made = config({option: value})

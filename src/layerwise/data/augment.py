@@ -51,7 +51,7 @@ class Augment:
         ratio: smallest and largest width / height of that box.
         flip: mirror left and right with probability 1/2; or "alternating": with probability 1/2 in
             the first epoch, and from then on every image in every second epoch (Jordan 2024,
-            arXiv:2404.00498, section 3.6).
+            arXiv:2404.00498, section 3.6); of several views, every second one the other way.
         jitter: brightness, contrast, saturation, hue. The first three are multiplied by factors
             drawn uniformly from [1 - s, 1 + s], but not below 0. The hue is turned by at most the
             fourth number, where 1 is once around the colour circle; give at most 1/2. SimCLR (Chen

@@ -99,7 +99,8 @@ def load(
         unlabelled: whether the images without a label are in the training part; if not, the others
             are repeated in their place, so that an epoch has equally many steps.
         seed: of the choice of the validation part, of the random labels and of the labels that are
-            kept. With one seed, a smaller share is part of a larger one.
+            kept. With one seed, a smaller share is part of a larger one, except for at most
+            one image of a class whose share has to be rounded.
         download: whether a missing set may be downloaded.
 
     Returns:

@@ -208,7 +208,7 @@ class Loader:
         ]
         if self.augment.flip == "alternating":
             first = self._first_flips[numbers]
-            flips = [first ^ bool((self.views * e + view) % 2) for view in range(self.views)]
+            flips = [first ^ bool((e + view) % 2) for view in range(self.views)]
             draws = [draw._replace(flip=flip) for draw, flip in zip(draws, flips, strict=True)]
         return [Draw(*(None if d is None else self._mine(d) for d in draw)) for draw in draws]
 

@@ -174,13 +174,19 @@ def hide_labels(splits: Splits, share: float, unlabelled: bool, seed: int) -> Sp
         seed: of the choice.
 
     Raises:
-        InputError: the set is text; no label would be left.
+        InputError: the set is text; no label would be left; labels are real numbers, none of which
+            says that a label is missing.
     """
     train = splits.train
     if isinstance(train, Text):
         raise InputError(
             f"load({splits.name!r}, labels={share}): only images can lack labels; leave it out for "
             "a text"
+        )
+    if splits.real and unlabelled:
+        raise InputError(
+            f"load({splits.name!r}, labels={share}): labels that are real numbers cannot be "
+            "missing; also give unlabelled=False, on a command line --data.unlabelled false"
         )
     _, known = stratify(train.labels, share, seed)
     if not len(known):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from layerwise.experiment import own
 from layerwise.experiment.config import config_of
 from layerwise.experiment.initial import freeze, initialise, lora, tensors_of
 from layerwise.experiment.registry import KINDS, find, make
+from layerwise.labels import IGNORED
 from layerwise.models.building_blocks import Window
 from layerwise.models.weights import take
 from layerwise.models.zoo import PRETRAINED
@@ -118,14 +120,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     splits = load_data(config, settings.seed)
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
-    model = dict(config["model"])
-    if model["name"] in PRETRAINED:
-        model["pretrained"] = False  # `initialise` loads weights where a training starts
-    network = make("model", model, shape=splits.shape, num_classes=splits.num_classes)
-    if hasattr(network, "fit_to"):
-        network.fit_to(_some(splits, config, settings.seed), settings.seed)
-    if (rank := config.get("lora")) is not None:
-        lora(network, rank)
+    network = _network(config, splits, settings.seed)
     freeze(network, config.get("freeze") or [])
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
@@ -149,6 +144,19 @@ def build(config: Mapping[str, Any]) -> Experiment:
             "turn on an augmentation, such as --augment.resized_crop true"
         )
     return Experiment(config, settings, splits, network, rule)
+
+
+def _network(config: Mapping[str, Any], splits: Splits, seed: int) -> nn.Module:
+    """The network of a config, with its dictionaries and adapters, before its training starts."""
+    model = dict(config["model"])
+    if model["name"] in PRETRAINED:
+        model["pretrained"] = False  # `initialise` loads weights where a training starts
+    network = make("model", model, shape=splits.shape, num_classes=splits.num_classes)
+    if hasattr(network, "fit_to"):
+        network.fit_to(_some(splits, config, seed), seed)
+    if (rank := config.get("lora")) is not None:
+        lora(network, rank)
+    return network
 
 
 def _criterion(config: Mapping[str, Any], splits: Splits, settings: Settings) -> Criterion:
@@ -194,6 +202,17 @@ def _check_labels(
         raise InputError(f"{asked} it gives {type(error).__name__}: {reason(error)}") from error
     if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
         raise InputError(f"{asked} it gives no single number that can be differentiated")
+    if isinstance(splits.train, Text) or splits.real or not (splits.train.labels == IGNORED).any():
+        return
+    try:
+        found = float(criterion(scores, torch.full_like(labels, IGNORED)).detach())
+    except Exception as error:
+        found = f"{type(error).__name__}: {reason(error)}"
+    if isinstance(found, str) or not math.isfinite(found):
+        raise InputError(
+            f"--criterion {name}: of a batch whose labels are all missing ({IGNORED}) it gives "
+            f"{found}; give cross_entropy, which leaves them out, or --data.unlabelled false"
+        )
 
 
 def _with_teachers(
@@ -214,8 +233,7 @@ def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
     run = Run.open(path)
     with run.readable():
         own = config_of(run)
-        shapes = {"shape": splits.shape, "num_classes": splits.num_classes}
-        network = make("model", own["model"], **shapes)
+        network = _network(own, splits, own["seed"])
     for key in ("normalize", "mean", "std"):
         if own["augment"][key] != config["augment"][key]:
             raise InputError(

@@ -92,6 +92,11 @@ class LabelCurves:
         run.checkpoint(self.options["checkpoint"])
         if isinstance(experiment.splits.train, Text):
             raise InputError(f"labels {run.path}: it was trained on a text; give a run on images")
+        if experiment.splits.real:
+            raise InputError(
+                f"labels {run.path}: it was trained on labels that are real numbers; give a run on "
+                "classes"
+            )
         blocks, block = len(experiment.rule.blocks), self.options["block"]
         if block is not None and not block < blocks:
             raise InputError(f"--block {block}: {run.path} has {blocks} blocks; give less")

@@ -76,7 +76,7 @@ class Prepared:
         experiment = build(config)
         optimizer(experiment.rule.parameters())  # refused before a run folder is made
         if stages is not None and stages > 1:
-            check_rule(experiment.rule, stages, experiment.settings.replay)
+            check_rule(experiment.rule, stages, experiment.settings.replay, replicas)
         if experiment.settings.sync_batchnorm:
             check_shared_statistics(device_for(device).type, replicas)
         experiment, notice = _as_fast_as_possible(experiment, device)

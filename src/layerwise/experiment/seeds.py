@@ -9,13 +9,13 @@ from typing import Any
 
 from layerwise.errors import InputError
 from layerwise.experiment.config import complete, config_of
-from layerwise.experiment.training import resume, train
+from layerwise.experiment.training import folder_of, resume, train
 from layerwise.runs.run import CONFIG, NETWORK, Run
 from layerwise.runtime import processes
 from layerwise.trainer import Progress
 
 # Options that a training replaces by what it finds on the machine.
-FOUND = ("precision", "channels_last", "device", "runtime", "stages", "data")
+FOUND = ("precision", "channels_last", "device", "runtime", "stages")
 
 
 def train_seeds(
@@ -49,12 +49,12 @@ def train_seeds(
             "--seed: several seeds are trained one after the other, each with processes of its "
             "own; give --stages or --replicas instead of torchrun"
         )
-    found = []
+    found, root = [], folder_of(runs)
     for seed in seeds:
-        path = Path(runs) / f"{name}-{seed}"
+        path = root / f"{name}-{seed}"
         of_seed = {**config, "seed": seed}
         if not os.path.isfile(path / CONFIG):
-            found.append(train(of_seed, runs=runs, name=path.name, progress=progress))
+            found.append(train(of_seed, runs=root, name=path.name, progress=progress))
             continue
         _check_same(Run.open(path), of_seed)
         if os.path.isfile(path / NETWORK):

@@ -65,7 +65,7 @@ def train(
         LostStage: one of them was killed, or does not answer.
     """
     config = complete(config)
-    root = _folder(runs)
+    root = folder_of(runs)
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise InputError(f"--name {shortened(name)}: give the name of a folder within --runs")
     if processes.restarts() and name and (root / name / "config.yaml").is_file():
@@ -164,7 +164,7 @@ def resume(
     return _train(go_back, prepared, progress or Progress())
 
 
-def _folder(runs: str | os.PathLike[str]) -> Path:
+def folder_of(runs: str | os.PathLike[str]) -> Path:
     """The folder of runs, where `~` and `~user` stand for a home."""
     path = Path(os.path.expanduser(runs))
     if path.parts[:1] and path.parts[0].startswith("~"):

@@ -47,7 +47,7 @@ class DelayedGradient(Rule):
             a scalar.
 
     Raises:
-        InputError: `blocks` is not a `Blocks`; `delay` is below 0.
+        InputError: `blocks` is not a `Blocks`; `delay` is below 0, or 0 with `error_feedback`.
     """
 
     needs = Needs.BACKWARD
@@ -63,6 +63,11 @@ class DelayedGradient(Rule):
         super().__init__(blocks, criterion=criterion)
         if delay < 0:
             raise InputError(f"DelayedGradient(delay={delay}): give 0 or more")
+        if error_feedback and not delay:
+            raise InputError(
+                "DelayedGradient(delay=0, error_feedback=True): without a delay there is no error "
+                "to correct; leave one of both out"
+            )
         self.delay, self.error_feedback = delay, error_feedback
         self._late: Late | None = None
 

@@ -93,7 +93,7 @@ class LayerParallel:
     ):
         stages = _stages(replicas)
         stage, self.replica = divmod(dist.get_rank(), replicas)
-        check_rule(rule, stages, replay)
+        check_rule(rule, stages, replay, replicas)
         assert isinstance(rule, LocalRule | DelayedGradient)
         check_starts(starts, len(rule.blocks), stages)
         parts = [range(*pair) for pair in zip(starts, [*starts[1:], len(rule.blocks)], strict=True)]
@@ -122,7 +122,6 @@ class LayerParallel:
         _keep(rule, self.blocks, self.leader)
         self._delayed: DelayedStage | None = None
         if isinstance(rule, DelayedGradient):
-            check_delayed(rule, replicas, replay)
             self._delayed = DelayedStage(rule, self.blocks, stages - 1 - stage)
 
     def backward(
@@ -253,20 +252,21 @@ class LayerParallel:
         self._control.close()
 
 
-def check_rule(rule: Rule, stages: int, replay: int = 0) -> None:
+def check_rule(rule: Rule, stages: int, replay: int = 0, replicas: int = 1) -> None:
     """Refuse a rule whose blocks cannot train in several processes.
 
     Args:
         rule: the rule.
         stages: number of stages.
         replay: number of batches that a stage keeps; 0 for none.
+        replicas: number of processes that hold each stage.
 
     Raises:
         InputError: the rule needs more than forward information, waits for the next block and
-            `replay` is given, or has fewer blocks than there are stages.
+            `replay` is given, has fewer blocks than there are stages, or has no replicas.
     """
     if isinstance(rule, DelayedGradient):
-        check_delayed(rule, 1, replay)
+        check_delayed(rule, replicas, replay)
         _check_stages(rule, stages)
         return
     if not isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:

@@ -7,6 +7,7 @@ PyTorch itself.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from lightning_fabric import Fabric
@@ -21,6 +22,9 @@ FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] 
     "bf16": "bf16-mixed",
     "16": "16-mixed",
 }
+
+# It would say of bf16 what a run's own line says, also before an error.
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def fabric_for(device: str, precision: Precision = "32") -> Fabric:
