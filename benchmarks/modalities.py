@@ -82,7 +82,8 @@ def main() -> None:
             scores[rule] = {"lr": best, "test": [found[best][1], *rest]}
             print(json.dumps({"task": name, "rule": rule, **scores[rule]}), flush=True)
         rows[name] = {"task": name, "steps": task.steps, "scores": scores}
-        about = {"benchmark": "modalities", **provenance(), "rows": list(rows.values())}
+        about = {"benchmark": "modalities", **provenance()}
+        about |= {"command": "python benchmarks/modalities.py", "rows": list(rows.values())}
         OUT.write_text(json.dumps(about, indent=1) + "\n")
 
 
