@@ -6,6 +6,7 @@ import pytest
 from fuzz import KINDS_OF_CASES, fuzz, report
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS_OF_CASES)
 def test_a_moment(kind):
     ended, failures = fuzz(0.6, seed=3, processes=False, kinds=(kind,))

@@ -114,7 +114,15 @@ NEEDS = {
 
 
 # Two seconds each.
-SLOW = {"DiffusionBlocks", "EquilibriumPropagation", "NoProp", "PredictiveCoding"}
+SLOW = {
+    "DiffusionBlocks",
+    "EquilibriumPropagation",
+    "ForwardGradient",
+    "HPFF",
+    "NoProp",
+    "PredictiveCoding",
+    "SPSA",
+}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,14 @@ import pytest
 import layerwise
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("hub", "timm", "transformers", "tensorboard", "peft", "sweep")  # which test-lowest installs, too
+EXTRAS = (
+    "hub",
+    "timm",
+    "transformers",
+    "tensorboard",
+    "peft",
+    "sweep",
+)  # which test-lowest installs, too
 
 
 def test_the_lowest_versions_are_the_bounds():

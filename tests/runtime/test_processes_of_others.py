@@ -89,6 +89,7 @@ def _free_port() -> int:
         return s.getsockname()[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     torch.__version__ < "2.9",
     reason="on the CPU, FSDP adds gradients up instead of averaging them",
@@ -98,6 +99,7 @@ def test_fully_sharded_layers() -> None:
 
 
 def _replicated(rank: int, world: int, port: int) -> None:
+@pytest.mark.slow
     mine = _start(rank, world, port)
     model = _network()
     with pytest.raises(InputError, match=r"cut the network inside, model.module"):
@@ -114,7 +116,5 @@ def _replicated(rank: int, world: int, port: int) -> None:
     for ours, theirs in zip(found, wanted.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.grad)
     dist.destroy_process_group()
-
-
 def test_gradients_that_nobody_averages_are_refused() -> None:
     mp.spawn(_replicated, (2, _free_port()), nprocs=2)
