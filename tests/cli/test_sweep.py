@@ -20,7 +20,6 @@ SWEEP = (
 
 
 def options(folder: str) -> dict[str, tuple]:
-@pytest.mark.slow
     """The searched options of each trial, and what it reached."""
     found = {}
     for path in sorted(Path("runs", folder).glob("*-*")):
@@ -28,6 +27,9 @@ def options(folder: str) -> dict[str, tuple]:
         lr, width = run.config["optimizer"]["lr"], run.config["model"]["width"]
         found[path.name] = lr, width, max(map(selected_by, run.metrics()))
     return found
+
+
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on(cli, no_pictures, monkeypatch):
     """To the same trials and the same best ones; every rule has the same options."""
     pytest.importorskip("optuna")

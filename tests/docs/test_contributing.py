@@ -70,11 +70,13 @@ def run(copy: Path, *command: str) -> str:
 
 
 def test_lint(copy: Path) -> None:
-@pytest.mark.slow
     # The line may stand anywhere: `make format` puts imports in order.
     run(copy, "ruff", "check", "--fix", "--quiet", "src/layerwise/rules/__init__.py")
     run(copy, "ruff", "check", "src/layerwise/rules")
     run(copy, "ruff", "format", "--check", "src/layerwise/rules")
+
+
+@pytest.mark.slow
 def test_contract_and_limit(copy: Path) -> None:
     """The contract, and that with weight 0 it is DGL, bit for bit."""
     (copy / "tests/rules/test_small_activity.py").write_text(LIMIT)
@@ -94,6 +96,8 @@ assert main({train!r}.split()) == 0
 sys.argv, sys.path[:0] = ["tables.py"], ["benchmarks"]
 runpy.run_path("benchmarks/tables.py", run_name="__main__")
 """
+
+
 @pytest.mark.slow
 def test_command_line_and_card(copy: Path) -> None:
     program = copy / "commands.py"

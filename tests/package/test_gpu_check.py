@@ -7,15 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_check.py"
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
-@pytest.mark.slow
     command = [sys.executable, str(SCRIPT), "--device", "cpu", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
-def test_a_quick_check_of_the_cpu(tmp_path: Path) -> None:
+
+
 @pytest.mark.slow
+def test_a_quick_check_of_the_cpu(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     done = run("--quick", "--out", str(out))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -28,6 +31,8 @@ def test_a_quick_check_of_the_cpu(tmp_path: Path) -> None:
     skipped = {row["check"] for row in rows if row["found"] == "needs CUDA"}
     assert "DGL as a CUDA graph" in skipped
     assert "skipped" in done.stdout
+
+
 def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     out.write_text("another machine's")

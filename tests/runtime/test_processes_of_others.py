@@ -99,7 +99,6 @@ def test_fully_sharded_layers() -> None:
 
 
 def _replicated(rank: int, world: int, port: int) -> None:
-@pytest.mark.slow
     mine = _start(rank, world, port)
     model = _network()
     with pytest.raises(InputError, match=r"cut the network inside, model.module"):
@@ -116,5 +115,8 @@ def _replicated(rank: int, world: int, port: int) -> None:
     for ours, theirs in zip(found, wanted.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.grad)
     dist.destroy_process_group()
+
+
+@pytest.mark.slow
 def test_gradients_that_nobody_averages_are_refused() -> None:
     mp.spawn(_replicated, (2, _free_port()), nprocs=2)
