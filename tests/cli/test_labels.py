@@ -37,7 +37,8 @@ def test_a_student_of_a_run(adapters, trained, cli):
     run = trained(
         f"student{adapters[-1:]}",
         f"{FEW} {adapters} --blocks 1 --rule Greedy --rule.objectives Distill "
-        f"--rule.objectives.teacher {teacher} --init {teacher} --optimizer.lr 1e-30 {PLAIN} --epochs 1",
+        f"--rule.objectives.teacher {teacher} --init {teacher} --optimizer.lr 1e-30 {PLAIN} "
+        "--epochs 1",
         fresh=True,
     )
     row = Run.open(run).metrics()[-1]
