@@ -36,8 +36,9 @@ def test_a_student_of_a_run(adapters, trained, cli):
     teacher = trained(f"teacher{adapters[-1:]}", f"--rule Backprop {adapters}")
     run = trained(
         f"student{adapters[-1:]}",
-        f"{FEW} {adapters} --blocks 1 --rule Greedy --rule.objectives Distill --rule.objectives.teacher "
-        f"{teacher} --init {teacher} --optimizer.lr 1e-30 {PLAIN} --epochs 1",
+        f"{FEW} {adapters} --blocks 1 --rule Greedy --rule.objectives Distill "
+        f"--rule.objectives.teacher {teacher} --init {teacher} --optimizer.lr 1e-30 {PLAIN} "
+        "--epochs 1",
         fresh=True,
     )
     row = Run.open(run).metrics()[-1]
@@ -52,7 +53,7 @@ def test_a_student_of_a_run(adapters, trained, cli):
     ("options", "says"),
     [
         ("", "Distill(teacher=None): give a trained network"),
-        ("--rule.objectives.teacher nowhere", "run nowhere: is not a folder"),
+        ("--rule.objectives.teacher nowhere", "teacher nowhere: run nowhere: is not a folder"),
         ("--rule.objectives.teacher runs/teacher --augment.normalize none", "--augment.normalize"),
     ],
 )

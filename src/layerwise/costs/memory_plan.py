@@ -26,7 +26,7 @@ from layerwise.rules import DGL
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
-ROUNDS = 3
+ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -286,7 +286,10 @@ class _Model:
         for b in (few, many):
             made = step(1, b)
             timed(made)
-            times.append(min(timed(made).wall_s for _ in range(ROUNDS)))  # the least disturbed
+            found: list[float] = []
+            while len(found) < ROUNDS or sum(found) < ENOUGH_S:
+                found.append(timed(made).wall_s)
+            times.append(min(found))  # the least disturbed
         slope_s = max(0.0, (times[1] - times[0]) / (many - few))
         return cls(one, more, (times[0] - slope_s * few, slope_s), several)
 
