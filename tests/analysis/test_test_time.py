@@ -36,3 +36,5 @@ def test_views_have_the_papers_weights() -> None:
 def test_only_images_have_views() -> None:
     with pytest.raises(InputError, match="--test_time mirror: it is for images"):
         averaged_exits(rule(), torch.randn(2, 5), "mirror")
+    with pytest.raises(InputError, match="images of 1x64 cannot be moved by a pixel"):
+        averaged_exits(rule(), torch.randn(2, 1, 1, 64), "shift")

@@ -53,7 +53,7 @@ def test_a_student_of_a_run(adapters, trained, cli):
     ("options", "says"),
     [
         ("", "Distill(teacher=None): give a trained network"),
-        ("--rule.objectives.teacher nowhere", "run nowhere: is not a folder"),
+        ("--rule.objectives.teacher nowhere", "teacher nowhere: run nowhere: is not a folder"),
         ("--rule.objectives.teacher runs/teacher --augment.normalize none", "--augment.normalize"),
     ],
 )

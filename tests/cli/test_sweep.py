@@ -91,6 +91,8 @@ def test_trials_that_diverge(cli, no_pictures):
         ("--search.optimizer.lr 1,1", "or different values"),
         ("--search.optimizer.lr 0.0..1", "SGD(lr=0.0): give a positive number"),
         ("--search.optimizer.lrr 1..2", "did you mean '--optimizer.lr'?"),
+        ("--search.epochs 0..2", "--epochs 0: give at least 1"),
+        ("--search.batch_size 64,5000 --model mlp", "the set holds 1294 images"),
         ("--search.epochs 0.5..2", "--epochs 0.5: give a whole number"),
         ("--search.rule 1..2", "--search.rule: give names"),
         ("--search.rule DGL,Nope --search.epochs 1..2", "no such rule"),

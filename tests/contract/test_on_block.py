@@ -21,6 +21,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 # All graphs are there before the first is differentiated, and the last ones are the smallest.
 FROM_THE_LAST = (
     rules.Backprop,
+    rules.DelayedGradient,
     rules.DirectFeedbackAlignment,
     rules.DirectGlobal,
     rules.DifferenceTargetPropagation,

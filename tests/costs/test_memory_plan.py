@@ -83,3 +83,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "whole, MiB" in capsys.readouterr().out
     assert main(["plan", "basic_cnn", "--memory", "much"]) == 2
     assert "as in 2GiB" in capsys.readouterr().err
+    assert main(["plan", "basic_cnn", "--memory", "1MiB", "--link", "3"]) == 2
+    assert "--memory 1MiB contradicts --link" in capsys.readouterr().err

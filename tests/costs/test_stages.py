@@ -106,9 +106,11 @@ def test_measuring_leaves_the_rule_alone(make: type) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "plan.json"
+    out, picture = tmp_path / "plan.json", tmp_path / "new" / "plan.png"
     options = f"--model.channels 4 --batch_size 4 --rounds 1 --stages 2 --out {out}"
+    options += f" --picture {picture}"
     assert main(f"plan basic_cnn --at conv2,conv3 {options}".split()) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
     plan = json.loads(out.read_text())
     assert [i for stage in plan["stages"] for i in stage["blocks"]] == [0, 1, 2]
     first, second = plan["stages"]

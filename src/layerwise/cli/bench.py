@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from layerwise.cli.options import data_options, new_file
+from layerwise.cli.options import data_options, new_file, write_picture
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs import compare_steps
@@ -76,7 +76,7 @@ def _step(arguments: list[str]) -> None:
             f"--shape {shape} --num_classes {classes} --batch_size {batch}: give C, H and W, or T, "
             "and numbers of at least 1"
         )
-    out, picture = new_file(found["out"]), new_file(found["picture"])
+    out, picture = new_file(found["out"]), new_file(found["picture"], "--picture")
     set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
@@ -90,7 +90,7 @@ def _step(arguments: list[str]) -> None:
     if picture is not None:
         from layerwise.report.step_picture import draw_steps
 
-        draw_steps(table, picture)
+        write_picture(picture, functools.partial(draw_steps, table))
     if out is not None:
         write_new(out, (json.dumps(table.as_dict(), indent=1) + "\n").encode(), "--out")
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 from argparse import SUPPRESS
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from layerwise import data
 from layerwise.cli.parser import Parser, Tokens, last, read_yaml, replace_key, take, with_config
@@ -15,7 +17,7 @@ from layerwise.data import Augment, Curriculum
 from layerwise.errors import InputError, choices
 from layerwise.experiment.config import CUT, DEFAULTS, LOGGERS, SCORES, START, parameters
 from layerwise.experiment.own import is_path, of_data
-from layerwise.runs.files import check_new
+from layerwise.runs.files import check_new, write_new
 from layerwise.trainer import Settings
 
 SECTIONS = {
@@ -176,10 +178,17 @@ def data_options(parser: Parser, tokens: Tokens) -> Tokens:
     return tokens
 
 
-def new_file(path: str | None) -> Path | None:
-    """The file that `--out` names, which is refused before anything is measured if it cannot be a
+def new_file(path: str | None, asked_by: str = "--out") -> Path | None:
+    """The file that an option names, which is refused before anything is measured if it cannot be a
     new one."""
     if path is None:
         return None
-    check_new(Path(path), "--out")
+    check_new(Path(path), asked_by)
     return Path(path)
+
+
+def write_picture(path: Path, draw: Callable[[BinaryIO], None]) -> None:
+    """Write the PNG file that `--picture` names, which `draw` draws."""
+    content = io.BytesIO()
+    draw(content)
+    write_new(path, content.getvalue(), "--picture")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from layerwise.cli.describe import with_model
-from layerwise.cli.options import cut_options, new_file
+from layerwise.cli.options import cut_options, new_file, write_picture
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs.example_labels import example_batch
@@ -35,6 +36,7 @@ from layerwise.trainer import device_for
 
 SAMPLES = 16  # of the steps that tell what fits
 BATCHES = 1000  # batches of a simulated training
+OF_STAGES = ("stages", "at", "balance", "microbatches", "link", "picture", "rounds")
 
 
 def main(arguments: list[str]) -> None:
@@ -83,6 +85,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
+    if found["memory"] is not None:
+        given = {token[2:].partition("=")[0] for token in tokens}
+        for name in (name for name in OF_STAGES if name in given):
+            raise InputError(
+                f"--memory {found['memory']} contradicts --{name}, which is of stages; leave one "
+                "out"
+            )
     if found["microbatches"] is None:
         found["microbatches"] = max(8, 2 * found["stages"])
     for name in ("stages", "num_classes", "microbatches", "rounds"):
@@ -95,7 +104,7 @@ def main(arguments: list[str]) -> None:
         raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
     set_threads(found["threads"])
     device = device_for(found["device"])
-    out, picture = new_file(found["out"]), new_file(found["picture"])
+    out, picture = new_file(found["out"]), new_file(found["picture"], "--picture")
     network = make("model", found["model"], shape=tuple(shape), num_classes=found["num_classes"])
     if found["memory"] is not None:
         _fit(network, found, device, out)
@@ -118,6 +127,10 @@ def main(arguments: list[str]) -> None:
     powers = [2**i for i in range(1, found["stages"].bit_length())]
     counts = sorted({*(powers if picture else ()), found["stages"]} - {1})
     speeds = {n: _speeds(rule, seconds, of_backprop, x, y, n, found) for n in counts}
+    output.print(_table(plan, rule.blocks.names, found))
+    output.print(_expected(plan), soft_wrap=True)
+    if found["stages"] > 1:
+        output.print(_compared(speeds[found["stages"]], of_backprop, found))
     if out is not None:
         result = {
             **provenance(),
@@ -134,11 +147,8 @@ def main(arguments: list[str]) -> None:
         title = f"{found['model']['name']}, batches of {batch}, link of {found['link']:g} Gb/s"
         from layerwise.report.stage_picture import draw_speeds
 
-        draw_speeds({n: _over(of, of_backprop) for n, of in speeds.items()}, title, picture)
-    output.print(_table(plan, rule.blocks.names, found))
-    output.print(_expected(plan), soft_wrap=True)
-    if found["stages"] > 1:
-        output.print(_compared(speeds[found["stages"]], of_backprop, found))
+        times = {n: _over(of, of_backprop) for n, of in speeds.items()}
+        write_picture(picture, partial(draw_speeds, times, title))
 
 
 def _speeds(

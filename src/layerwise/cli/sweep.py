@@ -44,9 +44,7 @@ def main(arguments: list[str]) -> None:
     rest = [t for t in rest if t[2:].partition("=")[0] not in own]
     name, trials = last(rest, "name"), found["trials"]
     if name is None:
-        raise InputError(
-            "give --name NAME, the folder of its runs; with it the search goes on"
-        )
+        raise InputError("give --name NAME, the folder of its runs; with it the search goes on")
     if not searched:
         raise InputError(
             "nothing is searched; give --search.OPTION, such as --search.optimizer.lr "
@@ -57,6 +55,10 @@ def main(arguments: list[str]) -> None:
     if trials < 1:
         raise InputError(f"--trials {trials}: give at least 1")
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
+        import torch
+
+        from layerwise.experiment.build import build
+        from layerwise.experiment.config import complete
         from layerwise.experiment.registry import make
         from layerwise.experiment.search import Space, search
     spaces = {option: Space.of(option, text) for option, text in searched.items()}
@@ -71,6 +73,8 @@ def main(arguments: list[str]) -> None:
                 made = config({option: value})
                 for kind in ("optimizer", "schedule"):
                     make(kind, made[kind])
+                if option.partition(".")[0] not in ("optimizer", "schedule"):
+                    build(complete(made)).loaders(torch.device("cpu"))
     folder = _folder(Path(runs), name, rest, searched, found)
     bests = search(
         folder,

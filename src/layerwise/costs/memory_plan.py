@@ -28,7 +28,7 @@ from layerwise.rules import DGL
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
-ROUNDS = 3
+ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
 MOST = 8  # powers of two that are tried as numbers of micro-batches
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
@@ -290,7 +290,10 @@ class Seconds:
         for rows in (few, many):
             step = Step(contender, first_rows(inputs, rows), labels[:rows], optimizer)
             timed(step)
-            times.append(min(timed(step).wall_s for _ in range(ROUNDS)))  # the least disturbed
+            found: list[float] = []
+            while len(found) < ROUNDS or sum(found) < ENOUGH_S:
+                found.append(timed(step).wall_s)
+            times.append(min(found))  # the least disturbed
         of_sample = max(0.0, (times[1] - times[0]) / (many - few))
         return cls(max(0.0, times[0] - of_sample * few), of_sample)
 

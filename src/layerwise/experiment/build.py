@@ -230,7 +230,12 @@ def _with_teachers(
 
 def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
     """The trained network of a complete run, which gets the inputs of this config's network."""
-    run = Run.open(path)
+    try:
+        run = Run.open(path)
+    except InputError as error:
+        raise InputError(
+            f"teacher {path}: {error}; what loads its student reads it there, too"
+        ) from error
     with run.readable():
         own = config_of(run)
         network = _network(own, splits, own["seed"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from matplotlib.figure import Figure
 
 
-def draw_speeds(speeds: Mapping[int, Mapping[str, float]], title: str, path: str | Path) -> None:
+def draw_speeds(
+    speeds: Mapping[int, Mapping[str, float]], title: str, path: str | Path | BinaryIO
+) -> None:
     """Draw how many times as fast as one process each way is.
 
     Args:

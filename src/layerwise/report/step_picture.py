@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from matplotlib.figure import Figure
 
@@ -22,7 +23,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def draw_steps(table: StepTable, path: str | Path) -> None:
+def draw_steps(table: StepTable, path: str | Path | BinaryIO) -> None:
     """Draw a comparison of steps, as ratios to its first contender.
 
     Args:

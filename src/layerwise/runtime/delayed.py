@@ -54,7 +54,7 @@ class DelayedStage:
         self.parameters: list[nn.Parameter] = list(dict.fromkeys(p for *_, p in self.places))
         self._late = Late(self.parameters, rule.delay - self.lag)
         self._open: deque[_Open] = deque()
-        self._weights: tuple[list[int], list[Tensor]] = [], []
+        self._weights: list[Tensor] = []
 
     def train(
         self,
@@ -63,8 +63,10 @@ class DelayedStage:
         before: Upstream,
         after: Downstream | None,
         before_block: OnBlock,
+        completes: bool = True,
     ) -> Tensor:
-        """Make this stage's part of a call; returns its output, (B, ...), detached."""
+        """Make this stage's part of a call; returns its output, (B, ...), detached. `completes`
+        tells whether an optimizer step follows."""
         if not before.first:
             assert isinstance(h, Tensor)
             h = h.detach().requires_grad_(h.is_floating_point())
@@ -86,6 +88,8 @@ class DelayedStage:
         for k in reversed(self.blocks):
             last = k == self.blocks[-1]
             batch.done(k, loss if last else None, scores if last else None)
+        if completes:
+            self._weights = []
         return out.detach()
 
     def _back(self, open_: _Open, before: Upstream, after: Downstream | None) -> None:
@@ -106,14 +110,9 @@ class DelayedStage:
     def _version(self) -> list[Tensor]:
         """Copies of the weights for a graph that outlives the next steps; none in a stage that goes
         back at once. Calls between two steps share them."""
-        if not self.lag:
-            return []
-        versions, weights = self._weights
-        now = [p._version for p in self.parameters]
-        if now != versions:
-            weights = [p.detach().clone().requires_grad_() for p in self.parameters]
-            self._weights = now, weights
-        return weights
+        if self.lag and not self._weights:
+            self._weights = [p.detach().clone().requires_grad_() for p in self.parameters]
+        return self._weights
 
     @contextlib.contextmanager
     def _running_on(self, weights: list[Tensor]) -> Iterator[None]:

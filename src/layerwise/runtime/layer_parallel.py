@@ -17,7 +17,6 @@ from layerwise.rules.base import (
     Done,
     LocalRule,
     Needs,
-    OnBlock,
     Report,
     Rule,
     Scale,
@@ -139,7 +138,7 @@ class LayerParallel:
         batch.on_block = functools.partial(self._complete, options)
         with self.rule.blocks.passes(batch.augmented) as batch.passes:
             try:
-                out = self._train(batch, h, carry, options.before_block)
+                out = self._train(batch, h, carry, options)
             except Exception as error:
                 explain(self.rule, error, x)
                 raise
@@ -148,11 +147,14 @@ class LayerParallel:
         return Report.of(batch, out, len(self.rule.blocks))
 
     def _train(
-        self, batch: Batch, h: Inputs, carry: tuple[Tensor, ...], before_block: OnBlock
+        self, batch: Batch, h: Inputs, carry: tuple[Tensor, ...], options: StepOptions
     ) -> Tensor:
         """Make the steps of this stage's blocks; return the output of the last, (B, ...)."""
+        before_block = options.before_block
         if self._delayed is not None:
-            return self._delayed.train(batch, h, self._before, self._after, before_block)
+            return self._delayed.train(
+                batch, h, self._before, self._after, before_block, options.completes
+            )
         rule, first, last = self.rule, self.blocks[0], self.blocks[-1]
         assert isinstance(rule, LocalRule)
         late = Needs.NEXT in rule.needs

@@ -29,12 +29,17 @@ def averaged_exits(rule: Rule, x: Tensor, views: TestTime) -> tuple[Tensor | Non
         (B, classes) for every block; None for a block that does not predict.
 
     Raises:
-        InputError: the samples are not images.
+        InputError: the samples are not images, or too small to be moved.
     """
     if views != "none" and (x.dim() != 4 or not x.is_floating_point()):
         raise InputError(
             f"--test_time {views}: it is for images, (B, C, H, W), and got {tuple(x.shape)} of "
             f"{x.dtype}; leave it out"
+        )
+    if views == "shift" and min(x.shape[2:]) < 2:
+        raise InputError(
+            f"--test_time shift: images of {x.shape[2]}x{x.shape[3]} cannot be moved by a pixel; "
+            "give mirror, or leave it out"
         )
     sums: list[Tensor | None] = [None] * len(rule.blocks)
     for weight, view in _views(x, views):
