@@ -116,7 +116,9 @@ def of_objectives() -> Iterator[tuple[str, Callable[[], None]]]:
     given = {
         "Classify": objectives.Classify(networks.SMALL_HEAD),
         "ClassifyGroups": objectives.ClassifyGroups(networks.SMALL_HEAD, [[0, 0, 1]]),
-        "Distill": objectives.Distill(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double()),
+        "Distill": objectives.Distill(
+            nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).double(), networks.SMALL_HEAD
+        ),
         "InfoNCE": objectives.InfoNCE(grid=4, steps=1),
     }
     names = [n for n in objectives.__all__ if isinstance(getattr(objectives, n), type)]
