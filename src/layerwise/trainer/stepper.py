@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from layerwise.rules.base import Rule, early_steps
 from layerwise.rules.delayed_gradient import correct_delay
-from layerwise.runs.released import is_released
+from layerwise.runs.released import is_released, release
 from layerwise.trainer.learning_rate import LearningRate
 from layerwise.trainer.optim import Optimizer, Schedule
 from layerwise.trainer.settings import Settings
@@ -31,6 +31,8 @@ class Average(AveragedModel):
 
     def __init__(self, rule: Rule, decay: float):
         super().__init__(rule, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        released = {name for name, p in rule.named_parameters() if is_released(p)}
+        release(p for name, p in self.module.named_parameters() if name in released)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
