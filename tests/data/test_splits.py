@@ -109,7 +109,7 @@ def test_parts_of_different_sizes_are_refused(noise):
     ("options", "said"),
     [
         ({"name": "cifar11"}, "did you mean 'cifar10'?"),
-        ({"name": "zzz"}, "there is: cifar10"),
+        ({"name": "zzz"}, "there is: cantor, cifar10"),
         ({"name": "digits", "validation": -0.1}, "0 <= validation < 1"),
         ({"name": "digits", "validation": 1.0}, "0 <= validation < 1"),
         ({"name": "digits", "validation": 0.0001}, "larger share"),

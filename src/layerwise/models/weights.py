@@ -56,6 +56,7 @@ def take(
 
 def _names(name: str, prefix: str) -> Iterator[str]:
     """What a tensor may be called in another network."""
+    yield name
     name = name.replace(".base_layer.", ".")
     yield name
     if prefix:
