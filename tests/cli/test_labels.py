@@ -27,6 +27,12 @@ def test_a_run_with_few_labels(trained, cli):
     assert hits <= labelled
     assert json.loads((run / "data.json").read_text())["counts"]["train"] == 1294
     assert cli(f"analyze {run} --questions probe --epochs 1").code == 0
+    assert cli(f"evaluate {run} --split train --losses true").code == 0
+    scores = f"--curriculum.scores {run}/losses-train-last.safetensors"
+    result = cli(f"train --model mlp {FEW} {scores}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "contradicts --data.labels: images without a label" in result.err
+    assert "give every share once" in cli(f"labels {run} --shares 0.1,0.1").err
 
 
 @pytest.mark.parametrize("adapters", ["", "--lora 2"])

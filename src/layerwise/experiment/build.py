@@ -137,7 +137,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     _check_labels(config, splits, rule, criterion)
     rule.check.views(settings.views)
     rule.phases(settings.epochs)  # refuses too few epochs
-    _check_curriculum(config)
+    _check_curriculum(config, splits)
     if settings.views > 1 and not Augment(**tuples(config["augment"])).random:
         raise InputError(
             f"--views {settings.views}: without augmentation all views of an image are the same; "
@@ -308,10 +308,16 @@ def _curriculum(config: Mapping[str, Any], splits: Splits) -> Curriculum | None:
     return Curriculum(read_scores(path, splits), **options)
 
 
-def _check_curriculum(config: Mapping[str, Any]) -> None:
-    """Refuse options of a curriculum that has no scores."""
+def _check_curriculum(config: Mapping[str, Any], splits: Splits) -> None:
+    """Refuse options of a curriculum that has no scores, or scores of images without a label, whose
+    loss of 0 would make them the easiest."""
     options = config.get("curriculum") or {}
     if options.get("scores") is not None:
+        if not isinstance(splits.train, Text) and (splits.train.labels == IGNORED).any():
+            raise InputError(
+                f"--curriculum.scores {options['scores']} contradicts --data.labels: images without "
+                "a label are neither easy nor hard; leave one out"
+            )
         return
     defaults = inspect.signature(Curriculum).parameters
     for key, value in options.items():

@@ -211,6 +211,8 @@ def check(options: dict[str, Any], runs: Sequence[str]) -> None:
         raise InputError(f"labels {' '.join(runs)}: give every run once")
     if not options["shares"] or not all(0 < share <= 1 for share in options["shares"]):
         raise InputError(f"--shares {options['shares']}: give shares above 0 to 1: 0.01,0.1,1")
+    if len(set(options["shares"])) < len(options["shares"]):
+        raise InputError(f"--shares {options['shares']}: give every share once")
     for name, least in (("epochs", 1), ("draws", 1), ("pool", 1), ("block", 0)):
         if options[name] is not None and options[name] < least:
             raise InputError(f"--{name} {options[name]}: give {least} or more")
