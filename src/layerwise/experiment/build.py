@@ -315,8 +315,8 @@ def _check_curriculum(config: Mapping[str, Any], splits: Splits) -> None:
     if options.get("scores") is not None:
         if not isinstance(splits.train, Text) and (splits.train.labels == IGNORED).any():
             raise InputError(
-                f"--curriculum.scores {options['scores']} contradicts --data.labels: images without "
-                "a label are neither easy nor hard; leave one out"
+                f"--curriculum.scores {options['scores']} contradicts --data.labels: images "
+                "without a label are neither easy nor hard; leave one out"
             )
         return
     defaults = inspect.signature(Curriculum).parameters
