@@ -9,7 +9,7 @@ python benchmarks/step.py --table         all results as one Markdown table
 
 All ways to train a network take turns. Two threads, so the machine should do nothing else: if it
 does other work too, two threads mostly measure how long one waits for the other. All of it takes
-about 15 minutes on two quiet cores. Pictures go to docs/pictures/step-*.png.
+about half an hour on two quiet cores. Pictures go to docs/pictures/step-*.png.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def main(names: list[str]) -> None:
         return
     if names == ["--pictures"]:
         for name in MEASUREMENTS:
-            draw_steps(StepTable.load(RESULTS / f"step-{name}.json"), PICTURES / f"step-{name}.png")
+            if (path := RESULTS / f"step-{name}.json").exists():
+                draw_steps(StepTable.load(path), PICTURES / f"step-{name}.png")
         return
     if names == ["--again"]:
         names = list(MEASUREMENTS)
