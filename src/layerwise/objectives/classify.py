@@ -12,13 +12,12 @@ from torch.nn import functional as F
 
 from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
-from layerwise.heads.head import Head, refuse_class
-from layerwise.heads.layout import built
-from layerwise.inputs import Inputs, applied
+from layerwise.heads.head import Head
+from layerwise.inputs import applied
 from layerwise.labels import IGNORED, any_counts, class_axis, counted
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
-from layerwise.objectives.objective import Predicting, Site
+from layerwise.objectives.objective import ThroughHead
 
 Criterion = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,7 +62,7 @@ def is_cross_entropy(criterion: object) -> bool:
     return criterion is cross_entropy
 
 
-class Classify(Predicting):
+class Classify(ThroughHead):
     """Predict the labels from a block's output through an auxiliary network.
 
     Decoupled greedy learning: Belilovsky et al. 2019 (arXiv:1812.11446) and 2020
@@ -94,38 +93,16 @@ class Classify(Predicting):
         criterion: Criterion = cross_entropy,
         chunk_above: int | None = 8192,
     ):
-        super().__init__()
-        refuse_class(head, "Classify(head=...)")
-        self.head: nn.Module = nn.Identity()
-        self.recipe = head
+        super().__init__(head, "Classify")
         self.criterion = criterion
         self.chunk_above = chunk_above
-        self._deferred: tuple[
-            nn.Linear, ...
-        ] = ()  # the network's own last layer, if it is left out
+        # The network's own last layer, if it is left out; in a tuple, so that it is no submodule.
+        self._deferred: tuple[nn.Linear, ...] = ()
         self._classes_seen = False  # the head's classes were compared with the network's
-
-    def build(self, site: Site) -> None:
-        if self.recipe is not None:
-            self.head = built(
-                self.recipe,
-                site.shape,
-                site.output_shape,
-                site.channels_first,
-                site.output_channels_first,
-            )
-
-    @property
-    def needs_site(self) -> bool:
-        return self.recipe is not None
 
     @property
     def reads_input(self) -> bool:
         return False
-
-    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
-        """Class scores, (B, C), (B, T, C) or, for maps, (B, C, H, W)."""
-        return applied(self.head, h, inputs)
 
     def forward(
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None

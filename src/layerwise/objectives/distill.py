@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from layerwise.arguments import checks_arguments, positive
 from layerwise.errors import InputError
-from layerwise.heads.head import Head, refuse_class
-from layerwise.heads.layout import built
-from layerwise.inputs import Inputs, applied, call
+from layerwise.heads.head import Head
+from layerwise.inputs import applied, call
 from layerwise.labels import IGNORED, class_axis
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
-from layerwise.objectives.objective import Predicting, Site
+from layerwise.objectives.objective import ThroughHead
 
 
-class Distill(Predicting):
+class Distill(ThroughHead):
     """Predict the class scores of a trained network, the teacher; no labels are read.
 
     Hinton, Vinyals & Dean 2015 (arXiv:1503.02531), section 2. With the teacher's class scores t,
@@ -62,40 +61,21 @@ class Distill(Predicting):
         temperature: float = 1.0,
         unlabelled_only: bool = False,
     ):
-        super().__init__()
+        super().__init__(head, "Distill")
         if teacher is None:
             raise InputError(
                 "Distill(teacher=None): give a trained network; on the command line the "
                 "folder of a complete run: --rule.objectives.teacher RUN"
             )
-        refuse_class(head, "Distill(head=...)")
         positive("Distill", temperature=temperature)
         self.teacher = _Teacher(copy.deepcopy(teacher))
-        self.head: nn.Module = nn.Identity()
-        self.recipe, self.temperature, self.unlabelled_only = head, temperature, unlabelled_only
-
-    def build(self, site: Site) -> None:
-        if self.recipe is not None:
-            self.head = built(
-                self.recipe,
-                site.shape,
-                site.output_shape,
-                site.channels_first,
-                site.output_channels_first,
-            )
-
-    @property
-    def needs_site(self) -> bool:
-        return self.recipe is not None
+        self.temperature, self.unlabelled_only = temperature, unlabelled_only
 
     def of_output(self) -> Distill:
         """The same for the network's own output."""
         own = copy.deepcopy(self)
         own.recipe, own.head = None, nn.Identity()
         return own
-
-    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
-        return applied(self.head, h, inputs)
 
     def forward(
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs
+from layerwise.heads.head import Head, refuse_class
+from layerwise.heads.layout import built
+from layerwise.inputs import Inputs, applied
 from layerwise.objectives.activity import Activity, View
 from layerwise.objectives.batch import Batch
 
@@ -201,6 +203,39 @@ class Predicting(Objective):
         scores: list[Tensor] = []
         loss = self(activity, batch, scores)
         return loss, scores[0] if scores else None
+
+
+class ThroughHead(Predicting):
+    """An objective whose class scores are those of a head, or the block's output without one.
+
+    Args:
+        head: recipe of the auxiliary network.
+        asked_by: the objective's name, for errors.
+    """
+
+    def __init__(self, head: Head | None, asked_by: str):
+        super().__init__()
+        refuse_class(head, f"{asked_by}(head=...)")
+        self.head: nn.Module = nn.Identity()
+        self.recipe = head
+
+    def build(self, site: Site) -> None:
+        if self.recipe is not None:
+            self.head = built(
+                self.recipe,
+                site.shape,
+                site.output_shape,
+                site.channels_first,
+                site.output_channels_first,
+            )
+
+    @property
+    def needs_site(self) -> bool:
+        return self.recipe is not None
+
+    def predict(self, h: Tensor, inputs: Inputs = None) -> Tensor:
+        """Class scores, (B, C), (B, T, C) or, for maps, (B, C, H, W)."""
+        return applied(self.head, h, inputs)
 
 
 class Sum(Predicting):

@@ -31,7 +31,9 @@ def averaged_exits(rule: Rule, x: Tensor, views: TestTime) -> tuple[Tensor | Non
     Raises:
         InputError: the samples are not images, or too small to be moved.
     """
-    if views != "none" and (x.dim() != 4 or not x.is_floating_point()):
+    if views == "none":
+        return rule.exits(x)
+    if x.dim() != 4 or not x.is_floating_point():
         raise InputError(
             f"--test_time {views}: it is for images, (B, C, H, W), and got {tuple(x.shape)} of "
             f"{x.dtype}; leave it out"
@@ -52,9 +54,6 @@ def averaged_exits(rule: Rule, x: Tensor, views: TestTime) -> tuple[Tensor | Non
 
 def _views(x: Tensor, views: TestTime) -> Iterator[tuple[float, Tensor]]:
     """Weights that sum to 1, and views of the images."""
-    if views == "none":
-        yield 1.0, x
-        return
     moved = [] if views == "mirror" else _moved(x)
     for weight, image in [(0.5 if moved else 1.0, x), *((0.25, image) for image in moved)]:
         for view in (image, image.flip(-1)):
