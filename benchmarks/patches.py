@@ -35,6 +35,7 @@ from layerwise.trainer.optim import SGD, OneCycle
 RESULTS = Path(__file__).parent / "results"
 NORMAL = Augment(normalize="standard")
 FEW, FEW_TEST, EPOCHS = 6_000, 2_000, 12
+PAPER_LR = 3e-3
 ABLATIONS: dict[str, dict[str, Any]] = {
     "whitened": {},
     "not whitened": {"regularisation": None},
@@ -83,7 +84,9 @@ def _encoded(encoder: nn.Module, images: Images, path: Path) -> Images:
     return Images(kept, images.labels)
 
 
-def _trained(network: nn.Module, train: Images, test: Images, codes: Path, epochs: int) -> Any:
+def _trained(
+    network: nn.Module, train: Images, test: Images, codes: Path, epochs: int, lr: float = 0.02
+) -> Any:
     """Test accuracy after every epoch, of a classifier of codes."""
     x = torch.zeros(2, *train.shape)
     rule = lw.rules.Backprop(lw.cut(network, blocks=1, example=x))
@@ -94,7 +97,7 @@ def _trained(network: nn.Module, train: Images, test: Images, codes: Path, epoch
         rule,
         loader,
         test=tested,
-        optimizer=SGD(lr=0.02, momentum=0.9, nesterov=False, weight_decay=0.0),
+        optimizer=SGD(lr=lr, momentum=0.9, nesterov=False, weight_decay=0.0),
         schedule=OneCycle(),
         runs=codes,
         epochs=epochs,
@@ -105,7 +108,9 @@ def _trained(network: nn.Module, train: Images, test: Images, codes: Path, epoch
     return [metrics["test_accuracy"] for metrics in run.metrics()]
 
 
-def _row(splits: Splits, codes: Path, name: str, epochs: int, **options: Any) -> dict[str, Any]:
+def _row(
+    splits: Splits, codes: Path, name: str, epochs: int, lr: float = 0.02, **options: Any
+) -> dict[str, Any]:
     """A network of patches, trained on what it was made of."""
     torch.manual_seed(0)
     network = models.patches(splits.shape, splits.num_classes, **options)
@@ -115,12 +120,13 @@ def _row(splits: Splits, codes: Path, name: str, epochs: int, **options: Any) ->
     train = _encoded(encoder, splits.train, codes / "train")
     test = _encoded(encoder, splits.test, codes / "test")
     encoding = time.process_time() - start
-    accuracy = _trained(network[-1], train, test, codes, epochs)
+    accuracy = _trained(network[-1], train, test, codes, epochs, lr)
     return {
         "name": name,
         "options": options,
         "images": len(train),
         "epochs": epochs,
+        "lr": lr,
         "accuracy": accuracy,
         "encoding_s": encoding,
         "training_s": time.process_time() - start - encoding,
@@ -179,8 +185,8 @@ def stacked(splits: Splits, codes: Path) -> Any:
 
 
 def whole(splits: Splits, codes: Path) -> Any:
-    yield _row(splits, codes, "512", 10, patches=(512,))
-    yield _row(splits, codes, "1024", 8, patches=(1024,))
+    yield _row(splits, codes, "512", 20, PAPER_LR, patches=(512,))
+    yield _row(splits, codes, "1024", 15, PAPER_LR, patches=(1024,))
 
 
 PARTS: dict[str, Callable[[Splits, Path], Any]] = {

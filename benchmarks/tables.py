@@ -1,7 +1,7 @@
-"""Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md,
-docs/theory.md, docs/patches.md, docs/modalities.md, docs/pipelines.md, the accuracies that ship
-with the package, the cards of rules and objectives, and the tables and figures in README.md and
-docs/guide/; also the pictures of the original study and of docs/concepts.md.
+"""Write the generated pages: docs/results.md, docs/networks.md, docs/original-study.md, those of a
+story in docs/stories/, the accuracies that ship with the package, the cards of rules and
+objectives, and the tables and figures in README.md and docs/guide/; also the pictures of the
+original study and of docs/concepts.md.
 
 python benchmarks/tables.py            write them
 python benchmarks/tables.py --check    fail if one of them is not what its sources give
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from pages import all_rules, cards, concepts, networks, pipelines, readme, results, study, theory
-from pages.figures import filled
+from pages.figures import filled, inserted
 from pages.files import ROOT
 
 
@@ -28,6 +28,9 @@ def pages() -> dict[Path, str]:
         study.PAGE: study.page(),
         **theory.pages(),
         pipelines.PAGE: pipelines.page(),
+        ROOT / "docs" / "choosing.md": inserted(
+            (ROOT / "docs" / "stories" / "choosing.md").read_text()
+        ),
         ROOT / "src" / "layerwise" / "costs" / "accuracies.json": all_rules.shipped(),
         ROOT / "README.md": filled(readme.page()),
         **{page: filled(page.read_text()) for page in ROOT.glob("docs/guide/*.md")},

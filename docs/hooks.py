@@ -51,6 +51,7 @@ def on_config(config: Any) -> Any:
     config.nav = [
         {"Start": "index.md"},
         {"Concepts": "concepts.md"},
+        {"When to use which": "choosing.md"},
         {"Guide": listed("guide")},
         {"Frameworks": listed("frameworks")},
         {"Notebooks": [f"examples/{path.stem}.md" for path in NOTEBOOKS]},

@@ -23,7 +23,14 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     above FILE CONTENDER BASE   points above a base after the last block, seed by seed
     step FILE CONTENDER MEASURE time, cpu_time, flops or peak_bytes of a step, as a ratio to the
                                 first contender's; over=NAME for another one (layerwise bench step)
-    faster FILE CONTENDER       by how much two stages are faster (benchmarks/stages.py)
+    faster FILE CONTENDER       how many times as fast two stages are (benchmarks/stages.py);
+                                by=NAME for another contender than these
+    best FILE                   the same, of the fastest pipeline and backprop with two threads
+    exit FILE RULE THRESHOLD MEASURE    accuracy in % or flops, as a ratio to the full network's, of
+                                early exits that decide; of the full network where the threshold
+                                is "full" (benchmarks/early_exits.py)
+    least FILE FAMILY LIMIT MEASURE     bytes or time of a step, as a ratio to backprop's, of the
+                                way with the least memory at no more than LIMIT of its time
     copied T KIND               longest sequence copied (benchmarks/sequences.py); KIND is truncated
                                 or synthetic, and T 0 for whole sequences
     observed FACTOR MEASURE LOOK    bits, explained or cosine at a look at the synthesizer
@@ -41,8 +48,9 @@ from collections.abc import Callable
 from typing import Any
 
 from layerwise.costs import StepTable
+from layerwise.costs.ways import BACKPROP, LOCAL
 from layerwise.report.reference import Reference
-from pages import all_rules, probes, sequences
+from pages import all_rules, probes, sequences, stages, steps
 from pages.files import RESULTS, result
 from pages.spread import mean
 
@@ -147,10 +155,35 @@ def step(file: str, contender: str, measure: str, over: str = "", places: int = 
     return f"{found['median'] if isinstance(found, dict) else found:.{places}f}"
 
 
-def faster(file: str, contender: str, places: int = 2) -> str:
+def faster(file: str, contender: str, by: str = "local rule, 2 stages", places: int = 2) -> str:
     rates = {row["name"]: row["per_second"] for row in result(f"stages-{file}")["contenders"]}
-    ours = zip(rates["local rule, 2 stages"], rates[contender], strict=True)
-    return f"{statistics.median(a / b for a, b in ours):.{places}f}"
+    both = zip(rates[by], rates[contender], strict=True)
+    return f"{statistics.median(a / b for a, b in both):.{places}f}"
+
+
+def best(file: str, places: int = 2) -> str:
+    rates = {row["name"]: row["per_second"] for row in result(f"stages-{file}")["contenders"]}
+    pipeline = stages.best_pipeline(rates)
+    return faster(file, "backprop, 2 threads", by=pipeline, places=places)
+
+
+def exit(file: str, rule: str, threshold: str, measure: str, places: int | None = None) -> str:
+    [row] = [row for row in result(f"early-exits-{file}")["rows"] if row["rule"] == rule]
+    found = []
+    for of_run in row["runs"]:
+        full = of_run["fixed"][-1]
+        looks = {str(look["threshold"]): look for look in of_run["thresholds"]} | {"full": full}
+        of = {"accuracy": 100, "flops": 1 / full["flops"]}[measure]
+        found.append(of * looks[threshold][measure])
+    return mean(found, (1 if measure == "accuracy" else 2) if places is None else places)
+
+
+def least(file: str, family: str, limit: str, measure: str, places: int = 2) -> str:
+    of_family = {"backprop": BACKPROP, "local": LOCAL}[family]
+    found = steps.least(StepTable.load(RESULTS / f"step-{file}.json"), of_family, float(limit))
+    if found is None:
+        raise ValueError(family)
+    return f"{found[measure]:.{places}f}"
 
 
 def copied(window: str, kind: str, places: int = 1) -> str:
@@ -195,6 +228,9 @@ QUERIES: dict[str, Callable[..., str]] = {
         above,
         step,
         faster,
+        best,
+        exit,
+        least,
         copied,
         observed,
         written,
@@ -231,7 +267,7 @@ def figure(query: str) -> str:
         raise ValueError(f"figure {query!r}: nothing in benchmarks/results/ for it") from error
 
 
-OPTION = re.compile(r"(places|over)=")
+OPTION = re.compile(r"(places|over|by)=")
 IN_PLACE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)", re.DOTALL)
 
 

@@ -8,9 +8,10 @@ import statistics
 
 from layerwise.costs import StepTable
 from layerwise.costs.ways import BACKPROP, LOCAL
+from pages import stages, steps
 from pages.all_rules import accuracy, flops, memory, rows
 from pages.files import RESULTS, ROOT, result
-from pages.spread import mean
+from pages.spread import mean, ratio
 
 # The rules of benchmarks/all_rules.py that the README shows.
 RULES = (
@@ -44,13 +45,27 @@ STEPS = (
     "cnn-4",
 )
 QUICK = 1.1  # of backpropagation's time
+RACES = ("vgg8b", "resnet56", "transformer", "transformer-16")
+TITLES = {"vgg8b": "VGG8b", "resnet56": "ResNet-56", "transformer-16": "transformer"}
+PARALLEL = {
+    "local rule, two stages": "local rule, 2 stages",
+    "delayed gradients, two stages": "delayed gradients, 2 stages",
+    "local rule, two threads": "local rule, serial, 2 threads",
+    "DDP, two replicas": "DDP, 2 ranks",
+}
 TEXTS = {"a generated language": "markov", "English": "python-topics"}
 
 
 def page() -> str:
     """The README with its tables written anew."""
     text = (ROOT / "README.md").read_text()
-    for name, table in (("accuracy", _accuracy()), ("text", _text()), ("memory", _memory())):
+    tables = {
+        "accuracy": _accuracy(),
+        "text": _text(),
+        "memory": _memory(),
+        "parallel": _parallel(),
+    }
+    for name, table in tables.items():
         between = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         text = re.sub(between, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
     return text
@@ -116,15 +131,26 @@ def _memory() -> str:
 
 
 def _least(table: StepTable, family: str, limit: float) -> str:
-    """The way of a family with the least memory, among those that train all weights in a step."""
-    found = [
-        (ratios["peak_bytes"], ratios["time"]["median"], contender.name)
-        for contender in table.contenders
-        if contender.family == family and "state of" not in contender.name
-        for ratios in [table.ratios(contender)]
-        if ratios["time"]["median"] <= limit
-    ]
-    if not found:
+    found = steps.least(table, family, limit)
+    if found is None:
         return "-"
-    memory, time, name = min(found)
-    return f"**{memory:.2f}** ({name}; time {time:.2f})"
+    return f"**{found['bytes']:.2f}** ({found['name']}; time {found['time']:.2f})"
+
+
+def _parallel() -> str:
+    """Samples per second of two processes, as ratios to backpropagation in one with two threads."""
+    lines = [
+        f"| network, batch | {' | '.join(PARALLEL)} | best pipeline |",
+        "|---|" + "--:|" * (len(PARALLEL) + 1),
+    ]
+    for name in RACES:
+        found = result(f"stages-{name}")
+        rates = {row["name"]: row["per_second"] for row in found["contenders"]}
+        base = rates["backprop, 2 threads"]
+        best = stages.best_pipeline(rates)
+        cells = [ratio(rates[n], base) if n in rates else "" for n in PARALLEL.values()]
+        lines.append(
+            f"| {TITLES.get(name, name)}, {found['batch']} | {' | '.join(cells)} "
+            f"| {ratio(rates[best], base)} {best} |"
+        )
+    return "\n".join(lines) + "\n"

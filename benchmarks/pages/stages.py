@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pages.files import commands, results
 from pages.spread import ratio
 
+PIPELINES = ("GPipe", "1F1B", "interleaved 1F1B", "ZBV zero bubble", "DualPipeV")
+
 
 def section() -> list[str]:
     """A table for each network, and one for links of limited rate."""
     return ["## Layers in parallel\n", *map(_stages, results("stages"))]
+
+
+def best_pipeline(rates: Mapping[str, Sequence[float]]) -> str:
+    """Name of the fastest of torch's pipeline schedules."""
+    return max((n for n in PIPELINES if n in rates), key=lambda n: statistics.median(rates[n]))
 
 
 def _stages(result: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from layerwise.costs import Measured, StepTable
 from layerwise.costs import markdown as step_table
 from pages.files import RESULTS, ROOT, commands, result, results
@@ -33,6 +35,20 @@ def sections() -> list[str]:
         "## Compared with biotorch\n",
         _peers(peers),
     ]
+
+
+def least(table: StepTable, family: str, limit: float) -> dict[str, Any] | None:
+    """Name, and bytes and time as ratios to backpropagation's, of the way of a family that needs
+    the least memory at no more than `limit` of backpropagation's time. Ways that train only a part
+    of the weights in a step do not count."""
+    found = [
+        {"name": contender.name, "bytes": ratios["peak_bytes"], "time": ratios["time"]["median"]}
+        for contender in table.contenders
+        if contender.family == family and "state of" not in contender.name
+        for ratios in [table.ratios(contender)]
+        if ratios["time"]["median"] <= limit
+    ]
+    return min(found, key=lambda way: way["bytes"], default=None)
 
 
 def _predictions() -> list[str]:
