@@ -12,6 +12,7 @@ import torch
 
 torch.set_num_threads(1)
 os.fsync = lambda file: None  # what tests write need not outlive the machine
+gc.disable()  # until everything is imported
 
 # A shell's background job ignores Ctrl-C, and so would the commands that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -20,8 +21,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_collection_finish() -> None:
-    """The collector need not look at what has been imported again and again."""
+    """The collector need not look again and again at what has been imported."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
