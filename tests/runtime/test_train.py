@@ -41,7 +41,7 @@ def test_two_stages_are_the_serial_run(
         patched.setattr(Trainer, "_finish_step", crash)
         assert main(f"train {TINY} --name two --runtime serial".split()) == 130
     assert main(f"train {TINY} --name one".split()) == 0
-    code = main("train --resume experiments/two --stages 2".split())
+    code = main(["train", "--resume", "experiments/two", "--stages", "2"])
     assert code == 0, capfd.readouterr().err
     assert not list(stages_of(multiprocessing.current_process()))
     assert same("one", "two")
