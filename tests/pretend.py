@@ -103,8 +103,6 @@ class Accelerator(TorchDispatchMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         held = [t for t in tensors if isinstance(t, Held)]
         device = kwargs.get("device")
-        if not held and device is None and not cls.waiting_forbidden:  # of the CPU alone
-            return func(*args, **kwargs)
         here = bool(held) if device is None else torch.device(device).type == NAME
         if func not in COPIES:
             cls.refuse_mixed(func, tensors)
