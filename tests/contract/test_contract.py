@@ -305,7 +305,9 @@ def test_prediction_is_the_models(case: networks.Case, make: Make) -> None:
 
 
 def test_state_dict_carries_the_rule(make: Make) -> None:
-    for network in NETWORKS.values():
+    for name, network in NETWORKS.items():
+        if name in ("mlp", "resnet"):
+            continue  # the CNN has what they have
         case, other = network(), network()
         rule, fresh = make(case.blocks), make(other.blocks)
         rule.backward(case.x, case.y)
