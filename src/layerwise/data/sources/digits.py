@@ -23,4 +23,4 @@ def _read() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # slow to import, and only needed here
 
     levels, target = load_digits(return_X_y=True)
-    return levels, target.astype(np.int64)
+    return np.asarray(levels), np.asarray(target, np.int64)
