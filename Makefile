@@ -31,10 +31,10 @@ demo: setup     ## train backpropagation and DGL on the embedded digits, compare
 	$(BIN)/layerwise compare $(DEMO)/backprop $(DEMO)/dgl --out $(DEMO)
 
 test: setup     ## the tests, offline, in a few minutes
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-slow: setup ## the long tests
-	$(BIN)/python -m pytest -q -n 2 -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 gpu-check: setup ## check the library on a CUDA device; writes benchmarks/results/gpu-check-*.json
 	$(BIN)/python benchmarks/gpu_check.py --device $(or $(DEVICE),cuda)

@@ -103,10 +103,12 @@ def cnn(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 
 
 
 def resnet(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 3) -> Case:
+    """The first residual block of each stage: the shortcut as it is, and twice with new channels
+    at half the resolution."""
     net = models.resnet20((2, 8, 8), CLASSES, width=0.25)
-    if dropout:
-        net = nn.Sequential(*net[:4], nn.Dropout2d(dropout), *net[4:])
-    return _case(grouped(net, [2, 5][: blocks - 1]), (2, 8, 8), True, dtype)
+    parts = [net[0], net[1], net[4], *([nn.Dropout2d(dropout)] if dropout else []), net[7], net[10]]
+    ends = [2, 4 if dropout else 3][: blocks - 1]
+    return _case(grouped(nn.Sequential(*parts), ends), (2, 8, 8), True, dtype)
 
 
 def transformer(dtype: torch.dtype = torch.float32, dropout: float = 0.0, blocks: int = 4) -> Case:

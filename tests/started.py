@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from layerwise.runs.run import Run
@@ -35,7 +36,7 @@ def ended(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, st
     return process.returncode, said
 
 
-def stages_of(process: subprocess.Popen[str]) -> Iterator[int]:
+def stages_of(process: subprocess.Popen[str] | BaseProcess) -> Iterator[int]:
     """The processes that it started, in the order of their ranks."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/environ"):

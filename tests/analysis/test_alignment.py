@@ -105,7 +105,14 @@ def test_of_several_views_backprop_sees_the_first():
     assert 0 <= last.angle < 180
 
 
-@pytest.mark.parametrize("name", networks.ALL_RULES)
+@pytest.mark.parametrize(
+    "name",
+    [  # further ways of making a rule are slow
+        pytest.param(name, marks=[pytest.mark.slow] * (number > 0))
+        for ways in networks.RULES.values()
+        for number, name in enumerate(ways)
+    ],
+)
 def test_the_rule_does_not_notice(name):
     """With dropout, BatchNorm and gradients of a batch before; the next step has the same bits."""
 

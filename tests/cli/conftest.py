@@ -13,6 +13,7 @@ from layerwise.cli import main
 from layerwise.experiment import training
 from layerwise.report import (
     analysis_figures,
+    comparison,
     console,  # noqa: F401 (the consoles are made before the terminal is a narrow one)
 )
 
@@ -59,8 +60,10 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of analyses are made, but their files hold none."""
+    """Pictures of analyses are made, but their files hold none; those of comparisons are not."""
     monkeypatch.setattr(analysis_figures, "_png", lambda figure: b"none")
+    for drawing in ("draw_runs", "draw_blocks"):
+        monkeypatch.setattr(comparison, drawing, lambda *given: None)
 
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def test_one_run(trained, cli):
     ]
 
 
-def test_two_runs(trained, cli):
+def test_two_runs(trained, cli, undrawn):
     a = trained("a", f"--epochs 1 {WATCHED} --rule Backprop")
     b = trained("b", "--epochs 1 --rule LastBlock")
     before = _content(b)
@@ -132,7 +132,7 @@ def test_filters(trained, cli):
     assert not np.array_equal(rows[0], rows[1])
 
 
-def test_the_way_back(trained, cli):
+def test_the_way_back(trained, cli, undrawn):
     """The signs of the weights are near them: as vectors, sum |w| / sqrt(n sum w^2) apart."""
     run = trained("signs", "--epochs 1 --rule SignSymmetry")
     result = cli(f"analyze {run} --questions feedback {QUICK}")
@@ -176,7 +176,7 @@ def test_the_way_back_in_training(trained, cli, undrawn):
     ]
 
 
-def test_what_is_recorded_changes_nothing(trained):
+def test_what_is_recorded_changes_nothing(trained, undrawn):
     """From the command line, too: the same network, and every third step's angles."""
     plain, seen = trained("plain"), trained("seen", WATCHED)
     weights = [load_file(run / "model.safetensors") for run in (plain, seen)]

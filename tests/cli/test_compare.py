@@ -92,7 +92,7 @@ def test_where_nothing_may_be_written(trained, cli):
     assert "--out file: cannot be written: File exists" in result.err
 
 
-def test_published_curves(trained, cli):
+def test_published_curves(trained, cli, undrawn):
     """The steps of an epoch, a distance in percentage points, and the files."""
     run = trained("dgl-0", "--epochs 1")
     row = Run.open(str(run)).metrics()[0]

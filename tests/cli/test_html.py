@@ -39,7 +39,7 @@ def test_marks_lie_where_their_values_are() -> None:
     )
 
 
-def test_a_page(trained, cli) -> None:
+def test_a_page(trained, cli, undrawn) -> None:
     run = trained("dgl", "--epochs 2")
     (run / "pictures").mkdir()
     for epoch in (1, 2):
@@ -61,7 +61,7 @@ def test_a_page(trained, cli) -> None:
     assert "<script" not in page
 
 
-def test_names_are_escaped(trained, cli) -> None:
+def test_names_are_escaped(trained, cli, undrawn) -> None:
     trained("dgl", "--epochs 1")
     Path("runs/dgl").rename("runs/<b>dgl&")
     result = cli("compare", "runs/<b>dgl&", "--html", "true", "--out", "out")

@@ -103,7 +103,7 @@ def objectives(run: Path) -> dict:
     return Run(run).config["rule"]["objectives"]
 
 
-def test_the_command_line_and_a_file_say_the_same(trained, cli):
+def test_the_command_line_and_a_file_say_the_same(trained, cli, undrawn):
     Path("c.yaml").write_text(FILE)
     a, b = trained("a", WORDS), trained("b", "--config c.yaml")
     assert objectives(a) == {

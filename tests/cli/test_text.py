@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layerwise.report import comparison
 from layerwise.runs.run import Run
 
 GPT = (
@@ -24,9 +23,7 @@ def alphabet() -> None:
     Path("alphabet.txt").write_text("abcdefghij" * 200)
 
 
-def test_perplexity_is_the_exponential_of_the_loss(cli, no_pictures, monkeypatch) -> None:
-    for drawing in ("draw_runs", "draw_blocks"):
-        monkeypatch.setattr(comparison, drawing, lambda *given: None)
+def test_perplexity_is_the_exponential_of_the_loss(cli, no_pictures, undrawn) -> None:
     for name, rule in (("a", "DGL"), ("b", "DirectFeedbackAlignment")):
         result = cli(f"{GPT} --rule {rule} --name {name}")
         assert result.code == 0, result.err

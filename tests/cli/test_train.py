@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -359,11 +360,14 @@ def test_a_full_disk(trained, cli, monkeypatch):
 def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     """Its own names in the file, without those of the cut."""
     grey = data.load("digits")
-    parts = [part.coloured() for part in (grey.train, grey.validation, grey.test)]
+    parts = [
+        replace(part, images=part.images[:150], labels=part.labels[:150]).coloured()
+        for part in (grey.train, grey.validation, grey.test)
+    ]
     splits = type(grey)(*parts, grey.classes, "digits")
     monkeypatch.setattr("layerwise.experiment.build.load_data", lambda config, seed: splits)
     line = (
-        "train --model torchvision --model.arch resnet18 --blocks 3 --epochs 1 --batch_size 600 "
+        "train --model torchvision --model.arch resnet18 --blocks 3 --epochs 1 --batch_size 75 "
         "--accumulate 2 --runs runs --device cpu --rule.head.width 4"
     )
     result = cli(line)
@@ -371,7 +375,7 @@ def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     run = Path("runs/digits-torchvision-dgl-1")
     net = torchvision.models.resnet18(num_classes=10)
     net.load_state_dict(safetensors.torch.load_file(run / "model.safetensors"))
-    x, y = next(Loader(splits.test, 359, augment=Augment(), train=False).epoch(0))
+    x, y = next(Loader(splits.test, 150, augment=Augment(), train=False).epoch(0))
     accuracy = (net.eval()(x).argmax(1) == y).double().mean().item()
     assert Run(run).metrics()[-1]["test_accuracy"] == pytest.approx(accuracy, abs=1e-6)
     assert torch.equal(

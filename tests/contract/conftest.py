@@ -31,5 +31,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         values = getattr(item, "callspec", None)
         given = {v for v in values.params.values() if isinstance(v, str)} if values else set()
-        if given & FURTHER and given & {"mlp", "resnet"}:
+        if given & FURTHER and given & {"mlp", "mlp_norm", "resnet"}:
             item.add_marker(pytest.mark.slow)

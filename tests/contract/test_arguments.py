@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from layerwise import InputError, heads, models, objectives, rules
+from layerwise import Blocks, InputError, heads, models, objectives, rules
 from layerwise.arguments import alternatives, check
 from layerwise.experiment.config import parameters
 from layerwise.experiment.memory import bounded
@@ -33,13 +34,17 @@ NUMBERS = [
 ]
 
 
+@functools.cache
+def blocks_for(network: Callable[[], networks.Case]) -> Blocks:
+    return network().blocks
+
+
 def made(kind: str, name: str, **options: Any) -> Any:
     """The thing of this name, with everything else that it cannot do without."""
     thing = KINDS[kind][name]
     takes = inspect.signature(thing).parameters
     if kind == "rule":
-        case = OWN.get(name, networks.mlp)()
-        options["blocks"] = case.blocks
+        options["blocks"] = blocks_for(OWN.get(name, networks.mlp))
     if "objectives" in takes:
         options.setdefault("objectives", Classify(heads.Linear()))
     return thing(**options)

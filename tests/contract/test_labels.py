@@ -455,25 +455,20 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("name", NAMES)
-def test_labels_that_are_none_are_refused_in_one_line(name: str, kind: str) -> None:
-    change, says = WRONG[kind]
-    error = refused(lambda: stepped(name, change))
-    assert error is not None
-    assert re.search(says, error)
-
-
-@pytest.mark.parametrize("kind", ["beyond", "negative", "large"])
-@pytest.mark.parametrize("name", NAMES)
-def test_later_labels_that_no_class_has(name: str, kind: str) -> None:
-    """The values of labels are looked at in every step where nothing is to be waited for."""
-    change, says = WRONG[kind]
+def test_labels_that_are_none_are_refused_in_one_line(name: str) -> None:
+    """In the first step, and in later ones, too: values are looked at in every step where nothing
+    is to be waited for."""
     case, rule = made(name)
-    rule.backward(case.x, case.y)
-    error = refused(lambda: rule.backward(case.x, change(case.y)))
-    assert error is not None
-    assert re.search(says, error)
+    for later in (False, True):
+        if later:
+            rule.backward(case.x, case.y)
+            rule.zero_grad()
+        for kind, (change, says) in WRONG.items():
+            error = refused(lambda change=change: rule.backward(case.x, change(case.y)))
+            assert error is not None, kind
+            assert re.search(says, error), kind
+            assert not grads(rule)
 
 
 @pytest.mark.parametrize("name", NAMES)

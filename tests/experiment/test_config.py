@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -20,17 +21,29 @@ SUM = {
     "Classify": {"head": {"name": "Conv", "widen": 3}, "weight": [0.5, 1]},
     "Reconstruct": {"shift": [5, 16]},
 }
-CONFIGS = {
-    "nothing": {},
+# Configs of one part each; every one gets a model, an optimizer and a schedule, in turn.
+RULES = {
     **{f"rule {name}": {"rule": name} for name in rules.__all__},
-    **{f"model {name}": {"model": {"name": name}} for name in models.__all__},
     **{f"head {name}": {"rule": {"head": name}} for name in KINDS["head"]},
     **{
         f"objective {name}": {"rule": {"name": "Greedy", "objectives": {"name": name}}}
         for name in KINDS["objective"]
     },
-    **{f"optimizer {name}": {"optimizer": name} for name in KINDS["optimizer"]},
-    **{f"schedule {name}": {"schedule": name} for name in KINDS["schedule"]},
+}
+assert len(RULES) >= len(models.__all__)
+CONFIGS = {
+    "nothing": {},
+    **{
+        f"{name} and {model}": rule
+        | {"model": {"name": model}, "optimizer": optimizer, "schedule": schedule}
+        for (name, rule), model, optimizer, schedule in zip(
+            RULES.items(),
+            itertools.cycle(models.__all__),
+            itertools.cycle(KINDS["optimizer"]),
+            itertools.cycle(KINDS["schedule"]),
+            strict=False,
+        )
+    },
     **{name: yaml.safe_load((RECIPES / f"{name}.yaml").read_text()) for name in recipe_names()},
     "a sum": {"rule": {"name": "greedy", "objectives": SUM}},
     "numbers": {"optimizer": {"lr": "1e-3"}, "clip_norm": 1, "precision": 32, "at": ["fc1"]},
@@ -49,6 +62,7 @@ def test_as_on_the_command_line(name):
     config = CONFIGS[name]
     kept = json.dumps(config)
     completed = complete(config)
+    assert completed["epochs"] >= 1
     assert json.dumps(completed) == json.dumps(on_the_command_line(config))
     assert json.dumps(complete(completed)) == json.dumps(completed)
     assert json.dumps(config) == kept

@@ -393,9 +393,11 @@ def test_bad_input(arguments: dict[str, Any], message: str, fit: Any, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-def test_commands_say_what_it_is(fit: Any, tmp_path: Path, capsys: Any) -> None:
+def test_commands_say_what_it_is(fit: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     from layerwise.cli.main import main
 
+    for drawing in ("draw_runs", "draw_blocks"):
+        monkeypatch.setattr(f"layerwise.report.comparison.{drawing}", lambda *given: None)
     batches = list(DataLoader(data(), 30))
     fit(rule_of(network()), batches, name="a", epochs=1)
     for command in ("evaluate {}", "train --resume {}"):

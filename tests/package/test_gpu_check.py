@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -33,12 +34,15 @@ def test_a_quick_check_of_the_cpu(tmp_path: Path) -> None:
     assert "skipped" in done.stdout
 
 
-def test_what_is_there_is_not_overwritten(tmp_path: Path) -> None:
+def test_what_is_there_is_not_overwritten(monkeypatch, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     out.write_text("another machine's")
-    done = run("--quick", "--section", "processes", "--out", str(out))
-    assert done.returncode != 0
-    assert "it exists" in done.stderr
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # the script sets it
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    command = [str(SCRIPT), "--device", "cpu", "--quick", "--section", "processes", "--out"]
+    monkeypatch.setattr(sys, "argv", [*command, str(out)])
+    with pytest.raises(SystemExit, match="it exists"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     assert out.read_text() == "another machine's"
 
 

@@ -44,6 +44,9 @@ STEPS = {
     "bench data --data digits --seconds 0.01": WITH_PYTORCH
     | COUNTING
     | {"sklearn", "scipy", "pandas"},
+    "import layerwise.trainer.fabric": WITH_PYTORCH
+    | COUNTING
+    | {"sklearn", "scipy", "pandas", "lightning_fabric"},
 }
 
 PROGRAM = """
@@ -58,6 +61,8 @@ for step in steps:
         elif step == "import layerwise":
             import layerwise as lw
             lw.cut, lw.rules.DGL
+        elif step == "import layerwise.trainer.fabric":
+            import layerwise.trainer.fabric
         else:
             from layerwise.cli import main
             with contextlib.suppress(SystemExit):
@@ -81,3 +86,4 @@ def test_no_command_imports_what_it_does_not_use(tmp_path):
     assert {step: names for step, names in too_many.items() if names} == {}
     assert "torch" in found["train --help"]
     assert "sklearn" in found["bench data --data digits --seconds 0.01"]
+    assert "lightning_fabric" in found["import layerwise.trainer.fabric"]

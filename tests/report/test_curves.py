@@ -62,15 +62,15 @@ def test_no_run_with_rows_draws_no_blocks(figures):
     assert figures == {}
 
 
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_losses_that_cannot_be_drawn(value):
-    """A diverged run has curves, too."""
-    names = dict.fromkeys(
-        ("train_loss", "test_loss", "train_loss_block0", "test_loss_block1"), value
-    )
+def test_losses_that_cannot_be_drawn():
+    """Diverged runs have curves, too: after an epoch with a loss, and without one."""
+    names = ("train_loss", "test_loss", "train_loss_block0", "test_loss_block1")
+    lost = [dict.fromkeys(names, value) for value in (math.inf, math.nan)]
+    later = [[row(1), row(2, **values)] for values in lost]
+    at_once = [[row(1, **values)] for values in lost]
     files = {}
-    for rows in ([row(1), row(2, **names)], [row(1, **names)]):
-        curves.draw_runs({"a": rows}, files.__setitem__)
+    for runs in (later, at_once):
+        curves.draw_runs(dict(zip("ab", runs, strict=True)), files.__setitem__)
     assert files.keys() == {"curves.png", "curves.svg"}
     assert files["curves.png"].startswith(b"\x89PNG")
 

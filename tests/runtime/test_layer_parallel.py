@@ -222,14 +222,14 @@ def _every_rule() -> Iterator[tuple[str, LocalRule, list]]:
         case = getattr(networks, network)()
         rule = make(case.blocks)
         if isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
-            yield name, rule, _rule(network)[1]
+            yield name, rule, _rule(network)[1][-2:]
     for network, ways in networks.OWN_NETWORKS.values():
         for name, make in ways.items():
             torch.manual_seed(0)
             case = network()
             rule = make(case.blocks)
             if isinstance(rule, LocalRule) and not rule.needs & ~PARALLEL:
-                yield name, rule, [(case.x, case.y)] * STEPS
+                yield name, rule, [(case.x, case.y)] * 2
 
 
 def _every_stage(rank: int, folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
@@ -27,8 +28,11 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes in /proc")
-def test_two_stages_are_the_serial_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With dropout and an average of weights; what began in serial goes on in stages."""
+def test_two_stages_are_the_serial_run(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With dropout and an average of weights; what began in serial goes on in stages, which this
+    process starts."""
 
     def crash(trainer: Trainer) -> None:
         raise KeyboardInterrupt
@@ -36,10 +40,10 @@ def test_two_stages_are_the_serial_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_finish_step", crash)
         assert main(f"train {TINY} --name two --runtime serial".split()) == 130
-    process = layerwise("train --resume experiments/two --stages 2")
     assert main(f"train {TINY} --name one".split()) == 0
-    code, said = ended(process)
-    assert code == 0, said
+    code = main(["train", "--resume", "experiments/two", "--stages", "2"])
+    assert code == 0, capfd.readouterr().err
+    assert not list(stages_of(multiprocessing.current_process()))
     assert same("one", "two")
     first, second = (Run.open(f"experiments/{run}").load("last") for run in ("one", "two"))
     assert first is not None

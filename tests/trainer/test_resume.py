@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,12 +45,12 @@ VARIANTS = {
         "save_every": 1,
     },
     "a state that batches carry": {
-        "data": {"name": "markov", "context": 6, "contiguous": True},
+        "data": {"name": "text:alphabet.txt", "context": 6, "contiguous": True},
         "model": {"name": "lstm", "width": 4},
         "blocks": 1,
         "rule": {"name": "TruncatedBPTT", "window": 3, "carry": True, "synthetic": 0.5},
-        "batch_size": 4000,
-        "eval_batch_size": 4000,
+        "batch_size": 40,
+        "eval_batch_size": 40,
         "ema": 0.5,
         "save_every": 2,
     },
@@ -58,11 +59,15 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_at_any_step(variant, trainer_in, crash_at, crash, assert_same_run):
+def test_killed_at_any_step(
+    variant, trainer_in, crash_at, crash, assert_same_run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("alphabet.txt").write_text("abcdefghij" * 200)
     options = VARIANTS[variant] | {"epochs": 2}
     trainer = trainer_in("straight", **options)
     trainer.fit()
-    for n, kills in enumerate([(1,), (3, 2), (trainer.stepper.steps_per_epoch, 4), (5, 1, 1)]):
+    for n, kills in enumerate([(1, 3, 2), (trainer.stepper.steps_per_epoch, 4), (5, 1, 1)]):
         for kill in kills:
             crash_at(kill)
             with pytest.raises(crash):

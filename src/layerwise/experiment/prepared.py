@@ -69,7 +69,7 @@ class Prepared:
         runtime, stages = resolve(config.get("runtime", "auto"), config.get("stages"), replicas)
         config = {**config, "runtime": runtime, "stages": stages}
         device = local_device(config["device"])
-        fabric_for(device, config["precision"])  # refuses what this machine does not have
+        fabric = fabric_for(device, config["precision"])  # refuses what this machine does not have
         check_loggers(config["loggers"])
         optimizer = make("optimizer", config["optimizer"])
         schedule = make("schedule", config["schedule"])
@@ -80,9 +80,10 @@ class Prepared:
         if experiment.settings.sync_batchnorm:
             check_shared_statistics(device_for(device).type, replicas)
         experiment, notice = _as_fast_as_possible(experiment, device)
+        if experiment.settings.precision != config["precision"]:
+            fabric = fabric_for(device, experiment.settings.precision)
         for name in ("precision", "channels_last"):
             config[name] = getattr(experiment.settings, name)
-        fabric = fabric_for(device, experiment.settings.precision)
         config["device"] = str(fabric.device)
         config["data"] = {**config["data"], "name": experiment.splits.name}
         part = (processes.rank() % replicas, replicas) if processes.started_together() else (0, 1)

@@ -1,20 +1,41 @@
 """Lightning Fabric for a device and a precision.
 
-Only what trains or evaluates imports this module: Lightning Fabric imports TorchMetrics, and with
-it SciPy, torchvision, Transformers and Matplotlib where they are installed, which takes longer than
-PyTorch itself.
+Only what trains or evaluates imports this module, because Lightning Fabric takes as long to import
+as PyTorch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from types import ModuleType
 from typing import Any, Literal
-
-from lightning_fabric import Fabric
 
 from layerwise.errors import InputError, reason
 from layerwise.trainer.device import device_for
 from layerwise.trainer.settings import Precision
+
+
+@contextlib.contextmanager
+def _version_alone(name: str) -> Iterator[None]:
+    """Within, a module that is not imported yet has a version and nothing else."""
+    module = ModuleType(name)
+    module.__dict__["__version__"] = metadata.version(name)
+    mine = sys.modules.setdefault(name, module) is module
+    try:
+        yield
+    finally:
+        if mine:
+            del sys.modules[name]
+
+
+# Lightning Fabric imports TorchMetrics for its version, and with it come SciPy, torchvision,
+# Transformers and Matplotlib where they are installed, which take longer than Lightning Fabric.
+with _version_alone("torchmetrics"):
+    from lightning_fabric import Fabric
 
 FABRIC_PRECISION: dict[Precision, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "auto": "32-true",
