@@ -157,8 +157,6 @@ RULES = {
     "forward-gradient-8": "--rule ForwardGradient --rule.directions 8",
     "spsa": "--rule SPSA",
     "spsa-rank": "--rule SPSA --rule.rank 8",
-    "spsa-8": f"--rule SPSA {ONE_SIDED}",
-    "fzoo": f"--rule SPSA {ONE_SIDED} --rule.normalize true",
     "spsa-8-sgd": f"--rule SPSA {ONE_SIDED} --optimizer SGD",
     "fzoo-sgd": f"--rule SPSA {ONE_SIDED} --rule.normalize true --optimizer SGD",
     "lg-fg-a": f"--rule LocalForwardGradient {CLASSIFY}",

@@ -105,7 +105,7 @@ class PredictiveCoding(Rule):
 
     def step(self, batch: Batch) -> Tensor:
         with as_written(self.blocks):  # a graph is differentiated more than once
-            if self.error_based:
+            if self.error_based and len(self.blocks) > 1:  # otherwise there is no error to find
                 return self._by_errors(batch)
             return self._fixed(batch) if self.fixed_prediction else self._relaxed(batch)
 
@@ -118,37 +118,37 @@ class PredictiveCoding(Rule):
         return energy.output
 
     def _by_errors(self, batch: Batch) -> Tensor:
-        last = len(self.blocks) - 1
+        last, e = len(self.blocks) - 1, []  # e_k, (B, ...), of every block except the last
         with full_precision(batch.inputs, self.blocks) as x:
-            blocks = [Repeatable(batch, self.blocks, k) for k in range(last + 1)]
-            first = blocks[0].first(detached(x))  # runs once: no error changes its input
-            e: list[Tensor] = []  # e_k, (B, ...), of every block except the last
-
-            def forward(again: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-                h = first.detach() if last else first
-                for k in range(1, last + 1):
-                    if not again:
-                        e.append(torch.zeros_like(wide(h)).requires_grad_())
-                    h = (blocks[k] if again else blocks[k].first)(_moved(h, e[k - 1]))
-                return h.detach(), *self.loss(last, Activity(h), batch)
-
-            output, loss, scores = forward(again=False)
-            found = loss.detach(), scores
-            for t in range(self.steps if last else 0):
+            first, *others = [Repeatable(batch, self.blocks, k) for k in range(last + 1)]
+            out = first.first(detached(x))  # its only run: no error changes its input
+            h = out.detach()
+            for block in others:
+                e.append(torch.zeros_like(wide(h)).requires_grad_())
+                h = block.first(_moved(h, e[-1]))
+            loss, scores = self.loss(last, Activity(h), batch)
+            output, found = h.detach(), (loss.detach(), scores)
+            for t in range(self.steps):
                 if t:
-                    _, loss, _ = forward(again=True)
-                for a, d in zip(e, of_samples(loss, e, batch), strict=True):  # d = -dL_b/dh_k
-                    a.data -= self.step_size * (a.data + d)
-            h = first
-            for k, block in enumerate(blocks):
-                out = block(h) if k else first
+                    h = out.detach()
+                    for block, error in zip(others, e, strict=True):
+                        h = block(_moved(h, error))
+                    loss, _ = self.loss(last, Activity(h), batch)
+                pulls = of_samples(loss, e, batch)  # dL_b/de_k = -dL_b/dh_k
+                with torch.no_grad():
+                    for error, pull in zip(e, pulls, strict=True):
+                        error -= self.step_size * (error + pull)
+            del h, loss  # and the graph
+            for k, block in enumerate(self.blocks):
+                if k:
+                    out = others[k - 1](_moved(out.detach(), e[k - 1].detach()))
+                done, gradient = out, None
                 if k < last:
-                    gradient, h = e[k].detach() / len(out), _moved(out.detach(), e[k].detach())
+                    gradient = e[k].detach() / len(out)
                 else:
-                    gradient, out = None, self.loss(k, Activity(out), batch)[0] if last else loss
-                wanted = [p for p in block.block.parameters() if p.requires_grad]
-                differentiate(out, batch.scale, gradient, inputs=wanted)
-                del out  # and block k's graph
+                    done, _ = self.loss(last, Activity(out), batch)
+                wanted = [p for p in block.parameters() if p.requires_grad]
+                differentiate(done, batch.scale, gradient, inputs=wanted)
                 batch.done(k, *(found if k == last else ()))
         return output
 

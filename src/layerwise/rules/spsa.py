@@ -42,8 +42,8 @@ class SPSA(PerturbationRule):
         grad = 1/N sum_n (L(theta + eps z_n) - L(theta)) / sigma z_n
 
     For small eps and +1 and -1 as z, sigma is about eps times the norm of the true gradient, so the
-    step is that of normalised gradient descent: the size of the loss does not matter. It is 0 if
-    all losses are equal.
+    step is that of normalised gradient descent: the size of the loss does not matter. Each batch
+    is divided by its own sigma, also if batches accumulate. The step is 0 if all losses are equal.
 
     Deviations: MeZO moves the weights in place and moves them back, which rounds; here the weights
     are not touched, and each block runs with moved copies. A pass at theta itself comes first. It
