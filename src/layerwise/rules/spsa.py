@@ -37,7 +37,7 @@ class SPSA(PerturbationRule):
     in which the gradient lies (see `PerturbationRule`).
 
     With `normalize` it is FZOO (Dang et al. 2025, arXiv:2506.09034). The differences are divided by
-    the standard deviation sigma of the N losses at moved weights instead of by eps:
+    the standard deviation sigma (over N) of the N losses at moved weights instead of by eps:
 
         grad = 1/N sum_n (L(theta + eps z_n) - L(theta)) / sigma z_n
 
