@@ -85,6 +85,7 @@ SETTINGS = {
 MLP = "--rule.head MLP --rule.head.width 64"
 CLASSIFY = "--rule.objectives Classify --rule.objectives.head MLP --rule.objectives.head.width 64"
 CLASSIFY_IN_SUM = "--rule.objectives.Classify.head MLP --rule.objectives.Classify.head.width 64"
+ONE_SIDED = "--rule.directions 8 --rule.two_sided false --rule.rademacher true"
 SYNTHESIZER = "--rule.synthesizer Synthesizer --rule.synthesizer.kernel_size 3"
 
 
@@ -156,6 +157,8 @@ RULES = {
     "forward-gradient-8": "--rule ForwardGradient --rule.directions 8",
     "spsa": "--rule SPSA",
     "spsa-rank": "--rule SPSA --rule.rank 8",
+    "spsa-8-sgd": f"--rule SPSA {ONE_SIDED} --optimizer SGD",
+    "fzoo-sgd": f"--rule SPSA {ONE_SIDED} --rule.normalize true --optimizer SGD",
     "lg-fg-a": f"--rule LocalForwardGradient {CLASSIFY}",
     "lg-fg-w": f"--rule LocalForwardGradient --rule.weights true {CLASSIFY}",
     "fa": "--rule FeedbackAlignment",
@@ -182,6 +185,9 @@ RULES = {
     "inpaint": "--rule Greedy --rule.objectives Inpaint",
     "rotation": "--rule Greedy --rule.objectives Rotation",
     "predictive-coding": "--rule PredictiveCoding",
+    "predictive-coding-5": "--rule PredictiveCoding --rule.steps 5",
+    "epc": "--rule PredictiveCoding --rule.error_based true",
+    "epc-5": "--rule PredictiveCoding --rule.error_based true --rule.steps 5",
     "equilibrium-propagation": "--rule EquilibriumPropagation",
     "random-fixed": "--rule LastBlock",
 }

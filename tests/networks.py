@@ -276,6 +276,7 @@ WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "fixed_prediction": lambda blocks: rules.PredictiveCoding(
             blocks, 4, 0.3, fixed_prediction=True
         ),
+        "error_based": lambda blocks: rules.PredictiveCoding(blocks, 2, 0.3, error_based=True),
     },
     # Its last phase, in which the network's output is trained; tests/rules has the others.
     "Sequential": {
@@ -297,6 +298,9 @@ WAYS: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
         "spsa": lambda blocks: rules.SPSA(blocks, eps=0.1),
         "spsa_subspace": lambda blocks: rules.SPSA(
             blocks, directions=2, two_sided=False, rademacher=True, rank=3
+        ),
+        "spsa_normalized": lambda blocks: rules.SPSA(
+            blocks, eps=0.1, directions=3, two_sided=False, rademacher=True, normalize=True
         ),
     },
 }

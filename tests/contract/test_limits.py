@@ -42,6 +42,7 @@ ONE_BLOCK = {
     "equilibrium_propagation": rules.EquilibriumPropagation,
     "predictive_coding": rules.PredictiveCoding,
     "fixed_prediction": lambda blocks: rules.PredictiveCoding(blocks, fixed_prediction=True),
+    "error_based": lambda blocks: rules.PredictiveCoding(blocks, error_based=True),
     "mono_forward": rules.MonoForward,
     "shared_readout": rules.SharedReadout,
     "sequential": lambda blocks: rules.Sequential(blocks, []),

@@ -55,11 +55,48 @@ def _given(monkeypatch: pytest.MonkeyPatch, *directions: dict[tuple[int, str], T
 #              w = (1.5, 0.75): z = (1.125, 2.25), L = 1/2 (1.265625 + 1.5625) / 2 = 0.70703125
 #   two-sided: 0.11328125 - 0.70703125 = -0.59375;   one-sided: -0.38671875 / 0.5 = -0.7734375
 # Each derivative times v.
+#   normalize, with a second direction (1, 0.5): w = (2.5, 0.75): z = (1.875, 3.75),
+#              L = 1/2 (3.515625 + 7.5625) / 2 = 709/256; L at v is 29/256, at the centre 128/256
+#   mean 369/256, sigma = 340/256; derivatives (29 - 128) / 340 and (709 - 128) / 340
+#   w1: (-99 + 581) / 340 / 2 = 241/340,   w2: (99 + 581) / 2 / 340 / 2 = 1/2
 GOLDEN = {
     "forward": (rules.ForwardGradient, {}, (-0.75, 0.375)),
     "two_sided": (rules.SPSA, {"eps": 0.5}, (-0.59375, 0.296875)),
     "one_sided": (rules.SPSA, {"eps": 0.5, "two_sided": False}, (-0.7734375, 0.38671875)),
 }
+
+
+@pytest.mark.parametrize("size", [1, 10])
+def test_normalized(size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the losses' standard deviation (FZOO): the size of the loss does not matter."""
+    blocks, x, y = _blocks()
+    second = [{(0, "weight"): 1.0, (1, "weight"): w} for w in (-0.5, 0.5)]
+    _given(
+        monkeypatch, *({k: torch.full((1, 1), w).double() for k, w in v.items()} for v in second)
+    )
+    rule = rules.SPSA(
+        blocks,
+        0.5,
+        directions=2,
+        two_sided=False,
+        normalize=True,
+        criterion=lambda z, y: size * half_square(z, y),
+    )
+    assert rule.backward(x, y).loss.item() == 0.5 * size
+    assert [p.grad.item() for p in blocks.parameters()] == pytest.approx([241 / 340, 0.5], 1e-14)
+
+
+def test_normalized_without_a_difference() -> None:
+    case = networks.mlp()
+    rule = rules.SPSA(
+        case.blocks,
+        directions=2,
+        two_sided=False,
+        normalize=True,
+        criterion=lambda z, y: z.sum() * 0 + 1,
+    )
+    rule.backward(case.x, case.y)
+    assert all(not p.grad.any() for p in rule.parameters())
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -514,6 +551,8 @@ def test_what_is_not_differentiable_in_forward_mode() -> None:
     [
         (lambda b: rules.SPSA(b, eps=0.0), "eps=0.0"),
         (lambda b: rules.SPSA(b, directions=0), "directions=0"),
+        (lambda b: rules.SPSA(b, directions=2, normalize=True), "two_sided=True.*two_sided=False"),
+        (lambda b: rules.SPSA(b, two_sided=False, normalize=True), "directions=1.* at least 2"),
         (lambda b: rules.ForwardGradient(b, directions=-1), "directions=-1"),
         (lambda b: rules.ForwardGradient(b, rank=-1), "rank=-1"),
         (lambda b: rules.LocalForwardGradient(b, MeanSquare(), directions=0), "directions=0"),

@@ -36,13 +36,23 @@ With fixed predictions e3 stays 1 and e2 <- e2 + (1 - e2) / 2, e1 <- e1 + (2 e2 
     1:  e2 = 1/2, e1 = 0;    2:  e2 = 3/4, e1 = 1/2;    3:  e2 = 7/8, e1 = 1/4 + 3/4 = 1
 
 and h1 = 1, h2 = 2 in the gradients.
+
+By errors, with step_size 1/4: dL/dh2 = w3 e3 = e3 and dL/dh1 = w2 w3 e3 = 2 e3, so
+
+    1:  e2 = 1/4, e1 = 1/2;                          h1 = 1 - 1/2 = 1/2, h2 = 2 h1 - 1/4 = 3/4,
+                                                     e3 = -1/4
+    2:  e2 = 1/4 + (-1/4 - 1/4) / 4 = 1/8,  e1 = 1/2 + (-1/2 - 1/2) / 4 = 1/4;
+                                                     h1 = 3/4, h2 = 3/2 - 1/8 = 11/8, e3 = 3/8
 """
-GOLDEN = {
-    (2, False): (0.5, -0.25, 0.75),
-    (3, False): (-0.25, 1.875, 0.0),
-    (2, True): (0.5, 0.75, 2.0),
-    (3, True): (1.0, 0.875, 2.0),
-}
+FIXED, BY_ERRORS = {"fixed_prediction": True}, {"error_based": True}
+GOLDEN = [
+    (2, 0.5, {}, (0.5, -0.25, 0.75)),
+    (3, 0.5, {}, (-0.25, 1.875, 0.0)),
+    (2, 0.5, FIXED, (0.5, 0.75, 2.0)),
+    (3, 0.5, FIXED, (1.0, 0.875, 2.0)),
+    (1, 0.25, BY_ERRORS, (1 / 2, 1 / 8, -3 / 16)),
+    (2, 0.25, BY_ERRORS, (1 / 4, 3 / 32, 33 / 64)),
+]
 
 
 def half_square(z: Tensor, y: Tensor) -> Tensor:
@@ -57,12 +67,12 @@ def numbers() -> tuple[Blocks, Tensor, Tensor]:
     return Blocks(blocks), x, x.clone()
 
 
-@pytest.mark.parametrize(("steps", "fixed"), GOLDEN)
-def test_golden(steps: int, fixed: bool) -> None:
+@pytest.mark.parametrize(("steps", "step_size", "options", "gradients"), GOLDEN)
+def test_golden(steps: int, step_size: float, options: dict, gradients: tuple) -> None:
     blocks, x, y = numbers()
-    rule = rules.PredictiveCoding(blocks, steps, 0.5, fixed, criterion=half_square)
+    rule = rules.PredictiveCoding(blocks, steps, step_size, criterion=half_square, **options)
     report = rule.backward(x, y)
-    for block, wanted in zip(blocks, GOLDEN[steps, fixed], strict=True):
+    for block, wanted in zip(blocks, gradients, strict=True):
         assert block.weight.grad.item() == pytest.approx(wanted / 2, abs=1e-15)
     assert report.loss.item() == 0.25
     assert report.logits.tolist() == [[2.0], [0.0]]
@@ -147,6 +157,88 @@ def naive(rule: Rule, x: Tensor, y: Tensor, steps: int, eta: float) -> list[Tens
     return list(found)
 
 
+def naive_by_errors(rule: Rule, x: Tensor, y: Tensor, steps: int, eta: float) -> list[Tensor]:
+    """The energy of the errors e = h - f(h) is minimised, and that of the activities then
+    differentiated by the weights."""
+    *blocks, last = rule.blocks
+    e = [torch.zeros_like(h) for h in itertools.accumulate(blocks, lambda h, f: f(h), initial=x)][
+        1:
+    ]
+
+    def activities(e: list[Tensor]) -> list[Tensor]:
+        h = [x]
+        for block, error in zip(blocks, e, strict=True):
+            h.append(block(h[-1]) + error)
+        return h
+
+    for _ in range(steps):
+        e = [a.detach().requires_grad_() for a in e]
+        energy = len(x) * F.cross_entropy(last(activities(e)[-1]), y)
+        pulls = torch.autograd.grad(energy + sum(a.square().sum() for a in e) / 2, e)
+        e = [a - eta * g for a, g in zip(e, pulls, strict=True)]
+    h = [a.detach() for a in activities(e)]
+    energy = len(x) * F.cross_entropy(last(h[-1]), y)
+    for k, block in enumerate(blocks):
+        energy = energy + (h[k + 1] - block(h[k])).square().sum() / 2
+    return list(torch.autograd.grad(energy / len(x), list(rule.blocks.parameters())))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_errors_against_a_naive_implementation(network: str, steps: int) -> None:
+    case = NETWORKS[network](torch.float64)
+    rule = rules.PredictiveCoding(case.blocks, steps, 0.3, error_based=True)
+    rule.backward(case.x, case.y)
+    wanted = naive_by_errors(rule, case.x, case.y, steps, 0.3)
+    for p, g in zip(rule.blocks.parameters(), wanted, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-12, rtol=1e-10)
+
+
+def test_errors_and_activities_have_the_same_minimum() -> None:
+    """A network of linear blocks, where the energy has one minimum."""
+    torch.manual_seed(0)
+    parts = [nn.Linear(a, b).double() for a, b in ((6, 5), (5, 4), (4, 3))]
+    x, y = torch.randn(7, 6).double(), torch.randint(0, 3, (7,))
+    found = []
+    for error_based in (False, True):
+        rule = rules.PredictiveCoding(Blocks(parts), 120, 0.4, error_based=error_based)
+        rule.zero_grad()
+        rule.backward(x, y)
+        found.append(grads(rule))
+    assert_close(found[1], found[0], atol=1e-10)
+    assert found[0]["blocks.0.weight"].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("network", ["mlp", "plain_cnn"])
+def test_a_small_step_of_the_errors_is_backprops(network: str) -> None:
+    """The gradient, over the step size, tends to backpropagation's; the last block's needs no
+    division, and the first block's is exact."""
+    case = getattr(networks, network)(torch.float64)
+    wanted = backprop(case)
+    last = f"blocks.{len(case.blocks) - 1}."
+    apart = []
+    for eta in (1e-4, 1e-5):
+        rule = rules.PredictiveCoding(copy.deepcopy(case.blocks), 1, eta, error_based=True)
+        rule.backward(case.x, case.y)
+        got = {n: g if n.startswith(last) else g / eta for n, g in grads(rule).items()}
+        first = [n for n in got if n.startswith("blocks.0.")]
+        assert_close({n: got[n] for n in first}, {n: wanted[n] for n in first}, atol=1e-14)
+        apart.append(max(float((got[n] - g).abs().max()) for n, g in wanted.items()))
+    assert apart[1] < 1e-5
+    assert apart[1] / apart[0] == pytest.approx(0.1, rel=0.05)
+
+
+def test_the_loss_reaches_other_blocks_through_their_errors_alone() -> None:
+    """A step too small for single precision: errors stay 0, and the last block alone learns."""
+    case = networks.mlp()
+    wanted = backprop(case)
+    rule = rules.PredictiveCoding(case.blocks, 1, 1e-60, error_based=True)
+    rule.backward(case.x, case.y)
+    for name, gradient in grads(rule).items():
+        own = name.startswith("blocks.2.")
+        assert torch.equal(gradient, wanted[name] if own else torch.zeros_like(gradient))
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_against_a_naive_implementation(network: str) -> None:
     case = NETWORKS[network](torch.float64)
@@ -173,8 +265,8 @@ def test_random_chains(seed: int, widths: list[int], more: int) -> None:
         torch.testing.assert_close(p.grad, g, atol=1e-12, rtol=1e-10)
 
 
-@pytest.mark.parametrize("fixed", [False, True])
-def test_statistics_move_once_and_masks_stay(fixed: bool) -> None:
+@pytest.mark.parametrize("options", [{}, FIXED, BY_ERRORS])
+def test_statistics_move_once_and_masks_stay(options: dict) -> None:
     """As in one forward pass: buffers, and the random state after it."""
     case = networks.cnn(dropout=0.3)
     other = copy.deepcopy(case.blocks)
@@ -182,7 +274,7 @@ def test_statistics_move_once_and_masks_stay(fixed: bool) -> None:
     other(case.x)
     after = torch.get_rng_state()
     torch.set_rng_state(rng)
-    rules.PredictiveCoding(case.blocks, 5, 0.1, fixed).backward(case.x, case.y)
+    rules.PredictiveCoding(case.blocks, 5, 0.1, **options).backward(case.x, case.y)
     assert torch.equal(torch.get_rng_state(), after)
     assert_same(dict(case.blocks.named_buffers()), dict(other.named_buffers()))
 
@@ -213,8 +305,8 @@ def test_one_graph_at_a_time() -> None:
 def test_a_block_that_changes_its_input() -> None:
     parts = [nn.Linear(6, 5), nn.Sequential(nn.ReLU(inplace=True), nn.Linear(5, 3))]
     x, y = torch.randn(4, 6), torch.randint(0, 3, (4,))
-    for fixed in (False, True):
-        rule = rules.PredictiveCoding(Blocks(parts), 3, 0.1, fixed)
+    for options in ({}, FIXED, BY_ERRORS):
+        rule = rules.PredictiveCoding(Blocks(parts), 3, 0.1, **options)
         rule.backward(x, y)
         got = grads(rule)
         rule.zero_grad()
@@ -234,5 +326,11 @@ def test_bad_input() -> None:
         with pytest.raises(InputError, match=rf"{name}\(step_size=0\): give more than 0") as e:
             make(blocks, step_size=0)
         assert "\n" not in str(e.value)
+    for options, message in (
+        ({"steps": 0, **BY_ERRORS}, r"\(steps=0\): give at least 1"),
+        ({**FIXED, **BY_ERRORS}, "give one of them"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rules.PredictiveCoding(blocks, **options)
     with pytest.raises(InputError, match=r"EquilibriumPropagation\(beta=-1\): give more than 0"):
         rules.EquilibriumPropagation(blocks, beta=-1)

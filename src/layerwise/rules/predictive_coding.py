@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
+from layerwise.errors import InputError
 from layerwise.inputs import detached
 from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
+from layerwise.rules.calls.again import Repeatable
 from layerwise.rules.calls.as_written import as_written
 from layerwise.rules.calls.precision import full_precision
-from layerwise.rules.families.energy import Energy, back, check_inference, of_samples
+from layerwise.rules.families.energy import Energy, back, check_inference, of_samples, wide
 
 
 class PredictiveCoding(Rule):
@@ -40,28 +43,43 @@ class PredictiveCoding(Rule):
     zero-divergence inference learning (Song et al. 2020). With one block it is backpropagation, bit
     for bit.
 
+    With `error_based` (ePC; Goemaere et al. 2025, arXiv:2505.20137), inference descends the same
+    energy by the errors. A forward pass gives the activities, and one backward pass through the
+    whole network gives all derivatives, so that every step reaches every block:
+
+        h_k    = f_k(h_{k-1}) - e_k,    e_k = 0 at the start
+        e_k   <- e_k - step_size dF/de_k = e_k + step_size (dL_b/dh_k - e_k)
+
+    The minimum is that of the activities. After few small steps, e_k is about 1 - (1 -
+    step_size)^steps times backpropagation's error, and so is the gradient of every block except
+    the last.
+
     Blocks may be any networks. Gradients within a block are autograd's, so the paper's rule is the
     case of blocks of one layer. The reported loss is that of the feed-forward pass.
 
-    Deviation: errors are those of a sample's own loss instead of the batch mean's, so that they do
-    not depend on the batch size.
+    Deviations: errors are those of a sample's own loss instead of the batch mean's, so that they do
+    not depend on the batch size. The code of ePC's authors divides all gradients by min(1, steps *
+    step_size); here they are not divided.
 
     Args:
         blocks: the network's blocks.
         steps: the number of steps of inference, at least K - 1 for K blocks, because the error
-            moves back by one block in a step.
+            moves back by one block in a step; with `error_based` at least 1.
         step_size: the step size of inference, eta in the paper; positive. It is stable below about
             2 / (1 + s)^2, with s the largest singular value of a block's derivative, and with
-            `fixed_prediction` up to 1.
+            `fixed_prediction` up to 1; with `error_based` below 2 / (1 + c), with c the largest
+            curvature of the loss along errors, which grows with the number of blocks.
         fixed_prediction: whether to keep the predictions of the feed-forward pass, and with them
             every block's graph, as backpropagation does. Otherwise one block's graph exists at a
             time, and blocks run again in every step of inference.
+        error_based: whether to descend by the errors instead of the activities. Every step of
+            inference then needs the graph of all blocks except the first.
         criterion: the loss function of the network's output: takes class scores and labels, returns
             the mean over the batch, a scalar.
 
     Raises:
         InputError: `blocks` is not a `Blocks`; fewer steps than the error needs to reach the first
-            block; a step_size that is not positive.
+            block; a step_size that is not positive; both `fixed_prediction` and `error_based`.
     """
 
     needs = Needs.BACKWARD
@@ -73,15 +91,22 @@ class PredictiveCoding(Rule):
         steps: int = 20,
         step_size: float = 0.1,
         fixed_prediction: bool = False,
+        error_based: bool = False,
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, criterion=criterion)
-        check_inference("PredictiveCoding", blocks, steps, step_size)
+        if error_based and fixed_prediction:
+            raise InputError(
+                "PredictiveCoding(fixed_prediction=True, error_based=True): give one of them"
+            )
+        check_inference("PredictiveCoding", blocks, steps, step_size, whole=error_based)
         self.steps, self.step_size = steps, step_size
-        self.fixed_prediction = fixed_prediction
+        self.fixed_prediction, self.error_based = fixed_prediction, error_based
 
     def step(self, batch: Batch) -> Tensor:
         with as_written(self.blocks):  # a graph is differentiated more than once
+            if self.error_based and len(self.blocks) > 1:  # otherwise there is no error to find
+                return self._by_errors(batch)
             return self._fixed(batch) if self.fixed_prediction else self._relaxed(batch)
 
     def _relaxed(self, batch: Batch) -> Tensor:
@@ -91,6 +116,41 @@ class PredictiveCoding(Rule):
             h = energy.relax(self.steps, self.step_size, beta=1.0)
             energy.learn([(1.0, h)])
         return energy.output
+
+    def _by_errors(self, batch: Batch) -> Tensor:
+        last, e = len(self.blocks) - 1, []  # e_k, (B, ...), of every block except the last
+        with full_precision(batch.inputs, self.blocks) as x:
+            first, *others = [Repeatable(batch, self.blocks, k) for k in range(last + 1)]
+            out = first.first(detached(x))  # its only run: no error changes its input
+            h = out.detach()
+            for block in others:
+                e.append(torch.zeros_like(wide(h)).requires_grad_())
+                h = block.first(_moved(h, e[-1]))
+            loss, scores = self.loss(last, Activity(h), batch)
+            output, found = h.detach(), (loss.detach(), scores)
+            for t in range(self.steps):
+                if t:
+                    h = out.detach()
+                    for block, error in zip(others, e, strict=True):
+                        h = block(_moved(h, error))
+                    loss, _ = self.loss(last, Activity(h), batch)
+                pulls = of_samples(loss, e, batch)  # dL_b/de_k = -dL_b/dh_k
+                with torch.no_grad():
+                    for error, pull in zip(e, pulls, strict=True):
+                        error -= self.step_size * (error + pull)
+            del h, loss  # and the graph
+            for k, block in enumerate(self.blocks):
+                if k:
+                    out = others[k - 1](_moved(out.detach(), e[k - 1].detach()))
+                done, gradient = out, None
+                if k < last:
+                    gradient = e[k].detach() / len(out)
+                else:
+                    done, _ = self.loss(last, Activity(out), batch)
+                wanted = [p for p in block.parameters() if p.requires_grad]
+                differentiate(done, batch.scale, gradient, inputs=wanted)
+                batch.done(k, *(found if k == last else ()))
+        return output
 
     def _fixed(self, batch: Batch) -> Tensor:
         last, h = len(self.blocks) - 1, batch.inputs
@@ -118,7 +178,7 @@ class PredictiveCoding(Rule):
     def _settle(self, inputs: list[Tensor], outputs: list[Tensor], batch: Batch) -> list[Tensor]:
         """e_k of every block except the last, after `steps` of inference."""
         last = len(outputs) - 1
-        pull = of_samples(outputs[last], inputs[last], batch, retain=True)  # e_K df_K/dh_{K-1}
+        [pull] = of_samples(outputs[last], inputs[last:], batch, retain=True)  # e_K df_K/dh_{K-1}
         e = [pull.new_zeros(h.shape) for h in outputs[:last]]
         for t in range(self.steps):
             for k in range(max(0, last - 1 - t), last):  # the blocks that the error has reached
@@ -127,3 +187,8 @@ class PredictiveCoding(Rule):
                 )
                 e[k] = e[k] + self.step_size * (above - e[k])  # above = e_{k+1} df_{k+1}/dh_k
         return e
+
+
+def _moved(out: Tensor, e: Tensor) -> Tensor:
+    """h_k = f_k(h_{k-1}) - e_k, in the type of the block's output."""
+    return (out - e).to(out.dtype)

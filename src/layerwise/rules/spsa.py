@@ -36,10 +36,20 @@ class SPSA(PerturbationRule):
     gradient. With `rank`, directions are drawn from the smaller space that the layers' inputs span,
     in which the gradient lies (see `PerturbationRule`).
 
+    With `normalize` it is FZOO (Dang et al. 2025, arXiv:2506.09034). The differences are divided by
+    the standard deviation sigma (over N) of the N losses at moved weights instead of by eps:
+
+        grad = 1/N sum_n (L(theta + eps z_n) - L(theta)) / sigma z_n
+
+    For small eps and +1 and -1 as z, sigma is about eps times the norm of the true gradient, so the
+    step is that of normalised gradient descent: the size of the loss does not matter. Each batch
+    is divided by its own sigma, also if batches accumulate. The step is 0 if all losses are equal.
+
     Deviations: MeZO moves the weights in place and moves them back, which rounds; here the weights
     are not touched, and each block runs with moved copies. A pass at theta itself comes first. It
     gives the reported loss and moves BatchNorm's statistics, so N directions take 1 + 2N passes
-    two-sided and 1 + N one-sided. `rank` is in neither paper.
+    two-sided and 1 + N one-sided. FZOO runs the N passes as one batch; here they run one after
+    the other. `rank` is in none of the papers.
 
     Args:
         blocks: the network's blocks. With more blocks, the moved copy of one block is smaller.
@@ -51,12 +61,14 @@ class SPSA(PerturbationRule):
             distribution (Malladi et al.).
         rank: the number of dimensions of a layer's input space in which its weight is moved; 0 for
             all.
+        normalize: whether to divide by the losses' standard deviation (FZOO); for at least two
+            directions, one-sided. FZOO draws z with `rademacher`.
         criterion: the loss function of the network's output: takes class scores and labels, returns
             a scalar.
 
     Raises:
         InputError: `blocks` is not a `Blocks`; an eps that is not positive; no direction; a
-            negative rank.
+            negative rank; `normalize` with one direction or two sides.
     """
 
     @checks_arguments
@@ -68,12 +80,19 @@ class SPSA(PerturbationRule):
         two_sided: bool = True,
         rademacher: bool = False,
         rank: int = 0,
+        normalize: bool = False,
         criterion: Criterion = cross_entropy,
     ):
         super().__init__(blocks, directions, rademacher, rank, criterion)
         if not eps > 0:
             raise InputError(f"SPSA(eps={eps}): give a positive number, such as 1e-3")
-        self.eps, self.two_sided = eps, two_sided
+        if normalize and (two_sided or directions < 2):
+            raise InputError(
+                f"SPSA(normalize=True, directions={directions}, two_sided={two_sided}): the losses "
+                "on one side have a standard deviation if there are several; give two_sided=False "
+                "and at least 2 directions"
+            )
+        self.eps, self.two_sided, self.normalize = eps, two_sided, normalize
 
     def derivatives(self, loss: Loss, directions: Directions) -> list[Tensor]:
         here = loss()
@@ -89,4 +108,7 @@ class SPSA(PerturbationRule):
                 found.append((above - below) / (2 * self.eps))
             else:
                 found.append((above - here) / self.eps)
+        if self.normalize:
+            sigma = torch.stack(found).std(correction=0)  # that of the losses, over eps
+            found = [torch.where(sigma > 0, d / sigma, 0.0) for d in found]
         return found

@@ -79,7 +79,7 @@ class Energy:
             beta: weight of the loss.
         """
         last = len(self._blocks) - 1
-        h = [self._rest[0], *(_wide(tensor.detach()) for tensor in self._rest[1:])]
+        h = [self._rest[0], *(wide(tensor.detach()) for tensor in self._rest[1:])]
         for t in range(steps if last else 0):
             pull = beta * (self._pulled() if t == 0 else self._pull_at(h[last]))
             front = max(last - t, 1)
@@ -141,34 +141,39 @@ class Energy:
         if self._pull is None:
             assert self._first is not None
             first, self._first = self._first, None
-            self._pull = of_samples(first, self._leaf, self._batch)
+            [self._pull] = of_samples(first, [self._leaf], self._batch)
         return self._pull
 
     def _pull_at(self, h: Tensor) -> Tensor:
         leaf = h.detach().requires_grad_()
-        return of_samples(self._loss_at(leaf), leaf, self._batch)
+        [pull] = of_samples(self._loss_at(leaf), [leaf], self._batch)
+        return pull
 
 
-def of_samples(loss: Tensor, leaf: Tensor, batch: Batch, retain: bool = False) -> Tensor:
-    """dL_b/dh, (B, ...): the gradient of each sample's own loss, not of the batch's mean.
+def of_samples(
+    loss: Tensor, leaves: Sequence[Tensor], batch: Batch, retain: bool = False
+) -> list[Tensor]:
+    """dL_b/dh, (B, ...), of each leaf h: the gradient of each sample's own loss, not of the batch's
+    mean.
 
     Args:
         loss: the batch's mean loss, ().
-        leaf: h, (B, ...).
+        leaves: activities, or what they depend on, (B, ...) each.
         batch: the step's batch.
         retain: keep the graph.
 
     Returns:
-        The gradient, in at least single precision and without the loss scale.
+        The gradients, in at least single precision and without the loss scale.
     """
-    differentiate(loss, batch.scale, inputs=(leaf,), retain=retain)
-    return _wide(taken(leaf)) * (len(leaf) / batch.scaled_one(loss))
+    differentiate(loss, batch.scale, inputs=leaves, retain=retain)
+    one = batch.scaled_one(loss)
+    return [wide(taken(leaf)) * (len(leaf) / one) for leaf in leaves]
 
 
 def back(out: Tensor, leaf: Tensor, e: Tensor, retain: bool = False) -> Tensor:
     """e dout/dh, in the shape of h: a block's error e, passed back to its input h (`leaf`)."""
     differentiate(out, gradient=e.to(out.dtype), inputs=(leaf,), retain=retain)
-    return _wide(taken(leaf))
+    return wide(taken(leaf))
 
 
 def taken(leaf: Tensor) -> Tensor:
@@ -177,7 +182,9 @@ def taken(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if found is None else found
 
 
-def check_inference(call: str, blocks: Blocks, steps: int, step_size: float) -> None:
+def check_inference(
+    call: str, blocks: Blocks, steps: int, step_size: float, whole: bool = False
+) -> None:
     """Refuse an inference in which the error does not reach the first block.
 
     Args:
@@ -185,12 +192,15 @@ def check_inference(call: str, blocks: Blocks, steps: int, step_size: float) -> 
         blocks: the network.
         steps: number of steps.
         step_size: step size.
+        whole: whether the error passes back through the whole network in each step.
 
     Raises:
         InputError: fewer steps than the error needs; a step size that is not positive.
     """
     least = len(checked(call, blocks)) - 1
-    if steps < least:
+    if whole and steps < min(least, 1):
+        raise InputError(f"{call}(steps={steps}): give at least 1")
+    if steps < least and not whole:
         raise InputError(
             f"{call}(steps={steps}): the error moves back one block in each step, and there are "
             f"{least + 1} blocks; give at least {least}"
@@ -199,5 +209,6 @@ def check_inference(call: str, blocks: Blocks, steps: int, step_size: float) -> 
         raise InputError(f"{call}(step_size={step_size}): give more than 0, such as 0.1")
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in at least single precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
