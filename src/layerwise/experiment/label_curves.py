@@ -87,7 +87,7 @@ class LabelCurves:
 
     def _experiment(self, run: Run) -> Experiment:
         with run.readable():
-            experiment = build(config_of(run))
+            experiment = build(config_of(run), to_train=False)
         check_data(run, experiment.splits)
         run.checkpoint(self.options["checkpoint"])
         if isinstance(experiment.splits.train, Text):
