@@ -100,7 +100,7 @@ class MemoryPlan:
             )
         yield table
         yield (
-            "time: over backpropagation's on the whole batch, predicted from smaller batches; step: "
+            "time: over backpropagation's on the whole batch, predicted from smaller ones; step: "
             "activations, gradients and optimizer state; whole: parameters and the batch too"
         )
 
