@@ -69,7 +69,7 @@ def _step(arguments: list[str]) -> None:
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
     tokens = parser.component(tokens, "criterion", "criterion", DEFAULTS["criterion"])
-    given = {"network", "rule", "x", "y", "criterion"}
+    given: set[int | str] = {"network", "rule", "x", "y", "criterion"}
     parser.add_function_arguments(compare_steps, None, skip=given)
     parser.set_defaults({"keep_freed": True})  # the process ends afterwards
     found = parser.read(tokens)
