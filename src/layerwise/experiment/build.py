@@ -64,7 +64,8 @@ class Experiment:
     def initialised(self) -> list[str]:
         """Gives the network, once, the weights that its training starts from; a line about each."""
         splits, seed = self.splits, self.settings.seed
-        if (fit_to := getattr(self.network, "fit_to", None)) is not None:
+        fit_to: Any = getattr(self.network, "fit_to", None)
+        if fit_to is not None:
             fit_to(_some(splits, self.config, seed), seed)
         return initialise(self.network, self.config, splits.shape, splits.num_classes)
 
