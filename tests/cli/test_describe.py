@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+
+import layerwise as lw
+from layerwise.costs.ways import Way
+from layerwise.experiment.build import criterion_and_labels
 
 
 def rows(text: str) -> list[str]:
@@ -148,3 +153,40 @@ def test_bad_input(line, says, cli):
     assert result.err.count("\n") == 1
     assert result.err.startswith("layerwise describe: ")
     assert says in result.err
+
+
+def test_criteria_without_data(cli):
+    """Real numbers for a loss of real numbers, classes for one of classes; FLOPs are the same. The
+    step minimises the criterion that is asked for."""
+    counted = {}
+    for name in ("cross_entropy", "MSELoss"):
+        line = f"--rule DGL --model.width 12 --criterion {name} --out {name}.json"
+        assert cli(f"describe mlp {line}").code == 0
+        counted[name] = json.loads(Path(f"{name}.json").read_text())["all"]["step_flops"]
+    assert len({*counted.values()}) == 1
+    tiny = "--model.width 4 --model.layers 2 --blocks 2 --shape 1,4,4 --batch_size 8"
+    smooth = "--criterion SmoothL1Loss --criterion.beta 0.5 --rule DGL"
+    assert cli(f"bench step --model mlp {tiny} {smooth} --rounds 1").code == 0
+    assert cli(f"plan mlp {tiny} {smooth} --stages 2 --rounds 1").code == 0
+    assert cli(f"plan mlp {tiny} {smooth} --memory 1MB").code == 0
+    Path("of_own.py").write_text("def three(scores, labels, a=1):\n    return labels.missing\n")
+    result = cli(f"plan mlp {tiny} --criterion of_own.three")
+    assert result.code == 2
+    said = "--criterion of_own.three: of scores (3, 10) and torch.int64 labels (3,) it gives "
+    assert said in result.err
+    assert "torch.float32 labels (3, 10)" in result.err
+
+
+def test_the_criterion_that_is_asked_for(monkeypatch):
+    """The loss of a network whose outputs are all zero: the mean square of the labels."""
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+    torch.nn.init.zeros_(network[1].weight)
+    torch.nn.init.zeros_(network[1].bias)
+    x = torch.randn(5, 1, 2, 2)
+    criterion, y = criterion_and_labels({"name": "MSELoss"}, network, x, torch.zeros(5).long())
+    assert y.shape == (5, 3)
+    way = Way().contender(
+        network, lw.rules.DGL, x, y, blocks=1, segments=1, balance="memory", seed=0,
+        criterion=criterion,
+    )  # fmt: skip
+    assert way.rule.backward(x, y).loss.item() == pytest.approx(y.square().mean().item())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
+from layerwise.models.patches import PatchNetwork
 from layerwise.runs.run import Run
 
 
@@ -72,3 +74,26 @@ def test_what_cannot_be_used(options, said, cli):
     assert (result.code, result.err.count("\n")) == (2, 1), result.err
     assert said in result.err
     assert not Path("experiments").exists()
+
+
+def test_dictionaries_are_made_once_and_only_at_the_start(cli, no_pictures, monkeypatch):
+    """`fit_to` sees training images where a training starts, also behind adapters, and never where
+    a checkpoint is loaded."""
+    fits = []
+    fit = PatchNetwork.fit_to
+    kept = lambda n, x, seed: (fits.append(len(x)), fit(n, x, seed))  # noqa: E731
+    monkeypatch.setattr(PatchNetwork, "fit_to", kept)
+    train = (
+        "train --model patches --model.patches 8 --model.sizes 3 --model.pools 2 --model.strides 1 "
+        "--model.kernel_size 2 --model.bottleneck 4 --epochs 1 --rule Backprop --blocks 1 "
+        "--batch_size 600 --pictures 0 --device cpu --runs r --name"
+    )
+    assert cli(f"{train} a").code == 0
+    assert fits == [512]
+    for line in ("evaluate r/a", "train --resume r/a"):
+        assert cli(line).code == 0
+    assert fits == [512]
+    if importlib.util.find_spec("peft"):
+        assert cli(f"{train} b --lora 2").code == 0
+        a, b = tensors(Path("r/a")), tensors(Path("r/b"))
+        assert torch.equal(a["layer1.weight"], b["layer1.weight"])

@@ -52,7 +52,13 @@ def test_a_student_of_a_run(adapters, trained, cli):
     before, after = (load_file(r / "model.safetensors") for r in (teacher, run))
     assert before.keys() == after.keys()
     assert not any("teacher" in key for key in load_file(run / "checkpoints/last.safetensors"))
+    teacher.rename("runs/elsewhere")  # only training asks it
     assert cli(f"evaluate {run}").code == 0
+    assert cli(f"analyze {run} --questions probe --epochs 1").code == 0
+    result = cli(f"analyze {run} --questions alignment")
+    assert result.code == 2
+    assert f"teacher {teacher}: run {teacher}: is not a folder" in " ".join(result.err.split())
+    assert cli(f"train --resume {run} --epochs 2").code == 2
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,10 @@ def test_finetuning_starts_from_all_blocks_but_the_last(trained, cli, undrawn):
     [
         ("--how guess", "--how guess: give probe or finetune"),
         ("--shares 0", "--shares [0.0]: give shares above 0 to 1"),
+        ("--shares 1,0.001", "--shares 0.001: 1 of the 1,294 training images of "),
+        ("--shares 1,0.001", "less than one of each of 10 classes; give at least 0.00781"),
+        ("--how finetune --lr -1", "SGD(lr=-1.0)"),
+        ("--how finetune --device cuda:9", "cuda:9"),
         ("--shares []", "--shares []: give shares"),
         ("--draws 0", "--draws 0: give 1 or more"),
         ("--block 7", "has 2 blocks; give less"),

@@ -199,7 +199,7 @@ def test_a_config_does_not_import(cli, monkeypatch):
         ("--rule mine.Nothing", "cannot be imported: module 'mine' has no attribute 'Nothing'"),
         ("--rule nowhere.Rule", "cannot be imported: No module named 'nowhere'"),
         ("--optimizer torch.optim.LBFGS", "LBFGS: it cannot step with a gradient alone"),
-        ("--optimizer mine.broken", "optimizer broken: give a recipe"),
+        ("--optimizer mine.broken", "optimizer broken: broken() missing 1 required"),
         ("--model mine.broken", "mine.broken: it failed with KeyError: 'layers' in /"),
         ("--data mine.broken", "data mine.broken: it failed with TypeError: broken() missing 2"),
         (f"{REAL} --label_smoothing 0.1", "MSELoss contradicts --label_smoothing 0.1"),
@@ -214,7 +214,16 @@ def test_a_config_does_not_import(cli, monkeypatch):
         ),
         ("--criterion MSELos", "no such criterion; did you mean 'MSELoss'?"),
         ("--criterion mine.net", "--criterion mine.net: of scores"),
-        (f"--schedule {LR}.StepLR", "missing 1 required positional argument: 'step_size'"),
+        (
+            f"--schedule {LR}.StepLR",
+            f"argument: 'step_size'; `layerwise train --schedule {LR}.StepLR --help` shows its "
+            "options; or give another schedule, such as Cosine",
+        ),
+        (
+            "--optimizer torch.optim.Adam --optimizer.lr -1",
+            "optimizer Adam: Invalid learning rate: -1.0; `layerwise train --optimizer "
+            "torch.optim.Adam --help` shows its options; or give another optimizer, such as AdamW",
+        ),
         (f"--schedule {LR}.ReduceLROnPlateau", "argument: 'metrics'"),
         (f"--schedule {LR}.LambdaLR", "argument: 'lr_lambda'"),
         ("--schedule mine.net", "schedule net: net() missing 1 required"),

@@ -101,7 +101,10 @@ def test_trials_that_diverge(cli, no_pictures):
         ("--search.epochs 1..2 --sampler grid", "--sampler grid: give tpe or random"),
         ("--epochs 2", "nothing is searched"),
         ("--search.name a,b", "--search.name: no option of a training"),
-        ("--search.epochs 1..2 --data.validation 0", "a validation split chooses among trials"),
+        (
+            "--search.epochs 1..2 --data.validation 0",
+            "no validation split, which chooses among trials",
+        ),
     ],
 )
 def test_what_cannot_be_searched(words, said, cli):
@@ -119,3 +122,4 @@ def test_without_optuna(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     result = cli(f"{SWEEP.format('s')} 0.1..1")
     assert "pip install 'layerwise[sweep]'" in result.err
+    assert not Path("experiments").exists()

@@ -436,3 +436,5 @@ def test_seeds_of_another_experiment(cli, no_pictures):
         result = cli(f"{line} --seed 0,1 {other}")
         assert (result.code, result.err.count("\n")) == (2, 1)
         assert f"it is there already, with {other[2:6]}" in result.err
+    assert "it is there already" in cli(f"{line} --seed 2,1 --optimizer.lr 0.01").err
+    assert not Path("r/a-2").exists()  # all are checked before the first is trained

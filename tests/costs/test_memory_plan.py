@@ -12,8 +12,9 @@ import torch
 import layerwise as lw
 from layerwise import heads, models, rules
 from layerwise.cli import main
-from layerwise.costs.measure import Step, live_bytes
-from layerwise.costs.memory_plan import NOT_MEASURED, accuracy_of, bytes_of
+from layerwise.costs import memory_plan
+from layerwise.costs.measure import Contender, Step, Times, live_bytes
+from layerwise.costs.memory_plan import NOT_MEASURED, Seconds, accuracy_of, bytes_of
 from layerwise.costs.ways import LOCAL, Way
 from layerwise.errors import InputError
 
@@ -71,6 +72,25 @@ def test_accuracy_is_what_the_results_tell() -> None:
     assert NOT_MEASURED in accuracy_of(Way(), "Backprop", 4, norms=True)
     assert accuracy_of(Way(LOCAL), "Unheard", 1, norms=False) == NOT_MEASURED
     assert "CIFAR-10" in accuracy_of(Way(LOCAL), "DGL", 1, norms=False)
+
+
+def test_times_of_tiny_networks_are_those_of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every other step is delayed, and one on 2 samples takes 1 ms too long; the prediction for
+    the whole batch is its time: 1 ms + 10 us for each of 128 samples."""
+    taken: list[int] = []
+
+    def timed(step: Step) -> Times:
+        rows = len(step.y)
+        taken.append(rows)
+        wall_s = 1e-3 + 1e-5 * rows + 1e-3 * (rows == 2) + 0.5 * (len(taken) % 2)
+        return Times(wall_s, 0.0 if torch.get_num_threads() > 1 else wall_s)
+
+    monkeypatch.setattr(memory_plan, "timed", timed)
+    model, x, y = models.mlp((1, 2, 2), 3, 1), torch.randn(16, 1, 2, 2), torch.randint(3, (16,))
+    contender = Contender("", rules.Backprop(lw.Blocks([model])))
+    found = Seconds.of(contender, x, y, lambda p: torch.optim.SGD(p, 0.0), 128)
+    assert found(1, 128) == pytest.approx(1e-3 + 128e-5)
+    assert max(taken) == 128
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,6 +138,26 @@ def test_transformers_of_images_and_text():
         models.transformers((16,), 5, "none")
 
 
+def test_one_line_without_a_network(monkeypatch, capsys):
+    """If the hub does not answer, only its cache is asked, and nothing is printed or waited for."""
+    pytest.importorskip("transformers")
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert main(["describe", "transformers", "--model.arch", "someone/none"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith(
+        "layerwise describe: transformers(arch='someone/none'): cannot be loaded"
+    )
+    assert "hub cannot be reached from here" in said
+    assert said.endswith("connect once, or give a folder that holds them\n")
+    assert main((TRAIN + "--name b --init hf:someone/none").split()) == 2
+    assert capsys.readouterr().err.endswith("connect once, or give a folder that holds them\n")
+    assert not constants.HF_HUB_OFFLINE
+
+
 def test_names_of_a_body():
     """Weights of a body for a network around it, and the other way round."""
 

@@ -18,7 +18,8 @@ from layerwise.costs import compare_steps
 from layerwise.costs.example_labels import example_batch
 from layerwise.data import Augment, Loader, throughput
 from layerwise.errors import InputError, choices
-from layerwise.experiment.build import load_data, tuples
+from layerwise.experiment.build import criterion_and_labels, load_data, tuples
+from layerwise.experiment.config import DEFAULTS
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
 from layerwise.runs.files import write_new
@@ -67,7 +68,9 @@ def _step(arguments: list[str]) -> None:
     )
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
-    parser.add_function_arguments(compare_steps, None, skip={"network", "rule", "x", "y"})
+    tokens = parser.component(tokens, "criterion", "criterion", DEFAULTS["criterion"])
+    given: set[int | str] = {"network", "rule", "x", "y", "criterion"}
+    parser.add_function_arguments(compare_steps, None, skip=given)
     parser.set_defaults({"keep_freed": True})  # the process ends afterwards
     found = parser.read(tokens)
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
@@ -80,12 +83,14 @@ def _step(arguments: list[str]) -> None:
     set_threads(found["threads"])
     torch.manual_seed(found["seed"])
     network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
-    rule = functools.partial(make, "rule", found["rule"])
-    given = {"network", "rule", "x", "y"}
     options = {k: found[k] for k in inspect.signature(compare_steps).parameters if k not in given}
     device = _device(found["device"])
     x, y = example_batch(shape, classes, batch, device)
-    table = compare_steps(network.to(device), lambda blocks: rule(blocks=blocks), x, y, **options)
+    criterion, y = criterion_and_labels(found["criterion"], network.to(device), x, y)
+    rule = functools.partial(make, "rule", found["rule"], criterion=criterion)
+    table = compare_steps(
+        network, lambda blocks: rule(blocks=blocks), x, y, criterion=criterion, **options
+    )
     output.print(table)
     if picture is not None:
         from layerwise.report.step_picture import draw_steps

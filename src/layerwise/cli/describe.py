@@ -11,8 +11,10 @@ from rich.text import Text
 from layerwise.cli.options import cut_options, new_file
 from layerwise.cli.parser import Parser, Tokens, tokens_of
 from layerwise.costs.description import CAPTION, Description, by_x
+from layerwise.costs.example_labels import example_batch
 from layerwise.errors import InputError
-from layerwise.experiment.build import cut_network
+from layerwise.experiment.build import criterion_and_labels, cut_network
+from layerwise.experiment.config import DEFAULTS
 from layerwise.experiment.registry import KINDS, make
 from layerwise.report.console import output
 from layerwise.runs.files import write_new
@@ -30,6 +32,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", "Backprop")
+    tokens = parser.component(tokens, "criterion", "criterion", DEFAULTS["criterion"])
     parser.add_argument(
         "--batch_size", type=int, default=8, help="images over which activation bytes are averaged"
     )
@@ -46,8 +49,10 @@ def main(arguments: list[str]) -> None:
     blocks = cut_network(
         network, torch.zeros(2, *shape), found["blocks"], found["at"], found["balance"]
     )
-    rule = make("rule", found["rule"], blocks=blocks)
-    description = Description.of(rule, batch)
+    x, y = example_batch(shape, classes, batch, torch.device("cpu"))
+    criterion, y = criterion_and_labels(found["criterion"], network, x, y)
+    rule = make("rule", found["rule"], blocks=blocks, criterion=criterion)
+    description = Description.of(rule, batch, y)
     if out is not None:
         asked = {key: value for key, value in found.items() if key != "out"}
         result = {**provenance(), "asked": asked, **description.as_dict()}

@@ -24,7 +24,8 @@ from layerwise.costs.memory_plan import plan as fit_memory
 from layerwise.costs.pipelines import DELAYED, SCHEDULES, Pipelined, pipelined, seconds_to_send
 from layerwise.costs.stages import Plan, block_seconds
 from layerwise.errors import InputError
-from layerwise.experiment.build import cut_network
+from layerwise.experiment.build import criterion_and_labels, cut_network
+from layerwise.experiment.config import DEFAULTS
 from layerwise.experiment.registry import make
 from layerwise.report.console import output
 from layerwise.rules import Backprop
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--num_classes", type=int, default=10, help="number of classes")
     cut_options(parser)
     tokens = parser.component(tokens, "rule", "rule", "DGL")
+    tokens = parser.component(tokens, "criterion", "criterion", DEFAULTS["criterion"])
     parser.add_argument("--batch_size", type=int, default=128, help="images per batch")
     parser.add_argument(
         "--microbatches",
@@ -116,13 +118,14 @@ def main(arguments: list[str]) -> None:
         found["at"],
         found["balance"],
     )
-    rule = make("rule", found["rule"], blocks=blocks).to(device)
-    check_rule(rule, found["stages"])
     x, y = example_batch(shape, found["num_classes"], batch, device)
+    criterion, y = criterion_and_labels(found["criterion"], network, x.cpu(), y)
+    rule = make("rule", found["rule"], blocks=blocks, criterion=criterion).to(device)
+    check_rule(rule, found["stages"])
     x = torch.cat([x] * max(1, rule.needs_views))
     seconds = block_seconds(rule, x, y, found["rounds"])
     plan = Plan.of(rule, x, y, found["stages"], seconds=seconds)
-    backprop = Backprop(rule.blocks)
+    backprop = Backprop(rule.blocks, criterion=criterion)
     of_backprop = block_seconds(backprop, x[:batch], y, found["rounds"])
     powers = [2**i for i in range(1, found["stages"].bit_length())]
     counts = sorted({*(powers if picture else ()), found["stages"]} - {1})
@@ -211,14 +214,16 @@ def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: P
     numbers = [found["blocks"]] if isinstance(found["blocks"], int) else BLOCKS
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
     x, y = example_batch(shape, classes, SAMPLES, device)
+    criterion, y = criterion_and_labels(found["criterion"], network.to(device), x, y)
     plan = fit_memory(
-        network.to(device),
+        network,
         x,
         y,
         memory=found["memory"],
         batch_size=batch,
-        rule=lambda blocks: make("rule", found["rule"], blocks=blocks),
+        rule=lambda blocks: make("rule", found["rule"], blocks=blocks, criterion=criterion),
         blocks=numbers,
+        criterion=criterion,
     )
     if out is not None:
         asked = {key: value for key, value in found.items() if key != "out"}

@@ -55,26 +55,10 @@ def main(arguments: list[str]) -> None:
     if trials < 1:
         raise InputError(f"--trials {trials}: give at least 1")
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
-        import torch
-
-        from layerwise.experiment.build import build
-        from layerwise.experiment.config import complete
-        from layerwise.experiment.registry import make
-        from layerwise.experiment.search import Space, search
+        from layerwise.experiment.search import Space, check, search
     spaces = {option: Space.of(option, text) for option, text in searched.items()}
     rules, runs = _rules(rest, spaces)
-    for config in rules.values():  # refused before a folder is made
-        if config({})["data"].get("validation") == 0:
-            raise InputError(
-                "--data.validation 0: a validation split chooses among trials; give a share above 0"
-            )
-        for option, space in spaces.items():
-            for value in space.ends:
-                made = config({option: value})
-                for kind in ("optimizer", "schedule"):
-                    make(kind, made[kind])
-                if option.partition(".")[0] not in ("optimizer", "schedule"):
-                    build(complete(made)).loaders(torch.device("cpu"))
+    check(rules, spaces)
     folder = _folder(Path(runs), name, rest, searched, found)
     bests = search(
         folder,

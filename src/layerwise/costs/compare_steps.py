@@ -15,6 +15,7 @@ from layerwise.costs.ways import LOCAL, Way
 from layerwise.costs.ways import rivals as ways_of_rivals
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, leading
+from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Rule
 from layerwise.runs.provenance import provenance
 
@@ -39,6 +40,7 @@ def compare_steps(
     optimizer: Literal["SGD", "AdamW"] = "SGD",
     seed: int = 0,
     title: str | None = None,
+    criterion: Criterion = cross_entropy,
 ) -> StepTable:
     """Compare training steps of backpropagation, activation checkpointing and a local rule.
 
@@ -76,6 +78,7 @@ def compare_steps(
         optimizer: its kind; AdamW keeps two numbers for every weight.
         seed: of the heads' weights and of dropout.
         title: names the comparison in tables; null for the network's class.
+        criterion: the loss that backpropagation minimises.
 
     Returns:
         Times in s, bytes, FLOPs and their ratios; rich prints it, and `save(path)` writes JSON.
@@ -116,6 +119,7 @@ def compare_steps(
                 balance=balance,
                 seed=seed,
                 memory_format=memory_format,
+                criterion=criterion,
             )
             for way in ways
         ]

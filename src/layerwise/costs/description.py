@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.table import Table
+from torch import Tensor
 
 from layerwise.blocks import ReceptiveField, receptive_fields
 from layerwise.blocks.cost import saved_by_each, saved_bytes
@@ -41,19 +42,20 @@ class Description:
     all_activation_bytes: float
 
     @classmethod
-    def of(cls, rule: Rule, batch_size: int) -> Description:
+    def of(cls, rule: Rule, batch_size: int, labels: Tensor | None = None) -> Description:
         """Measure a rule whose blocks `cut` made.
 
         Args:
             rule: a rule over the blocks.
             batch_size: samples of the batch in which activations are measured, at least 2: a batch
                 shares BatchNorm's statistics.
+            labels: as in `Costs.of`.
         """
         blocks = rule.blocks
         assert blocks.input_shape is not None, "blocks made by `cut` know their shapes"
         x = torch.zeros(batch_size, *blocks.input_shape)
         return cls(
-            Costs.of(rule),
+            Costs.of(rule, labels=labels),
             receptive_fields(blocks),
             tuple(kept / batch_size for kept in saved_by_each(blocks, x)),
             saved_bytes(blocks, x) / batch_size,

@@ -22,13 +22,15 @@ from layerwise.blocks import cut
 from layerwise.costs.measure import Contender, Step, live_bytes, timed
 from layerwise.costs.ways import LOCAL, MakeRule, Way
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, first_rows, leading, plain
+from layerwise.inputs import Inputs, chosen_rows, first_rows, leading, plain
+from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules import DGL
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
 ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
+SHORT_S = 0.05  # of a step that says little of one on more samples
 MOST = 8  # powers of two that are tried as numbers of micro-batches
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
@@ -98,7 +100,7 @@ class MemoryPlan:
             )
         yield table
         yield (
-            "time: over backpropagation's on the whole batch, predicted from a few samples; step: "
+            "time: over backpropagation's on the whole batch, predicted from smaller ones; step: "
             "activations, gradients and optimizer state; whole: parameters and the batch too"
         )
 
@@ -125,6 +127,7 @@ def plan(
     rule: MakeRule = DGL,
     blocks: Sequence[int] = BLOCKS,
     optimizer: MakeOptimizer | None = None,
+    criterion: Criterion = cross_entropy,
 ) -> MemoryPlan:
     """Find the ways to train a network within a memory.
 
@@ -133,7 +136,8 @@ def plan(
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
     and holds nothing; kernels that differ between devices (attention) make them inexact. Seconds
-    come from steps on 2 and on up to 8 of the samples, as n (a + c b) for n micro-batches of b. A
+    come from steps on 2 and on 8 samples, as n (a + c b) for n micro-batches of b; on more, up to
+    the whole batch, where a step takes less than 50 ms and its time says little of a larger one. A
     network that does not run on the meta device makes its step on the samples; bytes are scaled.
 
     Args:
@@ -145,6 +149,7 @@ def plan(
         rule: makes the local rule from blocks.
         blocks: numbers of blocks to try.
         optimizer: makes an optimizer of parameters; by default SGD with momentum.
+        criterion: the loss that backpropagation minimises.
 
     Raises:
         InputError: fewer than 8 samples; `memory` is no number of bytes; `batch_size` is below 1.
@@ -163,8 +168,8 @@ def plan(
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     found: list[Fit] = []
     whole_s = 0.0
-    for way, contender in _tried(model, inputs, labels, rule, blocks):
-        seconds = Seconds.of(contender, inputs, labels, made)
+    for way, contender in _tried(model, inputs, labels, rule, blocks, criterion):
+        seconds = Seconds.of(contender, inputs, labels, made, size)
         whole_s = whole_s or seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
         several = contender.when == "end" or way.family == LOCAL
@@ -214,7 +219,12 @@ def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
 
 
 def _tried(
-    model: nn.Module, inputs: Inputs, labels: Tensor, rule: MakeRule, blocks: Sequence[int]
+    model: nn.Module,
+    inputs: Inputs,
+    labels: Tensor,
+    rule: MakeRule,
+    blocks: Sequence[int],
+    criterion: Criterion,
 ) -> Iterator[tuple[Way, Contender]]:
     """The ways to try, one after the other, so that one copy of the network exists at a time."""
     example = first_rows(inputs, 2)
@@ -240,6 +250,7 @@ def _tried(
                 segments=pieces,
                 balance="memory",
                 seed=0,
+                criterion=criterion,
             ),
         )
 
@@ -283,19 +294,32 @@ class Seconds:
 
     @classmethod
     def of(
-        cls, contender: Contender, inputs: Inputs, labels: Tensor, optimizer: MakeOptimizer
+        cls,
+        contender: Contender,
+        inputs: Inputs,
+        labels: Tensor,
+        optimizer: MakeOptimizer,
+        size: int,
     ) -> Seconds:
-        few, many = 2, min(len(labels), 8)
-        times = []
-        for rows in (few, many):
-            step = Step(contender, first_rows(inputs, rows), labels[:rows], optimizer)
+        def seconds(rows: int) -> float:
+            chosen = torch.arange(rows, device=labels.device) % len(labels)
+            step = Step(contender, chosen_rows(inputs, chosen), labels[chosen], optimizer)
             timed(step)
             found: list[float] = []
-            while len(found) < ROUNDS or sum(found) < ENOUGH_S:
-                found.append(timed(step).wall_s)
-            times.append(min(found))  # the least disturbed
-        of_sample = max(0.0, (times[1] - times[0]) / (many - few))
-        return cls(max(0.0, times[0] - of_sample * few), of_sample)
+            # Waiting for a processor that others use is no time of one thread's step.
+            mine = labels.device.type == "cpu" and torch.get_num_threads() == 1
+            while len(found) < ROUNDS or len(found) * min(found) < ENOUGH_S:
+                times = timed(step)
+                found.append(times.cpu_s if mine else times.wall_s)
+            return min(found)  # the least disturbed
+
+        few, many = 2, 8
+        least, most = seconds(few), seconds(many)
+        while most < SHORT_S and many < size:
+            many = min(4 * many, size)
+            most = seconds(many)
+        of_sample = max(0.0, (most - least) / (many - few))
+        return cls(max(0.0, most - of_sample * many), of_sample)
 
     def __call__(self, n: int, b: int) -> float:
         return n * (self.fixed + self.of_sample * b)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from layerwise.blocks import Blocks, cut
 from layerwise.costs.measure import Contender, When
 from layerwise.inputs import Inputs
+from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules import Backprop
 from layerwise.rules.base import Rule
 
@@ -83,18 +84,20 @@ class Way:
         balance: Any,
         seed: int,
         memory_format: torch.memory_format = torch.preserve_format,
+        criterion: Criterion = cross_entropy,
     ) -> Contender:
         """A copy of the network that is trained in this way; arguments as in `compare_steps`."""
         torch.manual_seed(seed)
         copied = copy.deepcopy(network)
         if self.budget is not None:
             copied.compile(backend="aot_eager_decomp_partition")  # needs no C++ compiler
-            made: Rule = Backprop(Blocks([copied]))
+            made: Rule = Backprop(Blocks([copied]), criterion=criterion)
         else:
             pieces = segments if self.checkpoint else blocks
             chain = cut(copied, blocks=pieces, example=x, balance=balance)
             local = self.family == LOCAL
-            made = rule(chain) if local else Backprop(chain, checkpoint=self.checkpoint)
+            end_to_end = partial(Backprop, criterion=criterion, checkpoint=self.checkpoint)
+            made = rule(chain) if local else end_to_end(chain)
         made = made.train().to(memory_format=memory_format)
         around = contextlib.nullcontext
         if self.budget is not None:

@@ -8,9 +8,9 @@ import inspect
 import math
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -60,9 +60,13 @@ class Experiment:
     network: nn.Module
     rule: Rule
 
-    def initialise(self) -> list[str]:
-        """Give the network the weights that its training starts from; a line about each."""
-        splits = self.splits
+    @functools.cached_property
+    def initialised(self) -> list[str]:
+        """Gives the network, once, the weights that its training starts from; a line about each."""
+        splits, seed = self.splits, self.settings.seed
+        fit_to: Any = getattr(self.network, "fit_to", None)
+        if fit_to is not None:
+            fit_to(_some(splits, self.config, seed), seed)
         return initialise(self.network, self.config, splits.shape, splits.num_classes)
 
     @property
@@ -107,11 +111,12 @@ class Experiment:
         }
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(config: Mapping[str, Any], *, to_train: bool = True) -> Experiment:
     """Build what a config describes. The same config gives the same weights.
 
     Args:
         config: a complete config (`config.complete`), as a run's `config.yaml` holds it.
+        to_train: if not, a teacher that cannot be read is refused when it is asked for scores.
 
     Raises:
         InputError: something in it does not exist, or does not go together.
@@ -120,7 +125,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     splits = load_data(config, settings.seed)
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
-    network = _network(config, splits, settings.seed)
+    network = _network(config, splits)
     freeze(network, config.get("freeze") or [])
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
@@ -128,7 +133,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     criterion = _criterion(config, splits, settings)
     rule = make(
         "rule",
-        _with_teachers(config["rule"], config, splits),
+        _with_teachers(config["rule"], config, splits, to_train),
         blocks=blocks,
         criterion=criterion,
         normalization=_normalization(config, splits),
@@ -146,14 +151,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return Experiment(config, settings, splits, network, rule)
 
 
-def _network(config: Mapping[str, Any], splits: Splits, seed: int) -> nn.Module:
-    """The network of a config, with its dictionaries and adapters, before its training starts."""
+def _network(config: Mapping[str, Any], splits: Splits) -> nn.Module:
+    """The network of a config, with its adapters; `Experiment.initialised` gives the weights."""
     model = dict(config["model"])
     if model["name"] in PRETRAINED:
-        model["pretrained"] = False  # `initialise` loads weights where a training starts
+        model["pretrained"] = False
     network = make("model", model, shape=splits.shape, num_classes=splits.num_classes)
-    if hasattr(network, "fit_to"):
-        network.fit_to(_some(splits, config, seed), seed)
     if (rank := config.get("lora")) is not None:
         lora(network, rank)
     return network
@@ -189,23 +192,14 @@ def _check_labels(
         )
     if rule.check.default_criterion or rule.blocks.shapes is None:
         return
-    labels = splits.example_labels(3)
-    scores = torch.zeros(len(labels), *rule.blocks.shapes[-1], requires_grad=True)
+    labels, shape = splits.example_labels(3), rule.blocks.shapes[-1]
     name = config["criterion"]["name"]
-    asked = f"--criterion {name}: of scores {tuple(scores.shape)} and {labels.dtype} labels "
-    asked += f"{tuple(labels.shape)}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # PyTorch warns of shapes that it stretches
-            loss = criterion(scores, labels)
-    except Exception as error:
-        raise InputError(f"{asked} it gives {type(error).__name__}: {reason(error)}") from error
-    if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
-        raise InputError(f"{asked} it gives no single number that can be differentiated")
+    if (said := _refusal(criterion, shape, labels)) is not None:
+        raise InputError(f"--criterion {name}: {said}")
     if isinstance(splits.train, Text) or splits.real or not (splits.train.labels == IGNORED).any():
         return
     try:
-        found = float(criterion(scores, torch.full_like(labels, IGNORED)).detach())
+        found = float(criterion(torch.zeros(3, *shape), torch.full_like(labels, IGNORED)))
     except Exception as error:
         found = f"{type(error).__name__}: {reason(error)}"
     if isinstance(found, str) or not math.isfinite(found):
@@ -215,17 +209,79 @@ def _check_labels(
         )
 
 
+def _refusal(criterion: Criterion, shape: Sequence[int], labels: torch.Tensor) -> str | None:
+    """What a criterion does instead of giving the loss of scores of a shape and labels; None if it
+    gives one."""
+    scores = torch.zeros(len(labels), *shape, requires_grad=True)
+    asked = f"of scores {tuple(scores.shape)} and {labels.dtype} labels {tuple(labels.shape)}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PyTorch warns of shapes that it stretches
+            loss = criterion(scores, labels)
+    except Exception as error:
+        return f"{asked} it gives {type(error).__name__}: {reason(error)}"
+    if not isinstance(loss, torch.Tensor) or loss.dim() or not loss.requires_grad:
+        return f"{asked} it gives no single number that can be differentiated"
+    return None
+
+
+def criterion_and_labels(
+    named: Mapping[str, Any], network: nn.Module, x: torch.Tensor, classes: torch.Tensor
+) -> tuple[Criterion, torch.Tensor]:
+    """The criterion of a command that has no data, and labels that it takes: the class numbers, or
+    else a real number for each class score.
+
+    Args:
+        named: the criterion and its options.
+        network: the network.
+        x: random inputs, (B, ...).
+        classes: random class numbers of them.
+
+    Raises:
+        InputError: it takes neither.
+    """
+    criterion = make("criterion", named)
+    if is_cross_entropy(criterion):
+        return criterion, classes
+    shapes = cut(network, blocks=1, example=x[:2]).shapes
+    assert shapes is not None
+    real = torch.rand(len(x), *shapes[-1])
+    said = [_refusal(criterion, shapes[-1], labels[:3].cpu()) for labels in (classes, real)]
+    if None not in said:
+        raise InputError(
+            f"--criterion {named['name']}: {said[0]}, and {said[1]}; give one that takes such "
+            "labels: this command has no data, and so no others"
+        )
+    return criterion, classes if said[0] is None else real.to(classes.device)
+
+
 def _with_teachers(
-    options: Mapping[str, Any], config: Mapping[str, Any], splits: Splits
+    options: Mapping[str, Any], config: Mapping[str, Any], splits: Splits, to_train: bool
 ) -> dict[str, Any]:
     """The options of a rule, with networks for the runs that are named as teachers."""
     found = dict(options)
     for key, value in options.items():
         if isinstance(value, Mapping):
-            found[key] = _with_teachers(value, config, splits)
+            found[key] = _with_teachers(value, config, splits, to_train)
         elif key == "teacher" and value is not None:
-            found[key] = _teacher(value, config, splits)
+            try:
+                found[key] = _teacher(value, config, splits)
+            except InputError as error:
+                if to_train:
+                    raise
+                found[key] = _Unreadable(error)
     return found
+
+
+class _Unreadable(nn.Module):
+    """A teacher that cannot be read; only a training step asks for its scores."""
+
+    def __init__(self, error: InputError):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Any) -> NoReturn:
+        raise self.error
 
 
 def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
@@ -234,11 +290,11 @@ def _teacher(path: str, config: Mapping[str, Any], splits: Splits) -> nn.Module:
         run = Run.open(path)
     except InputError as error:
         raise InputError(
-            f"teacher {path}: {error}; what loads its student reads it there, too"
+            f"teacher {path}: {error}; what trains its student reads it there, too"
         ) from error
     with run.readable():
         own = config_of(run)
-        network = _network(own, splits, own["seed"])
+        network = _network(own, splits)
     for key in ("normalize", "mean", "std"):
         if own["augment"][key] != config["augment"][key]:
             raise InputError(

@@ -75,7 +75,7 @@ class Evaluation:
         """
         state = run.checkpoint(checkpoint)
         with run.readable():
-            experiment = build(config_of(run))
+            experiment = build(config_of(run), to_train=False)
         check_data(run, experiment.splits)
         fabric = fabric_for(device, experiment.settings.precision)
         with run.loading(checkpoint):

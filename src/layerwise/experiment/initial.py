@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from layerwise import hub
 from layerwise.errors import InputError, choices, reason
 from layerwise.models.weights import take
 from layerwise.models.zoo import PRETRAINED, weights
@@ -81,10 +82,12 @@ def _downloaded(source: str) -> Path:
             f"--init {source}: huggingface_hub is not installed; pip install 'layerwise[hub]'"
         ) from error
     try:
-        return Path(hf_hub_download(source.removeprefix("hf:"), NETWORK))
+        with hub.asked():
+            return Path(hf_hub_download(source.removeprefix("hf:"), NETWORK))
     except Exception as error:  # of names, networks and files
         raise InputError(
-            f"--init {source}: there is no {NETWORK} of it here or on the hub: {reason(error)}"
+            f"--init {source}: there is no {NETWORK} of it here or on the hub: {reason(error)}; "
+            f"{hub.remedy()}"
         ) from error
 
 

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from layerwise.data import Augment, Loader, Text
 from layerwise.data.splits import Part, hide_labels, labelled
 from layerwise.errors import InputError
 from layerwise.experiment.build import Experiment, build, load_data, tuples
-from layerwise.experiment.config import config_of
+from layerwise.experiment.config import complete, config_of
+from layerwise.experiment.prepared import Prepared
 from layerwise.experiment.recorded_data import check_data
 from layerwise.experiment.training import train
 from layerwise.report.analysis_figures import draw_label_curves
@@ -57,7 +59,6 @@ class LabelCurves:
         say: called with a line about each result.
 
     Attributes:
-        folder: labels-N of the first run.
         rows: of every measurement its run, share, draw, number of labels and accuracy, 0 to 1; for
             probes also the accuracy after each block.
     """
@@ -65,13 +66,16 @@ class LabelCurves:
     runs: dict[str, Run]
     options: dict[str, Any]
     say: Callable[[str], None] = print
-    folder: Path = field(init=False)
     rows: list[dict[str, Any]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         made = [self._experiment(run) for run in self.runs.values()]  # refused before a folder
-        first = next(iter(self.runs.values()))
-        object.__setattr__(self, "folder", claim_numbered(first.path, "labels"))
+        fabric_for(self.options["device"], "32")
+        for experiment in made:
+            if self.options["untrained"]:
+                _ = experiment.initialised
+            if self.options["how"] == "finetune":
+                Prepared.of(complete(self._tuning(experiment)))
         measure = self._probe if self.options["how"] == "probe" else self._finetune
         for (label, run), experiment in zip(self.runs.items(), made, strict=True):
             for trained in (False, True) if self.options["untrained"] else (True,):
@@ -85,9 +89,14 @@ class LabelCurves:
                         + f"{100 * row['accuracy']:.2f} %"
                     )
 
+    @cached_property
+    def folder(self) -> Path:
+        """labels-N of the first run; made where it is first asked for."""
+        return claim_numbered(next(iter(self.runs.values())).path, "labels")
+
     def _experiment(self, run: Run) -> Experiment:
         with run.readable():
-            experiment = build(config_of(run))
+            experiment = build(config_of(run), to_train=False)
         check_data(run, experiment.splits)
         run.checkpoint(self.options["checkpoint"])
         if isinstance(experiment.splits.train, Text):
@@ -100,6 +109,13 @@ class LabelCurves:
         blocks, block = len(experiment.rule.blocks), self.options["block"]
         if block is not None and not block < blocks:
             raise InputError(f"--block {block}: {run.path} has {blocks} blocks; give less")
+        size, classes = len(experiment.splits.train), experiment.splits.num_classes
+        if (labels := round(min(self.options["shares"]) * size)) < classes:
+            raise InputError(
+                f"--shares {min(self.options['shares']):g}: {labels} of the {size:,} training "
+                f"images of {run.path} would have a label, less than one of each of {classes} "
+                f"classes; give at least {1.01 * classes / size:.3g}"
+            )
         return experiment
 
     def _draws(self) -> Iterator[tuple[float, int]]:
@@ -155,12 +171,8 @@ class LabelCurves:
                 if id(tensor) not in left
             }
             source.write_bytes(safetensors.torch.save(state))
-        config: dict[str, Any] = {**experiment.config, **PLAIN}
-        config["init"] = None if source is None else str(source)
-        config["augment"] = {**config["augment"], "jitter": None, "grey": 0.0}
-        config |= {"epochs": self.options["epochs"], "device": self.options["device"]}
-        if (lr := self.options["lr"]) is not None:
-            config["optimizer"] = {**config["optimizer"], "lr": lr}
+        config = self._tuning(experiment)
+        config["init"] = config["init"] if source is None else str(source)
         for share, draw in self._draws():
             config["data"] = {**config["data"], "labels": share, "unlabelled": False}
             name = f"{label.replace('/', '-').replace(', ', '-')}-{share:g}-{draw}"
@@ -170,6 +182,15 @@ class LabelCurves:
             labels = round(share * len(experiment.splits.train))
             about = {"run": label, "share": share, "draw": draw, "labels": labels}
             yield {**about, "accuracy": run.metrics()[-1]["test_accuracy"]}
+
+    def _tuning(self, experiment: Experiment) -> dict[str, Any]:
+        """The config of a fine-tuning, without its weights and share."""
+        config: dict[str, Any] = {**experiment.config, **PLAIN}
+        config["augment"] = {**config["augment"], "jitter": None, "grey": 0.0}
+        config |= {"epochs": self.options["epochs"], "device": self.options["device"]}
+        if (lr := self.options["lr"]) is not None:
+            config["optimizer"] = {**config["optimizer"], "lr": lr}
+        return config
 
     def mean(self, run: str, share: float) -> tuple[float, float | None]:
         """Mean and standard deviation of the accuracy over the draws; None for a single one."""

@@ -169,14 +169,17 @@ def _checked(kind: str, name: str, found: Any, base: type | None) -> Callable[..
     if found is getattr(torch.optim, "Muon", None):
         return Muon
     is_class, trusted = inspect.isclass(found), not name.startswith(SAFE) or name in _trusted
+    remedy = f"`layerwise train --{kind} {name} --help` shows its options; or give another {kind}"
+    optimizer = functools.partial(OfFunction.of, remedy=f"{remedy}, such as AdamW")
+    schedule = functools.partial(OfScheduler, remedy=f"{remedy}, such as Cosine")
     if kind == "optimizer" and is_class and issubclass(found, torch.optim.Optimizer):
-        return _recipe(found, OfFunction.of, 1)
+        return _recipe(found, optimizer, 1)
     if kind == "schedule" and is_class and issubclass(found, LRScheduler):
-        return _recipe(found, OfScheduler, 1, ("last_epoch",), also=("each",))
+        return _recipe(found, schedule, 1, ("last_epoch",), also=("each",))
     if kind in ("optimizer", "schedule") and inspect.isfunction(found) and trusted:
         if kind == "optimizer":
-            return _recipe(found, OfFunction.of, 1)
-        return _recipe(found, OfScheduler, 1, also=("each",))
+            return _recipe(found, optimizer, 1)
+        return _recipe(found, schedule, 1, also=("each",))
     if base is not None and not (is_class and issubclass(found, base)):
         what = f"a subclass of {base.__module__.removesuffix('.' + base.__name__)}.{base.__name__}"
         more = {
@@ -215,7 +218,7 @@ def _recipe(
             required |= {p.name} if p.default is p.empty else set()
             default = None if p.default is p.empty else p.default
             parameters.append(p.replace(kind=p.KEYWORD_ONLY, default=default, annotation=hint))
-    of_make = _hints(make.__init__) if also else {}
+    of_make = _hints(getattr(make, "func", make).__init__) if also else {}
     parameters += [
         inspect.Parameter(o, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=of_make[o])
         for o in also

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from layerwise.errors import InputError, NonFiniteLoss
+from layerwise.experiment.build import build
+from layerwise.experiment.config import complete
+from layerwise.experiment.prepared import Prepared
+from layerwise.experiment.registry import make
 from layerwise.experiment.training import resume, train
 from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import CONFIG, NETWORK, Run
@@ -101,6 +107,44 @@ class Best:
     row: Mapping[str, float | None]
 
 
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise InputError(
+            "sweep: optuna is not installed; pip install 'layerwise[sweep]'"
+        ) from error
+    return optuna
+
+
+def check(
+    rules: Mapping[str, Callable[[Values], dict[str, Any]]], spaces: Mapping[str, Space]
+) -> None:
+    """Refuse, before a folder is made, what `search` cannot train.
+
+    Raises:
+        InputError: optuna is not installed; a config of some ends of the spaces that cannot be
+            trained; data without a validation split.
+    """
+    _optuna()
+    for config in rules.values():
+        first = complete(config({option: space.ends[0] for option, space in spaces.items()}))
+        prepared = Prepared.of(first)
+        if prepared.loaders["validation"] is None:
+            raise InputError(
+                f"--data {first['data']['name']}: it has no validation split, which chooses among "
+                "trials; give --data.validation 0.1"
+            )
+        _ = prepared.experiment.initialised
+        for option, space in spaces.items():
+            for value in space.ends:
+                made = complete(config({option: value}))
+                for kind in ("optimizer", "schedule"):
+                    make(kind, made[kind])
+                if option.partition(".")[0] not in ("optimizer", "schedule"):
+                    build(made).loaders(torch.device("cpu"))
+
+
 def search(
     folder: Path,
     rules: Mapping[str, Callable[[Values], dict[str, Any]]],
@@ -125,15 +169,9 @@ def search(
         progress: a display.
 
     Raises:
-        InputError: optuna is not installed; a config that cannot be trained, or that has no
-            validation split; what `train` raises.
+        InputError: as `check`; what `train` raises.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise InputError(
-            "sweep: optuna is not installed; pip install 'layerwise[sweep]'"
-        ) from error
+    optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with _quiet():
         journal = optuna.storages.journal.JournalFileBackend(str(folder / STUDIES))
@@ -168,11 +206,7 @@ def search(
 
 def _trained(folder: Path, name: str, config: dict[str, Any], progress: Progress) -> float | None:
     """The best score on validation of a trial's run, which is continued if it is there; None if it
-    diverged.
-
-    Raises:
-        InputError: the run has no validation split.
-    """
+    diverged."""
     path = folder / name
     try:
         if not os.path.isfile(path / CONFIG):
@@ -184,13 +218,7 @@ def _trained(folder: Path, name: str, config: dict[str, Any], progress: Progress
     except NonFiniteLoss as error:
         progress.say(f"{name}: {error}")
         return None
-    scores = [s for row in run.metrics() if (s := selected_by(row)) is not None]
-    if not scores:
-        raise InputError(
-            f"sweep: run {path} has no validation split, which chooses among trials; give "
-            "--data.validation 0.1"
-        )
-    return max(scores)
+    return max(s for row in run.metrics() if (s := selected_by(row)) is not None)
 
 
 def _best(folder: Path, rule: str, study: Any) -> Best:

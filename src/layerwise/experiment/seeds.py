@@ -9,7 +9,7 @@ from typing import Any
 from layerwise.errors import InputError
 from layerwise.experiment.config import complete, config_of
 from layerwise.experiment.training import folder_of, resume, train
-from layerwise.runs.run import CONFIG, NETWORK, Run
+from layerwise.runs.run import CONFIG, NETWORK, Run, check_name
 from layerwise.runtime import processes
 from layerwise.trainer import Progress
 
@@ -49,14 +49,18 @@ def train_seeds(
             "own; give --stages or --replicas instead of torchrun"
         )
     found, root = [], folder_of(runs)
+    for seed in seeds:  # refused before the first is trained
+        path = root / f"{name}-{seed}"
+        if os.path.isfile(path / CONFIG):
+            _check_same(Run.open(path), {**config, "seed": seed})
+        else:
+            check_name(root, path.name)
     for seed in seeds:
         path = root / f"{name}-{seed}"
-        of_seed = {**config, "seed": seed}
         if not os.path.isfile(path / CONFIG):
+            of_seed = {**config, "seed": seed}
             found.append(train(of_seed, runs=root, name=path.name, progress=progress))
-            continue
-        _check_same(Run.open(path), of_seed)
-        if os.path.isfile(path / NETWORK):
+        elif os.path.isfile(path / NETWORK):
             progress.say(f"{path}: complete")
             found.append(Run.open(path))
         else:

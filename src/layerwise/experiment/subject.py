@@ -71,7 +71,7 @@ class Subject:
         """
         state = run.checkpoint(options["checkpoint"])
         with run.readable():
-            experiment = build(config_of(run))
+            experiment = build(config_of(run), to_train=False)
         check_data(run, experiment.splits)
         fabric = fabric_for(options["device"], experiment.settings.precision)
         with run.loading(options["checkpoint"]):

@@ -73,7 +73,7 @@ def train(
     if not processes.started_together():  # where several start, one of them makes the folder
         check_name(root, name)
     prepared, shown = Prepared.of(config), progress or Progress()
-    prepared.experiment.initialise()  # refuses before a folder is made
+    _ = prepared.experiment.initialised  # refuses before a folder is made
 
     def create() -> Run:
         run = Run.create(root, name, _stem(prepared.config), prepared.config)
@@ -227,7 +227,7 @@ def _train_here(run: Run, prepared: Prepared, progress: Progress, watch: Watch |
         if run.writes
         else None,
         observers=lambda receivers: observers_of(prepared, run, receivers),
-        begin=experiment.initialise,
+        begin=lambda: experiment.initialised,
         notices=[notice for notice in notices if notice is not None],
         watch=watch,
         network=experiment.network,

@@ -4,12 +4,14 @@ for."""
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
+from layerwise import hub
 from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError, choices, reason
 from layerwise.models.building_blocks import Shape, Window, check_sizes
@@ -124,7 +126,7 @@ def transformers(
     if len(shape) == 3:
         check_sizes("transformers", shape, num_classes)
     library = _of_transformers(arch)
-    with _loading(f"transformers(arch={arch!r})"):
+    with _loading(f"transformers(arch={arch!r})", arch):
         config = library.AutoConfig.from_pretrained(arch)
         if len(shape) == 3:
             config.num_labels = num_classes
@@ -154,14 +156,17 @@ def _auto(library: Any, shape: tuple[int, ...]) -> Any:
 
 
 @contextmanager
-def _loading(call: str) -> Iterator[None]:
-    """Turn whatever a library raises while it looks for files into one line."""
+def _loading(call: str, arch: str | None = None) -> Iterator[None]:
+    """Turn whatever a library raises while it looks for files into one line; `arch` is a name on
+    the hub, or a folder."""
     try:
-        yield
+        with nullcontext() if arch is None else hub.asked(os.path.isdir(arch)):
+            yield
     except InputError:
         raise
     except Exception as error:  # of networks, file formats, hubs and their libraries
-        raise InputError(f"{call}: cannot be loaded: {reason(error)}") from error
+        do = "check the network" if arch is None else hub.remedy()
+        raise InputError(f"{call}: cannot be loaded: {reason(error)}; {do}") from error
 
 
 def weights(
@@ -177,7 +182,7 @@ def weights(
         InputError: there are none, or they cannot be loaded.
     """
     call = f"{library}(arch={arch!r}, pretrained=True)"
-    with _loading(call):
+    with _loading(call, None if library == "torchvision" else arch):
         found: Mapping[str, Tensor]
         if library == "torchvision":
             import torchvision as tv

@@ -161,7 +161,7 @@ def figure(title: str, lines: Mapping[str, Sequence[Point]]) -> str:
         drawn.append(
             f'<text x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
-    for x in sorted({first, round((first + last) / 2), last}):
+    for x in range(round(first), round(last) + 1, max(1, math.ceil((last - first) / 6))):
         across = at(x, low).partition(",")[0]
         drawn.append(f'<text x="{across}" y="{HEIGHT - 16}" text-anchor="middle">{x:g}</text>')
     drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 2}" text-anchor="middle">epoch</text>')

@@ -5,10 +5,8 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from layerwise.data.sources.files import Tree, names_and_sizes, path_of
 from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
+from layerwise.hub import offline, reachable
 
 
 def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
@@ -75,10 +74,10 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
     def opened(cache_dir: str | None) -> Any:
         if isinstance(place, Path) and (place / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(place))
-        with nullcontext() if isinstance(place, Path) or reach else _offline():
+        with nullcontext() if isinstance(place, Path) or reach else offline():
             return datasets.load_dataset(str(place), config, cache_dir=cache_dir)
 
-    reach = not isinstance(place, Path) and download and _reachable()
+    reach = not isinstance(place, Path) and download and reachable()
     try:
         try:
             tables = opened(None)
@@ -103,35 +102,3 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
     if not isinstance(tables, Mapping):
         tables = {"train": tables}
     return tables
-
-
-def _reachable() -> bool:
-    """Whether the hub answers at all. If it does not, `datasets` would try for half a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        urllib.request.urlopen(constants.ENDPOINT, timeout=10).close()
-    except urllib.error.HTTPError:
-        return True  # an error is an answer, too
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def _offline() -> Iterator[None]:
-    """Set `HF_HUB_OFFLINE=1`, which both packages read only once, when they are imported."""
-    import datasets
-    from huggingface_hub import constants
-
-    places = (datasets.config, constants)
-    before = [place.HF_HUB_OFFLINE for place in places]
-    try:
-        for place in places:
-            place.HF_HUB_OFFLINE = True
-        yield
-    finally:
-        for place, value in zip(places, before, strict=True):
-            place.HF_HUB_OFFLINE = value

@@ -130,8 +130,14 @@ class OfFunction(Optimizer):
     make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
     @classmethod
-    def of(cls, make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]) -> OfFunction:
-        """Find the learning rate by making the optimizer of one small matrix, and stepping it.
+    def of(
+        cls,
+        make: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
+        remedy: str = "give a recipe such as trainer.optim.AdamW(lr=1e-3), or a function of the "
+        "parameters alone, such as functools.partial(torch.optim.Adam, lr=1e-3)",
+    ) -> OfFunction:
+        """Find the learning rate by making the optimizer of one small matrix, and stepping it. An
+        error ends with the remedy.
 
         Raises:
             InputError: the function makes no optimizer with a learning rate; its steps need more
@@ -142,11 +148,7 @@ class OfFunction(Optimizer):
             made = make([matrix])
             lr = float(made.defaults["lr"])
         except Exception as error:  # whatever an optimizer raises for options that it does not take
-            raise InputError(
-                f"optimizer {called(make)}: give a recipe such as trainer.optim.AdamW(lr=1e-3), "
-                "or a function of the parameters alone, such as "
-                f"functools.partial(torch.optim.Adam, lr=1e-3): {reason(error)}"
-            ) from error
+            raise InputError(f"optimizer {called(make)}: {reason(error)}; {remedy}") from error
         matrix.grad = torch.zeros(2, 2)
         try:
             made.step()

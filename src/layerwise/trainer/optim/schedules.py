@@ -36,11 +36,17 @@ class OfScheduler(Schedule):
         each: whether it is stepped after each epoch or after each step; null: after each step for
             `OneCycleLR` and `CyclicLR`, after each epoch for all others.
         lr: the optimizer's learning rate; `LearningRate` fills it in.
+        remedy: the end of an error.
     """
 
     make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
     each: Literal["epoch", "step"] | None = None
     lr: float = 1.0
+    remedy: str = (
+        "give a schedule of layerwise, such as trainer.optim.Cosine(warmup=1), or a function of "
+        "the optimizer alone, such as functools.partial(torch.optim.lr_scheduler.StepLR, "
+        "step_size=10)"
+    )
 
     def scheduler(self) -> torch.optim.lr_scheduler.LRScheduler:
         """The scheduler of an optimizer of one weight.
@@ -73,11 +79,7 @@ class OfScheduler(Schedule):
         return lambda step: factors[min(step // length, len(factors) - 1)]
 
     def _refused(self, why: str) -> InputError:
-        return InputError(
-            f"schedule {called(self.make)}: {why}; give a schedule of layerwise, such as "
-            "trainer.optim.Cosine(warmup=1), or a function of the optimizer alone, such as "
-            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=10)"
-        )
+        return InputError(f"schedule {called(self.make)}: {why}; {self.remedy}")
 
 
 def _warmed_up(after: Callable[[float], float], warmup_steps: float, steps: int) -> Factor:
