@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from pages.all_rules import flops, head_parameters
 from pages.files import commands, result, results
-from pages.spread import mean
+from pages.spread import mean, ratio
 
 
 def section() -> list[str]:
     """Perplexities, and what becomes of the residual stream."""
-    return ["## Text\n", *map(_text, results("text")), _streams(result("streams"))]
+    equal = map(_equal, results("equal"))
+    return ["## Text\n", *map(_text, results("text")), *equal, _streams(result("streams"))]
 
 
 def _text(result: dict[str, Any]) -> str:
@@ -60,6 +62,61 @@ def _text(result: dict[str, Any]) -> str:
         f"and the classifier only; everything before them stays random.{floor} {result['cpu']}, "
         f"torch {result['torch']}.\n\n" + commands([result["command"]])
     )
+
+
+EQUAL = {"steps": "steps", "flops": "FLOPs", "time": "time in two stages"}
+
+
+def _equal(result: dict[str, Any]) -> str:
+    """Rules at equal steps, FLOPs and time in two stages."""
+    rows, budget = result["rows"], result["budget"]
+    [backprop] = [row for row in rows if row["rule"] == "Backprop"]
+    kinds = [kind for kind in EQUAL if all(kind in row["runs"] for row in rows)]
+    searched = ", ".join(rows[0]["searched"])
+    best, best_s = _fastest(backprop)
+    flops_best = min(backprop["times"]["by_flops"], key=backprop["times"]["by_flops"].get)
+    unit = backprop["times"]["by_flops"][flops_best]
+    lines = [
+        f"### Local rules at equal FLOPs, and at equal time in two stages\n\nThe help texts of "
+        f"Python {result['of_python']}; the transformer with {budget['layers']} layers of width "
+        f"{budget['width']} in fewer blocks. `AugLocal` has heads of one transformer layer with "
+        "fresh weights, normalisation and a projection to the vocabulary; `DGL` an MLP with "
+        "64 hidden units for each token. "
+        f"`Backprop` takes {budget['steps']} steps on {budget['batch_size']} windows of "
+        f"{budget['context']} characters; the others take the number of steps (in brackets) that "
+        "gives equal FLOPs, or equal time in two stages. Learning rates tried at equal FLOPs with "
+        f"seeds {', '.join(map(str, rows[0]['searched_seeds']))} and chosen by validation "
+        f"perplexity: {searched}; seeds {', '.join(map(str, rows[0]['seeds']))}.\n",
+        "| rule | learning rate | FLOPs of a step | its time in two stages: by CPU times "
+        f"| by FLOPs alone | {' | '.join(f'perplexity at equal {EQUAL[k]}' for k in kinds)} |",
+        "|---|--:|--:|--:|--:|" + "--:|" * len(kinds),
+    ]
+    for row in rows:
+        cells = [
+            f"{mean([run['test'] for run in row['runs'][kind]], 2)} ({row['steps'][kind]})"
+            for kind in kinds
+        ]
+        by_flops = min(row["times"]["by_flops"].values()) / unit
+        lines.append(
+            f"| {row['rule']} | {row['rate']:g} | {flops(row['costs'])} "
+            f"| {ratio(_fastest(row)[1], best_s)} | {by_flops:.2f} | {' | '.join(cells)} |"
+        )
+    return (
+        "\n".join(lines)
+        + "\n\nTest perplexities are means ± standard deviations over the seeds. FLOPs and times "
+        "are ratios to `Backprop`'s. Times of a step are simulated as by `layerwise plan`, over a "
+        "link without cost and without the optimizer: from the CPU times of blocks, one thread each "
+        "(medians of rounds, lowest to highest), and from FLOPs alone, as if small micro-batches "
+        "cost nothing more. "
+        f"`Backprop` has the fastest of all schedules and numbers of micro-batches: {best} "
+        f"micro-batches, and by FLOPs alone {flops_best}; `DelayedGradient` needs none. "
+        f"{result['cpu']}, torch {result['torch']}.\n\n" + commands([result["command"]])
+    )
+
+
+def _fastest(row: dict[str, Any]) -> tuple[str, list[float]]:
+    """The fastest way to run a rule in two stages, and its seconds in every round."""
+    return min(row["times"]["seconds"].items(), key=lambda found: statistics.median(found[1]))
 
 
 def _streams(result: dict[str, Any]) -> str:
