@@ -92,7 +92,8 @@ class Budget:
     steps: int = 1124
 
 
-def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
+def rule_of(name: str, splits: Splits, budget: Budget, seed: int, whole: bool = False) -> Rule:
+    """The rule on its network; with `whole`, as one block."""
     torch.manual_seed(seed)
     network = models.gpt(
         splits.shape,
@@ -107,7 +108,7 @@ def rule_of(name: str, splits: Splits, budget: Budget, seed: int) -> Rule:
     else:
         at = [*(f"layer{i}" for i in range(2, budget.layers + 1)), "classifier"]
     example = torch.zeros(2, *splits.shape, dtype=torch.long)
-    return {**RULES, **RIVALS}[name](cut(network, at=at, example=example))
+    return {**RULES, **RIVALS}[name](cut(network, at=[] if whole else at, example=example))
 
 
 def train(
@@ -159,12 +160,16 @@ def evaluate(rule: Rule, part: Text) -> tuple[float, float]:
     return tally.losses()[0] or 0.0, tally.accuracies()[0] or 0.0
 
 
+def path_of(name: str, rate: float, seed: int, budget: Budget, runs: Path) -> Path:
+    steps = "" if budget.steps == Budget.steps else f"-{budget.steps}-steps"
+    return runs / f"{name}-{rate:g}-{seed}{steps}.json"
+
+
 def trained(
     name: str, rate: float, seed: int, splits: Splits, budget: Budget, runs: Path
 ) -> dict[str, Any]:
     """What `train` found, from its file if that exists."""
-    steps = "" if budget.steps == Budget.steps else f"-{budget.steps}-steps"
-    path = runs / f"{name}-{rate:g}-{seed}{steps}.json"
+    path = path_of(name, rate, seed, budget, runs)
     if not path.exists():
         found = train(name, rate, seed, splits, budget)
         path.write_text(json.dumps(found) + "\n")
@@ -209,6 +214,7 @@ def stage_times(names: list[str], splits: Splits, budget: Budget) -> dict[str, d
     of half a serial step of backpropagation); the best schedule of `Backprop` in both cases."""
     x, y = next(Loader(splits.train, budget.batch_size, train=True, seed=0).epoch(0))
     made = {name: rule_of(name, splits, budget, 0) for name in names}
+    one = rule_of("Backprop", splits, budget, 0, whole=True)
     flops = {name: _block_flops(rule) for name, rule in made.items()}
     unit = sum(_block_flops(rule_of("Backprop", splits, budget, 0))) / 2
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -216,9 +222,14 @@ def stage_times(names: list[str], splits: Splits, budget: Budget) -> dict[str, d
         for name, rule in made.items():
             for micro in MEASURED if name == "Backprop" else (1,):
                 rows = len(x) // micro
-                seconds = block_seconds(rule, x[:rows], y[:rows], clock=time.process_time)
-                whole = [micro * s for s in seconds]
-                for way, step_s in in_two(rule, whole, micro).items():
+                part = x[:rows], y[:rows]
+                seconds = block_seconds(rule, *part, clock=time.process_time)
+                scale = float(micro)
+                if not isinstance(rule, LocalRule):  # a stage pays for its ends, not for each layer
+                    [whole] = block_seconds(one, *part, clock=time.process_time)
+                    scale *= whole / sum(seconds)
+                whole_s = [scale * s for s in seconds]
+                for way, step_s in in_two(rule, whole_s, micro).items():
                     found[name].setdefault(way, []).append(step_s)
     return {
         name: {
@@ -262,8 +273,10 @@ def at_equal(
     splits: Splits,
     budget: Budget,
     runs: Path,
+    finished: bool,
 ) -> list[dict[str, Any]]:
-    """Rows of rules that train for equal steps, FLOPs and time."""
+    """Rows of rules that train for equal steps, FLOPs and time; after the search only those of
+    `finished` trainings."""
     path = runs / "stage-times.json"
     if not path.exists():
         path.write_text(json.dumps(stage_times(list(RIVALS), splits, budget), indent=1))
@@ -277,11 +290,15 @@ def at_equal(
             "time": round(budget.steps * fastest(times["Backprop"]) / fastest(times[name])),
         }
         of = {what: dataclasses.replace(budget, steps=many) for what, many in steps.items()}
-        row = search(name, rates, seeds, searched, splits, of["flops"], runs)
+        row = search(name, rates, seeds[:searched], searched, splits, of["flops"], runs)
         del row["runs"]
         row["steps"], row["times"] = steps, times[name]
         row["runs"] = {
-            what: [trained(name, row["rate"], seed, splits, of[what], runs) for seed in seeds]
+            what: [
+                trained(name, row["rate"], seed, splits, of[what], runs)
+                for seed in seeds
+                if not finished or path_of(name, row["rate"], seed, of[what], runs).exists()
+            ]
             for what in equal
         }
         rows.append(row)
@@ -326,16 +343,21 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices={**RULES, **RIVALS})
     parser.add_argument("--equal", nargs="*", choices=EQUAL, help="steps, FLOPs, time; default all")
     parser.add_argument("--steps", type=int, default=Budget.steps)
+    parser.add_argument("--width", type=int, default=Budget.width)
     parser.add_argument("--norm_last", action="store_true")
     parser.add_argument("--layers", type=int, default=Budget.layers)
     parser.add_argument("--rates", type=float, nargs="+", default=RATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--searched", type=int, default=3, help="seeds of the search")
+    parser.add_argument("--finished", action="store_true", help="after a search, train nothing")
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
-    budget = Budget(layers=given.layers, steps=given.steps, norm_first=not given.norm_last)
+    budget = Budget(
+        layers=given.layers, width=given.width, steps=given.steps, norm_first=not given.norm_last
+    )
     kind = given.data + ("-norm-last" if given.norm_last else "")
     kind += f"-{given.layers}-layers" if given.layers != Budget.layers else ""
+    kind += f"-width-{given.width}" if given.width != Budget.width else ""
     runs = Path("experiments") / f"text-{kind}"
     runs.mkdir(parents=True, exist_ok=True)
     name, version = given.data, None
@@ -347,7 +369,7 @@ def main() -> None:
     if given.equal is None:
         rows = [search(name, *shared) for name in names]
     else:
-        rows = at_equal(given.equal or list(EQUAL), names, *shared)
+        rows = at_equal(given.equal or list(EQUAL), names, *shared, given.finished)
     if given.train:
         return
     rate = splits.entropy_rate
@@ -357,6 +379,7 @@ def main() -> None:
         "data": given.data,
         "of_python": version,
         "budget": dataclasses.asdict(budget),
+        "seeds": given.seeds,
         "vocabulary": splits.num_classes,
         "windows": {"train": len(splits.train), "test": len(splits.test)},
         "entropy_rate": rate,

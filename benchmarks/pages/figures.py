@@ -17,8 +17,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     train_accuracy FILE NAME    training accuracy in % after the last epoch
     epochs FILE NAME            how many epochs
     perplexity FILE RULE        test perplexity (benchmarks/text.py)
-    equal RULE KIND             test perplexity at equal steps, flops or time of a transformer with six
-                                layers (benchmarks/text.py --equal)
+    equal RULE KIND             test perplexity of six layers at equal steps, flops or time
+                                (benchmarks/text.py --equal)
     source FILE                 perplexity of the text's source
     stream RULE MEASURE BLOCK   at the end of training: norm, rank or angle (benchmarks/streams.py)
     probe FILE CONTENDER BLOCK  linear probe's test accuracy in % (benchmarks/selfsupervised.py)
@@ -118,7 +118,9 @@ def perplexity(file: str, rule: str, places: int = 2) -> str:
 
 
 def equal(rule: str, kind: str, places: int = 2) -> str:
-    [row] = [r for r in result("equal-python-topics-6-layers")["rows"] if r["rule"] == rule]
+    [row] = [
+        r for r in result("equal-python-topics-6-layers-width-32")["rows"] if r["rule"] == rule
+    ]
     return mean([of_run["test"] for of_run in row["runs"][kind]], places)
 
 

@@ -71,7 +71,7 @@ def _equal(result: dict[str, Any]) -> str:
     """Rules at equal steps, FLOPs and time in two stages."""
     rows, budget = result["rows"], result["budget"]
     [backprop] = [row for row in rows if row["rule"] == "Backprop"]
-    kinds = [kind for kind in EQUAL if all(kind in row["runs"] for row in rows)]
+    kinds = [kind for kind in EQUAL if any(row["runs"].get(kind) for row in rows)]
     searched = ", ".join(rows[0]["searched"])
     best, best_s = _fastest(backprop)
     flops_best = min(backprop["times"]["by_flops"], key=backprop["times"]["by_flops"].get)
@@ -86,7 +86,8 @@ def _equal(result: dict[str, Any]) -> str:
         f"{budget['context']} characters; the others take the number of steps (in brackets) that "
         "gives equal FLOPs, or equal time in two stages. Learning rates tried at equal FLOPs with "
         f"seeds {', '.join(map(str, rows[0]['searched_seeds']))} and chosen by validation "
-        f"perplexity: {searched}; seeds {', '.join(map(str, rows[0]['seeds']))}.\n",
+        f"perplexity: {searched}. A perplexity with ± is of seeds "
+        f"{', '.join(map(str, result['seeds']))}, one without it of the first.\n",
         "| rule | learning rate | FLOPs of a step | its time in two stages: by CPU times "
         f"| by FLOPs alone | {' | '.join(f'perplexity at equal {EQUAL[k]}' for k in kinds)} |",
         "|---|--:|--:|--:|--:|" + "--:|" * len(kinds),
@@ -94,6 +95,8 @@ def _equal(result: dict[str, Any]) -> str:
     for row in rows:
         cells = [
             f"{mean([run['test'] for run in row['runs'][kind]], 2)} ({row['steps'][kind]})"
+            if row["runs"][kind]
+            else ""
             for kind in kinds
         ]
         by_flops = min(row["times"]["by_flops"].values()) / unit
@@ -105,9 +108,9 @@ def _equal(result: dict[str, Any]) -> str:
         "\n".join(lines)
         + "\n\nTest perplexities are means ± standard deviations over the seeds. FLOPs and times "
         "are ratios to `Backprop`'s. Times of a step are simulated as by `layerwise plan`, over a "
-        "link without cost and without the optimizer: from the CPU times of blocks, one thread each "
-        "(medians of rounds, lowest to highest), and from FLOPs alone, as if small micro-batches "
-        "cost nothing more. "
+        "link without cost and without the optimizer: from the CPU times of blocks, one thread "
+        "each (medians of rounds, lowest to highest), and from FLOPs alone, as if small "
+        "micro-batches cost nothing more. "
         f"`Backprop` has the fastest of all schedules and numbers of micro-batches: {best} "
         f"micro-batches, and by FLOPs alone {flops_best}; `DelayedGradient` needs none. "
         f"{result['cpu']}, torch {result['torch']}.\n\n" + commands([result["command"]])
