@@ -17,6 +17,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     train_accuracy FILE NAME    training accuracy in % after the last epoch
     epochs FILE NAME            how many epochs
     perplexity FILE RULE        test perplexity (benchmarks/text.py)
+    equal RULE KIND             test perplexity of six layers at equal steps, flops or time
+                                (benchmarks/text.py --equal)
     source FILE                 perplexity of the text's source
     stream RULE MEASURE BLOCK   at the end of training: norm, rank or angle (benchmarks/streams.py)
     probe FILE CONTENDER BLOCK  linear probe's test accuracy in % (benchmarks/selfsupervised.py)
@@ -123,6 +125,13 @@ def perplexity(file: str, rule: str, places: int = 2) -> str:
     return mean([of_run["test"] for of_run in row["runs"]], places)
 
 
+def equal(rule: str, kind: str, places: int = 2) -> str:
+    [row] = [
+        r for r in result("equal-python-topics-6-layers-width-32")["rows"] if r["rule"] == rule
+    ]
+    return mean([of_run["test"] for of_run in row["runs"][kind]], places)
+
+
 def source(file: str, places: int = 3) -> str:
     return f"{result(f'text-{file}')['floor']:.{places}f}"
 
@@ -222,6 +231,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         train_accuracy,
         epochs,
         perplexity,
+        equal,
         source,
         stream,
         probe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from pathlib import Path
 
@@ -103,6 +104,16 @@ def test_measuring_leaves_the_rule_alone(make: type) -> None:
     assert torch.equal(torch.get_rng_state(), rng)
     assert_same(dict(rule.state_dict()), state)
     assert_same(grads(rule), before)
+
+
+@pytest.mark.parametrize(
+    ("make", "ticks"), [(rules.DGL, [2, 2, 2, 1]), (rules.Backprop, [1, 1, 1, 1])]
+)
+def test_blocks_are_measured_by_the_clock_that_is_given(make: type, ticks: list[int]) -> None:
+    """A local block is read twice: after its own step, and after what it learns from the next."""
+    case = networks.cnn()
+    clock = itertools.count().__next__
+    assert block_seconds(make(case.blocks), case.x, case.y, rounds=1, clock=clock) == ticks
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

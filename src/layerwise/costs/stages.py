@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,13 @@ from layerwise.objectives.batch import Batch
 from layerwise.rules.base import Done, LocalRule, Rule, differentiate
 
 
-def block_seconds(rule: Rule, x: Tensor, y: Tensor, rounds: int = 3) -> list[float]:
+def block_seconds(
+    rule: Rule,
+    x: Tensor,
+    y: Tensor,
+    rounds: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[float]:
     """The time of each block's part of a step, its head and objective included, in seconds.
 
     It is the median over several rounds, after one round of warm-up. The rule is left unchanged. Of
@@ -31,7 +38,14 @@ def block_seconds(rule: Rule, x: Tensor, y: Tensor, rounds: int = 3) -> list[flo
         x: a batch, (B, ...), or its augmented views, (V B, ...).
         y: its labels, (B,) or (B, T).
         rounds: number of measured rounds.
+        clock: gives seconds; on a busy machine `time.process_time`, which counts CPU time.
     """
+
+    def now() -> float:
+        if x.device.type != "cpu":
+            torch.accelerator.synchronize(x.device)
+        return clock()
+
     count = len(rule.blocks)
     seconds: list[list[float]] = [[] for _ in range(count)]
     with without_gradients(rule), unchanged(rule):
@@ -40,35 +54,37 @@ def block_seconds(rule: Rule, x: Tensor, y: Tensor, rounds: int = 3) -> list[flo
             batch = Batch(x, y)
             with rule.blocks.passes(batch.augmented) as batch.passes:
                 if not isinstance(rule, LocalRule):
-                    _through_each(rule, batch, seconds)
+                    _through_each(rule, batch, seconds, now)
                     continue
                 before, done = None, Done(rule.first_input(batch))
                 for k in range(count):
-                    start = _now(x.device)
+                    start = now()
                     before, done = done, rule.local_step(k, done.out, batch, *done.carry)
-                    seconds[k].append(_now(x.device) - start)
+                    seconds[k].append(now() - start)
                     if k:
                         rule.learned(k - 1, before, done.back, batch)
-                        seconds[k - 1][-1] += _now(x.device) - start - seconds[k][-1]
+                        seconds[k - 1][-1] += now() - start - seconds[k][-1]
                     for p in rule.parameters_of(k):
                         p.grad = None
     return [statistics.median(of_block[1:]) for of_block in seconds]
 
 
-def _through_each(rule: Rule, batch: Batch, seconds: list[list[float]]) -> None:
+def _through_each(
+    rule: Rule, batch: Batch, seconds: list[list[float]], now: Callable[[], float]
+) -> None:
     """Run a batch forward and back through one block after the other; append the times."""
     h = rule.reading.first_input(batch)
     for k, so_far in enumerate(seconds):
         if k:
             assert isinstance(h, Tensor)
             h = h.detach().requires_grad_(h.is_floating_point())
-        start = _now(batch.labels.device)
+        start = now()
         out = batch.run(k, h, keep=k > 0)
         if k == len(seconds) - 1:
             differentiate(rule.loss(k, Activity(out), batch)[0])
         else:
             differentiate(out, gradient=torch.ones_like(out))
-        so_far.append(_now(batch.labels.device) - start)
+        so_far.append(now() - start)
         h = out
         for p in rule.parameters_of(k):
             p.grad = None
@@ -90,12 +106,6 @@ def stage_starts(seconds: list[float], stages: int) -> list[int]:
             f"{len(seconds)} stages, or cut it into more blocks"
         )
     return partition([max(1, round(s * 1e9)) for s in seconds], stages)
-
-
-def _now(device: torch.device) -> float:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)
