@@ -11,6 +11,7 @@ from layerwise.report.comparison import markdown as accuracy_table
 from pages.files import RESULTS, commands, result
 
 TITLES = {
+    "airbench": "CIFAR-10 in eight epochs, half width",
     "basic_cnn": "BasicCNN",
     "original-1": "the original study, first experiments",
     "original-1-lr-0.0003": "the original study, first experiments at ten times the learning rate",

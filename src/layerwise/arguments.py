@@ -17,6 +17,8 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, TypeVar, Union
 
+from torch import nn
+
 from layerwise.errors import InputError
 
 Hint = Any  # a type annotation
@@ -62,9 +64,9 @@ def check_fields(thing: Any, call: str) -> None:
 
 
 def check(call: str, given: Mapping[str, Any], hints: Mapping[str, Hint]) -> None:
-    """Refuse values that do not fit their annotations. Types that are neither numbers, text nor
-    callable are not looked at, and neither are the length of a tuple and the text that a `Literal`
-    allows.
+    """Refuse values that do not fit their annotations. Types that are neither numbers, text,
+    modules nor callable are not looked at, and neither are the length of a tuple and the text that
+    a `Literal` allows.
 
     Raises:
         InputError: a value does not fit.
@@ -138,7 +140,7 @@ def _fits(value: Any, hint: Hint) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool)
     if hint is float:
         return is_finite(value)
-    if hint in (bool, str, NoneType):
+    if hint in (bool, str, NoneType, nn.Module):
         return isinstance(value, hint)
     if origin is Literal:
         return isinstance(value, str | type(arguments[0]))
@@ -173,7 +175,13 @@ def is_list(hint: Hint) -> bool:
 
 def in_words(hint: Hint) -> str:
     """A type as a person reads it: `int | None` is "a whole number or null"."""
-    named = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "null"}
+    named = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        NoneType: "null",
+        nn.Module: "a network",
+    }
     words = []
     for one in alternatives(hint):
         if typing.get_origin(one) is Literal:

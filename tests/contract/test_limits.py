@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from typing import Any
 
 import networks
 import pytest
@@ -12,7 +13,7 @@ from networks import MeanSquare, assert_same, grads
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise import Blocks, Rule, heads, objectives, rules
+from layerwise import Blocks, InputError, Rule, cut, heads, objectives, rules
 
 ONE_BLOCK = {
     "dgl": lambda blocks: rules.DGL(blocks, num_classes=networks.CLASSES),
@@ -107,16 +108,16 @@ def test_one_block_is_backprop(network: str, name: str, training: bool) -> None:
         assert_same(dict(rule.named_buffers()), dict(plain.named_buffers()))
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("checkpoint", [False, True, "selective"])
 @pytest.mark.parametrize("network", [*networks.NETWORKS, "mlp_norm"])
-def test_blocks_of_backprop_are_plain_pytorch(network: str, checkpoint: bool) -> None:
+def test_blocks_of_backprop_are_plain_pytorch(network: str, checkpoint: Any) -> None:
     case = getattr(networks, network)(dropout=0.3)
     assert len(case.blocks) > 1
     _compare(rules.Backprop(case.blocks, checkpoint=checkpoint), case)
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_cumulative_batch_norm(checkpoint: bool) -> None:
+@pytest.mark.parametrize("checkpoint", [False, True, "selective"])
+def test_cumulative_batch_norm(checkpoint: Any) -> None:
     """momentum=None averages over all batches: it depends on the number it counts."""
     case = networks.cnn(dropout=0.3)
     for m in case.blocks.modules():
@@ -136,8 +137,8 @@ def _spectral() -> networks.Case:
     return networks.Case(Blocks(parts), x, y, False)
 
 
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_any_buffer_moves_once(checkpoint: bool) -> None:
+@pytest.mark.parametrize("checkpoint", [False, True, "selective"])
+def test_any_buffer_moves_once(checkpoint: Any) -> None:
     case = _spectral()
     _compare(rules.Backprop(case.blocks, checkpoint=checkpoint), case, steps=3)
 
@@ -176,6 +177,37 @@ def test_checkpoint_keeps_less() -> None:
             rule.backward(case.x, case.y, scale=scale)
         kept[checkpoint] = counted[0]
     assert kept[True] < kept[False] / 5
+
+
+def test_selective_checkpoint_of_layers_in_place() -> None:
+    """What it keeps, the layers after it would overwrite."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 5), nn.ELU(inplace=True), nn.Linear(5, 3))
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = []
+    for checkpoint in (False, "selective"):
+        rule = rules.Backprop(cut(network, blocks=1, example=x), checkpoint=checkpoint)
+        rule.zero_grad()
+        rule.backward(x, y)
+        found.append([p.grad.clone() for p in network.parameters()])
+    torch.testing.assert_close(*found)  # in place, ELU's derivative is that of its result
+    assert network[1].inplace
+
+
+class _Overwriting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(self.layer(x))
+
+
+def test_selective_checkpoint_refuses_functions_in_place() -> None:
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    rule = rules.Backprop(cut(_Overwriting(), blocks=1, example=x), checkpoint="selective")
+    with pytest.raises(InputError, match="without in-place functions"):
+        rule.backward(x, y)
 
 
 def test_checkpoint_refuses_a_block_that_changes_its_input() -> None:

@@ -259,6 +259,8 @@ def test_all_blocks_share_a_teacher_in_eval_mode() -> None:
     assert rule.exits(case.x)[0].shape == (len(case.x), networks.CLASSES)
     with pytest.raises(InputError, match="give a trained network"):
         Distill()
+    with pytest.raises(InputError, match=r"Distill\(teacher=3\): give a network or null"):
+        Distill(3)  # type: ignore[arg-type]
     other = Distill(nn.Sequential(nn.Flatten(), nn.Linear(128, 7)))
     with pytest.raises(InputError, match=r"class scores \(6, 7\)"):
         rules.Greedy(networks.plain_cnn(blocks=1).blocks, other).backward(case.x, case.y)

@@ -1,7 +1,9 @@
-"""Blocks that overwrite their own input."""
+"""Blocks that overwrite their own input, or their layers' results."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,3 +37,17 @@ def kept(block: nn.Module, h: Any) -> Any:
     if starts_in_place(block):
         return h.clone()
     return h.view_as(h) if h.requires_grad and h.is_leaf else h
+
+
+@contextlib.contextmanager
+def out_of_place(block: nn.Module) -> Iterator[None]:
+    """Within, no layer of the block overwrites the result of the layer before it, as
+    `nn.ReLU(inplace=True)` does; functions such as `torch.relu_` still do."""
+    changed = [m for m in block.modules() if getattr(m, "inplace", False) is True]
+    try:
+        for module in changed:
+            module.inplace = False  # type: ignore[assignment]
+        yield
+    finally:
+        for module in changed:
+            module.inplace = True  # type: ignore[assignment]

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
+from layerwise.blocks.inplace import out_of_place
 from layerwise.errors import InputError
 from layerwise.inputs import leading
 from layerwise.objectives import Activity
@@ -45,13 +46,13 @@ class Backprop(Rule):
             second forward pass. The gradient is the same, because the second run repeats the random
             numbers of the first and does not move buffers (running statistics) again. "selective"
             also keeps the results of matrix products, convolutions and attention, so that only the
-            operations between them run again.
+            operations between them run again; layers with `inplace=True` then work out of place.
         criterion: the loss function of the network's output: takes class scores and labels, returns
             a scalar.
 
     Raises:
         InputError: `blocks` is not a `Blocks`; in `backward` with `checkpoint`, a block changes its
-            input in place.
+            input in place, or, if it is "selective", a function overwrites a result that is kept.
     """
 
     needs = Needs.BACKWARD
@@ -72,7 +73,16 @@ class Backprop(Rule):
         with self.deferring_scores(batch):
             h = self._checkpointed(batch) if self.checkpoint else self.blocks(batch.inputs)
             loss, scores = self.loss(last, Activity(h), batch)
-            differentiate(loss, batch.scale)
+            try:
+                differentiate(loss, batch.scale)
+            except RuntimeError as error:
+                if "selective" not in str(error) or "mutated" not in str(error):
+                    raise
+                raise InputError(
+                    'Backprop(checkpoint="selective"): a function overwrites the result of a matrix '
+                    "product or convolution in place; write it without in-place functions, or give "
+                    "checkpoint=True"
+                ) from error
         batch.done(last, loss, scores)
         for k in reversed(range(last)):
             batch.done(k)
@@ -96,7 +106,10 @@ def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch, selective: bool) -
         if not selective:
             return contextlib.nullcontext(), buffers_as(before)
         keeping, again = create_selective_checkpoint_contexts(PRODUCTS)
-        return keeping, _both(again, buffers_as(before))
+        return (
+            _all(keeping, out_of_place(blocks[k])),  # what is kept must stay as it is
+            _all(again, out_of_place(blocks[k]), buffers_as(before)),
+        )
 
     out = checkpoint(
         lambda h: batch.again(k, h),
@@ -113,8 +126,8 @@ def _kept_input(blocks: Blocks, k: int, h: Any, batch: Batch, selective: bool) -
 
 
 @contextlib.contextmanager
-def _both(
-    first: contextlib.AbstractContextManager, second: contextlib.AbstractContextManager
-) -> Iterator[None]:
-    with first, second:
+def _all(*contexts: contextlib.AbstractContextManager) -> Iterator[None]:
+    with contextlib.ExitStack() as entered:
+        for context in contexts:
+            entered.enter_context(context)
         yield
