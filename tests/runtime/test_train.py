@@ -143,6 +143,23 @@ def test_stages_that_do_not_wait() -> None:
 
 
 @pytest.mark.slow
+def test_stages_that_do_not_wait_stop_while_others_save() -> None:
+    """A stage saves what is due at a step that another has passed, or not reached yet."""
+    path = Path("experiments/saves")
+    saved = path / "checkpoints/last.safetensors"
+    begin = f"{LONGER.replace('--save_every 7', '--save_every 1')} --name saves --stages 3"
+    for k in range(6):
+        start = f"--resume {path}" if path.exists() else f"{begin} --replay 3"
+        before = saved.stat().st_mtime_ns if saved.exists() else 0
+        process = layerwise(f"train {start}")
+        until(lambda t=before: saved.exists() and saved.stat().st_mtime_ns != t)
+        time.sleep(0.05 * k)
+        process.send_signal(signal.SIGINT)
+        code, said = ended(process, 60)
+        assert code == 130, said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["--replicas 2 --rule Backprop", "--stages 2 --replicas 2"])
 def test_replicas(kind: str) -> None:
     """Without dropout and BatchNorm the mean over the parts of a batch is what accumulating them in

@@ -79,9 +79,9 @@ class Backprop(Rule):
                 if "selective" not in str(error) or "mutated" not in str(error):
                     raise
                 raise InputError(
-                    'Backprop(checkpoint="selective"): a function overwrites the result of a matrix '
-                    "product or convolution in place; write it without in-place functions, or give "
-                    "checkpoint=True"
+                    'Backprop(checkpoint="selective"): a function overwrites the result of a '
+                    "matrix product or convolution in place; write it without in-place functions, "
+                    "or give checkpoint=True"
                 ) from error
         batch.done(last, loss, scores)
         for k in reversed(range(last)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from layerwise.runs.metrics import Metrics
 from layerwise.runtime.link import losing
 
+LOOK_EVERY_S = 0.001
 OF_BLOCKS = ("rule", "optimizers", "ema")  # parts of a state that differ between stages
 
 
@@ -28,9 +30,14 @@ class Control:
         self.group = new_group(None, "gloo")
         self.leader = dist.get_world_size() - 1  # the rank that keeps the run's files
 
-    def any(self, flag: bool) -> bool:
-        """Whether any rank gives True."""
-        return anyone(flag, self.group)
+    def any(self, flag: bool, meanwhile: Callable[[], None] | None = None) -> bool:
+        """Whether any rank gives True.
+
+        Args:
+            flag: what this rank gives.
+            meanwhile: called again and again while other ranks have not given theirs.
+        """
+        return anyone(flag, self.group, meanwhile)
 
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """The states of all ranks as one, in the leader; None in every other rank. Of several
@@ -68,11 +75,18 @@ class Control:
             dist.barrier(group=self.group)
 
 
-def anyone(flag: bool, group: dist.ProcessGroup) -> bool:
-    """Whether any rank of the group, which is one of gloo, gives True."""
+def anyone(
+    flag: bool, group: dist.ProcessGroup, meanwhile: Callable[[], None] | None = None
+) -> bool:
+    """As `Control.any`, over the ranks of a group of gloo."""
     said = torch.tensor(float(flag))
     with losing("a rank"):
-        dist.all_reduce(said, group=group)
+        work = dist.all_reduce(said, group=group, async_op=True)
+        assert work is not None
+        while meanwhile is not None and not work.is_completed():
+            meanwhile()
+            time.sleep(LOOK_EVERY_S)
+        work.wait()
     return bool(said > 0)
 
 

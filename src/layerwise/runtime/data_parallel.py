@@ -76,6 +76,9 @@ class DataParallel:
     def stops(self, asked: bool) -> bool:
         return self._stops
 
+    def agree(self, stops: bool) -> bool:
+        return stops
+
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(state) if self.leader else None  # all replicas have the same state
 

@@ -240,6 +240,11 @@ class LayerParallel:
     def stops(self, asked: bool) -> bool:
         return self._before.stopping
 
+    def agree(self, stops: bool) -> bool:
+        # With replay, stages make the same step at different times: one may save what is due while
+        # another stops. What arrives meanwhile is taken, so that no sender waits for room.
+        return self._control.any(stops, self._before.keep_arrived) if self._replays else stops
+
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return self._control.gather(state)
 

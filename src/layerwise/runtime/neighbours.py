@@ -94,6 +94,12 @@ class Upstream:
             self._keep_next()
         return self._replay.take()
 
+    def keep_arrived(self) -> None:
+        """Under replay, receive those messages of the training pass that are here."""
+        assert self._replay is not None
+        while self._link is not None and self._progress is Progress.OPEN and self._link.ready():
+            self._keep_next()
+
     def finish_pass(self) -> bool:
         """Receive the rest of the stage before's pass, before a collective step; return whether a
         pass was under way. Without replay nothing is left to receive, and it returns False."""

@@ -105,6 +105,15 @@ class Runtime(Protocol):
         """
         ...
 
+    def agree(self, stops: bool) -> bool:
+        """Whether any process stops after the save that all are about to make; each process calls
+        this before it.
+
+        Args:
+            stops: whether this process stops.
+        """
+        ...
+
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         """The states of all processes as one, in the leader; None in every other process."""
         ...

@@ -51,6 +51,9 @@ class Serial:
     def stops(self, asked: bool) -> bool:
         return asked
 
+    def agree(self, stops: bool) -> bool:
+        return stops
+
     def gather(self, state: Mapping[str, Any]) -> dict[str, Any] | None:
         return dict(state)
 

@@ -51,10 +51,15 @@ def load_rule(rule: Rule, state: Mapping[str, Tensor]) -> None:
                 f"checkpoint: {key} is {state[key].dtype} there and {own[key].dtype} here; "
                 f"{USE_ANOTHER}"
             )
+    load_held(rule, state)
+
+
+def load_held(module: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load a module, without those parameters that other processes have (`released.py`)."""
+    own = module.state_dict()
     elsewhere = {key for key in own if isinstance(own[key], Tensor) and is_released(own[key])}
-    if elsewhere:  # other processes have these
-        state = {key: value for key, value in state.items() if key not in elsewhere}
-    rule.load_state_dict(state, strict=not elsewhere)
+    here = {key: value for key, value in state.items() if key not in elsewhere}
+    module.load_state_dict(here if elsewhere else state, strict=not elsewhere)
 
 
 def load_evaluated(rule: Rule, state: Mapping[str, Any]) -> None:

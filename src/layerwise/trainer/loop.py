@@ -161,6 +161,7 @@ class Trainer:
             due = settings.save_every and position.step % settings.save_every == 0
             stops = self.runtime.stops(self.stop.asked)
             if due or stops:
+                stops = self.runtime.agree(stops)
                 self._check_finite(saving=True)
                 self._wait()
                 position.seconds += time.perf_counter() - started
@@ -233,6 +234,7 @@ class Trainer:
             for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
                 if self.runtime.stops(self.stop.asked):
+                    self.runtime.agree(True)
                     self._save_last()  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
                 losses = [None if s is None else criterion(s.float(), y) for s in logits]

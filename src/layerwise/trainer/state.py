@@ -19,6 +19,7 @@ from layerwise.runs.metrics import Metrics
 from layerwise.runtime import Runtime
 from layerwise.trainer.checkpoint import (
     entry,
+    load_held,
     load_optimizer_state,
     load_rule,
     names_of_blocks,
@@ -165,4 +166,4 @@ class State:
         load_rule(self.rule, state["rule"])
         if self.stepper.ema is not None:
             tensors_in(state["ema"], "ema")
-            self.stepper.ema.load_state_dict(renamed(state["ema"]))
+            load_held(self.stepper.ema, renamed(state["ema"]))
