@@ -93,6 +93,9 @@ def test_dictionaries_are_made_once_and_only_at_the_start(cli, no_pictures, monk
     for line in ("evaluate r/a", "train --resume r/a"):
         assert cli(line).code == 0
     assert fits == [512]
+    refused = cli(f"{train} b --lora 1{30 * '0'}")
+    assert refused.code == 2
+    assert "give a rank of at least 1 and at most 10000, or null" in refused.err
     if importlib.util.find_spec("peft"):
         assert cli(f"{train} b --lora 2").code == 0
         a, b = tensors(Path("r/a")), tensors(Path("r/b"))

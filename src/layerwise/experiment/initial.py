@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from layerwise import hub
+from layerwise.arguments import WIDEST, shortened
 from layerwise.errors import InputError, choices, reason
 from layerwise.models.weights import take
 from layerwise.models.zoo import PRETRAINED, weights
@@ -103,10 +104,12 @@ def lora(network: nn.Module, rank: int) -> None:
         rank: of the adapters.
 
     Raises:
-        InputError: peft is not installed; a rank below 1; no such layer.
+        InputError: peft is not installed; a rank below 1 or above 10,000; no such layer.
     """
-    if rank < 1:
-        raise InputError(f"--lora {rank}: give a rank of at least 1, or null")
+    if not 1 <= rank <= WIDEST:
+        raise InputError(
+            f"--lora {shortened(rank)}: give a rank of at least 1 and at most {WIDEST}, or null"
+        )
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:

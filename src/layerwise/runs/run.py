@@ -40,6 +40,7 @@ from typing import Any
 
 import yaml
 
+from layerwise.arguments import shortened
 from layerwise.errors import InputError, reason
 from layerwise.runs import rows, safe_yaml
 from layerwise.runs.checkpoint_file import USE_ANOTHER, pack, read_checkpoint
@@ -204,7 +205,7 @@ class Run:
         except InputError:
             raise
         except OF_VALUES as error:
-            what = " ".join(repr(error).split())
+            what = shortened(error, 300)
             raise InputError(
                 f"run {self.path}: config.yaml does not describe a run: {what}"
             ) from error
