@@ -256,6 +256,8 @@ class LayerParallel:
         if self._after is not None:
             self._after.close()
         self._before.close()
+        if self._after is not None:
+            self._after.closed()
         self._control.close()
 
 

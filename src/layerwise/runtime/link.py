@@ -179,6 +179,17 @@ class Receiver:
         """Whether `receive` would not wait."""
         return not self._taken.empty()
 
+    def close(self) -> None:
+        """Wait until the other side has closed the link; what it still sends is dropped. A thread
+        that still received at the end of the process would end it with SIGABRT.
+
+        Raises:
+            LostStage: as `receive`.
+        """
+        while self.receive()[1] != CLOSED:
+            pass
+        self._thread.join()
+
     def _take_all(self) -> None:
         try:
             mark = MORE

@@ -117,9 +117,11 @@ class Upstream:
             self._back.send(*([] if gradient is None else [gradient]))
 
     def close(self) -> None:
-        """Wait until the stage before has everything that was sent back."""
+        """Wait until the stage before has what was sent back, and has closed its link."""
         if self._back is not None:
             self._back.close()
+        if self._link is not None:
+            self._link.close()
 
     def _keep_next(self) -> None:
         """Receive one message of a training pass."""
@@ -194,6 +196,11 @@ class Downstream:
         if self._back is not None:
             self._learn_waiting(wait=True)
         self._link.close()
+
+    def closed(self) -> None:
+        """Wait until the stage after has closed its link back."""
+        if self._back is not None:
+            self._back.close()
 
     def _learn_waiting(self, wait: bool) -> None:
         assert self._back is not None
