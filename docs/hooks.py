@@ -39,9 +39,16 @@ MODULES = {
 def on_config(config: Any) -> Any:
     """The menu: every card and every module by itself."""
 
-    def cards(folder: str) -> list[str]:
-        pages = sorted(p.name for p in (ROOT / "docs" / folder).glob("*.md"))
-        return [f"{folder}/README.md", *(f"{folder}/{p}" for p in pages if p != "README.md")]
+    def cards(folder: str) -> list[Any]:
+        # MkDocs does not find the title of a page that begins with a comment.
+        pages = sorted(p for p in (ROOT / "docs" / folder).glob("*.md") if p.name != "README.md")
+        titles = [re.search("^# (.*)", p.read_text(), re.MULTILINE) for p in pages]
+        named = [
+            {title[1]: f"{folder}/{p.name}"}
+            for title, p in zip(titles, pages, strict=True)
+            if title
+        ]
+        return [f"{folder}/README.md", *named]
 
     def listed(folder: str) -> list[str]:
         index = (ROOT / "docs" / folder / "README.md").read_text()
