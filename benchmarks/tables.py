@@ -15,7 +15,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pages import all_rules, cards, concepts, networks, pipelines, readme, results, study, theory
+from pages import (
+    all_rules,
+    cards,
+    concepts,
+    networks,
+    parts,
+    pipelines,
+    readme,
+    results,
+    study,
+    theory,
+)
 from pages.figures import filled, inserted
 from pages.files import ROOT
 
@@ -28,9 +39,7 @@ def pages() -> dict[Path, str]:
         study.PAGE: study.page(),
         **theory.pages(),
         pipelines.PAGE: pipelines.page(),
-        ROOT / "docs" / "choosing.md": inserted(
-            (ROOT / "docs" / "stories" / "choosing.md").read_text()
-        ),
+        parts.path("choosing"): inserted(parts.page("choosing", {})),
         ROOT / "src" / "layerwise" / "costs" / "accuracies.json": all_rules.shipped(),
         ROOT / "README.md": filled(readme.page()),
         **{page: filled(page.read_text()) for page in ROOT.glob("docs/guide/*.md")},

@@ -30,7 +30,7 @@ def page(name: str, tables: Mapping[str, Table]) -> str:
             about = f"{of}{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
             shown = f"{of_rows(found['rows'])}\n\n{about}".rstrip()
         text = text.replace(f"[[{part}]]", shown)
-    return text
+    return text.replace("](../", "](")  # a story's links are seen from its own folder
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
