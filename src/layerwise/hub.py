@@ -40,21 +40,18 @@ def offline() -> Iterator[None]:
             place.HF_HUB_OFFLINE = value
 
 
-def asked(local: bool = False) -> AbstractContextManager[None]:
+def asked(answers: bool) -> AbstractContextManager[None]:
     """Within, files come from the hub, or from its cache alone if it does not answer.
 
     Args:
-        local: whether nothing is asked of it.
-
-    Raises:
-        ImportError: huggingface_hub is not installed.
+        answers: whether the hub is `reachable`, or nothing is asked of it.
     """
-    return nullcontext() if local or reachable() else offline()
+    return nullcontext() if answers else offline()
 
 
-def remedy() -> str:
-    """What to do about files that are not found."""
-    if reachable():
+def remedy(answers: bool) -> str:
+    """What to do about files that are not found; `answers` as in `asked`."""
+    if answers:
         return "check the name, or give a folder that holds the files"
     return (
         "the Hugging Face hub cannot be reached from here, and its cache does not hold the files: "

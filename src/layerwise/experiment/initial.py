@@ -82,13 +82,14 @@ def _downloaded(source: str) -> Path:
         raise InputError(
             f"--init {source}: huggingface_hub is not installed; pip install 'layerwise[hub]'"
         ) from error
+    answers = hub.reachable()
     try:
-        with hub.asked():
+        with hub.asked(answers):
             return Path(hf_hub_download(source.removeprefix("hf:"), NETWORK))
     except Exception as error:  # of names, networks and files
         raise InputError(
             f"--init {source}: there is no {NETWORK} of it here or on the hub: {reason(error)}; "
-            f"{hub.remedy()}"
+            f"{hub.remedy(answers)}"
         ) from error
 
 

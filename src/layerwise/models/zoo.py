@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -159,13 +159,15 @@ def _auto(library: Any, shape: tuple[int, ...]) -> Any:
 def _loading(call: str, arch: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises while it looks for files into one line; `arch` is a name on
     the hub, or a folder."""
+    answers = arch is None or os.path.isdir(arch)
     try:
-        with nullcontext() if arch is None else hub.asked(os.path.isdir(arch)):
+        answers = answers or hub.reachable()
+        with hub.asked(answers):
             yield
     except InputError:
         raise
     except Exception as error:  # of networks, file formats, hubs and their libraries
-        do = "check the network" if arch is None else hub.remedy()
+        do = "check the network" if arch is None else hub.remedy(answers)
         raise InputError(f"{call}: cannot be loaded: {reason(error)}; {do}") from error
 
 

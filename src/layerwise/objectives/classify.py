@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from layerwise.arguments import checks_arguments
 from layerwise.errors import InputError
 from layerwise.heads.head import Head
-from layerwise.inputs import applied
 from layerwise.labels import IGNORED, any_counts, class_axis, counted
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
@@ -115,7 +114,7 @@ class Classify(ThroughHead):
             for layer in before:
                 h = layer(h)
             return chunked_cross_entropy(h, linear, labels, _smoothing(self.criterion))
-        logits = applied(self.head, h, batch.inputs)
+        logits = self.predict(h, batch.inputs)
         if scores is not None:
             scores.append(logits.detach())
         if not self._classes_seen and self.site is not None and is_cross_entropy(self.criterion):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layerwise.arguments import checks_arguments, positive
 from layerwise.errors import InputError
 from layerwise.heads.head import Head
-from layerwise.inputs import applied, call
+from layerwise.inputs import call
 from layerwise.labels import IGNORED, class_axis
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch
@@ -80,7 +80,7 @@ class Distill(ThroughHead):
     def forward(
         self, activity: Activity, batch: Batch, scores: list[Tensor] | None = None
     ) -> Tensor:
-        z = applied(self.head, activity.output, batch.inputs)
+        z = self.predict(activity.output, batch.inputs)
         if scores is not None:
             scores.append(z.detach())
         t = self.teacher(batch)

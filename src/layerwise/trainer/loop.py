@@ -161,12 +161,11 @@ class Trainer:
             due = settings.save_every and position.step % settings.save_every == 0
             stops = self.runtime.stops(self.stop.asked)
             if due or stops:
-                stops = self.runtime.agree(stops)
                 self._check_finite(saving=True)
                 self._wait()
                 position.seconds += time.perf_counter() - started
                 started = time.perf_counter()
-                self._save_last()
+                stops = self._save_last(stops)
             if stops:
                 self._interrupt()
         self._check_finite(saving=True)
@@ -234,8 +233,7 @@ class Trainer:
             for x, y in self._batches(loader, 0):
                 logits = self.runtime.exits(rule, x, y, stops=self.stop.asked)
                 if self.runtime.stops(self.stop.asked):
-                    self.runtime.agree(True)
-                    self._save_last()  # the epoch is trained and will be evaluated on resuming
+                    self._save_last(True)  # the epoch is trained and will be evaluated on resuming
                     self._interrupt()
                 losses = [None if s is None else criterion(s.float(), y) for s in logits]
                 metrics.add(losses, logits, y)
@@ -329,13 +327,16 @@ class Trainer:
 
     # ---------------------------------------------------------------- saving and stopping
 
-    def _save_last(self) -> None:
+    def _save_last(self, stops: bool) -> bool:
+        """Save together with the other processes; gives whether any of them stops afterwards."""
+        stops = self.runtime.agree(stops)
         loader, batch = self.train_loader, self.position.batch
         known = isinstance(loader, Batches) and batch
         self.position.mark = loader.marks[batch - 1] if known else None  # type: ignore[union-attr]
         state = self.state.gathered()
         if state is not None:
             self.run.save("last", state)
+        return stops
 
     def _check_finite(self, saving: bool = False) -> None:
         """Stop where losses are no longer finite, and before `saving` where weights are not.

@@ -6,7 +6,6 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from layerwise.data.sources.files import Tree, names_and_sizes, path_of
 from layerwise.data.sources.table import parts_of
 from layerwise.data.splits import Parts
 from layerwise.errors import InputError
-from layerwise.hub import offline, reachable
+from layerwise.hub import asked, reachable
 
 
 def hub(name: str, *, root: Path, size: int | None, download: bool) -> Parts:
@@ -74,7 +73,7 @@ def _open(name: str, place: Path | str, config: str | None, download: bool) -> M
     def opened(cache_dir: str | None) -> Any:
         if isinstance(place, Path) and (place / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(place))
-        with nullcontext() if isinstance(place, Path) or reach else offline():
+        with asked(isinstance(place, Path) or reach):
             return datasets.load_dataset(str(place), config, cache_dir=cache_dir)
 
     reach = not isinstance(place, Path) and download and reachable()

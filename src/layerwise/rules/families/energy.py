@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.arguments import at_least
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, detached
@@ -198,9 +199,9 @@ def check_inference(
         InputError: fewer steps than the error needs; a step size that is not positive.
     """
     least = len(checked(call, blocks)) - 1
-    if whole and steps < min(least, 1):
-        raise InputError(f"{call}(steps={steps}): give at least 1")
-    if steps < least and not whole:
+    if whole:
+        at_least(min(least, 1), call, steps=steps)
+    elif steps < least:
         raise InputError(
             f"{call}(steps={steps}): the error moves back one block in each step, and there are "
             f"{least + 1} blocks; give at least {least}"
