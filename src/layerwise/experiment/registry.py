@@ -91,8 +91,9 @@ def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
         InputError: no such name, or code that cannot be used.
     """
     known = KINDS[kind]
-    if kind == "criterion":
-        name = str(name).removeprefix("torch.nn.")
+    short = str(name).removeprefix("torch.nn.")
+    if kind == "criterion" and not own.is_path(short):  # a loss of torch.nn, no function below it
+        name = short
     for key, thing in known.items():
         if _plain(key) == _plain(name):
             return key, thing
