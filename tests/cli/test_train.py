@@ -366,9 +366,10 @@ def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     ]
     splits = type(grey)(*parts, grey.classes, "digits")
     monkeypatch.setattr("layerwise.experiment.build.load_data", lambda config, seed: splits)
+    # In bf16, torch 2.14 now and then has NaN in the gradient of a 3x3 convolution on 1x1 maps.
     line = (
         "train --model torchvision --model.arch resnet18 --blocks 3 --epochs 1 --batch_size 75 "
-        "--accumulate 2 --runs runs --device cpu --rule.head.width 4"
+        "--accumulate 2 --runs runs --device cpu --rule.head.width 4 --precision 32"
     )
     result = cli(line)
     assert result.code == 0, result.err
