@@ -3,6 +3,8 @@
     python benchmarks/all_rules.py digits                  digits, a small CNN: minutes
     python benchmarks/all_rules.py cnn --data NAME         CIFAR-10 images, a CNN with 32 channels
     python benchmarks/all_rules.py resnet20 --data NAME    ResNet-20, every residual block a block
+    python benchmarks/all_rules.py resnet20-long --data NAME --only backprop dgl-narrow
+                                                           30 epochs instead of 3
     python benchmarks/all_rules.py original-1 --data NAME --only backprop dgl-256 dni-5 cdni-5
                                     the original study's CNN with a quarter of its channels
     python benchmarks/all_rules.py digits --only dgl man   only these rules
@@ -81,6 +83,8 @@ SETTINGS = {
         128,
     ),
     "resnet20": Setting(f"{IMAGES}--model resnet20 --blocks all --epochs 3", (3e-3, 1e-2), 128),
+    # With the learning rate that all rules have in 3 epochs.
+    "resnet20-long": Setting(f"{IMAGES}--model resnet20 --blocks all --epochs 30", (1e-2,), 128),
 }
 MLP = "--rule.head MLP --rule.head.width 64"
 CLASSIFY = "--rule.objectives Classify --rule.objectives.head MLP --rule.objectives.head.width 64"
@@ -132,6 +136,7 @@ RULES = {
     "dgl-narrow": f"--rule DGL {_narrow('rule.head')}",
     "direct-global": f"--rule DirectGlobal {MLP}",
     "auglocal": "--rule AugLocal",
+    "auglocal-pooled": "--rule AugLocal --rule.pool 2",
     "man": f"--rule MAN {MLP}",
     "man++": f"--rule MAN --rule.scaled true {MLP}",
     "sgr": f"--rule SGR {MLP}",

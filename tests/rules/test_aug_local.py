@@ -90,6 +90,13 @@ def test_residual_blocks_are_made_to_fit() -> None:
     assert [type(m).__name__ for m in rule.objectives[9].head] == ["Flatten", "Linear"]
 
 
+class Mean(nn.Module):
+    """Of all positions, (B, H, W, C) -> (B, C)."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h.mean((1, 2))
+
+
 def test_channels_that_come_last() -> None:
     """(H, W, C): 8x8 of 4, then 4x4 of 6 in the network; halved once, 4 brought to 6."""
 
@@ -109,16 +116,54 @@ def test_channels_that_come_last() -> None:
         def forward(self, h: Tensor) -> Tensor:
             return self.reduce(torch.cat([h[:, a::2, b::2] for a in (0, 1) for b in (0, 1)], -1))
 
-    class Mean(nn.Module):
-        def forward(self, h: Tensor) -> Tensor:
-            return h.mean((1, 2))
-
     parts = [Position(4), Merge(), Position(6), nn.Sequential(Mean(), nn.Linear(6, 2))]
     rule = rules.AugLocal(Blocks(parts, example=torch.zeros(2, 8, 8, 4)), depth=1)
     layer = rule.objectives[0].head[0]
     shapes = [(4, 8, 8), (4, 4, 4), (6, 4, 4), (6, 4, 4), (4, 4, 6), (4, 4, 6)]
     assert _shapes(layer, (8, 8, 4)) == shapes
     assert rule.exits(torch.zeros(2, 8, 8, 4))[0].shape == (2, 2)
+
+
+def test_pooled_maps() -> None:
+    """ResNet-20, pool 2: the stem's maps are averaged to 16x16; the last residual block, at 8x8 in
+    the network, reads 4x4, so halves them once, to 8x8. From the last stage it reads its 4x4."""
+    blocks = cut(models.resnet20(), blocks="all", example=torch.zeros(2, 3, 32, 32))
+    rule = rules.AugLocal(blocks, depth=1, pool=2)
+    head = rule.objectives[0].head
+    assert _shapes(head, (16, 32, 32))[:2] == [(16, 16, 16), (64, 1, 1)]
+    assert _shapes(head[1], (16, 16, 16)) == [(64, 8, 8), (64, 1, 1)]
+    h = torch.randn(2, 16, 32, 32)
+    assert torch.equal(head[0](h), F.adaptive_avg_pool2d(h, 16))
+    torch.testing.assert_close(head(h), head[1:](F.avg_pool2d(h, 2)))
+    last = rule.objectives[8].head
+    assert _shapes(last, (64, 8, 8))[0] == (64, 4, 4)
+    assert last[1][0].stride == 1
+
+
+def test_pooled_maps_of_channels_that_come_last() -> None:
+    """6x6 positions are averaged to 2x2, channel by channel."""
+    parts = [
+        nn.Linear(3, 2),
+        nn.Linear(2, 2),
+        nn.Linear(2, 2),
+        nn.Sequential(Mean(), nn.Linear(2, 4)),
+    ]
+    rule = rules.AugLocal(Blocks(parts, example=torch.zeros(2, 6, 6, 3)), depth=1, pool=3)
+    head = rule.objectives[0].head
+    h = torch.randn(2, 6, 6, 2)
+    pooled = h.unflatten(2, (2, 3)).unflatten(1, (2, 3)).mean((2, 4))
+    torch.testing.assert_close(head[:3](h), pooled)
+
+
+def test_maps_too_small_for_a_layer() -> None:
+    """The last layer's MaxPool2d cannot halve maps of 1x1."""
+    net = models.vgg8b((3, 16, 16), 10, width=1 / 16)
+    blocks = cut(net, blocks="all", example=torch.zeros(2, 3, 16, 16))
+    rules.AugLocal(blocks, pool=1)
+    with pytest.raises(
+        ValueError, match=r"AugLocal\(pool=16\): a layer of a head cannot take maps"
+    ):
+        rules.AugLocal(blocks, pool=16)
 
 
 def test_transformer_layers_fit() -> None:
@@ -181,8 +226,8 @@ def test_tokens_with_labels_of_their_own() -> None:
 
 
 def test_bad_input() -> None:
-    for options in ({"depth": 0}, {"decay": 1.5}):
-        with pytest.raises(ValueError, match="give a depth of at least 1 and a decay"):
+    for options in ({"depth": 0}, {"decay": 1.5}, {"pool": 0}):
+        with pytest.raises(ValueError, match="give a depth and a pool of at least 1 and a decay"):
             rules.AugLocal(networks.mlp().blocks, **options)
     with pytest.raises(ValueError, match="a rule takes Blocks"):
         rules.AugLocal(networks.mlp().model)

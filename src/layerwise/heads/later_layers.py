@@ -13,6 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.copies import fresh
 from layerwise.blocks.parts import Layers, has_weight
+from layerwise.errors import InputError
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
 from layerwise.models.resnet import ResidualBlock
 
@@ -34,19 +35,24 @@ class LaterLayers(Head):
     Args:
         blocks: the network.
         chosen: the layers, in order.
+        pool: the head starts by averaging feature maps over windows of `pool` by `pool`, and its
+            layers then read maps whose sides are as many times smaller than in the network, rounded
+            up. No effect on other outputs, such as tokens.
     """
 
-    def __init__(self, blocks: Blocks, chosen: Sequence[Placed]):
-        self.blocks, self.chosen = blocks, chosen
+    def __init__(self, blocks: Blocks, chosen: Sequence[Placed], pool: int = 1):
+        self.blocks, self.chosen, self.pool = blocks, chosen, pool
 
     def __deepcopy__(self, memo: object) -> LaterLayers:
         return self  # the layers are the network's
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> Layers:
         made: list[nn.Module] = []
-        shape = in_shape
+        shape = _smaller(in_shape, self.pool)
+        if shape != in_shape:
+            made += _pooling(in_shape, shape)
         for placed in self.chosen:
-            layer = fitted(placed, shape)
+            layer = fitted(Placed(placed.layer, _smaller(placed.shape, self.pool)), shape)
             made.append(layer)
             shape = self._shape_after(layer, shape)
         pooling, features = feature_vector(shape, out_shape, 1, "AugLocal")
@@ -56,7 +62,15 @@ class LaterLayers(Head):
     def _shape_after(self, layer: nn.Module, shape: Shape) -> Shape:
         with dry_run(layer):
             h = _weight(layer).new_zeros(2, *shape)
-            return tuple(layer(h, self.blocks.zeros(len(h), h)).shape[1:])
+            try:
+                return tuple(layer(h, self.blocks.zeros(len(h), h)).shape[1:])
+            except RuntimeError as error:
+                if self.pool == 1:
+                    raise
+                raise InputError(
+                    f"AugLocal(pool={self.pool}): a layer of a head cannot take maps as small as "
+                    f"{shape}: {str(error).splitlines()[0]}; give a smaller pool"
+                ) from error
 
 
 def fitted(placed: Placed, shape: Shape) -> Layers:
@@ -93,6 +107,22 @@ def fitted(placed: Placed, shape: Shape) -> Layers:
         before = [ChannelsFirst(), *before, ChannelsLast()]
     like = _weight(layer)
     return Layers(*before, *layer).to(like.device, like.dtype)
+
+
+def _smaller(shape: Shape, times: int) -> Shape:
+    """The shape of feature maps with sides so many times smaller; other shapes as they are."""
+    if len(shape) != 3:
+        return shape
+    if _channels_last(shape):
+        return (-(-shape[0] // times), -(-shape[1] // times), shape[2])
+    return (shape[0], -(-shape[1] // times), -(-shape[2] // times))
+
+
+def _pooling(shape: Shape, smaller: Shape) -> list[nn.Module]:
+    """Modules that average feature maps to smaller ones."""
+    if _channels_last(shape):
+        return [ChannelsFirst(), nn.AdaptiveAvgPool2d(smaller[:2]), ChannelsLast()]
+    return [nn.AdaptiveAvgPool2d(smaller[1:])]
 
 
 def _channels_last(shape: Shape) -> bool:

@@ -35,7 +35,7 @@ class AugLocal(LocalRule):
     residual block a projecting shortcut; here that holds for the residual blocks of
     `models.resnet`, whose shortcut pads the channels with zeros. At depth 1 they have a BatchNorm
     before the linear layer. They join the network's last `depth` modules into one; here the cut
-    decides.
+    decides. `pool` is an addition of this library.
 
     Args:
         blocks: the network's blocks, made with an example input, from which the heads take their
@@ -43,12 +43,16 @@ class AugLocal(LocalRule):
         depth: the number of layers in the first block's head, at least 1.
         decay: how far the depth falls from the first head to the last, as a fraction of the way
             from `depth` to 1; in [0, 1]. With 0 all heads have the same depth.
+        pool: a head first averages feature maps over windows of `pool` by `pool`, and its layers
+            read maps as many times smaller than in the network; at least 1. Heads on maps halved by
+            `pool=2` need at most about a quarter of the FLOPs. It does not change tokens.
         criterion: the loss function of every block: takes class scores and labels, returns a
             scalar.
 
     Raises:
         InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a depth below
-            1; a decay outside [0, 1].
+            or a pool below 1; a decay outside [0, 1]; a layer that cannot take maps as small as
+            `pool` makes them.
     """
 
     @checks_arguments
@@ -57,17 +61,18 @@ class AugLocal(LocalRule):
         blocks: Blocks,
         depth: int = 2,
         decay: float = 0.5,
+        pool: int = 1,
         criterion: Criterion = cross_entropy,
     ):
-        if depth < 1 or not 0 <= decay <= 1:
+        if depth < 1 or pool < 1 or not 0 <= decay <= 1:
             raise InputError(
-                f"AugLocal(depth={depth}, decay={decay}): give a depth of at least 1 and a decay "
-                "in [0, 1]; with decay 0 all heads are as deep as the first"
+                f"AugLocal(depth={depth}, decay={decay}, pool={pool}): give a depth and a pool of "
+                "at least 1 and a decay in [0, 1]; with decay 0 all heads are as deep as the first"
             )
         blocks = checked("AugLocal", blocks)
         known = blocks.shapes is not None
         given = _later(blocks, depth, decay) if known else [[]] * (len(blocks) - 1)
-        heads = [LaterLayers(blocks, chosen) for chosen in given]
+        heads = [LaterLayers(blocks, chosen, pool) for chosen in given]
         super().__init__(blocks, [Classify(head, criterion) for head in heads], criterion)
 
 
