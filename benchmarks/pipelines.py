@@ -53,7 +53,7 @@ def cifar() -> Parts:
     """2,000 training and 2,000 test images of CIFAR-10 at 16x16 pixels."""
     whole = data.load(os.environ.get("CIFAR10", "cifar10"), size=16, validation=0)
     few = [part.subset(torch.arange(n)) for part, n in ((whole.train, 2000), (whole.test, 2000))]
-    train, test = (replace(part, reference=None) for part in few)
+    train, test = (replace(part, reference=None) for part in few)  # type: ignore[call-arg]
     return Parts(train, None, test, whole.classes)
 
 

@@ -31,7 +31,7 @@ RESULTS = Path(__file__).parent / "results"
 
 def options_of(text: str) -> dict[str, Any]:
     """The options of a `layerwise bench step`."""
-    parser = Parser(prog="step")
+    parser = Parser(prog="step", description="")
     tokens = tokens_of(shlex.split(text))
     tokens = parser.component(tokens, "model", "model", "vgg8b")
     tokens = parser.component(tokens, "rule", "rule", "DGL")
@@ -84,7 +84,7 @@ def main() -> None:
             )
             if contender.name not in measured:
                 continue
-            seconds = Seconds.of(replace(contender, micro=1), x, y, optimizer)
+            seconds = Seconds.of(replace(contender, micro=1), x, y, optimizer, size)
             took = seconds(way.micro, -(-size // way.micro))
             whole_s = whole_s or took
             real = measured[contender.name]

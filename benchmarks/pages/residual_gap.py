@@ -32,7 +32,9 @@ def section() -> list[str]:
     for row in found["rows"]:
         ways.setdefault(row["way"], []).append(row)
     whole = ways["backprop"][0]["flops"]
-    cpu = {f"{row['environment']['cpu']}, torch {row['environment']['torch']}" for row in found["rows"]}
+    cpu = {
+        f"{row['environment']['cpu']}, torch {row['environment']['torch']}" for row in found["rows"]
+    }
     lines = [
         "## Isolated blocks on a residual network\n",
         "What closes the gap to backpropagation if each residual block of ResNet-20 (half width) "
