@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from step import MEASUREMENTS
 
 from layerwise.cli.parser import Parser, tokens_of
+from layerwise.cli.plan import fused_optimizer
 from layerwise.costs import StepTable
 from layerwise.costs.example_labels import example_batch
 from layerwise.costs.memory_plan import Seconds, step_bytes
@@ -63,11 +65,7 @@ def main() -> None:
         network = make("model", found["model"], shape=tuple(shape), num_classes=classes)
         x, y = example_batch(shape, classes, 16, torch.device("cpu"))
 
-        def optimizer(parameters: list, found: dict = found) -> torch.optim.Optimizer:
-            if found["optimizer"] == "AdamW":
-                return torch.optim.AdamW(parameters, found["lr"])
-            return torch.optim.SGD(parameters, found["lr"], 0.9)
-
+        optimizer = partial(fused_optimizer, found["optimizer"])
         size, whole_s = found["batch_size"], 0.0
         for way in rivals((4, 16), size):
             if way.turns > 1 or way.budget is not None:

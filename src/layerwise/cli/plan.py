@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -19,7 +19,7 @@ from layerwise.cli.options import cut_options, new_file, write_picture
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs.example_labels import example_batch
-from layerwise.costs.memory_plan import BLOCKS
+from layerwise.costs.memory_plan import BLOCKS, state_only
 from layerwise.costs.memory_plan import plan as fit_memory
 from layerwise.costs.pipelines import DELAYED, SCHEDULES, Pipelined, pipelined, seconds_to_send
 from layerwise.costs.stages import Plan, block_seconds
@@ -52,6 +52,12 @@ def main(arguments: list[str]) -> None:
         type=str | None,
         default=None,
         help="bytes for parameters, batch and step, as in 2GiB: list the ways to train that fit",
+    )
+    parser.add_argument(
+        "--optimizer",
+        type=Literal["SGD", "AdamW"],
+        default="SGD",
+        help="with --memory: whose state is counted; SGD has momentum",
     )
     parser.add_argument(
         "--shape",
@@ -87,13 +93,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--device", type=str, default="cpu", help="as in `layerwise train`")
     parser.add_argument("--out", type=str | None, default=None, help="JSON file to write")
     found = parser.read(tokens)
+    given = {token[2:].partition("=")[0] for token in tokens}
     if found["memory"] is not None:
-        given = {token[2:].partition("=")[0] for token in tokens}
         for name in (name for name in OF_STAGES if name in given):
             raise InputError(
                 f"--memory {found['memory']} contradicts --{name}, which is of stages; leave one "
                 "out"
             )
+    elif "optimizer" in given:
+        raise InputError(
+            f"--optimizer {found['optimizer']}: only for plans within a memory; give --memory too"
+        )
     if found["microbatches"] is None:
         found["microbatches"] = max(8, 2 * found["stages"])
     for name in ("stages", "num_classes", "microbatches", "rounds"):
@@ -223,6 +233,7 @@ def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: P
         batch_size=batch,
         rule=lambda blocks: make("rule", found["rule"], blocks=blocks, criterion=criterion),
         blocks=numbers,
+        optimizer=partial(fused_optimizer, found["optimizer"]),
         criterion=criterion,
     )
     if out is not None:
@@ -230,6 +241,17 @@ def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: P
         result = {**provenance(), "asked": asked, **plan.as_dict()}
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     output.print(plan)
+
+
+def fused_optimizer(name: str, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """A fused optimizer, as `layerwise train` has."""
+    meta = parameters[0].is_meta
+    made: torch.optim.Optimizer
+    if name == "AdamW":
+        made = torch.optim.AdamW(parameters, 0.0, fused=not meta)
+    else:
+        made = torch.optim.SGD(parameters, 0.0, 0.9, fused=not meta)
+    return state_only(made) if meta else made
 
 
 def _table(plan: Plan, names: tuple[str, ...], found: dict[str, Any]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import re
@@ -15,6 +16,7 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
@@ -34,6 +36,7 @@ SHORT_S = 0.05  # of a step that says little of one on more samples
 MOST = 8  # powers of two that are tried as numbers of micro-batches
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
+ATTENTION = F.scaled_dot_product_attention
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -135,10 +138,12 @@ def plan(
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
-    and holds nothing; kernels that differ between devices (attention) make them inexact. Seconds
-    come from steps on 2 and on 8 samples, as n (a + c b) for n micro-batches of b; on more, up to
-    the whole batch, where a step takes less than 50 ms and its time says little of a larger one. A
-    network that does not run on the meta device makes its step on the samples; bytes are scaled.
+    and holds nothing. Fused optimizers do not run there (`state_only`). Seconds come from steps on 2 and 8 samples and
+    on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more, up to the whole
+    batch, where a step takes less than 50 ms and its time says little of a larger one. A network
+    that does not run on the meta device makes steps on the samples and on half of them, from which
+    bytes of other sizes are extrapolated; they are too low where more samples move the peak to
+    another moment of the step.
 
     Args:
         model: the network; it is left unchanged.
@@ -272,13 +277,83 @@ def step_bytes(
     try:
         rule = copy.deepcopy(contender.rule).to("meta")
         on_meta = replace(contender, rule=rule, micro=micro)
-        step = Step(on_meta, given, _meta(labels, size), optimizer)
-        step()  # optimizer state exists
-        return live_bytes(step).peak().bytes
+        with _fused_attention():
+            step = Step(on_meta, given, _meta(labels, size), optimizer)
+            step()  # optimizer state exists
+            return live_bytes(step).peak().bytes
     except Exception:  # something reads values
-        step = Step(replace(contender, micro=min(micro, rows // 2)), inputs, labels, optimizer)
+        return _measured_bytes(contender, inputs, labels, optimizer, micro, size)
+
+
+def state_only(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, which computes nothing once its state exists. On the meta device it needs the
+    bytes of a fused one, which has no temporaries and does not run there."""
+    step = optimizer.step
+
+    def begin() -> None:
+        learning = (p for group in optimizer.param_groups for p in group["params"])
+        if any(p.grad is not None and p not in optimizer.state for p in learning):
+            step()
+
+    optimizer.step = begin  # type: ignore[method-assign]
+    return optimizer
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention on the meta device keeps what it keeps on others, which is not the matrix of its
+    weights. PyTorch itself would run separate operators there, which keep it."""
+    F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = ATTENTION
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Tensor:
+    """`F.scaled_dot_product_attention`, by the fused kernel on the meta device if it can be."""
+    plain = not dropout_p and not options.get("enable_gqa") and q.dim() == 4
+    if not plain or not q.is_meta or (attn_mask is not None and attn_mask.dtype == torch.bool):
+        return ATTENTION(q, k, v, attn_mask, dropout_p, is_causal, **options)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
+
+
+def _measured_bytes(
+    contender: Contender,
+    inputs: Inputs,
+    labels: Tensor,
+    optimizer: MakeOptimizer,
+    micro: int,
+    size: int,
+) -> int:
+    """`step_bytes` from steps on few samples: once + size whole + (size / micro) part."""
+
+    def measured(rows: int, micro: int) -> int:
+        few = replace(contender, micro=micro)
+        step = Step(few, first_rows(inputs, rows), labels[:rows], optimizer)
         step()
-        return live_bytes(step).peak().bytes * size // rows
+        return live_bytes(step).peak().bytes
+
+    many = len(labels)
+    few = many // 2
+    least = 1 if micro == 1 else 2  # from the second micro-batch on gradients are kept
+    one, other = measured(many, least), measured(few, least)
+    of_sample = (one - other) / (many - few)  # whole + part / least
+    part = 0.0
+    if micro > least:
+        part = max(0.0, (one - measured(many, 2 * least)) * 2 * least / many)
+    whole = max(0.0, of_sample - part / least)
+    once = one - many * (whole + part / least)
+    return round(once + size * (whole + part / micro))
 
 
 def _meta(tensor: Tensor, rows: int) -> Tensor:
@@ -287,8 +362,9 @@ def _meta(tensor: Tensor, rows: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds of a step on n micro-batches of b samples, n (fixed + b of_sample)."""
+    """Seconds of a step on n micro-batches of b samples, once + n (fixed + b of_sample)."""
 
+    once: float
     fixed: float
     of_sample: float
 
@@ -301,9 +377,10 @@ class Seconds:
         optimizer: MakeOptimizer,
         size: int,
     ) -> Seconds:
-        def seconds(rows: int) -> float:
+        def seconds(rows: int, micro: int = 1) -> float:
             chosen = torch.arange(rows, device=labels.device) % len(labels)
-            step = Step(contender, chosen_rows(inputs, chosen), labels[chosen], optimizer)
+            tried = replace(contender, micro=micro)
+            step = Step(tried, chosen_rows(inputs, chosen), labels[chosen], optimizer)
             timed(step)
             found: list[float] = []
             # Waiting for a processor that others use is no time of one thread's step.
@@ -319,10 +396,13 @@ class Seconds:
             many = min(4 * many, size)
             most = seconds(many)
         of_sample = max(0.0, (most - least) / (many - few))
-        return cls(max(0.0, most - of_sample * many), of_sample)
+        whole = max(0.0, most - of_sample * many)  # once + fixed
+        more = seconds(2 * few, micro=2) - least  # fixed + few of_sample
+        fixed = min(max(0.0, more - of_sample * few), whole)
+        return cls(whole - fixed, fixed, of_sample)
 
     def __call__(self, n: int, b: int) -> float:
-        return n * (self.fixed + self.of_sample * b)
+        return self.once + n * (self.fixed + self.of_sample * b)
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -193,7 +193,8 @@ def chunked_cross_entropy(
         y: class numbers, (B, T), int64.
         label_smoothing: as in `cross_entropy`.
     """
-    weight, bias, device = linear.weight, linear.bias, h.device.type
+    weight, bias = linear.weight, linear.bias
+    device = "cpu" if h.is_meta else h.device.type  # autocast does not know "meta"
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         h, weight = h.to(dtype), weight.to(dtype)
