@@ -57,7 +57,9 @@ class Way:
         steps: float = 1.0,
     ):
         self.network, self.steps = network(), steps
-        at = [f"block{k}" for k in range(1, 10)] + ["classifier"]
+        # The pooling before the classifier belongs to the last residual block: its head otherwise
+        # learns features by position, of which the classifier reads only the mean.
+        at = [*(f"block{k}" for k in range(1, 10)), "classifier.1"]
         self.blocks = lw.cut(self.network, at=at, example=EXAMPLE)
         self.rule = rule(self.blocks)
 
