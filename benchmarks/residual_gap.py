@@ -28,8 +28,6 @@ from layerwise import models
 from layerwise.blocks.parts import Layers
 from layerwise.costs.blocks import Costs
 from layerwise.data import Augment, Images, Loader
-from layerwise.objectives import Activity
-from layerwise.objectives.batch import Batch
 from layerwise.rules.base import LocalRule, Rule
 from layerwise.runs.provenance import provenance
 
@@ -112,25 +110,6 @@ def _pairs(objective: Any) -> list[tuple[Tensor, Tensor]]:
                 if p.shape == copies[name].shape
             ]
     return found
-
-
-class Displaced(lw.rules.AugLocal):
-    """`AugLocal` with a penalty on how far a block moves its input (TRGL, Karkar et al. 2023,
-    arXiv:2305.19107): weight * mean |h_k - h_{k-1}|^2 where both have the same shape."""
-
-    def __init__(self, blocks: lw.Blocks, weight: float):
-        super().__init__(blocks, pool=2)
-        self.weight, self.before = weight, torch.zeros(())
-
-    def run(self, k: int, h: Any, batch: Batch, keep: bool = False) -> tuple[Any, Activity]:
-        self.before = h
-        return super().run(k, h, batch, keep)
-
-    def loss(self, k: int, activity: Activity, batch: Batch, *more: Any) -> Any:
-        loss, scores = super().loss(k, activity, batch, *more)
-        if 0 < k < len(self.blocks) - 1 and activity.output.shape == self.before.shape:
-            loss = loss + self.weight * (activity.output - self.before).square().mean()
-        return loss, scores
 
 
 class WithImage(nn.Module):
@@ -226,8 +205,9 @@ WAYS: dict[str, Callable[[], Way]] = {
     "pooled, depth 3": lambda: Way(_auglocal(pool=2, depth=3)),
     "pooled by 4, depth 6": lambda: Way(_auglocal(pool=4, depth=6)),
     "averaged copies, depth 3": lambda: Averaged(0.99, 3),
-    "displacement 0.01": lambda: Way(lambda blocks: Displaced(blocks, 0.01)),
-    "displacement 0.1": lambda: Way(lambda blocks: Displaced(blocks, 0.1)),
+    "displacement 0.01": lambda: Way(_auglocal(pool=2, displacement=0.01)),
+    "displacement 0.1": lambda: Way(_auglocal(pool=2, displacement=0.1)),
+    "displacement 1": lambda: Way(_auglocal(pool=2, displacement=1.0)),
     "image": lambda: Way(_auglocal(pool=2), ContextResNet),
     "image, backprop": lambda: Way(lw.rules.Backprop, ContextResNet),
     "soft targets": lambda: SoftTargets(0.5),

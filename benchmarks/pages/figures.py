@@ -38,6 +38,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     observed FACTOR MEASURE LOOK    bits, explained or cosine at a look at the synthesizer
     written RULE WAY            tokens per second of a way to generate text, as a ratio to the full
                                 network's (benchmarks/early_exits.py)
+    gap WAY WAY                 by how many points the first way to train isolated residual blocks
+                                is higher than the second (benchmarks/residual_gap.py)
     networks                    how many networks docs/networks.md lists
 """
 
@@ -52,7 +54,7 @@ from typing import Any
 from layerwise.costs import StepTable
 from layerwise.costs.ways import BACKPROP, LOCAL
 from layerwise.report.reference import Reference
-from pages import all_rules, probes, sequences, stages, steps
+from pages import all_rules, probes, residual_gap, sequences, stages, steps
 from pages.files import RESULTS, result
 from pages.spread import mean
 
@@ -212,6 +214,12 @@ def written(rule: str, way: str, places: int = 1) -> str:
     return f"{statistics.median(full / ours for full, ours in both):.{places}f}"
 
 
+def gap(way: str, other: str, places: int = 1) -> str:
+    found = residual_gap.ways()
+    high, low = (statistics.mean(row["test_accuracy"] for row in found[w]) for w in (way, other))
+    return f"{100 * (high - low):.{places}f}"
+
+
 def networks() -> str:
     return str(len(result("zoo")["rows"]))
 
@@ -244,6 +252,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         copied,
         observed,
         written,
+        gap,
         networks,
     )
 }

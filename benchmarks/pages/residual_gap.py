@@ -16,8 +16,9 @@ MEANINGS = {
     "pooled, depth 3": "three later layers",
     "pooled by 4, depth 6": "six later layers, maps of a quarter of the size",
     "averaged copies, depth 3": "heads have averages (0.99) of the network's later weights",
-    "displacement 0.01": "*pooled*, a penalty on how far a block moves its input (TRGL)",
+    "displacement 0.01": "*pooled*, `displacement=`: a penalty on how far a block moves its input (TRGL)",
     "displacement 0.1": "",
+    "displacement 1": "",
     "image": "*pooled*, every block also reads the image (ContSup)",
     "image, backprop": "the same network",
     "soft targets": "*pooled*, half of a label is the last block's prediction of the epoch before",
@@ -25,16 +26,29 @@ MEANINGS = {
 }
 
 
+def ways() -> dict[str, list[dict[str, Any]]]:
+    """The rows of each way, one for a seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in result("residual-gap")["rows"]:
+        found.setdefault(row["way"], []).append(row)
+    return found
+
+
+def accuracy(rows: list[dict[str, Any]], places: int = 1) -> str:
+    """Test accuracy in %."""
+    return mean([100 * row["test_accuracy"] for row in rows], places)
+
+
+def flops(rows: list[dict[str, Any]]) -> float:
+    """FLOPs of a training, as a ratio to backpropagation's."""
+    whole = ways()["backprop"][0]
+    return rows[0]["flops"] * rows[0]["steps"] / (whole["flops"] * whole["steps"])
+
+
 def section() -> list[str]:
     """A row for each way."""
     found = result("residual-gap")
-    ways: dict[str, list[dict[str, Any]]] = {}
-    for row in found["rows"]:
-        ways.setdefault(row["way"], []).append(row)
-    whole = ways["backprop"][0]["flops"]
-    cpu = {
-        f"{row['environment']['cpu']}, torch {row['environment']['torch']}" for row in found["rows"]
-    }
+    made = [row["environment"] for row in found["rows"]]
     lines = [
         "## Isolated blocks on a residual network\n",
         "What closes the gap to backpropagation if each residual block of ResNet-20 (half width) "
@@ -45,8 +59,9 @@ def section() -> list[str]:
         "| way | | test accuracy, % | seeds | FLOPs |",
         "|---|---|--:|--:|--:|",
     ]
-    for way, rows in ways.items():
-        accuracy = mean([100 * row["test_accuracy"] for row in rows], 1)
-        flops = rows[0]["flops"] * rows[0]["steps"] / (whole * ways["backprop"][0]["steps"])
-        lines.append(f"| {way} | {MEANINGS[way]} | {accuracy} | {len(rows)} | {flops:.2f} |")
-    return [*lines, f"\n{', '.join(sorted(cpu))}.\n", commands([found["command"]])]
+    lines += [
+        f"| {way} | {MEANINGS[way]} | {accuracy(rows)} | {len(rows)} | {flops(rows):.2f} |"
+        for way, rows in ways().items()
+    ]
+    machines = ", ".join(sorted({f"{of['cpu']}, torch {of['torch']}" for of in made}))
+    return [*lines, f"\n{machines}.\n", commands([found["command"]])]

@@ -138,12 +138,12 @@ def plan(
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
-    and holds nothing. Fused optimizers do not run there (`state_only`). Seconds come from steps on 2 and 8 samples and
-    on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more, up to the whole
-    batch, where a step takes less than 50 ms and its time says little of a larger one. A network
-    that does not run on the meta device makes steps on the samples and on half of them, from which
-    bytes of other sizes are extrapolated; they are too low where more samples move the peak to
-    another moment of the step.
+    and holds nothing. Fused optimizers do not run there (`state_only`). Seconds come from steps on
+    2 and 8 samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on
+    more, up to the whole batch, where a step takes less than 50 ms and its time says little of a
+    larger one. A network that does not run on the meta device makes steps on the samples and on
+    half of them, from which bytes of other sizes are extrapolated; they are too low where more
+    samples move the peak to another moment of the step.
 
     Args:
         model: the network; it is left unchanged.
@@ -272,7 +272,6 @@ def step_bytes(
     if contender.family != LOCAL and micro > 2:
         # Micro-batches are parts of the batch, and after the second nothing more is kept.
         size, micro = 2 * -(-size // micro), 2
-    rows = len(labels)
     given: Inputs = pytree.tree_map_only(Tensor, lambda t: _meta(t, size), plain(inputs))
     try:
         rule = copy.deepcopy(contender.rule).to("meta")
@@ -311,20 +310,30 @@ def _fused_attention() -> Iterator[None]:
 
 
 def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """`F.scaled_dot_product_attention`, by the fused kernel on the meta device if it can be."""
-    plain = not dropout_p and not options.get("enable_gqa") and q.dim() == 4
-    if not plain or not q.is_meta or (attn_mask is not None and attn_mask.dtype == torch.bool):
-        return ATTENTION(q, k, v, attn_mask, dropout_p, is_causal, **options)
+    if not query.is_meta or dropout_p or enable_gqa or query.dim() != 4:
+        return ATTENTION(
+            query,
+            key,
+            value,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+    mask = None if attn_mask is None else attn_mask.to(query.dtype)
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=options.get("scale"))[0]
+    return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
 
 
 def _measured_bytes(

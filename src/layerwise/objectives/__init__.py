@@ -8,6 +8,7 @@ from layerwise.objectives.classify import Classify, cross_entropy
 from layerwise.objectives.classify_groups import ClassifyGroups
 from layerwise.objectives.cmc import CMC
 from layerwise.objectives.colorize import Colorize
+from layerwise.objectives.displacement import Displacement
 from layerwise.objectives.distill import Distill
 from layerwise.objectives.info_nce import InfoNCE
 from layerwise.objectives.inpaint import Inpaint
@@ -30,6 +31,7 @@ __all__ = [
     "Classify",
     "ClassifyGroups",
     "Colorize",
+    "Displacement",
     "Distill",
     "InfoNCE",
     "Inpaint",

@@ -26,12 +26,15 @@ class Activity:
         augmented: the block's output for each of the V augmented views of the batch, (V, B, ...),
             if an objective compares them (`Objective.needs_views`); the first is `output`.
             Otherwise None.
+        input: the block's own input, (B, ...), detached, if an objective asks for it
+            (`Objective.reads_block_input`) and it is one tensor; otherwise None.
     """
 
     output: Tensor
     before_pooling: Tensor | None = None
     views: Mapping[View, Tensor] = field(default_factory=dict)
     augmented: Tensor | None = None
+    input: Tensor | None = None
 
     @property
     def unpooled(self) -> Tensor:

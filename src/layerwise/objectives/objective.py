@@ -142,6 +142,11 @@ class Objective(nn.Module, ABC):
         return False
 
     @property
+    def reads_block_input(self) -> bool:
+        """Whether the objective reads the block's own input, `activity.input`; False by default."""
+        return False
+
+    @property
     def reads_input(self) -> bool:
         """Whether the objective reads `batch.x`; True by default. A process that holds only later
         blocks does not get the inputs if no objective reads them."""
@@ -283,6 +288,10 @@ class Sum(Predicting):
     @property
     def reads_unpooled(self) -> bool:
         return any(term.reads_unpooled for _, term in self._computed())
+
+    @property
+    def reads_block_input(self) -> bool:
+        return any(term.reads_block_input for _, term in self._computed())
 
     @property
     def reads_input(self) -> bool:

@@ -9,7 +9,7 @@ from layerwise.blocks import Blocks
 from layerwise.blocks.parts import layers, shapes_of_layers
 from layerwise.errors import InputError
 from layerwise.heads.later_layers import LaterLayers, Placed
-from layerwise.objectives import Classify
+from layerwise.objectives import Classify, Displacement, Objective
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import LocalRule
 from layerwise.rules.base.checks import checked
@@ -35,7 +35,7 @@ class AugLocal(LocalRule):
     residual block a projecting shortcut; here that holds for the residual blocks of
     `models.resnet`, whose shortcut pads the channels with zeros. At depth 1 they have a BatchNorm
     before the linear layer. They join the network's last `depth` modules into one; here the cut
-    decides. `pool` is an addition of this library.
+    decides. `pool` and `displacement` are additions of this library.
 
     Args:
         blocks: the network's blocks, made with an example input, from which the heads take their
@@ -46,13 +46,15 @@ class AugLocal(LocalRule):
         pool: a head first averages feature maps over windows of `pool` by `pool`, and its layers
             read maps as many times smaller than in the network; at least 1. Heads on maps halved by
             `pool=2` need at most about a quarter of the FLOPs. It does not change tokens.
+        displacement: weight of the penalty `objectives.Displacement` on every block except the
+            last, 0 or more.
         criterion: the loss function of every block: takes class scores and labels, returns a
             scalar.
 
     Raises:
-        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a depth below
-            or a pool below 1; a decay outside [0, 1]; a layer that cannot take maps as small as
-            `pool` makes them.
+        InputError: `blocks` is not a `Blocks`; `blocks` was made without an example; a depth or a
+            pool below 1; a decay outside [0, 1]; a negative displacement; a layer that cannot take
+            maps as small as `pool` makes them.
     """
 
     @checks_arguments
@@ -62,6 +64,7 @@ class AugLocal(LocalRule):
         depth: int = 2,
         decay: float = 0.5,
         pool: int = 1,
+        displacement: float = 0.0,
         criterion: Criterion = cross_entropy,
     ):
         if depth < 1 or pool < 1 or not 0 <= decay <= 1:
@@ -69,11 +72,19 @@ class AugLocal(LocalRule):
                 f"AugLocal(depth={depth}, decay={decay}, pool={pool}): give a depth and a pool of "
                 "at least 1 and a decay in [0, 1]; with decay 0 all heads are as deep as the first"
             )
+        if not displacement >= 0:
+            raise InputError(
+                f"AugLocal(displacement={displacement}): give a weight of at least 0; with 0 "
+                "blocks may move their input as far as they like"
+            )
         blocks = checked("AugLocal", blocks)
         known = blocks.shapes is not None
         given = _later(blocks, depth, decay) if known else [[]] * (len(blocks) - 1)
         heads = [LaterLayers(blocks, chosen, pool) for chosen in given]
-        super().__init__(blocks, [Classify(head, criterion) for head in heads], criterion)
+        objectives: list[Objective] = [Classify(head, criterion) for head in heads]
+        if displacement:
+            objectives = [o + displacement * Displacement() for o in objectives]
+        super().__init__(blocks, objectives, criterion)
 
 
 def depths(blocks: int, depth: int, decay: float) -> list[int]:

@@ -58,9 +58,15 @@ class Reading:
             any(o is not None and o.needs_views for o in objectives[k:]) for k in range(len(blocks))
         ]
         self.needs_views = max((o.needs_views for o in objectives if o is not None), default=0)
+        self._with_input = {
+            k for k, o in enumerate(objectives) if o is not None and o.reads_block_input
+        }
         # Whether block k is given B rows, and its objective reads its output alone.
         self._plain = [
-            k not in self._parts and not self._views[before] and not self._compared[before]
+            k not in self._parts
+            and k not in self._with_input
+            and not self._views[before]
+            and not self._compared[before]
             for k, before in enumerate([0, *range(len(blocks) - 1)])
         ]
 
@@ -87,7 +93,11 @@ class Reading:
         if self._plain[k]:  # nearly every block
             h = batch.run(k, h, keep=keep)
             return h, Activity(h)
-        return self.activity(k, self.unpooled(k, h, batch, keep), batch)
+        read = k in self._with_input
+        out, activity = self.activity(k, self.unpooled(k, h, batch, keep or read), batch)
+        if read and isinstance(h, Tensor):
+            activity.input = h.detach()[: batch.rows]
+        return out, activity
 
     def unpooled(self, k: int, h: Any, batch: Batch, keep: bool = False) -> Tensor:
         """Run block k on h, without the pooling that ends the block if its objective reads the
