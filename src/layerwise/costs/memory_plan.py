@@ -139,8 +139,8 @@ def plan(
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
     and holds nothing. Fused optimizers do not run there (`state_only`). Seconds come from steps on
-    2 and 8 samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on
-    more, up to the whole batch, where a step takes less than 50 ms and its time says little of a
+    2 and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b;
+    on more, up to the whole batch, where a step takes less than 50 ms and its time says little of a
     larger one. A network that does not run on the meta device makes steps on the samples and on
     half of them, from which bytes of other sizes are extrapolated; they are too low where more
     samples move the peak to another moment of the step.
@@ -399,7 +399,7 @@ class Seconds:
                 found.append(times.cpu_s if mine else times.wall_s)
             return min(found)  # the least disturbed
 
-        few, many = 2, 8
+        few, many = 2, max(8, min(len(labels), size))
         least, most = seconds(few), seconds(many)
         while most < SHORT_S and many < size:
             many = min(4 * many, size)
