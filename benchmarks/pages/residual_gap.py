@@ -16,7 +16,7 @@ MEANINGS = {
     "pooled, depth 3": "three later layers",
     "pooled by 4, depth 6": "six later layers, maps of a quarter of the size",
     "averaged copies, depth 3": "heads have averages (0.99) of the network's later weights",
-    "displacement 0.01": "*pooled*, `displacement=`: a penalty on how far a block moves its input (TRGL)",
+    "displacement 0.01": "*pooled*, a penalty on how far a block moves its input (TRGL)",
     "displacement 0.1": "",
     "displacement 1": "",
     "image": "*pooled*, every block also reads the image (ContSup)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from layerwise.experiment.registry import make
-from layerwise.objectives import Reconstruct
+from layerwise.objectives import Objective, Reconstruct
 from layerwise.runs.run import Run
 
 KEY = "--rule.objectives"
@@ -21,6 +21,7 @@ NAMED = {
         f"[5,0.5] {KEY}.Classify.weight [0,1]"
     ),
     "inpaint": f"{KEY} Inpaint {KEY}.region random {KEY}.holes 2",
+    "displacement": f"{KEY} Classify+Displacement {KEY}.Displacement.weight 0.5",
     "kernels": f"{KEY} KernelSeparation {KEY}.kind contrastive",
 }
 
@@ -28,6 +29,18 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_trains(name, trained):
     first, second = Run(trained("run", f"--rule Greedy {NAMED[name]}")).metrics()
+    assert second["train_loss_block0"] < first["train_loss_block0"]
+
+
+class Small(Objective):
+    """An objective of one's own, without options."""
+
+    def forward(self, activity, batch):
+        return activity.output.square().mean()
+
+
+def test_without_options(trained):
+    first, second = Run(trained("run", f"--rule Greedy {KEY} {__name__}.Small")).metrics()
     assert second["train_loss_block0"] < first["train_loss_block0"]
 
 

@@ -29,6 +29,7 @@ from layerwise.experiment.config import (
     default_of,
     name_of,
     networks_in,
+    parameters,
     suggestion,
     values_of,
 )
@@ -157,7 +158,10 @@ class Parser(ArgumentParser):
         self.name_option(key, name, one_line(Sum.__doc__ or ""))
         for term in names:
             tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
-            self._option_string_actions.pop(f"--{key}.{term}").help = SUPPRESS  # it takes no value
+            action = self._option_string_actions.pop(f"--{key}.{term}")  # it takes no value
+            action.help = SUPPRESS
+            if not parameters(find(kind, term)[1]):
+                self._remove_action(action)
             assert self.groups is not None
             self.groups[f"{key}.{term}"].add_argument(
                 f"--{key}.{term}.weight",
@@ -178,7 +182,7 @@ class Parser(ArgumentParser):
             )
         runs = networks_in(thing)
         skip = {*GIVEN.get(kind, ()), *inner, *runs} & set(inspect.signature(thing).parameters)
-        if not inspect.signature(thing).parameters:  # jsonargparse needs one to make a group
+        if not parameters(thing):  # jsonargparse needs one to make a group
             self.add_function_arguments(_without_options, key, skip={"nothing"})
         elif inspect.isclass(thing):
             self.add_class_arguments(thing, key, skip={*skip})

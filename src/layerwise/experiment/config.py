@@ -115,13 +115,15 @@ def config_of(run: Run) -> dict[str, Any]:
 def parameters(
     thing: Callable[..., Any], leave_out: Collection[str] = ()
 ) -> dict[str, tuple[Hint, Any]]:
-    """The parameters of a class or function: type and default of each, as a config has them."""
+    """The parameters of a class or function: type and default of each, as a config has them. The
+    `*args` of a class that derives from one like `nn.Module` are none."""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     hints = typing.get_type_hints(thing.__init__ if inspect.isclass(thing) else thing)
     runs = dict.fromkeys(networks_in(thing), str | None)
     return {
         name: (runs.get(name, hints.get(name, Any)), parameter.default)
         for name, parameter in inspect.signature(thing).parameters.items()
-        if name not in leave_out
+        if name not in leave_out and parameter.kind not in several
     }
 
 
