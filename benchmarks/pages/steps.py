@@ -59,7 +59,8 @@ def _predictions() -> list[str]:
     lines = [
         "## Predictions of what fits\n",
         "`layerwise plan --memory` predicts each step's bytes from a step that computes nothing, "
-        "and its time from a few samples.\n",
+        "and its time from a few samples. Other work ran beside these predictions of times, so "
+        "they are further from the truth than on a quiet machine.\n",
         "| network | | bytes: predicted / measured | time: predicted | measured |",
         "|---|---|--:|--:|--:|",
     ]
