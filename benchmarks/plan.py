@@ -19,9 +19,9 @@ import torch
 from step import MEASUREMENTS
 
 from layerwise.cli.parser import Parser, tokens_of
-from layerwise.cli.plan import fused_optimizer
 from layerwise.costs import StepTable
 from layerwise.costs.example_labels import example_batch
+from layerwise.costs.measure import fused_optimizer
 from layerwise.costs.memory_plan import Seconds, step_bytes
 from layerwise.costs.ways import rivals
 from layerwise.experiment.registry import make

@@ -34,9 +34,9 @@ def ways() -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def accuracy(rows: list[dict[str, Any]], places: int = 1) -> str:
+def accuracy(rows: list[dict[str, Any]]) -> str:
     """Test accuracy in %."""
-    return mean([100 * row["test_accuracy"] for row in rows], places)
+    return mean([100 * row["test_accuracy"] for row in rows], 1)
 
 
 def flops(rows: list[dict[str, Any]]) -> float:

@@ -12,9 +12,8 @@ import torch
 import layerwise as lw
 from layerwise import heads, models, rules
 from layerwise.cli import main
-from layerwise.cli.plan import fused_optimizer
 from layerwise.costs import memory_plan
-from layerwise.costs.measure import Contender, Step, Times, live_bytes
+from layerwise.costs.measure import Contender, Step, Times, fused_optimizer, live_bytes
 from layerwise.costs.memory_plan import (
     NOT_MEASURED,
     Seconds,
@@ -103,6 +102,26 @@ def test_bytes_of_a_language_model(name: str, readable: bool, monkeypatch) -> No
         measured.append(live_bytes(step).peak().bytes)
     assert found == pytest.approx(measured, rel=1e-6 if readable else 0.2)
     assert measured[1] > measured[0] / 2
+
+
+def test_bytes_of_attention_with_second_derivatives() -> None:
+    """SGR differentiates attention twice, which no fused kernel can, and replaces it itself."""
+    torch.manual_seed(0)
+    model = models.gpt((16,), 11, layers=3, width=16, heads=2)
+    x, y = torch.randint(11, (16, 16)), torch.randint(11, (16, 16))
+
+    def make(blocks: lw.Blocks) -> lw.Rule:
+        return rules.SGR(blocks, head=heads.Linear())
+
+    way = Way(LOCAL, when="early")
+    options = {"blocks": 3, "segments": 3, "balance": "memory", "seed": 0}
+    contender = way.contender(model, make, x[:2], y[:2], **options)
+    before = torch.nn.functional.scaled_dot_product_attention
+    found = step_bytes(contender, x, y, fused_adam, 1, 16)
+    assert torch.nn.functional.scaled_dot_product_attention is before
+    step = Step(contender, x, y, fused_adam)
+    step()
+    assert found == pytest.approx(live_bytes(step).peak().bytes, rel=0.02)
 
 
 def test_accuracy_is_what_the_results_tell() -> None:

@@ -19,7 +19,8 @@ from layerwise.cli.options import cut_options, new_file, write_picture
 from layerwise.cli.parser import Parser, tokens_of
 from layerwise.cli.threads import set_threads
 from layerwise.costs.example_labels import example_batch
-from layerwise.costs.memory_plan import BLOCKS, state_only
+from layerwise.costs.measure import fused_optimizer
+from layerwise.costs.memory_plan import BLOCKS
 from layerwise.costs.memory_plan import plan as fit_memory
 from layerwise.costs.pipelines import DELAYED, SCHEDULES, Pipelined, pipelined, seconds_to_send
 from layerwise.costs.stages import Plan, block_seconds
@@ -241,17 +242,6 @@ def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: P
         result = {**provenance(), "asked": asked, **plan.as_dict()}
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     output.print(plan)
-
-
-def fused_optimizer(name: str, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """A fused optimizer, as `layerwise train` has."""
-    meta = parameters[0].is_meta
-    made: torch.optim.Optimizer
-    if name == "AdamW":
-        made = torch.optim.AdamW(parameters, 0.0, fused=not meta)
-    else:
-        made = torch.optim.SGD(parameters, 0.0, 0.9, fused=not meta)
-    return state_only(made) if meta else made
 
 
 def _table(plan: Plan, names: tuple[str, ...], found: dict[str, Any]) -> Table:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
-from layerwise.costs.measure import measure
+from layerwise.costs.measure import fused_optimizer, measure
 from layerwise.costs.step_table import StepTable
 from layerwise.costs.ways import LOCAL, Way
 from layerwise.costs.ways import rivals as ways_of_rivals
@@ -102,11 +103,7 @@ def compare_steps(
     basic = [Way(), Way(checkpoint=True), Way(LOCAL, when="early")]
     ways = ways_of_rivals(micro_batches, len(first)) if rivals else basic
 
-    def make_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if optimizer == "AdamW":
-            return torch.optim.AdamW(parameters, lr, fused=True)
-        return torch.optim.SGD(parameters, lr, momentum, fused=True)
-
+    make_optimizer = partial(fused_optimizer, optimizer, lr=lr, momentum=momentum)
     with torch.random.fork_rng([first.device] if first.device.type == "cuda" else []):
         contenders = [
             way.contender(

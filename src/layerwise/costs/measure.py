@@ -265,6 +265,34 @@ def live_bytes(step: Step) -> LiveBytes:
     return live
 
 
+def fused_optimizer(
+    name: str, parameters: list[nn.Parameter], lr: float = 0.0, momentum: float = 0.9
+) -> torch.optim.Optimizer:
+    """Fused SGD, or AdamW, as `layerwise train` has. On the meta device, where fused ones do not
+    run, one that needs the same bytes."""
+    fused = not parameters[0].is_meta
+    made: torch.optim.Optimizer
+    if name == "AdamW":
+        made = torch.optim.AdamW(parameters, lr, fused=fused)
+    else:
+        made = torch.optim.SGD(parameters, lr, momentum, fused=fused)
+    return made if fused else _state_only(made)
+
+
+def _state_only(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer, which computes nothing once its state exists. So it has no temporaries,
+    like a fused one."""
+    step = optimizer.step
+
+    def begin() -> None:
+        learning = (p for group in optimizer.param_groups for p in group["params"])
+        if any(p.grad is not None and p not in optimizer.state for p in learning):
+            step()
+
+    optimizer.step = begin  # type: ignore[method-assign]
+    return optimizer
+
+
 def _trained(parameters) -> list[nn.Parameter]:
     return [p for p in parameters if p.requires_grad]
 

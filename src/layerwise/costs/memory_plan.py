@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import re
@@ -16,7 +15,6 @@ from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
@@ -27,6 +25,7 @@ from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows, first_rows, leading, plain
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules import DGL
+from layerwise.rules.calls.attention import Attention, replaced_attention
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
@@ -36,7 +35,6 @@ SHORT_S = 0.05  # of a step that says little of one on more samples
 MOST = 8  # powers of two that are tried as numbers of micro-batches
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
-ATTENTION = F.scaled_dot_product_attention
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -138,12 +136,12 @@ def plan(
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
     fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
-    and holds nothing. Fused optimizers do not run there (`state_only`). Seconds come from steps on
-    2 and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b;
-    on more, up to the whole batch, where a step takes less than 50 ms and its time says little of a
-    larger one. A network that does not run on the meta device makes steps on the samples and on
-    half of them, from which bytes of other sizes are extrapolated; they are too low where more
-    samples move the peak to another moment of the step.
+    and holds nothing. Fused optimizers do not run there (`measure.fused_optimizer`). Seconds come
+    from steps on 2 and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n
+    micro-batches of b; on more, up to the whole batch, where a step takes less than 50 ms and its
+    time says little of a larger one. A network that does not run on the meta device makes steps on
+    the samples and on half of them, from which bytes of other sizes are extrapolated; they are too
+    low where more samples move the peak to another moment of the step.
 
     Args:
         model: the network; it is left unchanged.
@@ -276,7 +274,7 @@ def step_bytes(
     try:
         rule = copy.deepcopy(contender.rule).to("meta")
         on_meta = replace(contender, rule=rule, micro=micro)
-        with _fused_attention():
+        with replaced_attention(_by_kernel):
             step = Step(on_meta, given, _meta(labels, size), optimizer)
             step()  # optimizer state exists
             return live_bytes(step).peak().bytes
@@ -284,56 +282,28 @@ def step_bytes(
         return _measured_bytes(contender, inputs, labels, optimizer, micro, size)
 
 
-def state_only(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer, which computes nothing once its state exists. On the meta device it needs the
-    bytes of a fused one, which has no temporaries and does not run there."""
-    step = optimizer.step
+def _by_kernel(plain: Attention) -> Attention:
+    """Attention that on the meta device keeps what it keeps on others, which is not the matrix of
+    its weights. PyTorch itself would run separate operators there, which keep it."""
 
-    def begin() -> None:
-        learning = (p for group in optimizer.param_groups for p in group["params"])
-        if any(p.grad is not None and p not in optimizer.state for p in learning):
-            step()
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Tensor:
+        fused = torch.backends.cuda.flash_sdp_enabled() and not options.get("enable_gqa")
+        if not query.is_meta or not fused or dropout_p or query.dim() != 4:
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        mask = None if attn_mask is None else attn_mask.to(query.dtype)
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        scale = options.get("scale")
+        return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
 
-    optimizer.step = begin  # type: ignore[method-assign]
-    return optimizer
-
-
-@contextlib.contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Attention on the meta device keeps what it keeps on others, which is not the matrix of its
-    weights. PyTorch itself would run separate operators there, which keep it."""
-    F.scaled_dot_product_attention = _attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = ATTENTION
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`F.scaled_dot_product_attention`, by the fused kernel on the meta device if it can be."""
-    if not query.is_meta or dropout_p or enable_gqa or query.dim() != 4:
-        return ATTENTION(
-            query,
-            key,
-            value,
-            attn_mask,
-            dropout_p,
-            is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
-    mask = None if attn_mask is None else attn_mask.to(query.dtype)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
+    return attention
 
 
 def _measured_bytes(

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+Attention = Callable[..., Tensor]
+
 
 class ValueOf(torch.autograd.Function):
     """The value of the first tensor, with the derivatives of the second; both of one shape."""
@@ -25,11 +27,23 @@ class ValueOf(torch.autograd.Function):
 
 
 @contextlib.contextmanager
+def replaced_attention(make: Callable[[Attention], Attention]) -> Iterator[None]:
+    """A context in which `F.scaled_dot_product_attention` is what `make` makes of it."""
+    found = F.scaled_dot_product_attention
+    # The function is replaced under its name, because modules find it by name: a mode would not
+    # see the call inside `F.multi_head_attention_forward`.
+    F.scaled_dot_product_attention = make(found)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = found
+
+
 def attention_by_formula(
     apart: Callable[[Tensor], Tensor],
     joined: Callable[[Tensor, Tensor], Tensor],
     asked: Callable[[Tensor], bool] = lambda x: True,
-) -> Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """A context in which `F.scaled_dot_product_attention` is differentiated by its plain formula.
 
     Attention is computed by the plain formula, for the derivatives, and once more by the fused
@@ -43,33 +57,29 @@ def attention_by_formula(
         asked: takes a query, key or value; says whether it is to be differentiated. If none is,
             the kernel alone is used.
     """
-    fused = F.scaled_dot_product_attention
 
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        *args: Any,
-        **options: Any,
-    ) -> Tensor:
-        more = (attn_mask, dropout_p, *args)
-        if not any(map(asked, (query, key, value))):
-            return fused(query, key, value, *more, **options)
-        with sdpa_kernel(SDPBackend.MATH):
-            formula = fused(query, key, value, *more, **options)
-        if dropout_p:
-            return formula
-        return joined(fused(apart(query), apart(key), apart(value), *more, **options), formula)
+    def make(fused: Attention) -> Attention:
+        def attention(
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attn_mask: Tensor | None = None,
+            dropout_p: float = 0.0,
+            *args: Any,
+            **options: Any,
+        ) -> Tensor:
+            more = (attn_mask, dropout_p, *args)
+            if not any(map(asked, (query, key, value))):
+                return fused(query, key, value, *more, **options)
+            with sdpa_kernel(SDPBackend.MATH):
+                formula = fused(query, key, value, *more, **options)
+            if dropout_p:
+                return formula
+            return joined(fused(apart(query), apart(key), apart(value), *more, **options), formula)
 
-    # The function is replaced under its name, because modules find it by name: a mode would not
-    # see the call inside `F.multi_head_attention_forward`.
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = fused
+        return attention
+
+    return replaced_attention(make)
 
 
 def twice_differentiable() -> contextlib.AbstractContextManager[None]:
