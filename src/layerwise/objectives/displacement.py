@@ -29,7 +29,9 @@ class Displacement(Objective):
     the same for every block.
 
     Raises:
-        InputError: in a step, a rule that does not tell the objective the block's input.
+        InputError: in a step, a rule that does not tell the objective the block's input, such as
+            `LocalForwardGradient`; a block, also the first one, that takes several tensors or a
+            dict.
     """
 
     @property
