@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import layerwise as lw
 from layerwise import heads, models, rules
@@ -102,6 +103,36 @@ def test_bytes_of_a_language_model(name: str, readable: bool, monkeypatch) -> No
         measured.append(live_bytes(step).peak().bytes)
     assert found == pytest.approx(measured, rel=1e-6 if readable else 0.2)
     assert measured[1] > measured[0] / 2
+
+
+class Attention(nn.Module):
+    """Four heads of queries and two of keys and values, with a mask; (B, 64, 32) -> the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.keys = nn.Linear(32, 32), nn.Linear(32, 16)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q = self.queries(h).unflatten(2, (4, 8)).transpose(1, 2)
+        k = self.keys(h).unflatten(2, (2, 8)).transpose(1, 2)
+        seen = torch.ones(64, 64, dtype=torch.bool, device=h.device).tril()
+        return (
+            nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=seen, enable_gqa=True)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+
+def test_bytes_of_grouped_queries_with_a_mask() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention(), Attention(), nn.Linear(32, 3))
+    x, y = torch.randn(16, 64, 32), torch.randint(3, (16, 64))
+    options = {"blocks": 1, "segments": 1, "balance": "memory", "seed": 0}
+    contender = Way().contender(model, rules.DGL, x[:2], y[:2], **options)
+    found = step_bytes(contender, x, y, fused_adam, 1, 16)
+    step = Step(contender, x, y, fused_adam)
+    step()
+    assert found == live_bytes(step).peak().bytes
 
 
 def test_bytes_of_attention_with_second_derivatives() -> None:

@@ -295,8 +295,8 @@ def _by_kernel(plain: Attention) -> Attention:
         is_causal: bool = False,
         **options: Any,
     ) -> Tensor:
-        fused = torch.backends.cuda.flash_sdp_enabled() and not options.get("enable_gqa")
-        if not query.is_meta or not fused or dropout_p or query.dim() != 4:
+        fused = torch.backends.cuda.flash_sdp_enabled() and not dropout_p and query.dim() == 4
+        if not query.is_meta or not fused:
             return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)
         mask = None if attn_mask is None else attn_mask.to(query.dtype)
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
