@@ -44,6 +44,22 @@ def test_without_options(trained):
     assert second["train_loss_block0"] < first["train_loss_block0"]
 
 
+def test_within_a_sum(trained):
+    """Its options are under the last part of its path; a weight of 1 is the default."""
+    losses = {}
+    for weight in (1, 3):
+        asked = f"{KEY} {__name__}.Small+Classify {KEY}.Small.weight {weight}"
+        asked += f" {KEY}.Classify.weight 0 --optimizer.lr 1e-9"
+        losses[weight] = Run(trained(str(weight), f"--rule Greedy {asked}")).metrics()[0]
+    assert losses[3]["train_loss_block0"] == pytest.approx(3 * losses[1]["train_loss_block0"])
+
+
+def test_twice_in_a_sum(cli):
+    asked = f"{KEY} {__name__}.Small+other.Small"
+    result = cli(f"train --model mlp --blocks 2 --rule Greedy {asked}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+
+
 def test_colours_of_grey_digits(cli):
     result = cli(f"train --model mlp --blocks 2 --rule Greedy {KEY} Colorize")
     assert (result.code, result.err.count("\n")) == (2, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise import Batch, Blocks, InputError, heads, objectives, rules
+from layerwise.blocks import ChannelsLastShape
 from layerwise.heads import Head
 from layerwise.heads.head import OfTokens, PoolTokens, padding_mask
 from layerwise.heads.layout import OneNumber, Sequences, channels_first
@@ -34,9 +35,9 @@ def test_videos_are_averaged_to_two_by_two_by_two(recipe: Head) -> None:
 
 @RECIPES
 def test_videos_with_channels_last(recipe: Head) -> None:
-    """(F, H, W, C) is recognised by H = W; the head equals that of (C, F, H, W)."""
+    """The head equals that of (C, F, H, W)."""
     h = torch.randn(5, 3, 4, 6, 6)
-    first, last = recipe((3, 4, 6, 6), (7,)), recipe((4, 6, 6, 3), (7,))
+    first, last = recipe((3, 4, 6, 6), (7,)), recipe(ChannelsLastShape((4, 6, 6, 3)), (7,))
     last.load_state_dict(dict(zip(last.state_dict(), first.state_dict().values(), strict=True)))
     torch.testing.assert_close(last(h.permute(0, 2, 3, 4, 1)), first(h))
 
@@ -64,7 +65,7 @@ def test_pixels_by_hand() -> None:
 @RECIPES
 def test_pixels_of_images(recipe: Head, last: bool) -> None:
     h = torch.randn(5, 3, 6, 6)
-    shape = (6, 6, 3) if last else (3, 6, 6)
+    shape = ChannelsLastShape((6, 6, 3)) if last else (3, 6, 6)
     head = recipe(shape, (7, 12, 18))
     got = head(h.permute(0, 2, 3, 1) if last else h)
     z = h

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from layerwise import InputError, cut, heads, models
+from layerwise.blocks import ChannelsLastShape
 from layerwise.blocks.cost import flops
 from layerwise.blocks.parts import modules_in_order
 from layerwise.heads import Bilinear, Decoder, Same, Transposed
@@ -145,7 +146,7 @@ def test_same_keeps_the_blocks_resolution() -> None:
 @pytest.mark.parametrize("decoder", ALL, ids=lambda d: type(d).__name__)
 def test_channels_last_networks(decoder: Decoder) -> None:
     h = torch.randn(4, 5, 8, 8)
-    last, first = decoder((8, 8, 5), IMAGE), decoder((5, 8, 8), IMAGE)
+    last, first = decoder(ChannelsLastShape((8, 8, 5)), IMAGE), decoder((5, 8, 8), IMAGE)
     last.load_state_dict(dict(zip(last.state_dict(), first.state_dict().values(), strict=True)))
     torch.testing.assert_close(last(h.permute(0, 2, 3, 1)), first(h), rtol=1e-5, atol=1e-5)
 

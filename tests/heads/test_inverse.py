@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from layerwise import InputError
+from layerwise.blocks import ChannelsLastShape
 from layerwise.heads import Inverse
 
 SHAPES = [  # (of a block's output, of its input)
     ((5,), (7,)),
     ((5,), (3, 8, 8)),
     ((5,), (2, 1, 5)),
-    ((5,), (8, 8, 3)),
+    ((5,), ChannelsLastShape((8, 6, 3))),
     ((5,), (9, 6)),
     ((9, 6), (9, 4)),
     ((4, 6), (9, 4)),
@@ -27,7 +28,7 @@ SHAPES = [  # (of a block's output, of its input)
     ((6, 1, 1), (2, 5, 3)),
     ((6, 2, 5), (2, 8, 5)),
     ((6, 8, 8), (2, 4, 4)),
-    ((4, 4, 6), (8, 8, 3)),  # channels last
+    (ChannelsLastShape((4, 3, 6)), ChannelsLastShape((8, 6, 3))),
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layerwise import Blocks, rules
+from layerwise import Blocks, cut, rules
 from layerwise.objectives import Activity, Displacement
 from layerwise.objectives.batch import Batch
 
@@ -81,7 +81,21 @@ def test_auglocal_with_it() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="got no input of the block"):
+    with pytest.raises(ValueError, match="does not tell an objective its block's input"):
         Displacement()(Activity(torch.zeros(2, 3)), Batch(torch.zeros(2, 3), torch.zeros(2).long()))
     with pytest.raises(ValueError, match=r"AugLocal\(displacement=-1"):
         rules.AugLocal(Blocks(_network(), example=X), displacement=-1.0)
+
+
+def test_several_inputs_are_refused() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.first(x))
+
+    rule = rules.Greedy(cut(Network(), blocks=2, example={"x": X}), Displacement())
+    with pytest.raises(ValueError, match="Greedy: the objective of block 0 reads"):
+        rule.backward({"x": X}, Y)

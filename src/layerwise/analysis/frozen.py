@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import dry_run
 from layerwise.data import Batches, Loader, batches_of
@@ -47,11 +48,6 @@ def outputs(network: Rule | Blocks, x: Tensor) -> list[Tensor]:
     """Every block's output in float32 or more; a rule runs the blocks as it does at inference."""
     found = network.activities(x) if isinstance(network, Rule) else network.outputs(x)
     return [h.to(torch.promote_types(h.dtype, torch.float32)) for h in found]
-
-
-def without_autocast(x: Tensor) -> torch.autocast:
-    """Switch autocast off: it caches weights, so the readers would keep their first ones."""
-    return torch.autocast(x.device.type, enabled=False)
 
 
 @contextlib.contextmanager
@@ -129,7 +125,7 @@ def train_readers(
             x = first_rows(x, len(y))
             given = outputs(network, x)
             optimizer.zero_grad()
-            with torch.enable_grad(), without_autocast(y):
+            with torch.enable_grad(), without_autocast(y.device):
                 # The readers share no parameters: one backward pass of the sum gives all gradients.
                 losses = [loss(reader, h, x, y) for reader, h in zip(readers, given, strict=True)]
                 torch.stack(losses).sum().backward()

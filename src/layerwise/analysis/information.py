@@ -15,8 +15,8 @@ from layerwise.analysis.frozen import (
     frozen,
     outputs,
     train_readers,
-    without_autocast,
 )
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.data import Loader
 from layerwise.errors import InputError
@@ -128,7 +128,7 @@ def information(
         for x, y in test.epoch(0):
             x = x[: len(y)]
             given = outputs(network, x)
-            with without_autocast(x):
+            with without_autocast(x.device):
                 found = [
                     torch.stack(losses(reader, h, target(x), y))
                     for reader, h in zip(readers, given, strict=True)

@@ -13,8 +13,8 @@ from layerwise.analysis.frozen import (
     outputs,
     reading,
     train_readers,
-    without_autocast,
 )
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
@@ -85,7 +85,7 @@ def linear_probe(
         right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
             given = outputs(network, first_rows(x, len(y)))
-            with without_autocast(y):
+            with without_autocast(y.device):
                 scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])
             count += len(y)

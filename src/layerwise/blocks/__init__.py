@@ -13,11 +13,12 @@ written, and is paused where a block ends. The files, in the order in which to r
     up_to.py       the network up to a block
 
     parts.py, pooling.py, inplace.py, copies.py        look into a block, or copy it
-    receptive.py, cost.py, balance.py, unchanged.py    measure blocks
+    receptive.py, layout.py, cost.py, balance.py, unchanged.py    measure blocks
 """
 
 from layerwise.blocks.chain import Blocks
 from layerwise.blocks.cut import cut
+from layerwise.blocks.layout import ChannelsLastShape
 from layerwise.blocks.receptive import ReceptiveField, receptive_fields
 
-__all__ = ["Blocks", "ReceptiveField", "cut", "receptive_fields"]
+__all__ = ["Blocks", "ChannelsLastShape", "ReceptiveField", "cut", "receptive_fields"]

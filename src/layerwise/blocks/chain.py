@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from layerwise.blocks.layout import Shape, laid_out, of_image
 from layerwise.errors import InputError, reason
 from layerwise.inputs import Inputs, leading, plain
-
-Shape = tuple[int, ...]
 
 # Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
 # them where gradients are wanted, and the weights would silently get none.
@@ -41,7 +40,8 @@ class Blocks(nn.Module):
     Attributes:
         input_shape: shape of the first block's input without the batch dimension, or None.
         input_dtype: type of the first block's input (an integer type for tokens), or None.
-        shapes: shape of each block's output without the batch dimension, or None.
+        shapes: shape of each block's output without the batch dimension, or None. For feature maps
+            with channels last it is a `ChannelsLastShape` (`layout.py`).
         example: samples with which the network can be run, or None.
         shares: whether blocks share a tensor that depends on parameters alone.
         shared: the parameters that several blocks use: by name, the numbers of these blocks.
@@ -168,6 +168,7 @@ class Blocks(nn.Module):
                 shapes.append(tuple(h.shape[1:]))
         self.keep_shapes(example, shapes)
         self.example = example[:2].detach()
+        self.find_layouts()
 
     def keep_shapes(self, example: Tensor, shapes: Sequence[Shape]) -> None:
         """Store the shapes that a dry run on `example` has shown.
@@ -178,6 +179,27 @@ class Blocks(nn.Module):
         """
         self.input_shape, self.input_dtype = tuple(example.shape[1:]), example.dtype
         self.shapes = tuple(shapes)
+
+    def find_layouts(self) -> None:
+        """Find out which blocks give feature maps with channels last: `ChannelsLastShape`."""
+        assert self.shapes is not None
+        assert self.input_shape is not None
+        self.input_shape = of_image(self.input_shape)
+        self.shapes = laid_out(self.input_shape, self.shapes, self._shapes_on_larger)
+
+    def _shapes_on_larger(self, axis: int) -> list[Shape]:
+        """The shapes of blocks' outputs for an example twice as long on one axis; only of the first
+        blocks if a later one fails."""
+        x, found = leading(self.example), []
+        twice = pytree.tree_map(
+            lambda part: torch.cat([x, x], axis) if part is x else part, plain(self.example)
+        )
+        with contextlib.suppress(Exception), dry_run(self), self.passes(twice) as passes:
+            h = twice
+            for k in range(len(self)):
+                h = passes.run(k, h)
+                found.append(tuple(h.shape[1:]))
+        return found
 
     def known_shapes(self, asked_by: str, lacking: str) -> tuple[Shape, tuple[Shape, ...]]:
         """`input_shape` and `shapes`, if they are known.

@@ -102,7 +102,9 @@ def cut(
                 "block's input does not; give it use_reentrant=False (in transformers: model."
                 "gradient_checkpointing_enable({'use_reentrant': False}))"
             )
-        return divided(known, starts, trial, output)
+        chain = divided(known, starts, trial, output)
+        chain.find_layouts()
+        return chain
 
 
 def _check_arguments(

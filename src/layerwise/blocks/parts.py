@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from layerwise.blocks.chain import Blocks, Shape, dry_run
+from layerwise.blocks.chain import Blocks, dry_run
+from layerwise.blocks.layout import Shape, laid_out
 from layerwise.blocks.stretch import Stretch
 from layerwise.inputs import Inputs, applied
 
@@ -73,14 +74,25 @@ def has_weight(module: nn.Module) -> bool:
 
 
 def shapes_of_layers(blocks: Blocks, i: int) -> list[Shape]:
-    """The shape of the input of each layer of block `i` > 0, without the batch dimension."""
+    """The shape of the input of each layer of block `i` > 0, and of the block's output, without the
+    batch dimension."""
     assert blocks.shapes is not None
+    before, after = blocks.shapes[i - 1], blocks.shapes[i]
     weight = next(blocks.parameters(), torch.zeros(()))
-    h = torch.zeros(2, *blocks.shapes[i - 1]).to(weight)
-    inputs = blocks.zeros(2, weight)
-    shapes = []
-    for layer in layers(blocks[i]):
-        shapes.append(tuple(h.shape[1:]))
-        with dry_run(layer):
-            h = layer(h, inputs)
-    return shapes
+    parts, inputs = layers(blocks[i]), blocks.zeros(2, weight)
+
+    def run(axis: int | None = None) -> list[Shape]:
+        h, found = torch.zeros(2, *before).to(weight), []
+        h = h if axis is None else torch.cat([h, h], axis)
+        for layer in parts[:-1]:
+            try:
+                with dry_run(layer):
+                    h = layer(h, inputs)
+            except Exception:  # any error of a layer at a size that it does not take
+                if axis is None:
+                    raise
+                break
+            found.append(tuple(h.shape[1:]))
+        return found
+
+    return [before, *laid_out(before, run(), run), after]

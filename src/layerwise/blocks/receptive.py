@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layerwise.blocks.chain import Blocks, Shape
+from layerwise.blocks.chain import Blocks
 from layerwise.blocks.copies import copied
+from layerwise.blocks.layout import ChannelsLastShape, Shape
 from layerwise.blocks.parts import modules_in_order
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError
@@ -76,7 +77,7 @@ def receptive_fields(blocks: Blocks) -> tuple[ReceptiveField | None, ...]:
     with unchanged(blocks), torch.no_grad():
         inputs = (image, *blocks.shapes[:-1])
         for block, before, after in zip(blocks, inputs, blocks.shapes, strict=True):
-            channels_last = [_channels_last(shape, image) for shape in (before, after)]
+            channels_last = [isinstance(shape, ChannelsLastShape) for shape in (before, after)]
             windows = None
             if len(before) == len(after) == 3 and None not in fields:
                 largest = max(256, LARGEST // min(rows.stride, columns.stride))
@@ -114,16 +115,6 @@ class _Window:
             stride=first.stride * self.stride,
             start=first.start + self.start * first.stride,
         )
-
-
-def _channels_last(shape: Shape, image: Shape) -> bool:
-    """Whether maps are (H, W, C). Only square maps of a square image are recognised as such."""
-    return (
-        len(shape) == len(image) == 3
-        and image[1] == image[2]
-        and shape != image
-        and shape[0] == shape[1] != shape[2]
-    )
 
 
 def _windows(

@@ -19,8 +19,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from layerwise.blocks import intercept
 from layerwise.blocks.alone import Alone
 from layerwise.blocks.boundary import Boundary
-from layerwise.blocks.chain import Blocks, Passes, Shape
+from layerwise.blocks.chain import Blocks, Passes
 from layerwise.blocks.cutting.recording import Call
+from layerwise.blocks.layout import Shape
 from layerwise.blocks.passes import ForwardPasses
 from layerwise.blocks.stretch import Place, Stretch
 from layerwise.errors import InputError

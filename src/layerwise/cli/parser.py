@@ -146,7 +146,7 @@ class Parser(ArgumentParser):
         chosen = last(tokens, f"{key}.name")
         chosen = name_of(default) if chosen is None else chosen
         names = terms(kind, chosen)
-        name = "+".join(names)
+        name = "+".join(names.values())
         tokens = [
             f"--{key}.name={name}" if token.startswith(f"--{key}.name=") else token
             for token in tokens
@@ -156,11 +156,11 @@ class Parser(ArgumentParser):
             return self._options(tokens, key, kind, name, default)
         self.add_class_arguments(Sum, key, skip={"terms"})
         self.name_option(key, name, one_line(Sum.__doc__ or ""))
-        for term in names:
-            tokens = self._options(tokens, f"{key}.{term}", kind, term, term)
+        for term, name in names.items():
+            tokens = self._options(tokens, f"{key}.{term}", kind, name, name)
             action = self._option_string_actions.pop(f"--{key}.{term}")  # it takes no value
             action.help = SUPPRESS
-            if not parameters(find(kind, term)[1]):
+            if not parameters(find(kind, name)[1]):
                 self._remove_action(action)
             assert self.groups is not None
             self.groups[f"{key}.{term}"].add_argument(
@@ -354,7 +354,7 @@ def _renamed(tokens: Tokens, key: str, was: list[str], now: list[str]) -> Tokens
 def _objectives(name: str) -> list[str]:
     """The objectives in a sum; none if the name is that of another thing."""
     try:
-        return terms("objective", name)
+        return list(terms("objective", name))
     except InputError:
         return []
 

@@ -113,8 +113,11 @@ def main(arguments: list[str]) -> None:
     if not found["link"] > 0:
         raise InputError(f"--link {found['link']}: give a rate above 0, in Gb/s")
     shape, batch = found["shape"], found["batch_size"]
-    if len(shape) not in (1, 3) or min(shape) < 1 or batch < 2:
-        raise InputError(f"--shape {shape} --batch_size {batch}: give C, H and W, and 2 images")
+    if len(shape) not in (1, 3) or min(shape) < 1:
+        raise InputError(f"--shape {shape}: give C, H and W of an image, or T tokens of a text")
+    least = 1 if found["memory"] is not None else 2
+    if batch < least:
+        raise InputError(f"--batch_size {batch}: give at least {least}")
     set_threads(found["threads"])
     device = device_for(found["device"])
     out, picture = new_file(found["out"]), new_file(found["picture"], "--picture")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.autocast import without_autocast
 from layerwise.data.augment import ATTEMPTS
 
 LUMA = (0.2989, 0.587, 0.114)  # weights of red, green and blue; ITU-R BT.601
@@ -139,7 +140,7 @@ def resized_crop(images: Tensor, box: Tensor, flip: Tensor | None) -> Tensor:
     rows_BHh = _interpolation(box[:, 0], box[:, 2], height, None)
     columns_BWw = _interpolation(box[:, 1], box[:, 3], width, flip)
     # Autocast would round the pixels to 8 bits of mantissa.
-    with torch.autocast(images.device.type, enabled=False):
+    with without_autocast(images.device):
         x = rows_BHh @ images.view(batch, height, width * channels).float()
         x = x.view(batch, height, width, channels).permute(0, 3, 1, 2)
         x = x.reshape(batch, channels * height, width) @ columns_BWw.mT

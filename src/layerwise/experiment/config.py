@@ -192,15 +192,15 @@ class _Completion:
         given = _named(given, key)
         names = terms(kind, given.pop("name", name_of(default)))
         self.known.append(key)
-        found: dict[str, Any] = {"name": "+".join(names)}
+        found: dict[str, Any] = {"name": "+".join(names.values())}
         if len(names) == 1:
-            found |= self._thing(given, key, kind, names[0], default)
+            found |= self._thing(given, key, kind, found["name"], default)
         else:
-            for name in names:
-                of_term = _mapping(given.pop(name, {}), f"{key}.{name}")
-                weight = self.options(of_term, f"{key}.{name}", {"weight": WEIGHT})
-                found[name] = self._thing(of_term, f"{key}.{name}", kind, name, name) | weight
-                self.refuse(of_term, f"{key}.{name}")
+            for term, name in names.items():
+                of_term = _mapping(given.pop(term, {}), f"{key}.{term}")
+                weight = self.options(of_term, f"{key}.{term}", {"weight": WEIGHT})
+                found[term] = self._thing(of_term, f"{key}.{term}", kind, name, name) | weight
+                self.refuse(of_term, f"{key}.{term}")
         self.refuse(given, key)
         return found
 

@@ -104,20 +104,24 @@ def find(kind: str, name: str) -> tuple[str, Callable[..., Any]]:
     raise InputError(f"{kind} {name!r}: no such {kind}; {choices(str(name), known)}")
 
 
-def terms(kind: str, names: str) -> list[str]:
-    """The registered names in a sum such as `A+B`; only objectives have sums.
+def terms(kind: str, names: str) -> dict[str, str]:
+    """The terms of a sum such as `A+package.B`; only objectives have sums.
+
+    Returns:
+        For each term, the key of its options (`A`; `B`, the last part of a path), and its
+        registered name or its path (`A`; `package.B`).
 
     Raises:
         InputError: no such name, or the same name twice.
     """
-    if kind != "objective":
-        return [find(kind, names)[0]]
-    found = [find(kind, name.strip())[0] for name in str(names).split("+")]
-    if twice := [name for name in found if found.count(name) > 1]:
+    parts = str(names).split("+") if kind == "objective" else [names]
+    found = [find(kind, part.strip() if len(parts) > 1 else part)[0] for part in parts]
+    keys = [name.rpartition(".")[2] for name in found]
+    if twice := [key for key in keys if keys.count(key) > 1]:
         raise InputError(
             f"{kind} {names}: {twice[0]} is named twice; name each once and give it a weight"
         )
-    return found
+    return dict(zip(keys, found, strict=True))
 
 
 def _plain(name: str) -> str:
@@ -153,7 +157,7 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
     names = terms(kind, specification.get("name", ""))
     if len(names) > 1:
         return _sum(kind, names, specification, given)
-    name, thing = find(kind, names[0])
+    name, thing = find(kind, *names.values())
     takes = inspect.signature(thing).parameters
     inner = nested(thing)
     options = {}
@@ -180,14 +184,16 @@ def make(kind: str, specification: Mapping[str, Any], **given: Any) -> Any:
 
 
 def _sum(
-    kind: str, names: list[str], specification: Mapping[str, Any], given: Mapping[str, Any]
+    kind: str, names: dict[str, str], specification: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Any:
     for key in specification:
         if key not in ("name", *names):
-            raise InputError(f"{kind} {'+'.join(names)}: no term {key!r}; {choices(key, names)}")
+            raise InputError(
+                f"{kind} {'+'.join(names.values())}: no term {key!r}; {choices(key, names)}"
+            )
     made = []
-    for name in names:
-        options = specification.get(name, {})
+    for key, name in names.items():
+        options = specification.get(key, {})
         if not isinstance(options, Mapping):
             raise InputError(f"{kind} {name}: {options!r}; give its options, such as {{weight: 1}}")
         options = dict(options)

@@ -20,8 +20,8 @@ class Decoder(ABC):
 
     Calling it with shapes (without the batch dimension) makes the network:
 
-        in_shape    (D,) a vector; (C, H, W) feature maps; (H, W, C) feature maps of a network that
-                    keeps channels last, recognised by H = W; (T, D) tokens
+        in_shape    (D,) a vector; (C, H, W) feature maps; `ChannelsLastShape((H, W, C))`, maps of a
+                    network that keeps channels last; (T, D) tokens
         out_shape   (C, H, W), an image
 
     Any function of the same two arguments can be used as a decoder.

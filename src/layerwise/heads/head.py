@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.blocks.layout import ChannelsLastShape, Shape
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.models.building_blocks import MeanPool2d
-
-Shape = tuple[int, ...]
 
 
 class Head(ABC):
@@ -24,9 +23,9 @@ class Head(ABC):
 
     Calling it with shapes (without the batch dimension) makes the network:
 
-        in_shape    (D,) a vector; (C, H, W) feature maps; (H, W, C) feature maps of a network that
-                    keeps channels last, recognised by H = W; (C, F, H, W) maps of a video of F
-                    frames, or (F, H, W, C), recognised by H = W != C; (T, D) tokens
+        in_shape    (D,) a vector; (C, H, W) feature maps; (C, F, H, W) maps of a video of F frames;
+                    `ChannelsLastShape((H, W, C))`, or with (F, H, W, C), maps of a network that
+                    keeps channels last, as `Blocks.shapes` has them; (T, D) tokens
         out_shape   (classes,); (T, classes) if every token has its own label; (classes, H, W) or
                     (classes, F, H, W) if every pixel has its own label
 
@@ -226,15 +225,10 @@ def feature_maps(
             "(C, H, W); heads.Linear and heads.MLP also take vectors (D,), tokens (T, D) and "
             "feature maps of videos (C, F, H, W)"
         )
-    if len(in_shape) == 4:
-        frames, height, width, channels = in_shape
-        if height == width != channels:  # (F, H, W, C) with square maps
-            return [VideoChannelsFirst()], (channels, frames, height, width)
+    if not isinstance(in_shape, ChannelsLastShape):
         return [], in_shape
-    first, second, third = in_shape
-    if first == second != third:  # (H, W, C) with square maps
-        return [ChannelsFirst()], (third, first, second)
-    return [], in_shape
+    first = ChannelsFirst() if len(in_shape) == 3 else VideoChannelsFirst()
+    return [first], (in_shape[-1], *in_shape[:-1])
 
 
 def fewer_positions(shape: Shape, features: int) -> Shape:

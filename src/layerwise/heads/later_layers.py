@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from layerwise.blocks import Blocks
-from layerwise.blocks.chain import Shape, dry_run
+from layerwise.blocks.chain import dry_run
 from layerwise.blocks.copies import fresh
+from layerwise.blocks.layout import ChannelsLastShape, Shape, as_laid_out
 from layerwise.blocks.parts import Layers, has_weight
 from layerwise.errors import InputError
 from layerwise.heads.head import ChannelsFirst, ChannelsLast, Head, chain, feature_vector
@@ -20,10 +21,12 @@ from layerwise.models.resnet import ResidualBlock
 
 @dataclass(frozen=True)
 class Placed:
-    """A layer of the network, and the shape of its input there, without the batch dimension."""
+    """A layer of the network, and the shapes of its input and output there, without the batch
+    dimension."""
 
     layer: Layers
     shape: Shape
+    after: Shape
 
 
 class LaterLayers(Head):
@@ -52,9 +55,9 @@ class LaterLayers(Head):
         if shape != in_shape:
             made += _pooling(in_shape, shape)
         for placed in self.chosen:
-            layer = fitted(Placed(placed.layer, _smaller(placed.shape, self.pool)), shape)
+            layer = fitted(replace(placed, shape=_smaller(placed.shape, self.pool)), shape)
             made.append(layer)
-            shape = self._shape_after(layer, shape)
+            shape = as_laid_out(self._shape_after(layer, shape), placed.after)
         pooling, features = feature_vector(shape, out_shape, 1, "AugLocal")
         read = chain((*pooling, nn.Linear(features, out_shape[-1])))
         return Layers(*made, *(read if type(read) is nn.Sequential else [read]))
@@ -90,21 +93,21 @@ def fitted(placed: Placed, shape: Shape) -> Layers:
     """
     layer = fresh(placed.layer)
     assert isinstance(layer, Layers)
-    own, last = placed.shape, _channels_last(placed.shape)
+    own, last = placed.shape, isinstance(placed.shape, ChannelsLastShape)
     before: list[nn.Module] = []
     if len(own) == 1 and len(shape) > 1:
         before, features = feature_vector(shape, own, 1, "AugLocal")
         shape = (features,)
-    if last and len(shape) == 3:
-        shape, own = _first(shape), _first(own)
+    turned = isinstance(shape, ChannelsLastShape)
+    shape, own = _first(shape), _first(own)
     if len(own) == len(shape) == 3 and (size := _size(layer, shape, own)) != shape[1:]:
         if not _halves(layer, shape, size):
             before.append(nn.AdaptiveAvgPool2d(size))
         shape = (shape[0], *size)
     if shape != own and not _takes(layer, shape, last):
         before += _projection(shape, own)
-    if last and before:
-        before = [ChannelsFirst(), *before, ChannelsLast()]
+    if before or turned != last:
+        before = [*[ChannelsFirst()] * turned, *before, *[ChannelsLast()] * last]
     like = _weight(layer)
     return Layers(*before, *layer).to(like.device, like.dtype)
 
@@ -113,26 +116,23 @@ def _smaller(shape: Shape, times: int) -> Shape:
     """The shape of feature maps with sides so many times smaller; other shapes as they are."""
     if len(shape) != 3:
         return shape
-    if _channels_last(shape):
-        return (-(-shape[0] // times), -(-shape[1] // times), shape[2])
-    return (shape[0], -(-shape[1] // times), -(-shape[2] // times))
+    channels, *sides = _first(shape)
+    sides = [-(-side // times) for side in sides]
+    if isinstance(shape, ChannelsLastShape):
+        return ChannelsLastShape((*sides, channels))
+    return (channels, *sides)
 
 
 def _pooling(shape: Shape, smaller: Shape) -> list[nn.Module]:
     """Modules that average feature maps to smaller ones."""
-    if _channels_last(shape):
+    if isinstance(shape, ChannelsLastShape):
         return [ChannelsFirst(), nn.AdaptiveAvgPool2d(smaller[:2]), ChannelsLast()]
     return [nn.AdaptiveAvgPool2d(smaller[1:])]
 
 
-def _channels_last(shape: Shape) -> bool:
-    """Whether these are square feature maps (H, W, C)."""
-    return len(shape) == 3 and shape[0] == shape[1] != shape[2]
-
-
 def _first(shape: Shape) -> Shape:
-    """(H, W, C) as (C, H, W)."""
-    return (shape[2], *shape[:2])
+    """(C, H, W), of maps with channels last as well; any other shape as it is."""
+    return (shape[-1], *shape[:-1]) if isinstance(shape, ChannelsLastShape) else shape
 
 
 def _reading(layer: Layers) -> int:

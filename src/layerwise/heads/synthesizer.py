@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from layerwise.arguments import DEEPEST, at_least, check_fields
+from layerwise.blocks.layout import ChannelsLastShape, Shape
 from layerwise.errors import InputError
-from layerwise.heads.head import Shape
+from layerwise.heads.head import ChannelsLast, feature_maps
 from layerwise.labels import rows_of
 
 
@@ -63,7 +64,7 @@ class Synthesizer:
             )
 
     def __call__(self, shape: Shape, classes: int | None) -> nn.Module:
-        maps = len(shape) == 3 and not shape[0] == shape[1] != shape[2]
+        maps = len(shape) == 3 and not isinstance(shape, ChannelsLastShape)
         features = shape[0] if maps else shape[-1]
         sizes = [features, *[self.width or features] * self.layers, features]
         layers = _chain(sizes, self.kernel_size if maps else None, self.batch_norm)
@@ -101,8 +102,13 @@ class InputSynthesizer:
 
     def __call__(self, input_shape: Shape, shape: Shape) -> nn.Module:
         if len(input_shape) == len(shape) == 3:
-            sizes = [input_shape[0], *[self.width or shape[0]] * self.layers, shape[0]]
-            return nn.Sequential(nn.AdaptiveAvgPool2d(shape[1:]), *_chain(sizes, self.kernel_size))
+            name = "heads.InputSynthesizer"
+            first, (colours, *_) = feature_maps(input_shape, name)
+            last, (channels, *size) = feature_maps(shape, name)
+            sizes = [colours, *[self.width or channels] * self.layers, channels]
+            convolutions = _chain(sizes, self.kernel_size)
+            last = [ChannelsLast()] if last else []
+            return nn.Sequential(*first, nn.AdaptiveAvgPool2d(tuple(size)), *convolutions, *last)
         hidden = self.width or shape[-1]
         sizes = [math.prod(input_shape), *[hidden] * self.layers, math.prod(shape)]
         return nn.Sequential(nn.Flatten(), *_chain(sizes, None), nn.Unflatten(1, shape))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.errors import InputError
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Normalized, Projector
@@ -69,7 +70,7 @@ class BarlowTwins(Objective):
 
 def twins(z: Tensor, redundancy: float) -> Tensor:
     """The loss, (), of the projections of two views, (2 B, D), the second view after the first."""
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device):
         z = z.to(torch.promote_types(z.dtype, torch.float32)).unflatten(0, (2, -1))
         z = (z - z.mean(1, keepdim=True)) / (z.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
         C = z[0].T @ z[1] / z.shape[1]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import is_autocast, without_autocast
 from layerwise.errors import InputError
 from layerwise.heads.head import Head
 from layerwise.labels import IGNORED, any_counts, class_axis, counted
@@ -194,12 +195,11 @@ def chunked_cross_entropy(
         label_smoothing: as in `cross_entropy`.
     """
     weight, bias = linear.weight, linear.bias
-    device = "cpu" if h.is_meta else h.device.type  # autocast does not know "meta"
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    if is_autocast(h.device):
+        dtype = torch.get_autocast_dtype(h.device.type)
         h, weight = h.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(device, enabled=False):
+    with without_autocast(h.device):
         h_ND, y_N = h.flatten(0, 1), y.flatten()
         wide = torch.promote_types(h.dtype, torch.float32)
         # A sum in 16 bits would be rounded or overflow; a mean over no labels is not a number.

@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from layerwise.autocast import without_autocast
 from layerwise.errors import InputError
 from layerwise.heads.head import refuse_class
 from layerwise.heads.projector import Projector
@@ -95,7 +96,7 @@ def matched(z: Tensor, other: Tensor, temperature: float) -> Tensor:
 
 def _similarity(z: Tensor, other: Tensor, temperature: float) -> Tensor:
     # Autocast would round a similarity to 8 bits, which the temperature then magnifies.
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z.device):
         return z @ other.T / temperature
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from layerwise.autocast import without_autocast
+
 EPSILON = 1e-8  # added to lengths: the cosine with a vector of zeros is 0
 
 
@@ -20,5 +22,5 @@ def cosine(h: Tensor, centred: bool = False) -> Tensor:
     if centred:
         h = h - h.mean(1, keepdim=True)
     h = h / (torch.linalg.vector_norm(h, dim=1, keepdim=True) + EPSILON)
-    with torch.autocast(h.device.type, enabled=False):  # which would round the products to 8 bits
+    with without_autocast(h.device):  # which would round the products to 8 bits
         return h @ h.T

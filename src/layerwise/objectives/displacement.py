@@ -30,8 +30,8 @@ class Displacement(Objective):
 
     Raises:
         InputError: in a step, a rule that does not tell the objective the block's input, such as
-            `LocalForwardGradient`; a block, also the first one, that takes several tensors or a
-            dict.
+            `LocalForwardGradient`. The rule itself refuses a block, also the first one, that takes
+            several tensors or a dict.
     """
 
     @property
@@ -46,8 +46,8 @@ class Displacement(Objective):
         after, before = activity.output, activity.input
         if before is None:
             raise InputError(
-                "Displacement: got no input of the block; give it to a rule whose blocks each "
-                "minimise a loss of their own, such as Greedy, on blocks that take one tensor"
+                "Displacement: this rule does not tell an objective its block's input; give it to "
+                "a rule whose blocks each minimise a loss of their own, such as Greedy"
             )
         wide = torch.promote_types(after.dtype, torch.float32)
         if after.shape != before.shape:

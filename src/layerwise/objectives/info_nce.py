@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import at_least, checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.heads.head import feature_maps
 from layerwise.objectives.objective import Site
 from layerwise.objectives.patch_prediction import PatchPrediction, others
@@ -82,7 +83,7 @@ class InfoNCE(PatchPrediction):
         dtype = torch.promote_types(predicted.dtype, torch.float32)
         predicted, patches = predicted.to(dtype), patches.to(dtype)
         # Autocast would round the logarithm of f_k to 8 bits.
-        with torch.autocast(predicted.device.type, enabled=False):
+        with without_autocast(predicted.device):
             if self.negatives is None:
                 return F.cross_entropy(predicted @ patches.T, right)
             negatives = others(patches, right, self.negatives)

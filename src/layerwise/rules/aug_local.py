@@ -106,9 +106,10 @@ def _later(blocks: Blocks, depth: int, decay: float) -> list[list[Placed]]:
     of_blocks = [layers(block) for block in blocks]
     ends = list(itertools.accumulate(map(len, of_blocks)))
     # No head contains a layer of the first block, whose input may be integers.
-    network = [Placed(layer, ()) for layer in of_blocks[0]]
+    network = [Placed(layer, (), ()) for layer in of_blocks[0]]
     for k in range(1, len(blocks)):
-        network += map(Placed, of_blocks[k], shapes_of_layers(blocks, k))
+        around = itertools.pairwise(shapes_of_layers(blocks, k))
+        network += [Placed(layer, *pair) for layer, pair in zip(of_blocks[k], around, strict=True)]
     count = len(network) - 1  # without the classifier
     return [
         [network[j] for j in choose(end - 1, count, d)]

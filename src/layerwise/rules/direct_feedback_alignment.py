@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError, choices
 from layerwise.inputs import detached
@@ -137,7 +138,7 @@ class DirectFeedbackAlignment(Rule):
 
     @torch.no_grad()
     def _projected(self, k: int, e: Tensor, h: Tensor) -> Tensor:
-        with torch.autocast(h.device.type, enabled=False):
+        with without_autocast(h.device):
             return self.feedback(k, e, h.shape)
 
     @contextlib.contextmanager

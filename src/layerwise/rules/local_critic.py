@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.heads import MLP, Head
 from layerwise.inputs import detached
@@ -74,7 +75,7 @@ class LocalCritic(LocalRule):
         scores = self.scores(k, leaf.view_as(leaf), batch)
         loss = self.criterion(scores, batch.labels)
         refuse_without_gradients()
-        with torch.autocast(h.device.type, enabled=False):
+        with without_autocast(h.device):
             # The critic's graph is needed again when block k+1 has its losses.
             (gradient,) = torch.autograd.grad(batch.scale(loss), leaf, retain_graph=True)
         differentiate(h, gradient=gradient)

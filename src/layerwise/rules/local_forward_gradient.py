@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.inputs import leading
 from layerwise.objectives import Activity, Classify, Objective
@@ -191,7 +192,7 @@ class LocalForwardGradient(LocalRule):
                 leaf = z.detach().requires_grad_()
                 with torch.enable_grad():
                     part = term.criterion(leaf, batch.labels)
-                with torch.autocast(h.device.type, enabled=False):
+                with without_autocast(h.device):
                     (e,) = torch.autograd.grad(part, leaf)
                 wide = torch.promote_types(e.dtype, torch.float32)
                 along = (e.to(wide) * dz.to(wide)).reshape(len(e), -1).sum(1)

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from layerwise.arguments import checks_arguments
 from layerwise.blocks import Blocks
-from layerwise.blocks.chain import Shape, dry_run
 from layerwise.blocks.copies import copied, fresh
 from layerwise.blocks.inplace import kept
-from layerwise.blocks.parts import Layers, layers
+from layerwise.blocks.layout import Shape
+from layerwise.blocks.parts import Layers, layers, shapes_of_layers
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
 from layerwise.heads.head import refuse_class
@@ -79,7 +79,11 @@ class MAN(LocalRule):
         following = [layers(block) for block in list(checked("MAN", blocks))[1:]]
         # Not registered, because they belong to the next blocks.
         firsts = [of_block[0] for of_block in following]
-        recipes: list[Head] = [_Recipe(blocks, first, head, scaled) for first in firsts]
+        known = blocks.shapes is not None  # otherwise no head is made
+        shapes = [shapes_of_layers(blocks, k)[1] if known else () for k in range(1, len(blocks))]
+        recipes: list[Head] = [
+            _Recipe(first, shape, head, scaled) for first, shape in zip(firsts, shapes, strict=True)
+        ]
         if following and len(following[-1]) == 1:  # the classifier
             recipes[-1] = head
         super().__init__(blocks, [Classify(recipe, criterion) for recipe in recipes], criterion)
@@ -94,20 +98,16 @@ class MAN(LocalRule):
 
 
 class _Recipe(Head):
-    """The recipe of a head that reads through two copies of `layer`."""
+    """The recipe of a head that reads through two copies of `layer`, whose output has `shape`."""
 
-    def __init__(self, blocks: Blocks, layer: Layers, head: Head, scaled: bool):
-        self.blocks, self.layer, self.head, self.scaled = blocks, layer, head, scaled
+    def __init__(self, layer: Layers, shape: Shape, head: Head, scaled: bool):
+        self.layer, self.shape, self.head, self.scaled = layer, shape, head, scaled
 
     def __deepcopy__(self, memo: object) -> _Recipe:
         return self  # the layer is the network's
 
     def __call__(self, in_shape: Shape, out_shape: Shape) -> nn.Module:
-        like = next(self.layer.parameters(), torch.zeros(()))
-        with dry_run(self.layer):
-            h = like.new_zeros(2, *in_shape)
-            shape = tuple(self.layer(h, self.blocks.zeros(2, like)).shape[1:])
-        return _Momentum(self.layer, self.head(shape, out_shape), self.scaled)
+        return _Momentum(self.layer, self.head(self.shape, out_shape), self.scaled)
 
 
 class _Momentum(nn.Module):

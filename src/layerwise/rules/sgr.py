@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from layerwise.arguments import checks_arguments
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import MLP, Head
@@ -100,7 +101,7 @@ class SGR(LocalRule):
 
     def _gradients(self, loss: Tensor, at: tuple[Tensor, ...], batch: Batch) -> list[Tensor]:
         """The gradients of each sample's own loss at the tensors `at`, with their graph."""
-        with torch.autocast(loss.device.type, enabled=False):
+        with without_autocast(loss.device):
             found = torch.autograd.grad(batch.scale(loss), at, create_graph=True)
             return [_of_samples(gradient, batch) for gradient in found]
 

@@ -11,9 +11,10 @@ from itertools import pairwise
 from torch import nn
 
 from layerwise.blocks.balance import Balance, partition
-from layerwise.blocks.chain import Shape, repeated
+from layerwise.blocks.chain import repeated
 from layerwise.blocks.cutting.graph import Graph, Output
 from layerwise.blocks.cutting.recording import Call, Moment, Recording, Where, record
+from layerwise.blocks.layout import Shape
 from layerwise.errors import InputError, choices
 from layerwise.inputs import Inputs, call, leading
 

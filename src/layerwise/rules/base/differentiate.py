@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from layerwise.autocast import is_autocast, without_autocast
 from layerwise.blocks.contexts import any_autocast
 from layerwise.errors import InputError
 from layerwise.objectives.batch import Scale, identity
@@ -78,13 +79,6 @@ def differentiate(
     forget_casts(loss.device)
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """A context without autocast, at no cost if it is off anyway."""
-    if not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
-
-
 def refuse_without_gradients() -> None:
     """Refuse a step while gradients are off. `differentiate` does this itself; a rule that does not
     call it, because it sets `.grad` by other means, calls this.
@@ -103,5 +97,5 @@ def forget_casts(device: torch.device) -> None:
     """Clear the weights that autocast has cast. It keeps them until its context ends, so it would
     use old weights after an optimizer step within the context. `differentiate` does this itself; a
     rule that does not call it calls this at the end of its step."""
-    if torch.is_autocast_enabled(device.type):
+    if is_autocast(device):
         torch.clear_autocast_cache()

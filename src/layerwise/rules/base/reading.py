@@ -11,6 +11,7 @@ from torch import Tensor
 from layerwise.blocks import Blocks
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.inplace import kept
+from layerwise.blocks.layout import as_laid_out
 from layerwise.blocks.pooling import before_pooling
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, describe, detached
@@ -89,13 +90,22 @@ class Reading:
         return torch.cat([inputs, *(view(first) for view in views)])
 
     def run(self, k: int, h: Any, batch: Batch, keep: bool = False) -> tuple[Tensor, Activity]:
-        """Run block k: `unpooled`, then `activity`."""
+        """Run block k: `unpooled`, then `activity`.
+
+        Raises:
+            InputError: the block's objective reads the block's input, which is not one tensor.
+        """
         if self._plain[k]:  # nearly every block
             h = batch.run(k, h, keep=keep)
             return h, Activity(h)
         read = k in self._with_input
         out, activity = self.activity(k, self.unpooled(k, h, batch, keep or read), batch)
-        if read and isinstance(h, Tensor):
+        if read:
+            if not isinstance(h, Tensor):
+                raise InputError(
+                    f"{self.call}: the objective of block {k} reads the block's input, which is "
+                    f"{describe(h)}; it has to be one tensor: give this block another objective"
+                )
             activity.input = h.detach()[: batch.rows]
         return out, activity
 
@@ -166,4 +176,5 @@ class Reading:
         body, _ = self._parts[k]
         before = blocks.shapes[k - 1] if k else blocks.input_shape
         with dry_run(body):
-            return tuple(body(like.new_zeros(1, *(before or ()))).shape[1:])
+            found = tuple(body(like.new_zeros(1, *(before or ()))).shape[1:])
+        return as_laid_out(found, blocks.shapes[k])

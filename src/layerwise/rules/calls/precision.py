@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
+from layerwise.autocast import without_autocast
 from layerwise.inputs import converted, leading
 
 
@@ -25,5 +25,5 @@ def full_precision(x: Any, network: nn.Module) -> Iterator[Any]:
     """
     first = leading(x)
     weight = next(network.parameters(), first)
-    with torch.autocast(first.device.type, enabled=False):
+    with without_autocast(first.device):
         yield converted(x, weight.dtype)

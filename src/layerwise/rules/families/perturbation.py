@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.blocks.inplace import kept
 from layerwise.errors import InputError
@@ -209,7 +210,7 @@ class Directions:
             whole = "transpose" in name or name == "addmm" or x.shape[1] != weight.shape[1]
             if weight not in weights or whole or inputs <= self.rank:
                 return y
-            with torch.autocast(x.device.type, enabled=False):
+            with without_autocast(x.device):
                 like = weight.new_empty(self.rank, *weight.shape[1:])
                 some = torch.randn(
                     len(y), self.rank, *y.shape[2:], generator=source, device=x.device
@@ -241,6 +242,7 @@ def draw_seed() -> int:
 
 def generator(device: torch.device, *seed: int) -> torch.Generator:
     """A random generator that is seeded with a tuple of numbers."""
+    device = torch.device("cpu") if device.type == "meta" else device  # which draws nothing
     return torch.Generator(device).manual_seed(hash(seed) & SEEDS)
 
 
