@@ -28,12 +28,14 @@ from layerwise import models
 from layerwise.blocks.parts import Layers
 from layerwise.costs.blocks import Costs
 from layerwise.data import Augment, Images, Loader
+from layerwise.inputs import applied
 from layerwise.rules.base import LocalRule, Rule
 from layerwise.runs.provenance import provenance
 
 RESULT = Path(__file__).parent / "results" / "residual-gap.json"
 IMAGES, TEST_IMAGES, EPOCHS, BATCH, LR = 12_000, 5_000, 5, 128, 0.01
 CLASSES = 10
+RATE = 1e-3  # of decorrelation
 AUGMENT = Augment(normalize="standard", flip=True, crop=4)
 EXAMPLE = torch.zeros(2, 3, 32, 32)
 NARROW = lw.heads.Conv(layers=2, stride=2, widen=2)
@@ -192,6 +194,130 @@ class Realigned(Way):
         rule.backward(x, y)
 
 
+class HalfHeads(Way):
+    """Heads read every second sample of a batch; which half, changes from step to step. Blocks run
+    on the whole batch."""
+
+    def __init__(self, **options: Any):
+        super().__init__(lambda blocks: lw.rules.AugLocal(blocks, criterion=self._loss, **options))
+        self.first = 0
+        for k in range(len(self.blocks) - 1):
+            objective: Any = self.rule.objectives[k]
+            objective.head = EverySecond(self, objective.head)
+
+    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(logits, y if len(logits) == len(y) else y[self.first :: 2])
+
+    def stepped(self) -> None:
+        self.first = 1 - self.first
+
+
+class EverySecond(nn.Module):
+    """A head that reads every second sample."""
+
+    reads_inputs = True
+
+    def __init__(self, way: HalfHeads, head: nn.Module):
+        super().__init__()
+        self.way, self.head = way, head
+
+    def forward(self, h: Tensor, inputs: Tensor) -> Tensor:
+        return applied(self.head, h[self.way.first :: 2], inputs[self.way.first :: 2])
+
+
+class Decorrelated(nn.Conv2d):
+    """A convolution of decorrelated patches (Dalm et al. 2024, arXiv:2405.02385).
+
+    With x a patch of the input and R the decorrelation, the output is W R x, computed by one
+    convolution with the weight W R. After a step, with z = R x of some patches,
+
+        R <- R - rate ((1 - whiten) C + whiten V) R
+        C = mean z z^T without its diagonal,    V = the diagonal of mean z z^T, minus 1
+
+    Patches are those of 4 samples of the batch.
+    """
+
+    def __init__(self, like: nn.Conv2d, rate: float, whiten: float = 0.1):
+        kernel, stride = like.kernel_size, like.stride
+        super().__init__(
+            like.in_channels,
+            like.out_channels,
+            kernel,  # type: ignore[arg-type]
+            stride,  # type: ignore[arg-type]
+            like.padding,  # type: ignore[arg-type]
+            bias=False,
+        )
+        self.weight = like.weight
+        self.rate, self.whiten = rate, whiten
+        self.register_buffer("mix", torch.eye(like.weight[0].numel()))
+        self.patches: Tensor | None = None
+        self.learns = True  # otherwise R stays the identity
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.learns:
+            return F.conv2d(input, self.weight, None, self.stride, self.padding)
+        if self.training and torch.is_grad_enabled():
+            self.patches = input.detach()[:4]
+        with torch.autocast("cpu", enabled=False):
+            weight = (self.weight.flatten(1) @ self.mix).view_as(self.weight)
+        return F.conv2d(input, weight, None, self.stride, self.padding)
+
+    @torch.no_grad()
+    def learn(self) -> None:
+        """Update R."""
+        if self.patches is None:
+            return
+        x = F.unfold(self.patches.float(), self.kernel_size, 1, self.padding, self.stride)
+        z = x.transpose(1, 2).flatten(0, 1) @ self.mix.T
+        moments = z.T @ z / len(z)
+        change = (1 - self.whiten) * (moments - moments.diag().diag())
+        change += self.whiten * (moments.diag() - 1).diag()
+        self.mix -= self.rate * change @ self.mix
+        self.patches = None
+
+
+def decorrelated(rate: float) -> nn.Module:
+    """ResNet-20 of half the width, all of whose convolutions decorrelate their inputs."""
+    network = models.resnet20(width=0.5)
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Conv2d:
+                setattr(module, name, Decorrelated(child, rate))
+    return network
+
+
+class Decorrelating(Way):
+    """A way to train the network of `decorrelated`. The heads' copies of its layers read their
+    inputs as they are."""
+
+    def __init__(self, rule: Callable[[lw.Blocks], Rule], rate: float):
+        super().__init__(rule, lambda: decorrelated(rate))
+        self.plain = Way(rule)
+        self.layers = [m for m in self.network.modules() if isinstance(m, Decorrelated)]
+        for module in self.rule.modules():
+            if isinstance(module, Decorrelated):
+                module.learns = module in self.layers
+
+    def flops(self) -> float:
+        """As without decorrelation; and W R, its gradient and the updates of R, which are shared
+        out among the samples of a batch."""
+        weights = [layer.weight for layer in self.layers]
+        once = sum(6.0 * len(w) * w[0].numel() ** 2 for w in weights)
+        positions: list[int] = []
+        for layer in self.layers:
+            layer.register_forward_hook(lambda m, _, out: positions.append(out[0, 0].numel()))
+        with torch.no_grad():
+            self.network(EXAMPLE)
+        for layer, count in zip(self.layers, positions, strict=True):
+            width = len(layer.mix)
+            once += 4 * count * 2 * 2 * width**2 + 2 * width**3
+        return self.plain.flops() + once / BATCH
+
+    def stepped(self) -> None:
+        for layer in self.layers:
+            layer.learn()
+
+
 def _auglocal(**options: Any) -> Callable[[lw.Blocks], LocalRule]:
     return lambda blocks: lw.rules.AugLocal(blocks, **options)
 
@@ -208,8 +334,17 @@ WAYS: dict[str, Callable[[], Way]] = {
     "displacement 0.01": lambda: Way(_auglocal(pool=2, displacement=0.01)),
     "displacement 0.1": lambda: Way(_auglocal(pool=2, displacement=0.1)),
     "displacement 1": lambda: Way(_auglocal(pool=2, displacement=1.0)),
+    "displacement 1, depth 3": lambda: Way(_auglocal(pool=2, displacement=1.0, depth=3)),
+    "half of the batch": lambda: HalfHeads(pool=2),
+    "half of the batch, not pooled": lambda: HalfHeads(),
+    "decorrelated": lambda: Decorrelating(_auglocal(pool=2), RATE),
+    "decorrelated, displacement 1": lambda: Decorrelating(
+        _auglocal(pool=2, displacement=1.0), RATE
+    ),
+    "decorrelated, backprop": lambda: Decorrelating(lw.rules.Backprop, RATE),
     "image": lambda: Way(_auglocal(pool=2), ContextResNet),
     "image, backprop": lambda: Way(lw.rules.Backprop, ContextResNet),
+    "image, displacement 1": lambda: Way(_auglocal(pool=2, displacement=1.0), ContextResNet),
     "soft targets": lambda: SoftTargets(0.5),
     "realigned every 10": lambda: Realigned(10),
 }
