@@ -360,6 +360,7 @@ def test_a_full_disk(trained, cli, monkeypatch):
     assert a.read_bytes() == b.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_network_of_torchvision(cli, no_pictures, monkeypatch):
     """Its own names in the file, without those of the cut."""
     grey = data.load("digits")

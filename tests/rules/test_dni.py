@@ -185,6 +185,7 @@ def test_the_synthesizer_of_feature_maps() -> None:
     assert not torch.allclose(made(h, y), made(h, y.flip(0).roll(1)))
 
 
+@pytest.mark.slow
 def test_one_step_learns() -> None:
     """A few steps on one batch: the synthesizers' errors fall, and so does the loss."""
     torch.manual_seed(0)

@@ -25,7 +25,7 @@ def listed() -> tuple[set[str], set[str]]:
     return tuple(set(re.findall(r"^    (\S+)  ", text, re.M)) for text in (always, optional))
 
 
-@pytest.mark.parametrize("options", [FEWEST, ALL])
+@pytest.mark.parametrize("options", [pytest.param(FEWEST, marks=pytest.mark.slow), ALL])
 def test_the_list_names_all_files_of_a_run(options: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(f"{TRAIN} {options}".split()) == 0
