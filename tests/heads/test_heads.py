@@ -284,6 +284,39 @@ def test_any_shape(shape: tuple[int, ...], pool: int | None, head: type[Head]) -
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_airbench_by_hand() -> None:
+    """Convolutions start as the identity; in eval mode BatchNorm does nothing yet."""
+    head = heads.Airbench(layers=1, channels=3)((3, 4, 6), CLASSES).eval()
+    h = torch.randn(2, 3, 4, 6)
+    pooled = F.gelu(F.max_pool2d(h, 2)).amax((2, 3))
+    linear = head[-1]
+    assert linear.bias is None
+    torch.testing.assert_close(head(h), pooled @ linear.weight.T, atol=1e-5, rtol=1e-5)
+
+
+def test_airbench_halves_large_maps() -> None:
+    """9x9 is halved before the convolutions, to 4x4, and after the first one. 3x3 stays."""
+    sizes = []
+    for side in (9, 8, 3):
+        head = heads.Airbench(channels=4)((3, side, side), CLASSES)
+        for m in head.modules():
+            if isinstance(m, nn.Conv2d):
+                m.register_forward_hook(lambda _, __, out: sizes.append(out.shape[-1]))
+        head(torch.randn(2, 3, side, side))
+    assert sizes == [4, 2, 8, 4, 3, 3]
+    assert parameters(heads.Airbench()((32, 9, 9), CLASSES)) == (
+        9 * 128 * (32 + 128) + 2 * 2 * 128 + 4 * 128
+    )
+
+
+def test_airbench_of_a_vector_is_a_small_linear_layer() -> None:
+    torch.manual_seed(0)
+    (linear,) = heads.Airbench()((400,), (50,))
+    assert linear.weight.std().item() == pytest.approx(1 / 400, rel=0.03)
+    with pytest.raises(InputError, match=r"heads.Airbench: a block gives \(5, 6\)"):
+        heads.Airbench()((5, 6), CLASSES)
+
+
 def test_per_token() -> None:
     """If the network gives (T, V), each token is classified by itself, without pooling."""
     h = torch.randn(5, 7, 6)

@@ -3,7 +3,7 @@
 A recipe (a frozen dataclass) holds widths and depths. Calling it with shapes makes the network:
 
     head.py                      Head, the base of classifiers, and the layers that they share
-    linear.py, mlp.py, conv.py, mlp_sr.py    classifiers
+    linear.py, mlp.py, conv.py, mlp_sr.py, airbench.py    classifiers
     later_layers.py              layers that follow in the network, for AugLocal
     layout.py                    heads of outputs that their recipe does not read, such as (D, T)
     projector.py                 points on the unit sphere, for contrastive objectives
@@ -12,6 +12,7 @@ A recipe (a frozen dataclass) holds widths and depths. Calling it with shapes ma
     synthesizer.py               a gradient, or a block's input: decoupled neural interfaces
 """
 
+from layerwise.heads.airbench import Airbench
 from layerwise.heads.conv import Conv
 from layerwise.heads.decoder import Bilinear, Decoder, Same, Transposed
 from layerwise.heads.head import Head
@@ -25,6 +26,7 @@ from layerwise.heads.synthesizer import Synthesizer
 __all__ = [
     "MLP",
     "MLPSR",
+    "Airbench",
     "Bilinear",
     "Conv",
     "Decoder",

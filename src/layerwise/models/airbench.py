@@ -98,20 +98,29 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
     before = whiten.out_channels
     for pair, out in enumerate(max(1, round(width * c)) for c in WIDTHS):
         for second in (False, True):
-            named.append((f"conv{2 * pair + second + 1}", _layer(before, out, pool=not second)))
+            named.append(
+                (f"conv{2 * pair + second + 1}", convolution(before, out, pool=not second))
+            )
             before = out
     named.append(("pool", nn.MaxPool2d(3)))
     named.append(("flatten", nn.Flatten()))
-    classifier = nn.Linear(before * rows * columns, num_classes, bias=False)
-    nn.init.normal_(classifier.weight, std=1 / classifier.in_features)
-    named.append(("classifier", classifier))
+    named.append(("classifier", small_linear(before * rows * columns, num_classes)))
     return Airbench(OrderedDict(named))
 
 
-def _layer(channels: int, out: int, *, pool: bool) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, out, 3, padding="same", bias=False)
-    nn.init.dirac_(convolution.weight[: min(channels, out)].detach())
+def convolution(channels: int, out: int, *, pool: bool) -> nn.Sequential:
+    """A 3x3 convolution that starts as the identity, 2x2 max pooling if asked for, BatchNorm with a
+    bias only, GELU."""
+    conv = nn.Conv2d(channels, out, 3, padding="same", bias=False)
+    nn.init.dirac_(conv.weight[: min(channels, out)].detach())
     norm = nn.BatchNorm2d(out, eps=1e-12, momentum=0.4)
     norm.weight.requires_grad_(False)
-    layers = [convolution, *([nn.MaxPool2d(2)] if pool else []), norm, nn.GELU()]
+    layers = [conv, *([nn.MaxPool2d(2)] if pool else []), norm, nn.GELU()]
     return nn.Sequential(*layers)
+
+
+def small_linear(features: int, out: int) -> nn.Linear:
+    """A linear layer without bias whose weights start with standard deviation 1 / features."""
+    linear = nn.Linear(features, out, bias=False)
+    nn.init.normal_(linear.weight, std=1 / features)
+    return linear
