@@ -72,6 +72,89 @@ def test_images_with_channels_last() -> None:
     assert layouts(blocks) == [True, True]
 
 
+@pytest.mark.parametrize("channels", [2, 5, 8])
+def test_images_with_other_channels_last(channels: int) -> None:
+    """Only the height and width of an image can be doubled."""
+    layers = [Merge(channels, 8), Merge(8, 4)]
+    for height, width in ((8, 8), (8, 16)):
+        blocks = Blocks(layers, example=torch.randn(2, height, width, channels))
+        assert layouts(blocks) == [True, True]
+        assert isinstance(blocks.input_shape, ChannelsLastShape)
+
+
+@pytest.mark.parametrize("shape", [(8, 50, 3), (9, 128, 3), (3, 8, 8)])
+def test_images_with_channels_first_that_look_otherwise(shape: tuple[int, int, int]) -> None:
+    layers = [nn.Conv2d(shape[0], 16, 3, padding=1), nn.Conv2d(16, shape[1], 1)]
+    blocks = Blocks(layers, example=torch.zeros(2, *shape))
+    assert layouts(blocks) == [False, False]
+    assert not isinstance(blocks.input_shape, ChannelsLastShape)
+
+
+@pytest.mark.parametrize("size", [(4, 1), 2, (1, None), (None, 1)])
+@pytest.mark.parametrize("shape", [(3, 8, 64), (3, 64, 8), (3, 16, 16)])
+def test_pooling_to_a_fixed_size(shape: tuple[int, int, int], size: tuple[int, int]) -> None:
+    """What does not grow has the layout of the output before."""
+    pool = nn.AdaptiveAvgPool2d(size)
+    first = Blocks([nn.Conv2d(3, 8, 1), pool], example=torch.zeros(2, *shape))
+    assert layouts(first) == [False, False]
+
+    class Last(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            return pool(h.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+    layers = [nn.Conv2d(3, 8, 1), ChannelsLast(), Last()]
+    last = Blocks(layers, example=torch.zeros(2, *shape))
+    assert layouts(last)[1] is True
+    if size in ((4, 1), 2):
+        assert layouts(last)[2] is True
+
+
+def test_height_and_width_in_turn() -> None:
+    """(C, W, H), and (W, H, C)."""
+
+    class Turned(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            return h.transpose(2, 3)
+
+    layers = [Turned(), nn.Conv2d(1, 16, 3, padding=1), ChannelsLast()]
+    for height, width in ((16, 8), (8, 8)):
+        blocks = Blocks(layers, example=torch.zeros(2, 1, height, width))
+        assert layouts(blocks) == [False, False, True]
+
+
+def test_an_image_beside_a_condition() -> None:
+    class Conditioned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 4, 4), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, step: Tensor, sample: Tensor) -> Tensor:
+            return self.second(self.first(sample) * step.view(-1, 1, 1, 1))
+
+    example = {"step": torch.ones(2), "sample": torch.randn(2, 3, 32, 128)}
+    blocks = cut(Conditioned(), at=["second"], example=example)
+    assert blocks.shapes == ((16, 8, 32), (16, 8, 32))
+    assert layouts(blocks) == [False, False]
+
+
+def test_what_a_block_keeps_is_that_of_its_own_image() -> None:
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: list[int] = []
+            self.register_buffer("runs", torch.zeros(()))
+
+        def forward(self, h: Tensor) -> Tensor:
+            self.sizes = [*h.shape[2:]]
+            self.runs += 1
+            return h
+
+    keeps = Keeps()
+    Blocks([keeps, nn.Conv2d(3, 8, 1)], example=torch.zeros(2, 3, 8, 16))
+    assert keeps.sizes == [8, 16]
+    assert keeps.runs.item() == 1
+
+
 def test_videos() -> None:
     """(C, F, H, W) of eight frames at 8x8, with eight channels; and (F, H, W, C)."""
     first = [nn.Conv3d(3, 8, 1), nn.Conv3d(8, 8, 1)]
@@ -88,7 +171,8 @@ def test_shapes_of_square_images_need_no_run() -> None:
     def run(axis: int) -> list[tuple[int, ...]]:
         raise AssertionError
 
-    assert laid_out((3, 8, 8), [(16, 8, 8), (8, 4, 4), (5,)], run) == ((16, 8, 8), (8, 4, 4), (5,))
+    shapes = ((16, 8, 8), (8, 4, 4), (5,))
+    assert laid_out((3, 8, 8), shapes, run) == ((3, 8, 8), *shapes)
 
 
 def test_the_network_is_left_as_it_is() -> None:

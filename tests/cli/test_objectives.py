@@ -60,6 +60,21 @@ def test_twice_in_a_sum(cli):
     assert (result.code, result.err.count("\n")) == (2, 1)
 
 
+class Weighted(Small):
+    """An objective with an argument that a term has of its own."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = weight
+
+
+def test_a_factor_of_its_own(cli):
+    asked = f"{KEY} Classify+{__name__}.Weighted"
+    result = cli(f"train --model mlp --blocks 2 --rule Greedy {asked}")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "a term of a sum has a factor `weight` of its own" in result.err
+
+
 def test_colours_of_grey_digits(cli):
     result = cli(f"train --model mlp --blocks 2 --rule Greedy {KEY} Colorize")
     assert (result.code, result.err.count("\n")) == (2, 1)

@@ -8,6 +8,7 @@ network that was cut.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from layerwise.blocks.layout import Shape, laid_out, of_image
+from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, reason
-from layerwise.inputs import Inputs, leading, plain
+from layerwise.inputs import Inputs, leading, plain, tensors
 
 # Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
 # them where gradients are wanted, and the weights would silently get none.
@@ -181,20 +183,29 @@ class Blocks(nn.Module):
         self.shapes = tuple(shapes)
 
     def find_layouts(self) -> None:
-        """Find out which blocks give feature maps with channels last: `ChannelsLastShape`."""
+        """Find out where feature maps have their channels last: their shapes become
+        `ChannelsLastShape`."""
         assert self.shapes is not None
         assert self.input_shape is not None
-        self.input_shape = of_image(self.input_shape)
-        self.shapes = laid_out(self.input_shape, self.shapes, self._shapes_on_larger)
+        # The first of the inputs that can be images; the others may be conditions.
+        given = tensors(self.example)
+        x = next((t for t in given if t.dim() > 3 and t.is_floating_point()), given[0])
+        image, *shapes = laid_out(
+            of_image(x.shape[1:]), self.shapes, functools.partial(self._shapes_on_larger, x)
+        )
+        self.shapes = tuple(shapes)
+        if self.input_shape == image:
+            self.input_shape = image
 
-    def _shapes_on_larger(self, axis: int) -> list[Shape]:
-        """The shapes of blocks' outputs for an example twice as long on one axis; only of the first
-        blocks if a later one fails."""
-        x, found = leading(self.example), []
+    def _shapes_on_larger(self, x: Tensor, axis: int) -> list[Shape]:
+        """The shapes of blocks' outputs for an example whose tensor x is twice as long on one axis;
+        only of the first blocks if a later one fails."""
+        found: list[Shape] = []
         twice = pytree.tree_map(
             lambda part: torch.cat([x, x], axis) if part is x else part, plain(self.example)
         )
-        with contextlib.suppress(Exception), dry_run(self), self.passes(twice) as passes:
+        ignored = contextlib.suppress(Exception)
+        with ignored, unchanged(self), dry_run(self), self.passes(twice) as passes:
             h = twice
             for k in range(len(self)):
                 h = passes.run(k, h)

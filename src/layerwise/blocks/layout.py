@@ -19,8 +19,9 @@ class ChannelsLastShape(tuple[int, ...]):
 
 
 def of_image(shape: Shape) -> Shape:
-    """The shape of a network's input, as far as it tells its layout: an image (H, W, 3), or a
+    """The shape of a network's input, in the layout that it seems to have: an image (H, W, 3), or a
     square one (H, H, 1) or (H, H, 4), is a `ChannelsLastShape`."""
+    shape = tuple(shape)
     if len(shape) < 3 or min(shape[-3:-1]) <= 4:
         return shape
     last = shape[-1] == 3 or (shape[-1] in (1, 4) and shape[-3] == shape[-2])
@@ -34,47 +35,61 @@ def as_laid_out(shape: Shape, like: Shape) -> Shape:
 
 
 def laid_out(
-    given: Shape, shapes: Sequence[Shape], run: Callable[[int], Sequence[Shape]]
+    image: Shape, shapes: Sequence[Shape], run: Callable[[int], Sequence[Shape]]
 ) -> tuple[Shape, ...]:
-    """Shapes of a network's outputs; those with channels last become `ChannelsLastShape`.
+    """The shapes of an image and of a network's outputs; maps with channels last become
+    `ChannelsLastShape`.
 
-    Equal sides, in outputs for a square image, tell that channels come first. Otherwise the network
-    shows where the height is: on an image twice as high, that axis of an output grows. If it takes
-    no such image, the height and width of an output are the two neighbouring axes whose ratio is
-    nearest to the image's, those behind the channels if both are as near.
+    Square maps of a square image whose channels are of another number, (C, H, H), are taken as they
+    look. Otherwise the network shows it: it runs on images twice as long on each of the last three
+    axes in turn. The two axes on which it gets further are height and width, since a layer accepts
+    no other number of channels. In an output, channels are the axis that does not grow with them.
+    Where nothing grows (behind a pooling to a fixed size), an output has the layout of the one
+    before. Where no larger image got to, neighbouring axes with the image's ratio are height and
+    width.
 
     Args:
-        given: the shape of the network's input.
-        shapes: the shapes of its outputs, without the batch dimension.
-        run: gives the shapes of its outputs again, for an input twice as long on the axis of this
-            number, counted from the end; only of the first outputs if a later one fails.
+        image: the shape of the network's input, without the batch dimension, as `of_image` has it;
+            its layout counts where the network takes as many channels as it is given.
+        shapes: of its outputs.
+        run: gives `shapes` again, for an input twice as long on the axis of this number, counted
+            from the end; only the first of them if the network then fails.
     """
-    last = isinstance(given, ChannelsLastShape)
-    height, width = given[-3:-1] if last else given[-2:] if len(given) > 2 else (1, 1)
     maps = [shape for shape in shapes if len(shape) in (3, 4)]
-    if all(height == width and s[-2] == s[-1] != s[-3] for s in maps):
-        return tuple(shapes)
-    larger = list(run(-3 if last else -2)) if len(given) > 2 else []
-    larger += [()] * (len(shapes) - len(larger))
-    return tuple(
-        ChannelsLastShape(shape) if _is_last(shape, grown, height / width) else shape
-        for shape, grown in zip(shapes, larger, strict=True)
-    )
+    last = isinstance(image, ChannelsLastShape)
+    square = len(image) > 2 and not last and image[-2] == image[-1]
+    if all(square and s[-2] == s[-1] != s[-3] for s in maps):
+        return (image, *shapes)
+    larger = {axis: list(run(axis)) for axis in (-1, -2, -3)} if len(image) > 2 else {}
+    reached = {axis: len(found) for axis, found in larger.items()}
+    if larger and reached[-1] != reached[-3]:
+        last = reached[-3] > reached[-1]
+    sides = [found for axis, found in larger.items() if axis != (-1 if last else -3)]
+    height, width = (image[-3:-1] if last else image[-2:]) if sides else (1, 1)
+    layouts: list[Shape] = [ChannelsLastShape(image) if last else tuple(image)]
+    for k, shape in enumerate(shapes):
+        if len(shape) in (3, 4):
+            grown = [found[k] for found in sides if k < len(found)]
+            last = _is_last(shape, grown, height / width, last)
+        layouts.append(ChannelsLastShape(shape) if last and len(shape) in (3, 4) else shape)
+    return tuple(layouts)
 
 
-def _is_last(shape: Shape, grown: Shape, ratio: float) -> bool:
+def _is_last(shape: Shape, grown: Sequence[Shape], ratio: float, before: bool) -> bool:
     """Whether an output has its channels last.
 
     Args:
         shape: of the output.
-        grown: its shape for an image twice as high; () if there is none.
+        grown: its shapes for larger images.
         ratio: the image's height, divided by its width.
+        before: whether the output before has its channels last.
     """
-    if len(shape) not in (3, 4):
-        return False
-    if len(grown) == len(shape):
-        changed = [i - len(shape) for i, n in enumerate(shape) if grown[i] != n]
-        if changed in ([-3], [-2]):
-            return changed == [-3]
-    a, b, c = (math.log(n) if n else 0 for n in shape[-3:])
-    return abs(a - b - math.log(ratio)) < abs(b - c - math.log(ratio))
+    alike = [other for other in grown if len(other) == len(shape)]
+    grows = {i for other in alike for i in (-1, -2, -3) if other[i] != shape[i]}
+    if -1 in grows or -3 in grows:
+        return -1 not in grows
+    if alike:
+        return before
+    a, b, c = (math.log(max(n, 1)) for n in shape[-3:])
+    as_last, as_first = abs(a - b - math.log(ratio)), abs(b - c - math.log(ratio))
+    return before if math.isclose(as_last, as_first, abs_tol=1e-9) else as_last < as_first

@@ -95,4 +95,4 @@ def shapes_of_layers(blocks: Blocks, i: int) -> list[Shape]:
             found.append(tuple(h.shape[1:]))
         return found
 
-    return [before, *laid_out(before, run(), run), after]
+    return [before, *laid_out(before, run(), run)[1:], after]

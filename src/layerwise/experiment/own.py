@@ -63,7 +63,8 @@ def trusts() -> list[str]:
 def named_in(arguments: Iterable[str]) -> list[str]:
     """The dotted paths among the values of a command line, also in sums of objectives."""
     values = [a.partition("=")[2] if a.startswith("--") else a for a in arguments]
-    return [part for value in values for part in value.split("+") if is_path(part)]
+    parts = [part.strip() for value in values for part in value.split("+")]
+    return [part for part in parts if is_path(part)]
 
 
 def imported(kind: str, name: str, base: type | None) -> Callable[..., Any]:

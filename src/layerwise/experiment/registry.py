@@ -117,6 +117,12 @@ def terms(kind: str, names: str) -> dict[str, str]:
     parts = str(names).split("+") if kind == "objective" else [names]
     found = [find(kind, part.strip() if len(parts) > 1 else part)[0] for part in parts]
     keys = [name.rpartition(".")[2] for name in found]
+    for key, name in zip(keys, found, strict=True) if len(found) > 1 else ():
+        if key == "name" or "weight" in inspect.signature(find(kind, name)[1]).parameters:
+            raise InputError(
+                f"{kind} {name}: a term of a sum has a factor `weight` of its own, and cannot be "
+                "called `name` or take an argument `weight`; rename it"
+            )
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise InputError(
             f"{kind} {names}: {twice[0]} is named twice; name each once and give it a weight"
