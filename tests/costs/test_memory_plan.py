@@ -248,3 +248,18 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--memory 1MiB contradicts --link" in capsys.readouterr().err
     assert main(["plan", "basic_cnn", "--optimizer", "AdamW"]) == 2
     assert "--optimizer AdamW: only for plans within a memory" in capsys.readouterr().err
+
+
+def test_a_rule_that_cannot_accumulate_block_by_block() -> None:
+    """DNI's blocks send gradients back; in micro-batches it makes one backward for each."""
+    torch.manual_seed(0)
+    model = models.mlp((1, 4, 4), 10, layers=2, width=8)
+    x, y = torch.randn(8, 1, 4, 4), torch.randint(10, (8,))
+    options = {"blocks": 2, "segments": 2, "balance": "memory", "seed": 0}
+    contender = WAYS["DGL"].contender(model, rules.DNI, x[:2], y[:2], **options)
+    steps = [Step(replace(contender, micro=n), x, y, fused_adam) for n in (1, 2)]
+    peaks = []
+    for step in steps:
+        step()
+        peaks.append(live_bytes(step).peak().bytes)
+    assert peaks[1] < peaks[0]

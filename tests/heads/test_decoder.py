@@ -249,3 +249,9 @@ def test_recipes_are_values() -> None:
     assert heads.Transposed(channels=3) == heads.Transposed(channels=3) != heads.Transposed()
     with pytest.raises(AttributeError):
         heads.Same().channels = 5  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("decoder", ALL, ids=lambda d: type(d).__name__)
+def test_images_with_channels_last_are_refused(decoder: Decoder) -> None:
+    with pytest.raises(InputError, match="images with channels last"):
+        decoder((5, 8, 8), ChannelsLastShape((32, 32, 3)))

@@ -39,7 +39,7 @@ class Contender:
             the rule's `on_block`.
         family: of ways to train, for pictures.
         micro: number of micro-batches over which gradients accumulate. Where parameters are stepped
-            early, a local rule accumulates block by block (`LocalRule.accumulate`).
+            early, a local rule accumulates block by block (`LocalRule.accumulate`) if it can.
         turns: number of groups of blocks that train in turn; in a step one group has gradients and
             optimizer state. 1 trains all blocks in every step.
         around: makes a context in which each step runs.
@@ -140,7 +140,8 @@ class Step:
         if self.contender.turns > 1:
             self._begin_turn()
         early = self.contender.when == "early" and self.contender.turns == 1
-        if early and len(self.parts) > 1 and isinstance(self.rule, LocalRule):
+        several = early and len(self.parts) > 1
+        if several and isinstance(self.rule, LocalRule) and self.rule.accumulates:
             self.rule.accumulate(self.parts, on_block=self.finish)
         else:
             for x, y in self.parts[:-1]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.arguments import DEEPEST, at_least, check_fields
+from layerwise.blocks.layout import ChannelsLastShape
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_maps
 
@@ -205,6 +206,11 @@ def _image(out_shape: Shape, asked_by: str) -> Shape:
         raise InputError(
             f"{asked_by}: asked for {tuple(out_shape)} for each sample, which is no image; a "
             "decoder predicts (C, H, W)"
+        )
+    if isinstance(out_shape, ChannelsLastShape):
+        raise InputError(
+            f"{asked_by}: the network takes images with channels last, {tuple(out_shape)}; a "
+            "decoder predicts (C, H, W): give the network such images"
         )
     return out_shape
 

@@ -51,6 +51,11 @@ class LocalRule(Rule):
         alone = not self.blocks.shares and not self.blocks.shared
         return alone and len(found) == len(set(found))
 
+    @property
+    def accumulates(self) -> bool:
+        """Whether the rule can `accumulate`: its blocks only learn one after the other."""
+        return Needs.NEXT not in self.needs and type(self).step is LocalRule.step
+
     def local_step(self, k: int, h: Any, batch: Batch) -> Done:
         """Make block k's step. When this returns, the block's gradients are in `.grad`, and its
         graph is freed.
@@ -97,7 +102,7 @@ class LocalRule(Rule):
             InputError: the rule sends tensors back to the block before (`Needs.NEXT`) or has a step
                 of its own; otherwise as in `backward`.
         """
-        if Needs.NEXT in self.needs or type(self).step is not LocalRule.step:
+        if not self.accumulates:
             raise InputError(
                 f"{type(self).__name__}.accumulate: this rule's blocks do not only learn one after "
                 "the other; call backward on every micro-batch, with scale=lambda loss: loss / n"
