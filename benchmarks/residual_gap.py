@@ -292,7 +292,7 @@ class Decorrelating(Way):
 
     def __init__(self, rule: Callable[[lw.Blocks], Rule], rate: float):
         super().__init__(rule, lambda: decorrelated(rate))
-        self.plain = Way(rule)
+        self.make_rule = rule
         self.layers = [m for m in self.network.modules() if isinstance(m, Decorrelated)]
         for module in self.rule.modules():
             if isinstance(module, Decorrelated):
@@ -311,7 +311,7 @@ class Decorrelating(Way):
         for layer, count in zip(self.layers, positions, strict=True):
             width = len(layer.mix)
             once += 4 * count * 2 * 2 * width**2 + 2 * width**3
-        return self.plain.flops() + once / BATCH
+        return Way(self.make_rule).flops() + once / BATCH
 
     def stepped(self) -> None:
         for layer in self.layers:

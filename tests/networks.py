@@ -351,6 +351,8 @@ RULES: dict[str, dict[str, Callable[[Blocks], Rule]]] = {
 ALL_RULES = {name: make for ways in RULES.values() for name, make in ways.items()}
 # Rules that do not train every block in a step.
 PARTLY = ("last_block", "sequential")
+# The ways of making a rule but its first.
+FURTHER = {name for ways in RULES.values() for name in list(ways)[1:]}
 WHOLE_RULES = {name: make for name, make in ALL_RULES.items() if name not in PARTLY}
 
 

@@ -159,7 +159,7 @@ def test_criteria_without_data(cli):
     """Real numbers for a loss of real numbers, classes for one of classes; FLOPs are the same. The
     step minimises the criterion that is asked for."""
     counted = {}
-    for name in ("cross_entropy", "torch.nn.functional.mse_loss"):
+    for name in ("cross_entropy", "MSELoss", "torch.nn.functional.mse_loss"):
         line = f"--rule DGL --model.width 12 --criterion {name} --out {name}.json"
         assert cli(f"describe mlp {line}").code == 0
         counted[name] = json.loads(Path(f"{name}.json").read_text())["all"]["step_flops"]

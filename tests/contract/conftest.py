@@ -19,17 +19,14 @@ def same_directions(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-# The first way of making each rule meets every network in every run of the tests.
-FURTHER = {name for ways in networks.RULES.values() for name in list(ways)[1:]}
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A rule's further ways meet the CNN and the transformer; the other networks are slow."""
+    """The first way of making a rule meets every network in every run of the tests. Its further
+    ways meet the CNN and the transformer; the other networks are slow."""
     for item in items:
         if Path(__file__).parent not in item.path.parents or not isinstance(item, pytest.Function):
             continue
         values = getattr(item, "callspec", None)
         given = {v for v in values.params.values() if isinstance(v, str)} if values else set()
-        if given & FURTHER and given & {"mlp", "mlp_norm", "resnet"}:
+        if given & networks.FURTHER and given & {"mlp", "mlp_norm", "resnet"}:
             item.add_marker(pytest.mark.slow)

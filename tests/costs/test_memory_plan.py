@@ -175,14 +175,10 @@ def test_bytes_of_attention_with_second_derivatives() -> None:
 NEARLY = {"dni": 0.13, "cdni": 0.16, "local_forward_gradient": 0.08}
 
 
-# The further ways of making a rule are slow.
-FURTHER = {name for ways in networks.RULES.values() for name in list(ways)[1:]}
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow) if name in FURTHER else name
+        pytest.param(name, marks=pytest.mark.slow) if name in networks.FURTHER else name
         for name in networks.WHOLE_RULES
     ],
 )

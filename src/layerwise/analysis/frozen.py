@@ -125,6 +125,7 @@ def train_readers(
             x = first_rows(x, len(y))
             given = outputs(network, x)
             optimizer.zero_grad()
+            # Autocast keeps the weights that it cast, so the readers would keep their first ones.
             with torch.enable_grad(), without_autocast(y.device):
                 # The readers share no parameters: one backward pass of the sum gives all gradients.
                 losses = [loss(reader, h, x, y) for reader, h in zip(readers, given, strict=True)]

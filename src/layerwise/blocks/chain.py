@@ -197,20 +197,17 @@ class Blocks(nn.Module):
         if self.input_shape == image:
             self.input_shape = image
 
-    def _shapes_on_larger(self, x: Tensor, axis: int) -> list[Shape]:
-        """The shapes of blocks' outputs for an example whose tensor x is twice as long on one axis;
-        only of the first blocks if a later one fails."""
-        found: list[Shape] = []
+    def _shapes_on_larger(self, x: Tensor, axis: int) -> Iterator[Shape]:
+        """The shapes of blocks' outputs for an example whose tensor x is twice as long on one axis,
+        up to a block that fails."""
         twice = pytree.tree_map(
             lambda part: torch.cat([x, x], axis) if part is x else part, plain(self.example)
         )
-        ignored = contextlib.suppress(Exception)
-        with ignored, unchanged(self), dry_run(self), self.passes(twice) as passes:
+        with unchanged(self), dry_run(self), self.passes(twice) as passes:
             h = twice
             for k in range(len(self)):
                 h = passes.run(k, h)
-                found.append(tuple(h.shape[1:]))
-        return found
+                yield tuple(h.shape[1:])
 
     def known_shapes(self, asked_by: str, lacking: str) -> tuple[Shape, tuple[Shape, ...]]:
         """`input_shape` and `shapes`, if they are known.

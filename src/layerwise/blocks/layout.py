@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 Shape = tuple[int, ...]
 
@@ -35,7 +36,7 @@ def as_laid_out(shape: Shape, like: Shape) -> Shape:
 
 
 def laid_out(
-    image: Shape, shapes: Sequence[Shape], run: Callable[[int], Sequence[Shape]]
+    image: Shape, shapes: Sequence[Shape], run: Callable[[int], Iterable[Shape]]
 ) -> tuple[Shape, ...]:
     """The shapes of an image and of a network's outputs; maps with channels last become
     `ChannelsLastShape`.
@@ -53,14 +54,14 @@ def laid_out(
             its layout counts where the network takes as many channels as it is given.
         shapes: of its outputs.
         run: gives `shapes` again, for an input twice as long on the axis of this number, counted
-            from the end; only the first of them if the network then fails.
+            from the end, up to one at which the network fails.
     """
     maps = [shape for shape in shapes if len(shape) in (3, 4)]
     last = isinstance(image, ChannelsLastShape)
     square = len(image) > 2 and not last and image[-2] == image[-1]
     if all(square and s[-2] == s[-1] != s[-3] for s in maps):
         return (image, *shapes)
-    larger = {axis: list(run(axis)) for axis in (-1, -2, -3)} if len(image) > 2 else {}
+    larger = {axis: _until_failure(run(axis)) for axis in (-1, -2, -3)} if len(image) > 2 else {}
     reached = {axis: len(found) for axis, found in larger.items()}
     if larger and reached[-1] != reached[-3]:
         last = reached[-3] > reached[-1]
@@ -73,6 +74,14 @@ def laid_out(
             last = _is_last(shape, grown, height / width, last)
         layouts.append(ChannelsLastShape(shape) if last and len(shape) in (3, 4) else shape)
     return tuple(layouts)
+
+
+def _until_failure(shapes: Iterable[Shape]) -> list[Shape]:
+    found: list[Shape] = []
+    with contextlib.suppress(Exception):  # any error of a network at a size that it does not take
+        for shape in shapes:
+            found.append(shape)
+    return found
 
 
 def _is_last(shape: Shape, grown: Sequence[Shape], ratio: float, before: bool) -> bool:

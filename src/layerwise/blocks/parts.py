@@ -6,6 +6,8 @@ Used by rules that learn with layers of the network (AugLocal, MAN), and by `poo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -81,18 +83,12 @@ def shapes_of_layers(blocks: Blocks, i: int) -> list[Shape]:
     weight = next(blocks.parameters(), torch.zeros(()))
     parts, inputs = layers(blocks[i]), blocks.zeros(2, weight)
 
-    def run(axis: int | None = None) -> list[Shape]:
-        h, found = torch.zeros(2, *before).to(weight), []
+    def run(axis: int | None = None) -> Iterator[Shape]:
+        h = torch.zeros(2, *before).to(weight)
         h = h if axis is None else torch.cat([h, h], axis)
         for layer in parts[:-1]:
-            try:
-                with dry_run(layer):
-                    h = layer(h, inputs)
-            except Exception:  # any error of a layer at a size that it does not take
-                if axis is None:
-                    raise
-                break
-            found.append(tuple(h.shape[1:]))
-        return found
+            with dry_run(layer):
+                h = layer(h, inputs)
+            yield tuple(h.shape[1:])
 
-    return [before, *laid_out(before, run(), run)[1:], after]
+    return [before, *laid_out(before, list(run()), run)[1:], after]

@@ -112,13 +112,13 @@ def terms(kind: str, names: str) -> dict[str, str]:
         registered name or its path (`A`; `package.B`).
 
     Raises:
-        InputError: no such name, or the same name twice.
+        InputError: no such name, the same name twice, or an argument that a term has of its own.
     """
-    parts = str(names).split("+") if kind == "objective" else [names]
-    found = [find(kind, part.strip() if len(parts) > 1 else part)[0] for part in parts]
-    keys = [name.rpartition(".")[2] for name in found]
-    for key, name in zip(keys, found, strict=True) if len(found) > 1 else ():
-        if key == "name" or "weight" in inspect.signature(find(kind, name)[1]).parameters:
+    parts = [part.strip() for part in str(names).split("+")] if kind == "objective" else [names]
+    found = [find(kind, part) for part in parts]
+    keys = [name.rpartition(".")[2] for name, _ in found]
+    for key, (name, thing) in zip(keys, found, strict=True) if len(found) > 1 else ():
+        if key == "name" or "weight" in inspect.signature(thing).parameters:
             raise InputError(
                 f"{kind} {name}: a term of a sum has a factor `weight` of its own, and cannot be "
                 "called `name` or take an argument `weight`; rename it"
@@ -127,7 +127,7 @@ def terms(kind: str, names: str) -> dict[str, str]:
         raise InputError(
             f"{kind} {names}: {twice[0]} is named twice; name each once and give it a weight"
         )
-    return dict(zip(keys, found, strict=True))
+    return dict(zip(keys, (name for name, _ in found), strict=True))
 
 
 def _plain(name: str) -> str:
