@@ -12,6 +12,7 @@ stories in docs/stories/, docs/rules/stories/ and docs/objectives/stories/.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -48,17 +49,22 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
     written = pages()
     for page in cards.leftovers(written):
-        if sys.argv[1:] == ["--check"]:
+        if check:
             sys.exit(f"{page.relative_to(ROOT)} is of no rule or objective; run `make tables`")
         page.unlink()
     for path, text in written.items():
-        if sys.argv[1:] != ["--check"]:
+        if not check:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:
             sys.exit(f"{path.relative_to(ROOT)} is not what its sources give; run `make tables`")
-    if sys.argv[1:] != ["--check"]:  # pictures differ between versions of matplotlib
+    if not check:  # pictures differ between versions of matplotlib
         for drawn in (study, concepts):
             drawn.pictures(lambda name, content: (ROOT / "docs" / name).write_bytes(content))
 

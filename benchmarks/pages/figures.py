@@ -12,8 +12,9 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
     run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
     highest FILE NAME           highest test accuracy of any epoch in %
-    apart FILE NAME SERIES      by how many points at most a run's test accuracy is away from a
-                                published series of that file's reference, at equal steps
+    apart FILE NAME SERIES      by how many points a published series of that file's reference is
+                                above a run's test accuracy at equal steps, from least to most
+    gain FILE NAME OTHER        the same of another run, at equal epochs
     train_accuracy FILE NAME    training accuracy in % after the last epoch
     epochs FILE NAME            how many epochs
     perplexity FILE RULE        test perplexity (benchmarks/text.py)
@@ -38,6 +39,7 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     observed FACTOR MEASURE LOOK    bits, explained or cosine at a look at the synthesizer
     written RULE WAY            tokens per second of a way to generate text, as a ratio to the full
                                 network's (benchmarks/early_exits.py)
+    gap_spread                  the largest standard deviation over the seeds of any of these ways
     gap WAY WAY                 by how many points the first way to train isolated residual blocks
                                 is higher than the second (benchmarks/residual_gap.py)
     networks                    how many networks docs/networks.md lists
@@ -109,8 +111,17 @@ def highest(file: str, name: str, places: int = 1) -> str:
 def apart(file: str, name: str, series: str, places: int = 1) -> str:
     [of_run] = _runs(file, name)
     found = Reference.read(file).distances({series: of_run["metrics"]})
-    accuracies = [abs(d.difference) for d in found if d.column == "test_accuracy"]
-    return f"{max(accuracies):.{places}f}"
+    return _range([-d.difference for d in found if d.column == "test_accuracy"], places)
+
+
+def gain(file: str, name: str, other: str, places: int = 1) -> str:
+    [base], [found] = _runs(file, name), _runs(file, other)
+    pairs = zip(base["metrics"], found["metrics"], strict=False)
+    return _range([100 * (b["test_accuracy"] - a["test_accuracy"]) for a, b in pairs], places)
+
+
+def _range(points: list[float], places: int) -> str:
+    return f"{min(points):+.{places}f} to {max(points):+.{places}f}"
 
 
 def train_accuracy(file: str, name: str, places: int = 0) -> str:
@@ -220,6 +231,15 @@ def gap(way: str, other: str, places: int = 1) -> str:
     return f"{100 * (high - low):.{places}f}"
 
 
+def gap_spread(places: int = 1) -> str:
+    spreads = [
+        statistics.stdev(row["test_accuracy"] for row in rows)
+        for rows in residual_gap.ways().values()
+        if len(rows) > 1
+    ]
+    return f"{100 * max(spreads):.{places}f}"
+
+
 def networks() -> str:
     return str(len(result("zoo")["rows"]))
 
@@ -236,6 +256,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         run,
         highest,
         apart,
+        gain,
         train_accuracy,
         epochs,
         perplexity,
@@ -253,6 +274,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         observed,
         written,
         gap,
+        gap_spread,
         networks,
     )
 }

@@ -25,8 +25,8 @@ INTRODUCTION = """\
 
 This page is written by `make tables` from the files in `benchmarks/results/`. Each file holds the
 command that made it, versions, the machine and every raw number. Times and bytes are ratios to
-backpropagation on the same network and batch. They were measured in turns in one run, while the
-machine's other core did other work.
+backpropagation on the same network and batch. They were measured in turns in one run, so that
+whatever else the machine did met all of them alike.
 
 The *original study* is the study that this project grew out of (Nachum,
 [github.com/AlonNT/Thesis](https://github.com/AlonNT/Thesis)).

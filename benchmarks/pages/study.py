@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from layerwise.report.reference import NEAR, Distance, Reference
+from pages import parts
 from pages.figures import inserted
-from pages.files import RESULTS, ROOT, commands, result
+from pages.files import RESULTS, commands, result
 
-PAGE = ROOT / "docs" / "original-study.md"
-STORY = ROOT / "docs" / "stories" / "original-study.md"
+PAGE = parts.path("original-study")
 EPOCHS = (1, 2, 3, 5, 10, 20)  # of the study, whose points are at their ends
 
 
 def page() -> str:
     """The document: the story, with a section of each series where it says `[[N]]`."""
-    text = inserted(STORY.read_text())
+    text = inserted(parts.page("original-study", {}))
     for number in ("1", "2", "3"):
         text = text.replace(f"[[{number}]]", _section(number))
     return text

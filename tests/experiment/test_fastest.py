@@ -10,7 +10,7 @@ import torch
 from networks import assert_same
 from torch import nn
 
-from layerwise import cut, models, objectives, rules
+from layerwise import InputError, cut, models, objectives, rules
 from layerwise.experiment import fastest as module
 from layerwise.experiment.config import complete
 from layerwise.experiment.fastest import Fastest, fastest
@@ -60,6 +60,13 @@ def test_what_was_given_is_kept(convolutional, monkeypatch):
     assert given == Fastest("32", False, None)
     found = fastest(convolutional, CPU, 4, 1, "16", "auto")
     assert (found.precision, found.channels_last) == ("16", True)
+
+
+def test_a_loss_scale_and_delayed_gradients(convolutional):
+    late = rules.DelayedGradient(convolutional.blocks)
+    with pytest.raises(InputError, match="--precision 16: under DelayedGradient"):
+        fastest(late, CPU, 4, 1, "16", False)
+    assert fastest(late, CPU, 4, 1, "bf16", False).precision == "bf16"
 
 
 def test_only_convolutions_have_a_format(monkeypatch):

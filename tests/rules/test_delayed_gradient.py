@@ -62,6 +62,39 @@ def test_by_hand(delay: int, corrected: bool, wanted: list[float]) -> None:
     assert found == pytest.approx(wanted, abs=1e-12)
 
 
+# As above with two calls a step, x = 1 then x = 2, each loss halved, and the rate 0.1. From w0 = 1:
+#   calls 0, 1: 0.5 and 2 at w0; only the first is due, w1 = 1 - 0.05 = 0.95
+#   calls 2, 3: 0.475 and 1.9 at w1; due are the 2 at w0 and the 0.475 at w1, w2 = 0.95 - 0.2475
+def test_two_calls_a_step_by_hand() -> None:
+    rule, w = _scalar(1)
+    found = []
+    for _ in range(2):
+        for x in (1.0, 2.0):
+            sample = torch.tensor([[x]]).double()
+            rule.backward(sample, 0 * sample, scale=lambda loss: loss / 2)
+        w.data -= 0.1 * w.grad
+        w.grad = None
+        found.append(w.item())
+    assert found == pytest.approx([0.95, 0.7025], abs=1e-12)
+
+
+def test_a_layer_that_is_unfrozen_later() -> None:
+    """Its first gradient comes a call later, as those of the others do."""
+    layers = [nn.Linear(1, 1, bias=False).double() for _ in range(2)]
+    for layer in layers:
+        nn.init.constant_(layer.weight, 1.0)
+    rule = rules.DelayedGradient(Blocks(layers), criterion=_square)
+    first = layers[0].weight.requires_grad_(False)
+    x = torch.ones(1, 1).double()
+    rule.backward(x, 0 * x)
+    first.requires_grad_()
+    rule.backward(2 * x, 0 * x)
+    assert first.grad is None
+    assert layers[1].weight.grad.item() == 1
+    rule.backward(x, 0 * x)
+    assert first.grad.item() == 4
+
+
 def test_error_feedback_of_muon() -> None:
     """The optimizer's own update and its change: after steps with the updates d0 and d1,
     w = w0 + 2 d0 + (2 d1 - d0)."""
@@ -100,7 +133,7 @@ def test_gradients_are_added_to_those_that_are_there() -> None:
 
 def _rule(delay: int, accumulate: int) -> tuple[rules.DelayedGradient, list, int]:
     torch.manual_seed(0)
-    case = networks.cnn()
+    case = networks.cnn(dropout=0.3)
     data = []
     generator = torch.Generator().manual_seed(1)
     for _ in range(STEPS * accumulate):
@@ -122,7 +155,11 @@ def _train(runtime: Serial | LayerParallel, data: list, accumulate: int) -> dict
     losses = []
     for t, (x, y) in enumerate(data):
         completes = t % accumulate == accumulate - 1
-        options = StepOptions(on_block=step if completes else nothing, completes=completes)
+        options = StepOptions(
+            on_block=step if completes else nothing,
+            before_block=lambda k, t=t: torch.manual_seed(100 * t + k),
+            completes=completes,
+        )
         losses.append(runtime.backward(x, y, options).loss)
     state = {p for o in optimizers.values() for p in o.state}
     assert state <= {p for i in runtime.blocks for p in rule.parameters_of(i)}
@@ -176,8 +213,8 @@ def _stage(rank: int, folder: str, starts: list[int], cases: list[tuple[int, int
 def test_stages_are_the_serial_loop(
     starts: list[int], cases: list[tuple[int, int]], tmp_path: Path
 ) -> None:
-    """Bit for bit, for delays that stages wait with and for those that they do not; the stages
-    before the last hold only their own weights."""
+    """Bit for bit, with dropout, for delays that stages wait with and for those that they do not;
+    the stages before the last hold only their own weights."""
     mp.set_forkserver_preload(["layerwise", "torchvision"])
     mp.start_processes(
         _stage, (str(tmp_path), starts, cases), len(starts), start_method="forkserver"

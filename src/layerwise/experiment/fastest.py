@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from layerwise.blocks.unchanged import unchanged
 from layerwise.costs.example_labels import example_labels
 from layerwise.costs.flops import count_flops
+from layerwise.errors import InputError
+from layerwise.rules import DelayedGradient
 from layerwise.rules.base import Rule, alone
 from layerwise.trainer.settings import Precision
 
@@ -61,7 +63,15 @@ def fastest(
         precision: "auto", or the one that is wanted.
         channels_last: "auto", or the one that is wanted.
         labels: a batch of labels, if the rule has a criterion of your own.
+
+    Raises:
+        InputError: float16, whose loss scale changes, under delayed gradients.
     """
+    if precision == "16" and isinstance(rule, DelayedGradient):
+        raise InputError(
+            "--precision 16: under DelayedGradient gradients arrive when the loss scale may be "
+            "another; give bf16 or 32"
+        )
     wanted = Fastest(
         "32" if precision == "auto" else precision,
         channels_last is True,

@@ -13,7 +13,7 @@ from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs
 from layerwise.objectives import Activity
-from layerwise.objectives.batch import Batch
+from layerwise.objectives.batch import Batch, OnBlock, nothing
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules.base import Needs, Rule, differentiate
 
@@ -32,12 +32,16 @@ class DelayedGradient(Rule):
     A batch runs forward and back through the same weights everywhere; a stage keeps the versions
     that its graphs still need, two of them for two stages.
 
-    With S stages the delay that leaves no bubble is S - 1 calls. It is one optimizer step if S - 1
-    micro-batches or more make a step (`--accumulate`), which is PipeDream-2BW's condition.
+    With S stages the delay that leaves no bubble is S - 1 calls.
 
-    Deviations: a delay counts calls of `backward`, not steps. A stage with a smaller delay than the
+    Deviations: a delay counts calls of `backward`, not steps. If n calls make a step
+    (`--accumulate n`) and the delay is d < n, the gradients of n - d of them are current and those
+    of d a step old; in PipeDream-2BW all are a step old. A stage with a smaller delay than the
     number of stages needs waits. The first `delay` calls give no gradients, and those of the last
     calls are never used; a resumed training begins again in this way, so its bits are others.
+    Gradients keep the `scale` of their own call: a loss scale that changes (float16) is none for
+    this rule. `layerwise train` gives each block random numbers of its own, in one process and in
+    stages alike, so that dropout draws others there than under `Backprop`.
 
     Args:
         blocks: the network's blocks.
@@ -69,14 +73,18 @@ class DelayedGradient(Rule):
                 "to correct; leave one of both out"
             )
         self.delay, self.error_feedback = delay, error_feedback
+        self.before_block: OnBlock = nothing  # called before a block runs; set by a runtime
         self._late: Late | None = None
 
     def step(self, batch: Batch) -> Tensor:
         if self._late is None:
-            self._late = Late([p for p in self.parameters() if p.requires_grad], self.delay)
+            self._late = Late(list(self.parameters()), self.delay)
         last = len(self.blocks) - 1
+        h = batch.inputs
         with self._late.delayed():
-            h = self.blocks(batch.inputs)
+            for k in range(len(self.blocks)):
+                self.before_block(k)
+                h = batch.run(k, h)
             loss, scores = self.loss(last, Activity(h), batch)
             differentiate(loss, batch.scale)
         batch.done(last, loss, scores)

@@ -36,7 +36,7 @@ def provenance() -> dict[str, Any]:
 
 def _command() -> str:
     program, *arguments = sys.argv
-    path = Path(program)
+    path = Path(program).absolute()
     typed = ["python", f"{path.parent.name}/{path.name}"] if path.suffix == ".py" else [path.name]
     typed = ["layerwise"] if path.name == "__main__.py" else typed
     return shlex.join([*typed, *map(_without_directories, arguments)])

@@ -15,6 +15,7 @@ from layerwise.runtime.batchnorm import share_statistics
 from layerwise.runtime.control import Control, backend_of_gradients, device_of, new_group
 from layerwise.runtime.reducer import Reducer
 from layerwise.runtime.runtime import StepOptions
+from layerwise.runtime.serial import whole_step
 
 
 class DataParallel:
@@ -52,7 +53,6 @@ class DataParallel:
     ) -> Report:
         assert x is not None
         self._stops = self._control.any(options.stops) if options.completes else False
-        options.before_block(0)
 
         def done(k: int) -> None:
             then = functools.partial(options.on_block, k)
@@ -60,9 +60,8 @@ class DataParallel:
                 self._reducer.add(self.rule.parameters_of(k), then)
             else:
                 then()
-            options.before_block(k + 1)
 
-        report = self.rule.backward(x, y, scale=options.scale, on_block=done)
+        report = whole_step(self.rule, x, y, options, done)
         self._reducer.finish()
         return report
 

@@ -44,7 +44,7 @@ class DelayedStage:
 
     def __init__(self, rule: DelayedGradient, blocks: range, after: int):
         self.rule, self.blocks, self.lag = rule, blocks, min(rule.delay, after)
-        own = {p for k in blocks for p in rule.parameters_of(k) if p.requires_grad}
+        own = {p for k in blocks for p in rule.parameters_of(k)}
         self.places = [
             (module, key, p)
             for module in rule.modules()
@@ -100,9 +100,12 @@ class DelayedStage:
             else:
                 differentiate(open_.end, identity, gradient=after.receive_back())
         if open_.weights:
-            self._late.add([w.grad for w in open_.weights])
-            for w in open_.weights:
-                w.grad = None
+            # A frozen parameter stands for its own copy.
+            pairs = list(zip(open_.weights, self.parameters, strict=True))
+            self._late.add([None if w is p else w.grad for w, p in pairs])
+            for w, p in pairs:
+                if w is not p:
+                    w.grad = None
         if not before.first:
             assert isinstance(open_.h, Tensor)
             before.send_back(open_.h.grad)
@@ -111,7 +114,10 @@ class DelayedStage:
         """Copies of the weights for a graph that outlives the next steps; none in a stage that goes
         back at once. Calls between two steps share them."""
         if self.lag and not self._weights:
-            self._weights = [p.detach().clone().requires_grad_() for p in self.parameters]
+            self._weights = [
+                p.detach().clone().requires_grad_() if p.requires_grad else p
+                for p in self.parameters
+            ]
         return self._weights
 
     @contextlib.contextmanager

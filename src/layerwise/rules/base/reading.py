@@ -104,7 +104,8 @@ class Reading:
             if not isinstance(h, Tensor):
                 raise InputError(
                     f"{self.call}: the objective of block {k} reads the block's input, which is "
-                    f"{describe(h)}; it has to be one tensor: give this block another objective"
+                    f"{describe(h)}; it has to be one tensor: leave the term that reads it, such "
+                    "as Displacement, out of this block's objective"
                 )
             activity.input = h.detach()[: batch.rows]
         return out, activity
