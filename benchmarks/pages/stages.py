@@ -14,7 +14,26 @@ PIPELINES = ("GPipe", "1F1B", "interleaved 1F1B", "ZBV zero bubble", "DualPipeV"
 
 def section() -> list[str]:
     """A table for each network, and one for links of limited rate."""
-    return ["## Layers in parallel\n", *map(_stages, results("stages"))]
+    found = results("stages")
+    return ["## Layers in parallel\n", _of_the_simulation(found), *map(_stages, found)]
+
+
+def _of_the_simulation(found: Sequence[Mapping[str, Any]]) -> str:
+    """How near simulated rates of two stages are to the measured ones."""
+    ratios = [
+        result["simulated_per_second"][row["name"]] / statistics.median(row["per_second"])
+        for result in found
+        for row in result.get("contenders", ())
+        if row["name"] in result.get("simulated_per_second", {})
+    ]
+    return (
+        "`layerwise plan` simulates stages from the times of single layers. The simulated rates of "
+        f"two stages in the tables below are {min(ratios):.2f} to {max(ratios):.2f} of the "
+        f"measured ones, in the median {statistics.median(ratios):.2f}. More stages than this "
+        "machine has cores are simulated only. The local rule's stages are divided anew before "
+        "each run, by times of their own, so a simulation whose times were disturbed can be far "
+        "below it (VGG8b).\n"
+    )
 
 
 def best_pipeline(rates: Mapping[str, Sequence[float]]) -> str:

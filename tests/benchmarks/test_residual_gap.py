@@ -75,3 +75,57 @@ def test_heads_of_half_the_batch(residual_gap, first: int) -> None:
     objective = way.rule.objectives[0]
     F.cross_entropy(objective.head.head(h[first::2]), y[first::2]).backward()
     torch.testing.assert_close(found, stem.grad)
+
+
+def test_averaged_heads(residual_gap) -> None:
+    """A head's copy of a layer starts as the layer, and after a step is 0.9 of itself and 0.1 of the
+    layer; it is not trained."""
+    way = residual_gap.Averaged(momentum=0.9, depth=1)
+    ours, mean = way.pairs[0]
+    assert torch.equal(ours, mean)
+    assert not mean.requires_grad
+    before = mean.clone()
+    with torch.no_grad():
+        ours += 1
+    way.stepped()
+    torch.testing.assert_close(mean, before + 0.1)
+
+
+def test_soft_targets_by_hand(residual_gap) -> None:
+    """Image 3 is of class 1, and was predicted as 1/2 and 1/2 of classes 0 and 1: with a share of
+    0.4 the target is 0.2, 0.8. Image 5 was not predicted yet: the target is its label."""
+    way = residual_gap.SoftTargets(share=0.4)
+    way.labels[3], way.labels[5] = 1, 2
+    way.predicted[3, :2] = 0.5
+    scores = torch.randn(2, 10, generator=torch.Generator().manual_seed(0))
+    logs = scores.log_softmax(1)
+    wanted = -(0.2 * logs[0, 0] + 0.8 * logs[0, 1] + logs[1, 2]) / 2
+    torch.testing.assert_close(way._loss(scores, torch.tensor([3, 5])), wanted)
+
+
+def test_every_second_step_is_backpropagation(residual_gap) -> None:
+    torch.manual_seed(0)
+    way, x, y = residual_gap.Realigned(every=2), torch.randn(4, 3, 32, 32), torch.arange(4)
+    stem = next(way.network.parameters())
+    way.rule.eval()
+
+    def gradient(step) -> torch.Tensor:
+        way.network.zero_grad()
+        step(x, y)
+        return stem.grad.clone()
+
+    local = gradient(way.rule.backward)
+    whole = gradient(lambda x, y: F.cross_entropy(way.network(x), y).backward())
+    steps = [gradient(lambda x, y: way.step(x, y, y)) for _ in range(4)]
+    for found, wanted in zip(steps, [local, whole, local, whole], strict=True):
+        assert torch.equal(found, wanted)
+    assert not torch.equal(local, whole)
+
+
+def test_a_block_with_the_image(residual_gap) -> None:
+    """The image is averaged to the size of the input, encoded and added to it."""
+    torch.manual_seed(0)
+    block = residual_gap.WithImage(nn.Conv2d(5, 6, 1), channels=5)
+    h, image = torch.randn(2, 5, 4, 4), torch.randn(2, 3, 8, 8)
+    wanted = block.block(h + block.encoder(F.avg_pool2d(image, 2)))
+    torch.testing.assert_close(block(h, image), wanted)
