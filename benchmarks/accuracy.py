@@ -2,7 +2,9 @@
 
     python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE] [--epochs N]
 
-The file holds each run's command, config, versions and machine, costs, and every epoch's metrics.
+The file holds each run's command, config, versions and machine, costs, and every epoch's metrics;
+and the test accuracy over several views of each image, if `layerwise evaluate RUN --test_time shift`
+was called before.
 Runs that are in the file and are not given stay in it. An interrupted run counts as a run of the
 epochs it finished, and with `--epochs` the beginning of a run counts as a run of that length. This
 is correct only if the learning rate is constant; other runs are refused.
@@ -50,6 +52,7 @@ def main() -> None:
                 "config": config,
                 "costs": json.loads(costs.json()),
                 "metrics": metrics,
+                **_over_views(run.path),
             }
         )
     if any(not run["metrics"] for run in runs):
@@ -59,6 +62,14 @@ def main() -> None:
     runs = list({run["run"]: run for run in [*kept, *runs]}.values())
     out.write_text(json.dumps({"benchmark": "accuracy", "runs": runs}, indent=1) + "\n")
     print(out)
+
+
+def _over_views(path: Path) -> dict[str, float]:
+    """The test accuracy with class scores averaged over views, if it was evaluated."""
+    found = path / "evaluation-test-last-shift.json"
+    if not found.exists():
+        return {}
+    return {"accuracy_over_views": json.loads(found.read_text())["exits"][-1]["accuracy"]}
 
 
 def _costs(run: Run) -> Costs:

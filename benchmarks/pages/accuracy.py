@@ -58,8 +58,23 @@ def _section(name: str) -> str:
         "rules."
     )
     return (
-        f"{table}\n{reported}{'; '.join(machines)}.{note}\n\n"
+        f"{table}\n{reported}{_over_views(runs)}{'; '.join(machines)}.{note}\n\n"
         f"{commands([m['command'] for m in made_by])}"
+    )
+
+
+def _over_views(runs: list[dict[str, Any]]) -> str:
+    """The test accuracies over views of each image, where they were evaluated."""
+    found = [
+        f"{run['run']} {100 * run['accuracy_over_views']:.2f} %"
+        for run in runs
+        if "accuracy_over_views" in run
+    ]
+    if not found:
+        return ""
+    return (
+        "With class scores averaged over six views of each test image (`--test_time shift`): "
+        f"{', '.join(found)}.\n\n"
     )
 
 
