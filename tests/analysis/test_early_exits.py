@@ -192,17 +192,26 @@ def halved(rule, x):
 CASES = ("mask", "resnet", "sequential", "partly")
 
 
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x, memory):
+        return self.inner(x).relu() + (x @ memory.T).softmax(-1) @ memory
+
+
 class Remembers(nn.Module):
     """Three layers that attend to a memory that all samples share."""
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.layers = nn.ModuleList(Attends() for _ in range(3))
         self.head = nn.Linear(8, 4)
 
     def forward(self, x, memory):
         for layer in self.layers:
-            x = layer(x).relu() + (x @ memory.T).softmax(-1) @ memory
+            x = layer(x, memory)
         return self.head(x)
 
 
