@@ -1,17 +1,18 @@
 """Early exits that decide: accuracy, FLOPs and time by rule and threshold; generated text.
 
-    python benchmarks/early_exits.py digits              the demo's CNN on digits: a minute
+    python benchmarks/early_exits.py digits              the demo's CNN on digits: minutes
     python benchmarks/early_exits.py cnn --data NAME --called NAME_FOR_THE_TABLE
                                                          CIFAR-10 images, a CNN with 32 channels
     python benchmarks/early_exits.py text                a transformer on the help texts of Python
     python benchmarks/early_exits.py text --only DGL     only this rule; other rows are kept
 
 Three rules train the same network with the same heads: `DGL`, `DeepSupervision`, and
-backpropagation, whose heads read detached activations. Temperatures are fitted on the validation
-split, and everything is measured on the test split. The deciding networks and the full one then
-take turns on the first seed's network, on one thread. Text is generated in turns, too: by the full
-network, by one exit, by a network whose tokens leave where it is sure, and by the full network with
-drafts of an exit. Finished trainings are not repeated. Results are in
+backpropagation, whose heads read detached activations. For images there is also backpropagation
+first and heads on the frozen network afterwards, in as many epochs again. Temperatures are fitted
+on the validation split, and everything is measured on the test split. The deciding networks and the
+full one then take turns on the first seed's network, on one thread. Text is generated in turns,
+too: by the full network, by one exit, by a network whose tokens leave where it is sure, and by the
+full network with drafts of an exit. Finished trainings are not repeated. Results are in
 `results/early-exits-SETTING.json`.
 """
 
@@ -57,6 +58,8 @@ RULES = {
     "DeepSupervision": f"--rule DeepSupervision {HEAD}",
     "Backprop with heads": f"--rule DeepSupervision --rule.detach true {HEAD}",
 }
+FROZEN = "Heads on frozen backprop"  # begins with the network of "Backprop with heads"
+RULES[FROZEN] = f"{RULES['Backprop with heads']} --freeze [conv1,conv2,conv3,classifier]"
 SETTINGS = {
     "digits": "--recipe demo-dgl --pictures 0",
     "cnn": "--optimizer AdamW --optimizer.lr 0.003 --optimizer.weight_decay 0.0 "
@@ -113,10 +116,11 @@ def of_images(
             continue
         runs = []
         for seed in seeds:
-            path = (
-                Path("experiments") / f"early-exits-{setting}" / f"{name.replace(' ', '-')}-{seed}"
-            )
+            folder = Path("experiments") / f"early-exits-{setting}"
+            path = folder / f"{name.replace(' ', '-')}-{seed}"
             given = [*SETTINGS[setting].split(), *rule.split(), *options, "--seed", str(seed)]
+            if name == FROZEN:
+                given += ["--init", str(folder / f"Backprop-with-heads-{seed}")]
             if (line := left_to_train(path, [*given, "--device", "cpu"])) is not None:
                 assert layerwise(["train", *line]) == 0
             found = EarlyExits.of(Evaluation.of(Run.open(path), device="cpu"))
@@ -235,8 +239,9 @@ def main() -> None:
     parser.add_argument("--data", help="of `layerwise train`")
     parser.add_argument("--called", help="name of the data in tables")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--only", nargs="+", choices=RULES)
     given = parser.parse_args()
+    only = given.only or list(TEXT_RULES if given.setting == "text" else RULES)
     torch.set_num_threads(1)
     result: dict[str, Any] = {"benchmark": "early-exits", **provenance(), "setting": given.setting}
     if given.setting == "text":
@@ -250,13 +255,13 @@ def main() -> None:
             "tokens": COUNT,
             "prompt": PROMPT,
             "ahead": AHEAD,
-            "rows": [of_a_text(name, splits, folder) for name in given.only],
+            "rows": [of_a_text(name, splits, folder) for name in only],
         }
     else:
         options = ["--data", given.data] if given.data else []
         result |= {
             "options": SETTINGS[given.setting],
-            "rows": of_images(given.setting, options, given.seeds, given.only),
+            "rows": of_images(given.setting, options, given.seeds, only),
         }
         for row in result["rows"]:
             for run in row["runs"]:

@@ -18,9 +18,10 @@ INTRODUCTION = """\
 Every sample leaves at the first exit whose highest probability reaches the threshold
 (`EarlyExit`). Temperatures are fitted on the validation split, figures are of the test split. All
 rules train the same network and the same heads. Under *backprop with heads* the heads read detached
-activations, so the network is that of `Backprop`. FLOPs are those of a forward pass, the heads of
-all exits on the way included, as a ratio to the network without heads. Time follows them only where
-convolutions and matrix products take most of it: not in networks as small as these.
+activations, so the network is that of `Backprop`. *Heads on frozen backprop* learn on that network
+when it is trained, in as many epochs again (`--freeze`). FLOPs are those of a forward pass, the
+heads of all exits on the way included, as a ratio to the network without heads. Time follows them
+only where convolutions and matrix products take most of it: not in networks as small as these.
 """
 
 

@@ -142,29 +142,36 @@ def detached(inputs: Inputs) -> Inputs:
 
 
 def first_rows(inputs: Inputs, rows: int) -> Inputs:
-    """The first `rows` samples of a batch.
+    """The first `rows` samples of a batch; as `chosen_rows`."""
+    return chosen_rows(inputs, slice(rows))
 
-    Every tensor whose first axis is as long as the batch is shortened; others stay as they are.
+
+def chosen_rows(inputs: Inputs, index: Tensor | slice, example: Inputs = None) -> Inputs:
+    """The samples of a batch at `index`.
+
+    Every tensor whose first axis is as long as the batch has a row for each sample, and is indexed.
+    The samples share the others, which stay as they are. Choose from the whole batch: a shared
+    tensor may be as long as a part of it.
+
+    Args:
+        inputs: the batch.
+        index: (N,) int64, or a slice.
+        example: another batch. A tensor that its samples share has no rows in `inputs` either, even
+            if it happens to be as long.
     """
+    values, spec = pytree.tree_flatten(plain(inputs))
+    rows = _have_rows(values, inputs)
+    others, of_example = pytree.tree_flatten(plain(example))
+    if spec == of_example and tensors(example):
+        rows = [a and b for a, b in zip(rows, _have_rows(others, example), strict=True)]
+    chosen = [value[index] if has else value for value, has in zip(values, rows, strict=True)]
+    return pytree.tree_unflatten(chosen, spec)
+
+
+def _have_rows(values: Sequence[Any], inputs: Inputs) -> list[bool]:
+    """Which of the inputs' values have a row for each sample."""
     whole = len(leading(inputs))
-
-    def cut_off(tensor: Tensor) -> Tensor:
-        return tensor[:rows] if tensor.dim() and len(tensor) == whole else tensor
-
-    return pytree.tree_map_only(Tensor, cut_off, plain(inputs))
-
-
-def chosen_rows(inputs: Inputs, index: Tensor) -> Inputs:
-    """The samples of a batch at `index`, (N,) int64.
-
-    Every tensor whose first axis is as long as the batch is indexed; others stay as they are.
-    """
-    whole = len(leading(inputs))
-
-    def choose(tensor: Tensor) -> Tensor:
-        return tensor[index] if tensor.dim() and len(tensor) == whole else tensor
-
-    return pytree.tree_map_only(Tensor, choose, plain(inputs))
+    return [isinstance(v, Tensor) and v.dim() > 0 and len(v) == whole for v in values]
 
 
 def converted(inputs: Inputs, dtype: torch.dtype) -> Inputs:

@@ -14,6 +14,7 @@ from layerwise import Blocks, cut, heads, models, objectives, rules
 from layerwise.analysis.exits import (
     EarlyExit,
     Exit,
+    cheapest,
     fit_temperatures,
     predictions,
     temperature,
@@ -191,6 +192,66 @@ def halved(rule, x):
 CASES = ("mask", "resnet", "sequential", "partly")
 
 
+class Attends(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x, memory):
+        return self.inner(x).relu() + (x @ memory.T).softmax(-1) @ memory
+
+
+class Remembers(nn.Module):
+    """Three layers that attend to a memory that all samples share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(Attends() for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x, memory):
+        for layer in self.layers:
+            x = layer(x, memory)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("shared", [3, 6, 10])
+@torch.no_grad()
+def test_what_samples_share_stays_whole(shared):
+    """A memory of 6 rows, of 10 samples: also where 6 samples are left. And a memory of 10 rows,
+    which the example shows to be no row for each sample."""
+    torch.manual_seed(0)
+    x, memory = torch.randn(10, 8), torch.randn(shared, 8)
+    blocks = cut(Remembers(), at=["layers.1", "layers.2"], example=(x[:2], memory))
+    rule = rules.DGL(blocks, head=heads.Linear()).eval()
+    exits = rule.exits((x, memory))
+    left = set()
+    for threshold in exits[0].softmax(1).amax(1).tolist() + exits[1].softmax(1).amax(1).tolist():
+        scores, taken = EarlyExit(rule, threshold).decide(x, memory)
+        wanted = torch.stack([exits[k][row] for row, k in enumerate(taken.tolist())])
+        torch.testing.assert_close(scores, wanted)
+        left |= {int((taken > k).sum()) for k in (0, 1)}
+    assert left >= set(range(1, 10))
+
+
+@torch.no_grad()
+def test_the_least_confident_pixel_of_channels_last():
+    """(B, H, W, C): a sample leaves when its least confident pixel is sure."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))
+    x = torch.randn(6, 4, 4, 3)
+    rule = rules.DGL(cut(network, "all", example=x)).eval()
+    z = rule.exits(x)[0]
+    least = z.softmax(-1).amax(-1).flatten(1).amin(1)
+    early = EarlyExit(rule, least.median().item())
+    assert early.axis == -1
+    assert torch.equal(early.confidence(0, z), z.softmax(-1).amax(-1))
+    assert torch.equal(early.decide(x)[1] == 0, least >= least.median())
+    first = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    blocks = cut(first, "all", example=x.movedim(-1, 1))
+    assert EarlyExit(rules.DGL(blocks).eval(), 0.5).axis == 1
+
+
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_the_ends(name):
@@ -271,6 +332,13 @@ def test_tokens():
         assert torch.equal(found[1] == 0, of_sample >= threshold)
         assert 0 < int((found[1] == 0).sum()) < 6
         assert torch.equal(found[0][found[1] == 0], z[of_sample >= threshold])
+    with pytest.raises(InputError, match=r"position=9\): got samples of 8 tokens"):
+        EarlyExit(rule, 0.5, position=9)(x)
+
+
+def one_output():
+    blocks = Blocks([nn.Linear(4, 3), nn.Linear(3, 1)], example=torch.zeros(2, 4))
+    return rules.DGL(blocks, criterion=nn.MSELoss())
 
 
 def test_what_it_refuses():
@@ -278,7 +346,12 @@ def test_what_it_refuses():
     for make, says in (
         (lambda: EarlyExit(rule, -0.1), "give a probability"),
         (lambda: EarlyExit(rule, math.nan), "give a probability"),
-        (lambda: EarlyExit(rule, 0.5, [1.0]), "got 1 for 3 blocks"),
+        (lambda: EarlyExit(rule, "0.5"), "threshold='0.5'"),
+        (lambda: EarlyExit(rule, 0.5, [1.0]), "one for each of 3 blocks"),
+        (lambda: EarlyExit(rule, 0.5, 1.0), r"temperatures=1.0\): give a list"),
+        (lambda: EarlyExit(rule, 0.5, position=0.5), "give a whole number or null"),
+        (lambda: EarlyExit(one_output(), 0.5), r"the network gives \(1,\) for each sample"),
+        (lambda: Exit(rule, 1.0), "give a whole number"),
         (lambda: EarlyExit(rule, 0.5, [1.0, 0.0, 1.0]), "block '1' predicts"),
         (lambda: EarlyExit(rule, 0.5, [1.0, None, 1.0]), "block '1' predicts"),
         (lambda: EarlyExit(rule, 0.5, position=-1), "leave position out"),
@@ -352,6 +425,30 @@ def test_predictions_by_hand():
     assert found.at(0.94)["accuracy"] == pytest.approx(2 / 3)
     assert found.at(0.0)["shares"] == [1, 0, 0]
     assert found.at(1.1)["shares"] == [0, 0, 1]
+
+
+def test_predictions_that_are_none():
+    rule, x = by_hand()
+    cpu, loader = fabric_for("cpu"), batches(x, torch.tensor([1, 1, 1]))
+    none = batches(x, torch.full((3,), -100))
+    found = predictions(rule, loader, cpu)
+    for call, says in (
+        (lambda: predictions(rule, loader, cpu, [1.0]), "one for each of 3 blocks"),
+        (lambda: predictions(rule, loader, cpu, [1.0, None, 1.0]), "block '1' predicts"),
+        (lambda: predictions(rule, loader, cpu, [1.0, 0, 1.0]), "block '1' predicts"),
+        (lambda: predictions(rule, none, cpu), r"predictions\(loader\): no label counts"),
+        (lambda: fit_temperatures(rule, none, cpu), "fit_temperatures.*no label counts"),
+        (lambda: found.at(math.nan), "threshold=nan.: give a probability"),
+        (lambda: found.at(0.5, [1, 2]), "a number for each of the 3 exits"),
+        (lambda: found.at(0.5, [None] * 3), "a number for each of the 3 exits"),
+        (lambda: cheapest([]), "there is no exit"),
+        (lambda: cheapest([None, None]), "there is no exit"),
+        (lambda: cheapest([{"accuracy": 0.5}]), "an exit has no 'flops'"),
+        (lambda: cheapest([{"accuracy": None, "flops": 3}]), "an exit has no 'accuracy'"),
+    ):
+        with pytest.raises(InputError, match=says) as e:
+            call()
+        assert "\n" not in str(e.value)
 
 
 def test_the_table_is_what_the_network_does():

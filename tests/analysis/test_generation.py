@@ -89,6 +89,43 @@ def test_tokens_leave_where_they_are_sure(rule):
     assert len(set(taken)) > 1
 
 
+@pytest.mark.parametrize("kind", ["Llama", "GPT2"])
+@torch.no_grad()
+def test_models_of_hugging_face(kind):
+    """The verified text is the full model's, which may be given instead of the rule. Samples that
+    are padded leave by themselves, with their own mask."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "Llama":
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+        config = transformers.LlamaConfig(vocab_size=TOKENS, num_attention_heads=2, **sizes)
+        model = transformers.LlamaForCausalLM(config).eval()
+    else:
+        config = transformers.GPT2Config(vocab_size=TOKENS, n_embd=16, n_layer=3, n_head=2)
+        model = transformers.GPT2LMHeadModel(config).eval()
+    ids, mask = torch.randint(TOKENS, (9, 9)), torch.ones(9, 9, dtype=torch.long)
+    mask[1, :3] = mask[4, 2:] = mask[6, :5] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    rule = rules.DGL(cut(model, 3, example=inputs)).eval()
+
+    wanted = naive(lambda window: model(window).logits, ids[0], 12)
+    for written in (model, rule):
+        for draft in (None, Exit(rule, 0), rule, model):
+            found = generate(written, ids[0], 12, CONTEXT, draft=draft)
+            assert found.tokens.tolist() == wanted
+
+    exits = rule.exits(inputs)
+    torch.testing.assert_close(exits[-1], model(**inputs).logits)
+    p = torch.stack([z[:, -1].softmax(-1).amax(-1) for z in exits])
+    for threshold in p[:-1].flatten().quantile(torch.tensor([0.3, 0.6])).tolist():
+        scores, taken = EarlyExit(rule, threshold, position=-1).decide(**inputs)
+        sure = p >= threshold
+        sure[-1] = True
+        assert taken.tolist() == sure.int().argmax(0).tolist()
+        rows = torch.stack([exits[k][row] for row, k in enumerate(taken.tolist())])
+        torch.testing.assert_close(scores, rows)
+
+
 def test_what_is_no_text(rule):
     for call, says in (
         (lambda: generate(rule, torch.zeros(1, 3).long(), 3, CONTEXT), r"got \(1, 3\)"),
@@ -97,6 +134,8 @@ def test_what_is_no_text(rule):
         (lambda: generate(rule, PROMPTS[0], -1, CONTEXT), "give at least 0"),
         (lambda: generate(rule, PROMPTS[0], 3, CONTEXT, draft=rule, ahead=0), "give at least 1"),
         (lambda: generate(rule, PROMPTS[2], 3, 20), "a window of 20 tokens, but its context is 12"),
+        (lambda: generate(rule, PROMPTS[0], 2.5, CONTEXT), "count=2.5.: give a whole number"),
+        (lambda: generate(lambda x: "text", PROMPTS[0], 3, CONTEXT), "model gave str; give a rule"),
         (lambda: generate(lambda x: x, PROMPTS[0], 3, CONTEXT), r"gave scores \(1, 1\)"),
     ):
         with pytest.raises(InputError, match=says) as e:

@@ -104,6 +104,15 @@ def test_published_curves(trained, cli, undrawn):
     folder = Path("experiments/comparison-1")
     assert "+1.50" in (folder / "reference.md").read_text()
     assert {"reference.png", "reference.svg"} <= {f.name for f in folder.iterdir()}
+    points[0][0] *= 2
+    Path("curves.json").write_text(json.dumps(curves))
+    result = cli(f"compare {run} --reference curves.json")
+    said = " ".join(result.out.split())
+    assert "no epoch of these runs ends within 2 % of a published step" in said
+    assert "a study, at equal steps" not in said
+    listed = said.partition("comparison-2: ")[2].split(", ")
+    folder = Path("experiments/comparison-2")
+    assert set(listed) == {f.name for f in folder.iterdir()} - {"table.yaml"}
     result = cli(f"compare {run} --reference original-1")
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert not Path("experiments/comparison-2").exists()
+    assert not Path("experiments/comparison-3").exists()

@@ -356,6 +356,10 @@ def test_early_exits_that_decide(trained, cli):
     assert told["agree"] == pytest.approx(over[agree].mean().item())
     assert told["otherwise"] == pytest.approx(over[~agree].mean().item())
     assert "during the training" in result.out
+    kept = epochs[1]  # of two epochs: right after the last one
+    assert told["unforgettable"]["agree"] == pytest.approx(kept[agree].double().mean().item())
+    assert told["unforgettable"]["otherwise"] == pytest.approx(kept[~agree].double().mean().item())
+    assert "once right, never wrong again" in result.out
 
 
 def test_early_exits_without_validation(trained, cli):

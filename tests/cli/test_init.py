@@ -38,6 +38,26 @@ def test_from_a_run_with_frozen_parts(trained, cli, no_pictures):
     assert cli("evaluate runs/third").code == 0
 
 
+@pytest.mark.parametrize("freeze", ["conv1,conv2", "conv1,conv2,conv3,classifier"])
+def test_a_frozen_module_keeps_its_statistics(freeze, cli, no_pictures):
+    """BatchNorm's, also after resuming. All modules may be frozen under heads, which learn."""
+    train = (
+        "train --recipe demo-backprop --model.channels 4 --schedule Constant --epochs 1 "
+        "--pictures 0 --device cpu --runs r --name"
+    )
+    assert cli(f"{train} first").code == 0
+    heads = f"--rule DeepSupervision --rule.detach true --init r/first --freeze {freeze}"
+    result = cli(f"{train} second {heads}")
+    assert result.code == 0, result.err
+    assert cli("train --resume r/second --epochs 2").code == 0
+    before, after = tensors(Path("r/first")), tensors(Path("r/second"))
+    still = {name for name in before if torch.equal(after[name], before[name])}
+    assert still == {name for name in before if name.startswith(tuple(freeze.split(",")))}
+    assert "conv2.1.running_mean" in still
+    rows = Run.open("r/second").metrics()
+    assert rows[1]["train_accuracy_block0"] > rows[0]["train_accuracy_block0"] + 0.1
+
+
 def test_what_does_not_fit_stays_as_initialised(trained, cli):
     first = trained("first", "--epochs 1")
     run = trained("wide", f"--epochs 1 --model.layers 1 --blocks 1 --init {first} --rule Backprop")
@@ -64,7 +84,7 @@ def test_a_run_continues_without_the_file(trained, cli, no_pictures):
         ("--init other.safetensors", "no tensor fits this network; it has fc1.1.weight"),
         ("--freeze nothing", "--freeze nothing: no such module"),
         ("--freeze fc1.0", "--freeze fc1.0: it has no parameters"),
-        ("--freeze fc1,fc2,classifier", "no parameter is left to train"),
+        ("--freeze fc1,fc2,classifier --rule Backprop", "no parameter is left to train"),
     ],
 )
 def test_what_cannot_be_used(options, said, cli):

@@ -368,6 +368,19 @@ def frozen_weight(network: str, name: str, wanted: dict[str, Tensor]) -> None:
     _assert_unmoved(rule, {n: g for n, g in wanted.items() if n != f"blocks.1.{frozen}"})
 
 
+@pytest.mark.parametrize("name", WHOLE_RULES)
+def test_heads_learn_on_a_frozen_network(name: str) -> None:
+    """A local rule's heads have the gradients that they have over a network that learns."""
+    case, rule = _made("mlp", name)
+    rule.blocks.requires_grad_(False)
+    assert rule.backward(case.x, case.y).loss is not None
+    assert all(p.grad is None for p in rule.blocks.parameters())
+    if name in LOCAL_RULES:
+        wanted = unfrozen("mlp", name)
+        heads = {n: g for n, g in wanted.items() if not n.startswith("blocks.")}
+        _assert_unmoved(rule, heads)
+
+
 @pytest.mark.parametrize("name", ALL_RULES)
 def test_everything_frozen_is_a_report_and_no_gradient(name: str) -> None:
     case = networks.mlp()

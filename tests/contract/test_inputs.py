@@ -11,6 +11,7 @@ from networks import ALL_RULES, CLASSES, assert_same, grads
 from torch import Tensor, nn
 
 from layerwise import InputError, cut, rules
+from layerwise.inputs import chosen_rows, first_rows
 
 # They change the image.
 IMAGES_ONLY = ("forward_forward", "forward_forward_hard", "pepita", "pepita_recomputed")
@@ -82,3 +83,20 @@ def test_heads_of_later_stages_read_the_mask() -> None:
     for inputs, wanted in (({"input_ids": ids, "attention_mask": ids > 2}, True), (ids, False)):
         rule = rules.DGL(cut(Text(), at=["second", "last"], example=inputs))
         assert rule.reads_input([1]) == wanted
+
+
+def test_inputs_that_samples_share_are_not_split() -> None:
+    """A mask (6, 6) of 6 of 8 samples has no rows, as the whole batch and an example show."""
+    x, mask = torch.randn(8, 6, 3), torch.ones(6, 6).tril()
+    few, whole = first_rows((x, mask), 6)
+    assert torch.equal(few, x[:6])
+    assert whole is mask
+    part, wrong = chosen_rows((few, mask), torch.tensor([4, 1]))
+    assert torch.equal(part, x[[4, 1]])
+    assert torch.equal(wrong, mask[[4, 1]])  # nothing shows it
+    for example in ((x, mask), (x[:2], mask)):
+        part, whole = chosen_rows((few, mask), torch.tensor([4, 1]), example)
+        assert torch.equal(part, x[[4, 1]])
+        assert whole is mask
+    named, by_name = {"x": few, "mask": mask}, {"x": x, "mask": mask}
+    assert chosen_rows(named, slice(2, 3), by_name)["mask"] is mask

@@ -60,6 +60,19 @@ def test_the_series_of_a_run(reference: Reference) -> None:
     assert {d.run for d in both} == {"dgl"}
 
 
+@pytest.mark.parametrize(
+    ("series", "says"),
+    [
+        ({"nonsense": [[99, 3]]}, "no run has nonsense; there is: test_accuracy, test_loss"),
+        ({"test_acuracy": [[99, 3]]}, "no run has test_acuracy; did you mean 'test_accuracy'"),
+        ({"test_accuracy": []}, "it has no points"),
+    ],
+)
+def test_curves_that_no_run_has(series: dict, says: str) -> None:
+    with pytest.raises(InputError, match=f"compare dgl --reference: {says}"):
+        Reference("", "", {"dgl": series}).distances({"dgl": _rows(0.5)})
+
+
 def test_the_picture_has_both(reference: Reference) -> None:
     """Lines of the run and marks of the published points up to its last step."""
     written: dict[str, bytes] = {}

@@ -403,6 +403,11 @@ def test_bad_calls() -> None:
             lambda: rules.TruncatedBPTT(blocks_of(net), 2).backward(X, Y[:, :3]),
             r"a label for every step, \(B, L\)",
         ),
+        (
+            lambda: rules.TruncatedBPTT(blocks_of(net), 2).backward((X, X), Y),
+            "inputs of tuple of 2; windows are cut from one tensor",
+        ),
+        (lambda: Blocks([net], example=(X, X)), r"example=\): got tuple of 2; blocks given by"),
     ):
         with pytest.raises(InputError, match=said):
             call()

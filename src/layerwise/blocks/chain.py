@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from layerwise.blocks.layout import Shape, laid_out, of_image
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, reason
-from layerwise.inputs import Inputs, leading, plain, tensors
+from layerwise.inputs import Inputs, describe, leading, plain, tensors
 
 # Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
 # them where gradients are wanted, and the weights would silently get none.
@@ -152,6 +152,11 @@ class Blocks(nn.Module):
         """
 
     def _find_shapes(self, example: Tensor) -> None:
+        if not isinstance(example, Tensor):
+            raise InputError(
+                f"Blocks(example=): got {describe(example)}; blocks given by hand map one tensor "
+                "to one tensor: give a tensor, or cut a network that takes several inputs: lw.cut"
+            )
         h, shapes = example, []
         with dry_run(self):
             for name, block in zip(self.names, self, strict=True):

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> None:
     runs = [Run.open(path) for path in found["runs"]]
     with interrupts_end_at_once():  # seconds, which neither help nor an error waits for
         from layerwise.report.comparison import distance_table, table, write_comparison
-        from layerwise.report.reference import Reference
+        from layerwise.report.reference import NONE_NEAR, Reference
     named = found["reference"]
     reference = None if named is None else Reference.read(named)
     folder, summaries, distances = write_comparison(
@@ -48,7 +48,10 @@ def main(arguments: list[str]) -> None:
     output.print(table(summaries))
     files = ["table.md", "curves.png", "curves.svg", "blocks.png", "blocks.svg"]
     if reference is not None:
-        output.print(distance_table(distances, f"{reference.title}, at equal steps"))
+        title = f"{reference.title}, at equal steps"
+        none_near = f"--reference {named}: {NONE_NEAR}"
+        output.print(distance_table(distances, title) if distances else none_near, soft_wrap=True)
         files += ["reference.md", "reference.png", "reference.svg"]
     files += ["report.html"] if found["html"] else []
-    output.print(f"{folder}: {', '.join(files)}", soft_wrap=True)
+    written = [name for name in files if (folder / name).exists()]
+    output.print(f"{folder}: {', '.join(written)}", soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.table import Table
 
 from layerwise.experiment.early_exits import EarlyExits
@@ -67,9 +69,15 @@ def _sentences(found: EarlyExits, unit: str) -> list[str]:
         f"exit on these: {last['accuracy']}, on the others: {last['accuracy_otherwise']}",
     ]
     if (over := result["over_epochs"]) is not None:
-        shares = {k: "none" if v is None else f"{100 * v:.1f} %" for k, v in over.items()}
+        right, kept = map(_shares, (over, over["unforgettable"]))
         lines.append(
-            f"during the training these were right after {shares['agree']} of the epochs, and the "
-            f"others after {shares['otherwise']}"
+            f"during the training these were right after {right['agree']} of the epochs, and the "
+            f"others after {right['otherwise']}; once right, never wrong again: {kept['agree']} of "
+            f"these, {kept['otherwise']} of the others"
         )
     return lines
+
+
+def _shares(of: Mapping[str, float | None]) -> dict[str, str]:
+    parts = {key: of[key] for key in ("agree", "otherwise")}
+    return {k: "none" if share is None else f"{100 * share:.1f} %" for k, share in parts.items()}

@@ -65,7 +65,8 @@ START_HELP = {
     "init": "start from the weights of a complete run (its folder), of a safetensors file or of "
     "hf:NAME, where name and shape are the same",
     "lora": "train low-rank adapters of this rank (peft) and the output layer; null: all weights",
-    "freeze": "modules whose parameters are not trained",
+    "freeze": "modules that stay as they are: no gradient reaches their parameters, and their "
+    "BatchNorm is in eval mode, so that its statistics do not move; heads still learn",
 }
 
 

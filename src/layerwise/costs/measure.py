@@ -118,7 +118,10 @@ class Step:
         self.contender, self.x, self.y = contender, x, y
         self.rule, self.make = contender.rule, optimizer
         rows = torch.arange(len(y), device=y.device).chunk(contender.micro)
-        self.parts = [(x, y)] if len(rows) == 1 else [(chosen_rows(x, i), y[i]) for i in rows]
+        example = self.rule.blocks.example
+        self.parts = (
+            [(x, y)] if len(rows) == 1 else [(chosen_rows(x, i, example), y[i]) for i in rows]
+        )
         blocks = range(len(self.rule.blocks))
         groups = {i: _trained(self.rule.parameters_of(i)) for i in blocks}
         self.turn, self.in_turn = 0, list(groups.values())

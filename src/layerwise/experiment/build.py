@@ -126,7 +126,8 @@ def build(config: Mapping[str, Any], *, to_train: bool = True) -> Experiment:
     torch.manual_seed(settings.seed)
     _check_input(config, splits)
     network = _network(config, splits)
-    freeze(network, config.get("freeze") or [])
+    frozen = config.get("freeze") or []
+    kept_in_eval = freeze(network, frozen)
     tokens = isinstance(splits.train, Text)
     example = torch.zeros(2, *splits.shape, dtype=torch.long if tokens else None)
     blocks = cut_network(network, example, config["blocks"], config["at"], config["balance"])
@@ -138,6 +139,12 @@ def build(config: Mapping[str, Any], *, to_train: bool = True) -> Experiment:
         criterion=criterion,
         normalization=_normalization(config, splits),
     )
+    rule.kept_in_eval = kept_in_eval
+    if frozen and not any(p.requires_grad for p in rule.parameters()):
+        raise InputError(
+            f"--freeze {' '.join(frozen)}: no parameter is left to train, and the rule has no "
+            "heads; freeze less, or take a rule with heads: DeepSupervision"
+        )
     _check_carried(config, splits)
     _check_labels(config, splits, rule, criterion)
     rule.check.views(settings.views)

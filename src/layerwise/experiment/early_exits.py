@@ -140,15 +140,20 @@ class EarlyExits:
         return draw_exits(rows, self.result["thresholds"], self.result["fixed"], names, unit)
 
 
-def _over_epochs(evaluation: Evaluation, found: Predictions) -> dict[str, float | None] | None:
+def _over_epochs(evaluation: Evaluation, found: Predictions) -> dict[str, Any] | None:
     """How often training images were right during the training, if all exits now agree on them and
-    otherwise; None for another split, and for a run that did not record it."""
+    otherwise; and which share was learned and never forgotten (`unforgettable`). None for another
+    split, and for a run that did not record it."""
     train = evaluation.experiment.splits.train
     if evaluation.result["split"] != "train" or isinstance(train, Text):
         return None
     outcomes = outcomes_of(evaluation.run, len(train))
     if outcomes is None:
         return None
-    consistency, agree = difficulty(outcomes[1]).consistency, found.agree
-    means = {"agree": consistency[agree], "otherwise": consistency[~agree]}
-    return {key: of.mean().item() if len(of) else None for key, of in means.items()}
+    hard, agree = difficulty(outcomes[1]), found.agree
+
+    def means(values: torch.Tensor) -> dict[str, float | None]:
+        parts = {"agree": values[agree], "otherwise": values[~agree]}
+        return {key: of.double().mean().item() if len(of) else None for key, of in parts.items()}
+
+    return {**means(hard.consistency), "unforgettable": means(hard.unforgettable)}

@@ -131,15 +131,19 @@ def lora(network: nn.Module, rank: int) -> None:
     network.get_submodule(layers[-1]).requires_grad_(True)
 
 
-def freeze(network: nn.Module, names: Sequence[str]) -> None:
-    """Leave modules as they are: their parameters get no gradient. BatchNorm's statistics move.
+def freeze(network: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Leave modules as they are: their parameters get no gradient.
 
     Args:
         network: changed in place.
         names: of modules, such as "conv1" or "layer1.0".
 
+    Returns:
+        Those within these modules that have running statistics (BatchNorm) or other buffers of real
+        numbers. They stay unchanged in eval mode, in which a rule keeps them (`Rule.kept_in_eval`).
+
     Raises:
-        InputError: no such module, or one without parameters; nothing would be left to train.
+        InputError: no such module, or one without parameters.
     """
     modules = dict(network.named_modules())
     for name in names:
@@ -147,10 +151,12 @@ def freeze(network: nn.Module, names: Sequence[str]) -> None:
             raise InputError(
                 f"--freeze {name}: no such module; {choices(name, filter(None, modules))}"
             )
-        parameters = list(modules[name].parameters())
-        if not parameters:
+        if next(modules[name].parameters(), None) is None:
             raise InputError(f"--freeze {name}: it has no parameters; leave it out")
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-    if names and not any(p.requires_grad for p in network.parameters()):
-        raise InputError(f"--freeze {' '.join(names)}: no parameter is left to train; freeze less")
+        modules[name].requires_grad_(False)
+    within = {m for name in names for m in modules[name].modules()}
+    return [m for m in modules.values() if m in within and _has_statistics(m)]
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    return any(b.is_floating_point() for b in module.buffers(recurse=False))

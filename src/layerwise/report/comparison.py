@@ -16,7 +16,7 @@ from layerwise.costs.blocks import Costs
 from layerwise.errors import InputError, reason
 from layerwise.report.curves import Rows, block_names, draw_blocks, draw_runs, means
 from layerwise.report.html import page
-from layerwise.report.reference import Distance, Reference, rows_of
+from layerwise.report.reference import NONE_NEAR, Distance, Reference, rows_of
 from layerwise.runs.files import claim_numbered, write_atomically
 from layerwise.runs.metrics import selected_by
 from layerwise.runs.run import MADE_BY, Run
@@ -297,7 +297,7 @@ def _of_its_kind(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _rows(rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
-        return "No point has an epoch at its step.\n"
+        return f"{NONE_NEAR.capitalize()}.\n"
     rows = _of_its_kind(rows)
     same = [c for c in rows[0] if len(rows) > 1 and len({cells[c] for cells in rows}) == 1]
     columns = [column for column in rows[0] if column not in same]

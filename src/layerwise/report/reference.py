@@ -19,6 +19,7 @@ from layerwise.report.curves import COLOURS, PANELS, Rows, Write, factor_of, sav
 
 REFERENCES = resources.files("layerwise") / "references"
 NEAR = 0.02  # an epoch stands for a published step that is at most this share of it away
+NONE_NEAR = "no epoch of these runs ends within 2 % of a published step"
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,24 @@ class Reference:
             runs: each run's label and rows of metrics.
 
         Raises:
-            InputError: none of the runs belongs to a series.
+            InputError: none of the runs belongs to a series, or has a column with a point in it.
         """
         names = {run: self.series_of(Path(run).name) for run in runs}
         if not any(names.values()):
             raise InputError(
                 f"compare {' '.join(runs)} --reference: no series has the name of a run; call a "
                 f"run like the series that it repeats, with --name; {choices('', self.series)}"
+            )
+        own = [self.series[name] for name in names.values() if name is not None]
+        columns = {column for series in own for column, points in series.items() if points}
+        known = {
+            c for rows in runs.values() for row in rows for c, v in row.items() if v is not None
+        }
+        if not columns & known:
+            lacks = f"no run has {', '.join(sorted(columns))}" if columns else "it has no points"
+            raise InputError(
+                f"compare {' '.join(runs)} --reference: {lacks}; "
+                f"{choices(min(columns, default=''), known & PANELS.keys())}"
             )
         found = []
         for run, rows in runs.items():

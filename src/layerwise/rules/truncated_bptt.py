@@ -12,7 +12,7 @@ from layerwise.arguments import at_least, checks_arguments
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads import Synthesizer
-from layerwise.inputs import Inputs, leading
+from layerwise.inputs import Inputs, describe, leading
 from layerwise.labels import IGNORED
 from layerwise.objectives import Activity
 from layerwise.objectives.batch import Batch
@@ -148,9 +148,15 @@ class TruncatedBPTT(Rule):
         x, y, size = batch.inputs, batch.labels, self.window
         if size is None:
             return [(x, y, None)]
-        if not isinstance(x, Tensor) or x.dim() < 2 or y.shape[:2] != x.shape[:2]:
+        if not isinstance(x, Tensor):
             raise InputError(
-                f"TruncatedBPTT(window={size}): got inputs {tuple(leading(x).shape)} with labels "
+                f"TruncatedBPTT(window={size}): got inputs of {describe(x)}; windows are cut from "
+                "one tensor of sequences, (B, L, ...): give that alone, or leave window out and "
+                "call backward for each window, with carry=True"
+            )
+        if x.dim() < 2 or y.shape[:2] != x.shape[:2]:
+            raise InputError(
+                f"TruncatedBPTT(window={size}): got inputs {tuple(x.shape)} with labels "
                 f"{tuple(y.shape)}; give one tensor of sequences, (B, L, ...), and a label for "
                 "every step, (B, L)"
             )

@@ -11,8 +11,14 @@ import torch
 from torch import Tensor
 
 from layerwise.analysis.exits.measure import classes_of, prepared
-from layerwise.analysis.exits.temperature import temperature
+from layerwise.analysis.exits.temperature import (
+    checked_temperatures,
+    checked_threshold,
+    temperature,
+)
 from layerwise.analysis.frozen import Source
+from layerwise.arguments import is_finite, shortened
+from layerwise.errors import InputError
 from layerwise.labels import IGNORED
 from layerwise.rules.base import Rule
 
@@ -36,6 +42,9 @@ def fit_temperatures(
         rule: moved to the device, and put into eval mode.
         loader: the data: a loader, or batches as `data.Batches` reads them.
         fabric: device and precision; by default the rule's device, in 32 bits.
+
+    Raises:
+        InputError: the labels are not classes of the network's scores; none of them counts.
     """
     rule, loader, fabric = prepared(rule, loader, fabric, "fit_temperatures(loader)")
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -47,6 +56,7 @@ def fit_temperatures(
                     scores, true = _counted(z, y)
                     every = max(1, math.ceil(labels * scores.shape[1] / KEPT))
                     found.setdefault(k, []).append((scores[::every], true[::every]))
+    _refuse_none("fit_temperatures", sum(len(true) for _, true in found[len(rule.blocks) - 1]))
     return [
         temperature(*map(torch.cat, zip(*found[k], strict=True))) if k in found else None
         for k in range(len(rule.blocks))
@@ -89,8 +99,11 @@ class Predictions:
         in `blocks`, (N,) int64.
 
         This is the decision of `EarlyExit` for a sample with one label.
+
+        Raises:
+            InputError: a threshold that is none.
         """
-        enough = self.confidence >= threshold
+        enough = self.confidence >= checked_threshold("Predictions.taken", threshold)
         enough[-1] = True
         return enough.int().argmax(0)  # the first of several
 
@@ -104,10 +117,19 @@ class Predictions:
         Returns:
             `threshold`, `accuracy` and `shares`, the share that leaves at each exit; with `flops`
             also their mean, `flops`.
+
+        Raises:
+            InputError: a threshold that is none; another number of `flops` than of exits.
         """
+        count = len(self.blocks)
+        if flops is not None and not (len(flops) == count and all(map(is_finite, flops))):
+            raise InputError(
+                f"Predictions.at(flops={shortened(flops)}): give a number for each of the {count} "
+                "exits"
+            )
         taken = self.taken(threshold)
         right = self.right.gather(0, taken[None])[0]
-        shares = torch.bincount(taken, minlength=len(self.blocks)).double() / len(taken)
+        shares = torch.bincount(taken, minlength=count).double() / len(taken)
         found = {"threshold": threshold, "accuracy": right.double().mean().item()}
         if flops is not None:
             found["flops"] = (shares @ torch.tensor(flops, dtype=torch.float64)).item()
@@ -130,22 +152,25 @@ def predictions(
         temperatures: of every block's exit, as `fit_temperatures` gives them; by default all 1.
 
     Raises:
-        InputError: the labels are not classes of the network's scores.
+        InputError: the labels are not classes of the network's scores; none of them counts;
+            temperatures that are none.
     """
     rule, loader, fabric = prepared(rule, loader, fabric, "predictions(loader)")
-    temperatures = [1.0] * len(rule.blocks) if temperatures is None else temperatures
+    names = rule.blocks.names
     classes: dict[int, list[Tensor]] = {}
     confidence: dict[int, list[Tensor]] = {}
     labels = []
     with fabric.autocast(), torch.random.fork_rng(devices=[]):
         for x, y in loader.epoch(0):
             exits = {k: z for k, z in enumerate(rule.exits(x)) if z is not None}
+            temperatures = checked_temperatures("predictions", temperatures, names, exits)
             for k, z in exits.items():
                 scores, _ = _counted(z, y)
                 p, predicted = (scores / temperatures[k]).softmax(1).max(1)  # type: ignore[operator]
                 classes.setdefault(k, []).append(predicted)
                 confidence.setdefault(k, []).append(p)
             labels.append(_counted(exits[len(rule.blocks) - 1], y)[1])
+    _refuse_none("predictions", sum(map(len, labels)))
     return Predictions(
         tuple(classes),
         torch.stack([torch.cat(of) for of in classes.values()]).cpu(),
@@ -161,3 +186,15 @@ def _counted(scores: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     z, true = scores.movedim(axis, -1).flatten(0, -2), classes.flatten()
     counts = true != IGNORED
     return z[counts].to(torch.promote_types(z.dtype, torch.float32)), true[counts]
+
+
+def _refuse_none(call: str, labels: int) -> None:
+    """Refuse data in which no label counts.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not labels:
+        raise InputError(
+            f"{call}(loader): no label counts; give data with a label other than {IGNORED}"
+        )

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.arguments import is_finite, shortened
+from layerwise.analysis.exits.temperature import checked_temperatures, checked_threshold
+from layerwise.arguments import check, shortened
+from layerwise.blocks import ChannelsLastShape
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.stretches import Stretches
 from layerwise.errors import InputError
@@ -33,8 +35,14 @@ class EarlyExit(nn.Module):
     With threshold 0 every sample leaves at the first exit, and with a threshold above 1 at the
     last. The modules are the rule's own. On a GPU every exit makes the host wait for its decision.
 
-    A sample of tokens (B, T, C), or of maps (B, C, H, W), has several predictions. It leaves when
-    the least confident of them reaches the threshold, or when that of `position` does.
+    A sample of tokens (B, T, C), or of maps (B, C, H, W) or (B, H, W, C), has several predictions.
+    It leaves when the least confident of them reaches the threshold, or when that of `position`
+    does.
+
+    Of several inputs, those that the samples share (a mask (T, T), a memory) stay whole: every
+    tensor that is not as long as the batch, and every tensor that was not as long as the batch in
+    the example with which the network was cut. Make this example with a number of samples that no
+    shared tensor has as its length.
 
     In an export (`torch.export`) a batch cannot get smaller: there the whole batch goes on until
     all of its samples would have left, and each has the scores of its own exit. Later blocks are
@@ -54,13 +62,14 @@ class EarlyExit(nn.Module):
 
     Attributes:
         exits: the numbers of the blocks that predict.
+        axis: the axis of the classes in the scores, 1 or -1.
 
     Raises:
-        InputError: a threshold or temperatures that are none; no block but the last predicts; the
-            rule does not predict by running its blocks in order; blocks made without an example;
-            `position` without tokens. In a call: inputs in both ways; a block that does not run by
-            itself, if samples left before it (`cut` then has to cut elsewhere); in an export, other
-            blocks.
+        InputError: a threshold or temperatures that are none; no block but the last predicts; a
+            network with a single output; the rule does not predict by running its blocks in order;
+            blocks made without an example; `position` without tokens. In a call: inputs in both
+            ways; fewer tokens than `position` needs; a block that does not run by itself, if
+            samples left before it (`cut` then has to cut elsewhere); in an export, other blocks.
     """
 
     def __init__(
@@ -74,18 +83,14 @@ class EarlyExit(nn.Module):
         if not isinstance(rule, Rule):
             raise InputError(f"EarlyExit(rule={shortened(rule)}): give a rule, lw.rules.DGL(...)")
         name, blocks = type(rule).__name__, rule.blocks
-        if not (is_finite(threshold) and threshold >= 0):
-            raise InputError(
-                f"EarlyExit({name}, threshold={threshold}): give a probability, such as 0.95; with "
-                "0 all samples leave at the first exit, with more than 1 at the last"
-            )
+        check("EarlyExit", {"position": position}, {"position": int | None})
         if type(rule).exit is not Rule.exit:
             raise InputError(
                 f"EarlyExit({name}): {name} does not predict by running its blocks in order; use "
                 "rule.exits(x)"
             )
         _, (*_, shape) = blocks.known_shapes("EarlyExit", "exits cannot be tried")
-        self.blocks, self.threshold = blocks, float(threshold)
+        self.blocks, self.threshold = blocks, checked_threshold("EarlyExit", threshold)
         self.exits = predicting(rule)
         if len(self.exits) == 1:
             raise InputError(
@@ -96,8 +101,15 @@ class EarlyExit(nn.Module):
         self.objectives = OfBlocks[Objective]()
         for k in self.exits[:-1]:
             self.objectives[k] = rule.objectives[k]
-        self.temperatures = self._checked(temperatures)
-        self.axis = 1 if len(shape) > 2 or channels_first(list(blocks), shape) else -1
+        names = blocks.names
+        self.temperatures = checked_temperatures("EarlyExit", temperatures, names, self.exits)
+        maps = len(shape) > 2 and not isinstance(shape, ChannelsLastShape)
+        self.axis = 1 if maps or channels_first(list(blocks), shape) else -1
+        if not shape or shape[0 if self.axis == 1 else -1] == 1:
+            raise InputError(
+                f"EarlyExit({name}): the network gives {shape} for each sample; a single output "
+                "is no class whose probability could be high enough: use Exit(rule, i)"
+            )
         self.position = position
         if position is not None and len(shape) != 2:
             raise InputError(
@@ -130,11 +142,12 @@ class EarlyExit(nn.Module):
         with contextlib.ExitStack() as stack:
             passes = stack.enter_context(self.blocks.passes(inputs))
             h: Any = inputs
+            part = inputs  # those of the samples on their way
             for k in range(len(self.blocks)):
                 h = passes.run(k, h)
                 if k not in self.exits:
                     continue
-                z = self._scores(k, h, inputs)
+                z = self._scores(k, h, part)
                 if k == self.exits[-1]:
                     found.append((here, z, k))
                     break
@@ -147,9 +160,10 @@ class EarlyExit(nn.Module):
                     break
                 found.append((here[leaves], z[leaves], k))
                 stay = (~leaves).nonzero().squeeze(1)
-                h, here, inputs = h[stay], here[stay], chosen_rows(inputs, stay)
+                h, here = h[stay], here[stay]
+                part = chosen_rows(inputs, here, self.blocks.example)
                 passes.close()
-                passes = stack.enter_context(self.blocks.passes(inputs))
+                passes = stack.enter_context(self.blocks.passes(part))
         if len(found) == 1:
             [(_, z, k)] = found
             return z, torch.full((rows,), k, device=z.device)
@@ -169,6 +183,11 @@ class EarlyExit(nn.Module):
         """Which samples leave at exit k, (B,) bool."""
         p = self.confidence(k, scores)
         if self.position is not None:
+            if not -p.shape[1] <= self.position < p.shape[1]:
+                raise InputError(
+                    f"EarlyExit(position={self.position}): got samples of {p.shape[1]} tokens; "
+                    "give the number of one of them, such as -1 for the last"
+                )
             p = p[:, self.position]
         return p.flatten(1).amin(1) >= self.threshold if p.dim() > 1 else p >= self.threshold
 
@@ -208,25 +227,6 @@ class EarlyExit(nn.Module):
         )
         of_sample = leaves.view(-1, *[1] * (z.dim() - 1))
         return torch.where(of_sample, z, later), torch.where(leaves, taken, where)
-
-    def _checked(self, given: Sequence[float | None] | None) -> tuple[float | None, ...]:
-        """The temperature of every block's exit."""
-        count = len(self.blocks)
-        if given is None:
-            return tuple(1.0 if k in self.exits else None for k in range(count))
-        if len(given) != count:
-            raise InputError(
-                f"EarlyExit(temperatures={list(given)}): got {len(given)} for {count} blocks; give "
-                "one for each, and None for a block that does not predict"
-            )
-        for k in self.exits:
-            t = given[k]
-            if not (is_finite(t) and t > 0):  # type: ignore[operator]
-                raise InputError(
-                    f"EarlyExit(temperatures={list(given)}): block {self.blocks.names[k]!r} "
-                    "predicts, so its temperature is a positive number"
-                )
-        return tuple(t if k in self.exits else None for k, t in enumerate(given))
 
 
 def predicting(rule: Rule) -> tuple[int, ...]:

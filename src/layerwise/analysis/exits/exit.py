@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layerwise.arguments import shortened
+from layerwise.arguments import check, shortened
 from layerwise.blocks.chain import dry_run
 from layerwise.errors import InputError
 from layerwise.inputs import call
@@ -32,6 +32,7 @@ class Exit(nn.Module):
         super().__init__()
         if not isinstance(rule, Rule):
             raise InputError(f"Exit(rule={shortened(rule)}): give a rule, lw.rules.DGL(...)")
+        check("Exit", {"i": i}, {"i": int})
         name, last = type(rule).__name__, len(rule.blocks) - 1
         if not 0 <= i <= last:
             raise InputError(f"Exit({name}, {i}): give the number of a block, 0 to {last}")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layerwise.arguments import at_least, shortened
+from layerwise.arguments import at_least, checks_arguments, shortened
 from layerwise.errors import InputError
+from layerwise.inputs import describe, scores
 
-# Windows of tokens, (B, T) int64 -> scores of the next token at every position, (B, T, C).
+# Windows of tokens, (B, T) int64 -> scores of the next token at every position, (B, T, C); as a
+# tensor, or as the `logits` of an object of `transformers`.
 Model = Callable[[Tensor], Tensor]
 
 
@@ -32,6 +34,7 @@ class Generated:
     accepted: int = 0
 
 
+@checks_arguments
 @torch.no_grad()
 def generate(
     model: Model,
@@ -45,7 +48,7 @@ def generate(
 
     The models are causal networks, in eval mode:
 
-        generate(rule, prompt, 100, context)                  the full network
+        generate(rule, prompt, 100, context)                  the full network; so does its model
         generate(Exit(rule, 1), prompt, 100, context)         the network that ends at an exit
         generate(EarlyExit(rule, 0.9, temperatures, position=-1), prompt, 100, context)
                                                               every token leaves where it is sure
@@ -121,7 +124,14 @@ def window_start(length: int, context: int) -> int:
 
 def _scores(model: Model, window: Tensor) -> Tensor:
     """The scores of the next token at every position of one window, (T, C)."""
-    found = model(window[None])
+    output = model(window[None])
+    try:
+        found = scores(output, None)
+    except InputError as error:
+        raise InputError(
+            f"generate: the model gave {describe(output)}; give a rule, or a function that gives "
+            "the scores (1, T, C), such as lambda window: model(window)[0]"
+        ) from error
     if found.dim() != 3 or found.shape[:2] != (1, len(window)):
         raise InputError(
             f"generate: the model gave scores {tuple(found.shape)} for one window of {len(window)} "

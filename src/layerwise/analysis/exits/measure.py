@@ -208,8 +208,17 @@ def cheapest(exits: Sequence[Mapping[str, Any] | None], within: float = 0.01) ->
         exits: the `exits` that `layerwise evaluate` writes: for each block None, or its `accuracy`
             and `flops`. To choose an exit for use, give those of the validation split.
         within: accepted loss of accuracy compared with the best exit, a share.
+
+    Raises:
+        InputError: no block predicts; an accuracy or the FLOPs of an exit are not known.
     """
     there = {i: exit for i, exit in enumerate(exits) if exit is not None}
+    lacks = [key for key in ("accuracy", "flops") for e in there.values() if e.get(key) is None]
+    if lacks or not there:
+        raise InputError(
+            f"cheapest(exits): {f'an exit has no {lacks[0]!r}' if lacks else 'there is no exit'}; "
+            "give the `exits` that `layerwise evaluate` writes, of a network that predicts classes"
+        )
     best = max(exit["accuracy"] for exit in there.values())
     enough = [i for i, exit in there.items() if exit["accuracy"] >= best - within]
     return min(enough, key=lambda i: there[i]["flops"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import torch
 from torch import Tensor
 
+from layerwise.arguments import is_finite, shortened
 from layerwise.errors import InputError
 
 LOWEST, HIGHEST = 0.01, 100.0
@@ -54,3 +57,52 @@ def temperature(scores: Tensor, y: Tensor) -> float:
     from scipy.optimize import root_scalar  # slow to import, and only needed here
 
     return 1 / root_scalar(slope, bracket=(least, most), method="brentq", xtol=1e-13).root
+
+
+def checked_temperatures(
+    call: str,
+    given: Sequence[float | None] | None,
+    names: Sequence[str],
+    exits: Collection[int],
+) -> tuple[float | None, ...]:
+    """The temperature of every block's exit; by default 1 for each that predicts.
+
+    Args:
+        call: for errors.
+        given: the temperatures.
+        names: of the blocks.
+        exits: the numbers of the blocks that predict.
+
+    Raises:
+        InputError: another number of temperatures than of blocks; for a block that predicts, one
+            that is not a positive number.
+    """
+    if given is None:
+        return tuple(1.0 if k in exits else None for k in range(len(names)))
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != len(names):
+        raise InputError(
+            f"{call}(temperatures={shortened(given)}): give a list with one for each of "
+            f"{len(names)} blocks, and None for a block that does not predict"
+        )
+    for k in exits:
+        t = given[k]
+        if not (is_finite(t) and t > 0):  # type: ignore[operator]
+            raise InputError(
+                f"{call}(temperatures={shortened(given)}): block {names[k]!r} predicts, so its "
+                "temperature is a positive number"
+            )
+    return tuple(t if k in exits else None for k, t in enumerate(given))
+
+
+def checked_threshold(call: str, threshold: float) -> float:
+    """A threshold, if it is one.
+
+    Raises:
+        InputError: it is not a number of at least 0.
+    """
+    if not (is_finite(threshold) and threshold >= 0):
+        raise InputError(
+            f"{call}(threshold={shortened(threshold)}): give a probability, such as 0.95; with 0 "
+            "all samples leave at the first exit, with more than 1 at the last"
+        )
+    return float(threshold)

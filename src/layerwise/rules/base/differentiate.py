@@ -69,7 +69,7 @@ def differentiate(
                 if loss.dim() == 4 and loss.is_contiguous(memory_format=torch.channels_last):
                     # Otherwise every operation of the backward pass copies into this format.
                     gradient = gradient.contiguous(memory_format=torch.channels_last)
-            more = list(also)
+            more = [(tensor, g) for tensor, g in also if tensor.requires_grad]
             torch.autograd.backward(
                 [loss, *(tensor for tensor, _ in more)],
                 [gradient, *(g for _, g in more)],  # type: ignore[arg-type]

@@ -149,6 +149,8 @@ class Rule(nn.Module, ABC):
             reaches, so that the parameter may be stepped within the pass (`early_steps`).
         stochastic: whether a step draws random numbers of its own, so that the same batch gives
             different gradients in two steps.
+        kept_in_eval: modules that stay in eval mode while the rule trains, such as BatchNorm in a
+            part of the network that is frozen.
         synchronised: whether `backward` may be called in one of several processes, because
             gradients are averaged elsewhere or need not be.
 
@@ -160,6 +162,7 @@ class Rule(nn.Module, ABC):
     one_pass: bool = False
     stochastic: bool = False
     synchronised: bool = False
+    kept_in_eval: Sequence[nn.Module] = ()
 
     def __init__(
         self,
@@ -256,6 +259,13 @@ class Rule(nn.Module, ABC):
         rule that carries a state from batch to batch forgets it. Does nothing by default."""
 
     # ------------------------------------------------------------ written once, for all rules
+
+    def train(self, mode: bool = True) -> Any:
+        """Set the mode of the rule and of its network, except for `kept_in_eval`."""
+        super().train(mode)
+        for module in self.kept_in_eval:
+            module.training = False
+        return self
 
     def backward(
         self,
