@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -25,6 +29,7 @@ from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows, first_rows, leading, plain
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules import DGL
+from layerwise.rules.base import LocalRule
 from layerwise.rules.calls.attention import Attention, replaced_attention
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -32,7 +37,7 @@ UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
 ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
 SHORT_S = 0.05  # of a step that says little of one on more samples
-MOST = 8  # powers of two that are tried as numbers of micro-batches
+TRIED, CLOSE = 4, 0.05  # samples of a step on both devices; share of bytes that may differ
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -170,20 +175,16 @@ def plan(
     batch_bytes = size * (_bytes(x) // len(x) + _bytes(labels) // rows)
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     found: list[Fit] = []
-    whole_s = 0.0
+    whole_s, tried = 0.0, rows
     for way, contender in _tried(model, inputs, labels, rule, blocks, criterion):
         seconds = Seconds.of(contender, inputs, labels, made, size)
         whole_s = whole_s or seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
         several = contender.when == "end" or way.family == LOCAL
-        counts = [2**i for i in range(size.bit_length())][: MOST if several else 1]
-        step = whole = 0
-        n = 1
-        for n in counts:
-            step = step_bytes(contender, inputs, labels, made, n, size)
-            whole = step + held + batch_bytes
-            if whole <= limit:
-                break
+        bytes_ = Bytes(contender, inputs, labels, made, size, tried)
+        tried = TRIED if bytes_.exact else 0
+        n, step = _fewest(bytes_, size if several else 1, limit - held - batch_bytes)
+        whole = step + held + batch_bytes
         found.append(
             Fit(
                 name=replace(way, micro=n).name(
@@ -192,13 +193,28 @@ def plan(
                 micro=n,
                 step_bytes=step,
                 whole_bytes=whole,
-                time=seconds(n, -(-size // n)) / whole_s,
+                time=seconds(n, size / n) / whole_s,
                 fits=whole <= limit,
                 accuracy=accuracy_of(way, type(contender.rule).__name__, n, norms),
             )
         )
     found.sort(key=lambda fit: (not fit.fits, fit.time))
     return MemoryPlan(limit, size, tuple(found))
+
+
+def _fewest(bytes_of_step: Callable[[int], float], most: int, limit: int) -> tuple[int, int]:
+    """The smallest power of two, at most `most`, of micro-batches whose step fits, and its bytes. If
+    none fits, 1 or the largest possible, whichever has fewer bytes; from 2 on, bytes fall."""
+    bytes_of = cache(bytes_of_step)
+    counts = [2**i for i in range(most.bit_length())]
+    n = 1
+    if bytes_of(1) > limit:
+        while math.isinf(bytes_of(counts[-1])):
+            counts.pop()
+        n = min(1, counts[-1], key=bytes_of)
+        if bytes_of(n) <= limit:
+            n = counts[bisect_left(counts, True, key=lambda n: bytes_of(n) <= limit)]
+    return n, int(bytes_of(n))
 
 
 def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
@@ -210,15 +226,16 @@ def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
         micro: number of micro-batches.
         norms: whether the network has BatchNorm, which sees micro-batches.
     """
+    seen = [f"{NOT_MEASURED}: BatchNorm of micro-batches"] if norms and micro > 1 else []
     if way.family != LOCAL:
-        return SAME if micro == 1 or not norms else f"{NOT_MEASURED}: BatchNorm of micro-batches"
+        return "; ".join(seen) or SAME
     text = resources.files("layerwise.costs").joinpath("accuracies.json").read_text()
     known = json.loads(text).get(rule, {})
-    several = [
+    known_to = [
         f"{' to '.join(f'{p:+.1f}' for p in sorted({min(ps), max(ps)}))} ({setting})"
         for setting, ps in known.items()
     ]
-    return "; ".join(several) or NOT_MEASURED
+    return "; ".join([*(known_to or [NOT_MEASURED]), *seen])
 
 
 def _tried(
@@ -258,28 +275,119 @@ def _tried(
         )
 
 
-def step_bytes(
-    contender: Contender,
-    inputs: Inputs,
-    labels: Tensor,
-    optimizer: MakeOptimizer,
-    micro: int,
-    size: int,
-) -> int:
-    """The most bytes alive in a step on `size` samples."""
-    if contender.family != LOCAL and micro > 2:
-        # Micro-batches are parts of the batch, and after the second nothing more is kept.
-        size, micro = 2 * -(-size // micro), 2
-    given: Inputs = pytree.tree_map_only(Tensor, lambda t: _meta(t, size), plain(inputs))
-    try:
-        rule = copy.deepcopy(contender.rule).to("meta")
-        on_meta = replace(contender, rule=rule, micro=micro)
+class Bytes:
+    """The most bytes alive in a step on n micro-batches of `size` samples.
+
+    They are those of a step on the meta device, if a step on few samples keeps there what it keeps
+    on the labels' device. It does not where kernels differ, as those of recurrent layers, or where
+    something reads values. Then bytes are measured in steps on few samples and extrapolated.
+
+    Args:
+        contender, inputs, labels, optimizer: as in `Step`.
+        size: samples of the batch.
+        tried: samples of the steps on both devices; 0 extrapolates without them.
+
+    Attributes:
+        exact: whether the bytes are those of the meta device.
+    """
+
+    def __init__(
+        self,
+        contender: Contender,
+        inputs: Inputs,
+        labels: Tensor,
+        optimizer: MakeOptimizer,
+        size: int,
+        tried: int,
+    ):
+        self.contender, self.optimizer, self.size = contender, optimizer, size
+        self.inputs, self.labels = plain(inputs), labels
+        self._measured: dict[tuple[int, int], int] = {}
+        rule = contender.rule
+        self._in_turn = contender.when == "early" and isinstance(rule, LocalRule)
+        self._in_turn = self._in_turn and rule.accumulates
+        self.exact = False
+        if tried:
+            self._rule = copy.deepcopy(rule).to("meta")
+            with contextlib.suppress(RuntimeError, ValueError, TypeError):  # values are read
+                self.exact = self._same(tried)
+
+    def __call__(self, n: int) -> float:
+        """The bytes; infinite if so few samples are refused, as by BatchNorm."""
+        sizes = [len(part) for part in torch.arange(self.size).tensor_split(n)]
+        last = sizes[-1:] if sizes[-1] < sizes[0] else []
+        rest = self.size - 3 * sizes[0] - sum(last)
+        try:
+            if not self.exact:
+                return self._extrapolated(n, sizes[0], last)
+            if not self._in_turn:  # after the second micro-batch nothing more is kept
+                return self._on_meta([*sizes[:2], *(last if n > 2 else [])])
+            if rest <= 2 * sizes[0]:
+                return self._on_meta(sizes)
+            return self._on_meta([*sizes[:1] * 2, rest, *sizes[:1], *last], rest)
+        except (RuntimeError, ValueError):
+            if n == 1:
+                raise
+            return math.inf
+
+    def _same(self, tried: int) -> bool:
+        """Whether a step keeps the same on both devices."""
+        there, whole = self._on_meta([tried]), self._on_meta([self.size])
+        missed = abs(there - self._here(tried, 1)) * max(1, self.size / tried)
+        return missed <= CLOSE * whole
+
+    def _on_meta(self, sizes: list[int], unseen: int = 0) -> int:
+        """The bytes of a step on the meta device.
+
+        Args:
+            sizes: of the micro-batches.
+            unseen: size of the micro-batch that stands for several. Blocks keep its outputs, but
+                the moments at which one runs on it do not count.
+        """
+
+        def batch(rows: int) -> tuple[Inputs, Tensor]:
+            whole = len(self.labels)
+
+            def made(t: Tensor) -> Tensor:
+                own = t.dim() and len(t) == whole
+                shape = (rows, *t.shape[1:]) if own else t.shape
+                return torch.empty(shape, dtype=t.dtype, device="meta")
+
+            return pytree.tree_map_only(Tensor, made, self.inputs), made(self.labels)
+
+        self._rule.zero_grad()
         with replaced_attention(_by_kernel):
-            step = Step(on_meta, given, _meta(labels, size), optimizer)
+            parts = [batch(rows) for rows in sizes]
+            on_meta = replace(self.contender, rule=self._rule, micro=1)
+            step = Step(on_meta, *batch(sum(sizes)), self.optimizer)
+            step.parts = parts[:1]
             step()  # optimizer state exists
-            return live_bytes(step).peak().bytes
-    except Exception:  # something reads values
-        return _measured_bytes(contender, inputs, labels, optimizer, micro, size)
+            step.parts = parts
+            return live_bytes(step, unseen).peak().bytes
+
+    def _here(self, rows: int, parts: int) -> int:
+        """The bytes of a step on 1, 2 or 4 micro-batches of so many of the given samples."""
+        if (rows, parts) not in self._measured:
+            chosen = torch.arange(rows * parts, device=self.labels.device) % len(self.labels)
+            few = replace(self.contender, micro=parts)
+            x, y = chosen_rows(self.inputs, chosen), self.labels[chosen]
+            step = Step(few, x, y, self.optimizer)
+            step()
+            self._measured[rows, parts] = live_bytes(step).peak().bytes
+        return self._measured[rows, parts]
+
+    def _extrapolated(self, n: int, rows: int, last: list[int]) -> float:
+        """The bytes of n micro-batches, from those of 2, in which all gradients exist."""
+        most, few, parts = len(self.labels), len(self.labels) // 2, min(n, 2)
+        for small in last:
+            self._here(min(small, most), 1)  # such a step is possible
+        found: float = self._here(min(rows, most), parts)
+        if rows > most:
+            found += (rows - most) * (found - self._here(few, parts)) / (most - few)
+        if self._in_turn and n > 2:  # what blocks keep of each micro-batch
+            kept = (self._here(few, 4) - self._here(few, 2)) / (2 * few)
+            found += (self.size - 2 * rows) * max(0.0, kept)
+        return round(found)
 
 
 def _by_kernel(plain: Attention) -> Attention:
@@ -304,39 +412,6 @@ def _by_kernel(plain: Attention) -> Attention:
         return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
 
     return attention
-
-
-def _measured_bytes(
-    contender: Contender,
-    inputs: Inputs,
-    labels: Tensor,
-    optimizer: MakeOptimizer,
-    micro: int,
-    size: int,
-) -> int:
-    """`step_bytes` from steps on few samples: once + size whole + (size / micro) part."""
-
-    def measured(rows: int, micro: int) -> int:
-        few = replace(contender, micro=micro)
-        step = Step(few, first_rows(inputs, rows), labels[:rows], optimizer)
-        step()
-        return live_bytes(step).peak().bytes
-
-    many = len(labels)
-    few = many // 2
-    least = 1 if micro == 1 else 2  # from the second micro-batch on gradients are kept
-    one, other = measured(many, least), measured(few, least)
-    of_sample = (one - other) / (many - few)  # whole + part / least
-    part = 0.0
-    if micro > least:
-        part = max(0.0, (one - measured(many, 2 * least)) * 2 * least / many)
-    whole = max(0.0, of_sample - part / least)
-    once = one - many * (whole + part / least)
-    return round(once + size * (whole + part / micro))
-
-
-def _meta(tensor: Tensor, rows: int) -> Tensor:
-    return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -380,7 +455,7 @@ class Seconds:
         fixed = min(max(0.0, more - of_sample * few), whole)
         return cls(whole - fixed, fixed, of_sample)
 
-    def __call__(self, n: int, b: int) -> float:
+    def __call__(self, n: int, b: float) -> float:
         return self.once + n * (self.fixed + self.of_sample * b)
 
 
