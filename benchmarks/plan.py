@@ -90,7 +90,7 @@ def main() -> None:
                 {
                     "network": table.title,
                     "way": contender.name,
-                    "predicted_bytes": Bytes(contender, x, y, optimizer, size, len(y))(way.micro),
+                    "predicted_bytes": Bytes(contender, x, y, optimizer, size)(way.micro),
                     "measured_bytes": real.peak.bytes,
                     "predicted_time": took / whole_s,
                     "measured_time": table.ratios(real)["time"]["median"],

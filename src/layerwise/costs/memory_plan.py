@@ -37,7 +37,7 @@ UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
 ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
 SHORT_S = 0.05  # of a step that says little of one on more samples
-TRIED, CLOSE = 4, 0.05  # samples of a step on both devices; share of bytes that may differ
+CLOSE = 0.05  # share of a step's bytes by which the meta device may differ
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -175,14 +175,14 @@ def plan(
     batch_bytes = size * (_bytes(x) // len(x) + _bytes(labels) // rows)
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     found: list[Fit] = []
-    whole_s, tried = 0.0, rows
+    whole_s, exact = 0.0, dict[str, bool]()
     for way, contender in _tried(model, inputs, labels, rule, blocks, criterion):
         seconds = Seconds.of(contender, inputs, labels, made, size)
         whole_s = whole_s or seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
         several = contender.when == "end" or way.family == LOCAL
-        bytes_ = Bytes(contender, inputs, labels, made, size, tried)
-        tried = TRIED if bytes_.exact else 0
+        bytes_ = Bytes(contender, inputs, labels, made, size, exact.get(way.family))
+        exact[way.family] = bytes_.exact
         n, step = _fewest(bytes_, size if several else 1, limit - held - batch_bytes)
         whole = step + held + batch_bytes
         found.append(
@@ -285,10 +285,7 @@ class Bytes:
     Args:
         contender, inputs, labels, optimizer: as in `Step`.
         size: samples of the batch.
-        tried: samples of the steps on both devices; 0 extrapolates without them.
-
-    Attributes:
-        exact: whether the bytes are those of the meta device.
+        exact: whether the meta device keeps the same; None to find out.
     """
 
     def __init__(
@@ -298,7 +295,7 @@ class Bytes:
         labels: Tensor,
         optimizer: MakeOptimizer,
         size: int,
-        tried: int,
+        exact: bool | None = None,
     ):
         self.contender, self.optimizer, self.size = contender, optimizer, size
         self.inputs, self.labels = plain(inputs), labels
@@ -306,11 +303,15 @@ class Bytes:
         rule = contender.rule
         self._in_turn = contender.when == "early" and isinstance(rule, LocalRule)
         self._in_turn = self._in_turn and rule.accumulates
-        self.exact = False
-        if tried:
-            self._rule = copy.deepcopy(rule).to("meta")
-            with contextlib.suppress(RuntimeError, ValueError, TypeError):  # values are read
-                self.exact = self._same(tried)
+        self.exact = exact is not False
+        if self.exact:
+            on_meta = replace(contender, rule=copy.deepcopy(rule).to("meta"), micro=1)
+            try:
+                self._step = Step(on_meta, *self._batch(len(labels)), optimizer)
+                self._on_meta([len(labels)])  # optimizer state exists
+                self.exact = exact or self._same()
+            except (RuntimeError, ValueError, TypeError):  # something reads values
+                self.exact = False
 
     def __call__(self, n: int) -> float:
         """The bytes; infinite if so few samples are refused, as by BatchNorm."""
@@ -330,11 +331,11 @@ class Bytes:
                 raise
             return math.inf
 
-    def _same(self, tried: int) -> bool:
+    def _same(self) -> bool:
         """Whether a step keeps the same on both devices."""
-        there, whole = self._on_meta([tried]), self._on_meta([self.size])
-        missed = abs(there - self._here(tried, 1)) * max(1, self.size / tried)
-        return missed <= CLOSE * whole
+        rows = len(self.labels)
+        missed = abs(self._on_meta([rows]) - self._here(rows, 1)) * max(1, self.size / rows)
+        return missed <= CLOSE * self._on_meta([self.size])
 
     def _on_meta(self, sizes: list[int], unseen: int = 0) -> int:
         """The bytes of a step on the meta device.
@@ -344,26 +345,20 @@ class Bytes:
             unseen: size of the micro-batch that stands for several. Blocks keep its outputs, but
                 the moments at which one runs on it do not count.
         """
-
-        def batch(rows: int) -> tuple[Inputs, Tensor]:
-            whole = len(self.labels)
-
-            def made(t: Tensor) -> Tensor:
-                own = t.dim() and len(t) == whole
-                shape = (rows, *t.shape[1:]) if own else t.shape
-                return torch.empty(shape, dtype=t.dtype, device="meta")
-
-            return pytree.tree_map_only(Tensor, made, self.inputs), made(self.labels)
-
-        self._rule.zero_grad()
+        self._step.rule.zero_grad()
+        self._step.parts = [self._batch(rows) for rows in sizes]
         with replaced_attention(_by_kernel):
-            parts = [batch(rows) for rows in sizes]
-            on_meta = replace(self.contender, rule=self._rule, micro=1)
-            step = Step(on_meta, *batch(sum(sizes)), self.optimizer)
-            step.parts = parts[:1]
-            step()  # optimizer state exists
-            step.parts = parts
-            return live_bytes(step, unseen).peak().bytes
+            return live_bytes(self._step, unseen).peak().bytes
+
+    def _batch(self, rows: int) -> tuple[Inputs, Tensor]:
+        """A batch on the meta device."""
+
+        def made(t: Tensor) -> Tensor:
+            own = t.dim() and len(t) == len(self.labels)
+            shape = (rows, *t.shape[1:]) if own else t.shape
+            return torch.empty(shape, dtype=t.dtype, device="meta")
+
+        return pytree.tree_map_only(Tensor, made, self.inputs), made(self.labels)
 
     def _here(self, rows: int, parts: int) -> int:
         """The bytes of a step on 1, 2 or 4 micro-batches of so many of the given samples."""
