@@ -275,7 +275,7 @@ def live_bytes(step: Step, unseen: int = 0) -> LiveBytes:
                 live.peaks = True
                 return done
 
-            setattr(step.rule, "local_step", unless_unseen)
+            step.rule.local_step = unless_unseen
             changed.callback(delattr, step.rule, "local_step")
         live.count("optimizer", step.optimizer_state())
         step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import math
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -131,7 +130,7 @@ def plan(
     memory: str | int,
     batch_size: int | None = None,
     rule: MakeRule = DGL,
-    blocks: Sequence[int] = BLOCKS,
+    blocks: Sequence[int | Literal["all"]] = BLOCKS,
     optimizer: MakeOptimizer | None = None,
     criterion: Criterion = cross_entropy,
 ) -> MemoryPlan:
@@ -140,13 +139,15 @@ def plan(
     Tried are backpropagation with micro-batches, activation checkpointing, both, and the
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
-    fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
-    and holds nothing. Fused optimizers do not run there (`measure.fused_optimizer`). Seconds come
-    from steps on 2 and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n
-    micro-batches of b; on more, up to the whole batch, where a step takes less than 50 ms and its
-    time says little of a larger one. A network that does not run on the meta device makes steps on
-    the samples and on half of them, from which bytes of other sizes are extrapolated; they are too
-    low where more samples move the peak to another moment of the step.
+    fits, a power of two; if none fits, the number of the fewest bytes. Bytes are those of a step on
+    the whole batch on the meta device, which computes nothing and holds nothing. Fused optimizers
+    do not run there (`measure.fused_optimizer`). Where the network does not run there, or keeps
+    something else than on its own device, as recurrent layers do, bytes are measured on the samples
+    and on half of them and extrapolated: within 5 % for those layers, but they are too low where
+    more samples move the peak to another moment of the step. Seconds come from steps on 2 and on
+    all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more,
+    up to the whole batch, where a step takes less than 50 ms and its time says little of a larger
+    one.
 
     Args:
         model: the network; it is left unchanged.
@@ -155,7 +156,7 @@ def plan(
         memory: bytes, or text such as "2GiB", for parameters, buffers, batch and step.
         batch_size: samples of a step; by default those of `inputs`.
         rule: makes the local rule from blocks.
-        blocks: numbers of blocks to try.
+        blocks: numbers of blocks to try; "all" that can be cut.
         optimizer: makes an optimizer of parameters; by default SGD with momentum.
         criterion: the loss that backpropagation minimises.
 
@@ -203,8 +204,10 @@ def plan(
 
 
 def _fewest(bytes_of_step: Callable[[int], float], most: int, limit: int) -> tuple[int, int]:
-    """The smallest power of two, at most `most`, of micro-batches whose step fits, and its bytes. If
-    none fits, 1 or the largest possible, whichever has fewer bytes; from 2 on, bytes fall."""
+    """The smallest power of two of micro-batches, up to `most`, whose step fits, and its bytes.
+
+    If none fits: 1 or the largest possible, whichever has fewer bytes. From 2 on, bytes fall.
+    """
     bytes_of = cache(bytes_of_step)
     counts = [2**i for i in range(most.bit_length())]
     n = 1
@@ -243,13 +246,13 @@ def _tried(
     inputs: Inputs,
     labels: Tensor,
     rule: MakeRule,
-    blocks: Sequence[int],
+    blocks: Sequence[int | Literal["all"]],
     criterion: Criterion,
 ) -> Iterator[tuple[Way, Contender]]:
     """The ways to try, one after the other, so that one copy of the network exists at a time."""
     example = first_rows(inputs, 2)
     possible = len(cut(model, blocks="all", example=example))
-    numbers = sorted({min(n, possible) for n in blocks})
+    numbers = sorted({possible if n == "all" else min(n, possible) for n in blocks})
     local = [(Way(LOCAL, when="early"), n) for n in numbers]
     segments = max(1, round(possible**0.5))  # Chen et al. 2016
     for way, pieces in [
