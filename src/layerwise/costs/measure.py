@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -267,7 +267,8 @@ def live_bytes(step: Step, unseen: int = 0) -> LiveBytes:
         step.rest = []  # the state of the turn before
     with LiveBytes(step.rule.parameters()) as live, contextlib.ExitStack() as changed:
         if unseen:
-            local_step = step.rule.local_step
+            rule: Any = step.rule
+            local_step = rule.local_step
 
             def unless_unseen(k: int, h: Tensor, batch: Batch, *carry: Tensor) -> Done:
                 live.peaks = batch.rows != unseen
@@ -275,8 +276,8 @@ def live_bytes(step: Step, unseen: int = 0) -> LiveBytes:
                 live.peaks = True
                 return done
 
-            step.rule.local_step = unless_unseen
-            changed.callback(delattr, step.rule, "local_step")
+            rule.local_step = unless_unseen
+            changed.callback(delattr, rule, "local_step")
         live.count("optimizer", step.optimizer_state())
         step()
         live.count("optimizer", step.optimizer_state())
