@@ -22,7 +22,7 @@ from layerwise.cli.parser import Parser, tokens_of
 from layerwise.costs import StepTable
 from layerwise.costs.example_labels import example_batch
 from layerwise.costs.measure import fused_optimizer
-from layerwise.costs.memory_plan import Seconds, step_bytes
+from layerwise.costs.memory_plan import Bytes, Seconds
 from layerwise.costs.ways import rivals
 from layerwise.experiment.registry import make
 from layerwise.inputs import first_rows
@@ -83,14 +83,14 @@ def main() -> None:
             if contender.name not in measured:
                 continue
             seconds = Seconds.of(replace(contender, micro=1), x, y, optimizer, size)
-            took = seconds(way.micro, -(-size // way.micro))
+            took = seconds(way.micro, size / way.micro)
             whole_s = whole_s or took
             real = measured[contender.name]
             rows.append(
                 {
                     "network": table.title,
                     "way": contender.name,
-                    "predicted_bytes": step_bytes(contender, x, y, optimizer, way.micro, size),
+                    "predicted_bytes": Bytes(contender, x, y, optimizer, size)(way.micro),
                     "measured_bytes": real.peak.bytes,
                     "predicted_time": took / whole_s,
                     "measured_time": table.ratios(real)["time"]["median"],

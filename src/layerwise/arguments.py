@@ -12,7 +12,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType
 from typing import Any, Literal, TypeVar, Union
@@ -26,6 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 MOST_WHOLE = 2**31 - 1  # PyTorch takes no larger sizes in many places
 DEEPEST = 10_000  # layers that are made one by one
 WIDEST = 10_000  # factor of all channels
+LISTS = (list, tuple, Sequence)  # origins of annotations of lists
 
 
 def checks_arguments(function: Function) -> Function:
@@ -144,7 +145,7 @@ def _fits(value: Any, hint: Hint) -> bool:
         return isinstance(value, hint)
     if origin is Literal:
         return isinstance(value, str | type(arguments[0]))
-    if origin in (list, tuple):
+    if origin in LISTS:
         if not isinstance(value, list | tuple):
             return False
         # How many there are, and lists of lists, are looked at where their meaning is known.
@@ -170,7 +171,7 @@ def alternatives(hint: Hint) -> tuple[Any, ...]:
 
 def is_list(hint: Hint) -> bool:
     """Whether an option of this type takes a list."""
-    return any(typing.get_origin(one) in (list, tuple) for one in alternatives(hint))
+    return any(typing.get_origin(one) in LISTS for one in alternatives(hint))
 
 
 def in_words(hint: Hint) -> str:

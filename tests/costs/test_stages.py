@@ -121,6 +121,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     options = f"--model.channels 4 --batch_size 4 --rounds 1 --stages 2 --out {out}"
     options += f" --picture {picture}"
     assert main(f"plan basic_cnn --at conv2,conv3 {options}".split()) == 0
+    assert "Infinity" not in out.read_text()
     assert picture.read_bytes()[:4] == b"\x89PNG"
     plan = json.loads(out.read_text())
     assert [i for stage in plan["stages"] for i in stage["blocks"]] == [0, 1, 2]
@@ -132,7 +133,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert plan["speedup"] == pytest.approx(sum(times) / max(times))
     said = capsys.readouterr().out
     assert "2 stages" in said
-    assert "DualPipeV" in said
+    assert "two stages in each process need 4 blocks, and there are 3" in " ".join(said.split())
+    halved = {name for name, found in plan["pipelines"]["2"].items() if found["halved"]}
+    assert halved == {"interleaved 1F1B", "ZBV zero bubble", "DualPipeV"}
     assert plan["pipelines"]["2"]["1F1B"]["idle"] >= 1 / 9 - 1e-9  # 1 / (8 + 1) in equal stages
 
 
@@ -143,6 +146,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("plan basic_cnn --stages 9 --blocks 2", "cut into 2 blocks; give at most 2 stages"),
         ("plan basic_cnn --rule Backprop", "Backprop needs backward information"),
         ("plan basic_cnn --stages 0", "--stages 0: give at least 1"),
+        ("plan basic_cnn --link inf", "--link inf: give a number or null"),
+        ("plan basic_cnn --link 0", "--link 0.0: give a rate above 0, in Gb/s, or null"),
     ],
 )
 def test_bad_input(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from layerwise import heads, models, objectives, rules
 from layerwise.blocks import Blocks
+from layerwise.cli import main
 from layerwise.costs import Contender, StepTable, compare_steps, markdown, measure
 from layerwise.costs.flops import count_flops
 from layerwise.costs.measure import Step
@@ -227,6 +228,13 @@ def test_accumulation_block_by_block(network, batch):
             assert torch.equal(p.grad, grad)
     with pytest.raises(InputError, match="accumulate"):
         rules.DNI(Blocks(network, example=x)).accumulate(parts)
+
+
+@pytest.mark.parametrize("counts", ["4,16", "[4,16]", "4"])
+def test_numbers_of_micro_batches_on_the_command_line(counts: str, capsys) -> None:
+    """They are read, so that the refusal is of what comes after."""
+    assert main(["bench", "step", "--micro_batches", counts, "--shape", "1,8"]) == 2
+    assert "--shape [1, 8]" in capsys.readouterr().err
 
 
 def test_what_rivals_cost(network):

@@ -79,7 +79,10 @@ def main(arguments: list[str]) -> None:
         "of stages, at least 8",
     )
     parser.add_argument(
-        "--link", type=float, default=math.inf, help="rate of the link between stages, Gb/s"
+        "--link",
+        type=float | None,
+        default=None,
+        help="rate of the link between stages, Gb/s; null: infinite",
     )
     parser.add_argument(
         "--picture",
@@ -110,8 +113,10 @@ def main(arguments: list[str]) -> None:
     for name in ("stages", "num_classes", "microbatches", "rounds"):
         if found[name] < 1:
             raise InputError(f"--{name} {found[name]}: give at least 1")
-    if not found["link"] > 0:
-        raise InputError(f"--link {found['link']}: give a rate above 0, in Gb/s")
+    if found["link"] is not None and not 0 < found["link"] < math.inf:
+        raise InputError(
+            f"--link {found['link']}: give a rate above 0, in Gb/s, or null for an infinite one"
+        )
     shape, batch = found["shape"], found["batch_size"]
     if len(shape) not in (1, 3) or min(shape) < 1:
         raise InputError(f"--shape {shape}: give C, H and W of an image, or T tokens of a text")
@@ -148,6 +153,13 @@ def main(arguments: list[str]) -> None:
     output.print(_expected(plan), soft_wrap=True)
     if found["stages"] > 1:
         output.print(_compared(speeds[found["stages"]], of_backprop, found))
+        if halved := [name for name, pipe in speeds[found["stages"]].items() if pipe.halved]:
+            output.print(
+                f"{', '.join(halved)}: two stages in each process need {2 * found['stages']} "
+                f"blocks, and there are {len(rule.blocks)}; simulated are halves of blocks, which "
+                "no cut of this network gives, so these times are lower bounds",
+                soft_wrap=True,
+            )
     if out is not None:
         result = {
             **provenance(),
@@ -161,7 +173,7 @@ def main(arguments: list[str]) -> None:
         }
         write_new(out, (json.dumps(result, indent=1) + "\n").encode(), "--out")
     if picture is not None:
-        title = f"{found['model']['name']}, batches of {batch}, link of {found['link']:g} Gb/s"
+        title = f"{found['model']['name']}, batches of {batch}{_link(found)}"
         from layerwise.report.stage_picture import draw_speeds
 
         times = {n: _over(of, of_backprop) for n, of in speeds.items()}
@@ -179,7 +191,8 @@ def _speeds(
 ) -> dict[str, Pipelined]:
     """The simulated speed of the rule and of backpropagation's schedules in a number of stages."""
     plan = Plan.of(rule, x, y, stages, seconds=seconds)
-    rate = found["link"] * 1e9 / 8
+    link = math.inf if found["link"] is None else found["link"]
+    rate = link * 1e9 / 8
     per_batch = (
         plan.seconds_for(BATCHES, bytes_per_s=rate)
         - plan.seconds_for(BATCHES // 2, bytes_per_s=rate)
@@ -189,9 +202,7 @@ def _speeds(
     }
     assert rule.blocks.shapes is not None
     size = len(y) * (x.element_size() if x.is_floating_point() else 4)
-    sends = [
-        seconds_to_send(size * math.prod(shape), found["link"]) for shape in rule.blocks.shapes
-    ]
+    sends = [seconds_to_send(size * math.prod(shape), link) for shape in rule.blocks.shapes]
     micro = max(8, 2 * stages) if stages != found["stages"] else found["microbatches"]
     for name in (DELAYED, *SCHEDULES):
         try:
@@ -206,12 +217,15 @@ def _over(speeds: dict[str, Pipelined], of_backprop: list[float]) -> dict[str, f
     return {name: sum(of_backprop) / found.seconds for name, found in speeds.items()}
 
 
+def _link(found: dict[str, Any]) -> str:
+    return "" if found["link"] is None else f", a link of {found['link']:g} Gb/s"
+
+
 def _compared(
     speeds: dict[str, Pipelined], of_backprop: list[float], found: dict[str, Any]
 ) -> Table:
     title = f"{found['stages']} stages, simulated: {found['microbatches']} micro-batches"
-    if not math.isinf(found["link"]):
-        title += f", a link of {found['link']:g} Gb/s"
+    title += _link(found)
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.add_column("")
     for column in ("samples/s", "x backprop in one process", "idle, %"):
@@ -225,7 +239,7 @@ def _compared(
 
 def _fit(network: nn.Module, found: dict[str, Any], device: torch.device, out: Path | None) -> None:
     """The ways to train the network within `--memory`."""
-    numbers = [found["blocks"]] if isinstance(found["blocks"], int) else BLOCKS
+    numbers = BLOCKS if found["blocks"] is None else [found["blocks"]]
     shape, classes, batch = found["shape"], found["num_classes"], found["batch_size"]
     x, y = example_batch(shape, classes, SAMPLES, device)
     criterion, y = criterion_and_labels(found["criterion"], network.to(device), x, y)

@@ -65,7 +65,9 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self._parameters = [p for p in parameters if p.requires_grad]
         self._storages: dict[int, _Storage] = {}  # alive, by the address of their StorageImpl
-        self._events: list[tuple[_Storage, int]] = []  # bytes more (or fewer), in order
+        self.peaks = True  # whether the peak may be now
+        # Bytes more (or fewer), in order, and whether the peak may be there.
+        self._events: list[tuple[_Storage, int, bool]] = []
         self._hooks: list[RemovableHandle] = []
 
     @classmethod
@@ -94,7 +96,7 @@ class LiveBytes(TorchDispatchMode):
             if known is not None:
                 if (grown := storage.nbytes() - known.bytes) != 0:  # resized in place
                     known.bytes += grown
-                    self._events.append((known, grown))
+                    self._events.append((known, grown, self.peaks))
             elif (
                 storage._cdata not in given
             ):  # neither a view nor an in-place result of the baseline
@@ -114,10 +116,10 @@ class LiveBytes(TorchDispatchMode):
         """The moment at which the most bytes of these kinds (by default, of all) were alive."""
         live = dict.fromkeys(("activations", "gradients", "optimizer"), 0)
         most, at_most = 0, dict(live)
-        for storage, change in self._events:
+        for storage, change, seen in self._events:
             live[storage.kind] += change
             total = sum(live[kind] for kind in kinds or live)
-            if total > most:
+            if seen and total > most:
                 most, at_most = total, dict(live)
         return Peak(most, **at_most)
 
@@ -131,11 +133,11 @@ class LiveBytes(TorchDispatchMode):
 
         def died(_: weakref.ref) -> None:
             gone = self._storages.pop(address)
-            self._events.append((gone, -gone.bytes))
+            self._events.append((gone, -gone.bytes, False))
 
         born = _Storage(storage.nbytes(), kind, weakref.ref(storage, died))
         self._storages[address] = born
-        self._events.append((born, born.bytes))
+        self._events.append((born, born.bytes, self.peaks))
 
     def _accumulated(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

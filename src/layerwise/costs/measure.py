@@ -8,7 +8,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from layerwise.costs.live_bytes import LiveBytes
 from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows
-from layerwise.objectives.batch import Scale, identity
-from layerwise.rules.base import LocalRule, Rule, early_steps
+from layerwise.objectives.batch import Batch, Scale, identity
+from layerwise.rules.base import Done, LocalRule, Rule, early_steps
 from layerwise.runs.allocator import keep_freed_memory
 
 When = Literal["end", "early"]
@@ -117,7 +117,7 @@ class Step:
     def __init__(self, contender: Contender, x: Inputs, y: Tensor, optimizer: MakeOptimizer):
         self.contender, self.x, self.y = contender, x, y
         self.rule, self.make = contender.rule, optimizer
-        rows = torch.arange(len(y), device=y.device).chunk(contender.micro)
+        rows = torch.arange(len(y), device=y.device).tensor_split(contender.micro)
         example = self.rule.blocks.example
         self.parts = (
             [(x, y)] if len(rows) == 1 else [(chosen_rows(x, i, example), y[i]) for i in rows]
@@ -258,11 +258,29 @@ def _costs(step: Step) -> Measured:
     )
 
 
-def live_bytes(step: Step) -> LiveBytes:
-    """The bytes of a step, which is taken; optimizer state is counted as in `measure`."""
+def live_bytes(step: Step, unseen: int = 0) -> LiveBytes:
+    """The bytes of a step, which is taken; optimizer state is counted as in `measure`.
+
+    Args:
+        step: the step.
+        unseen: moments in which a block of a `LocalRule` runs on a micro-batch of this size are no
+            peak.
+    """
     if step.contender.turns > 1:
         step.rest = []  # the state of the turn before
-    with LiveBytes(step.rule.parameters()) as live:
+    with LiveBytes(step.rule.parameters()) as live, contextlib.ExitStack() as changed:
+        if unseen:
+            rule: Any = step.rule
+            local_step = rule.local_step
+
+            def unless_unseen(k: int, h: Tensor, batch: Batch, *carry: Tensor) -> Done:
+                live.peaks = batch.rows != unseen
+                done = local_step(k, h, batch, *carry)
+                live.peaks = True
+                return done
+
+            rule.local_step = unless_unseen
+            changed.callback(delattr, rule, "local_step")
         live.count("optimizer", step.optimizer_state())
         step()
         live.count("optimizer", step.optimizer_state())

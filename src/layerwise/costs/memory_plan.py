@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -25,6 +28,7 @@ from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows, first_rows, leading, plain
 from layerwise.objectives.classify import Criterion, cross_entropy
 from layerwise.rules import DGL
+from layerwise.rules.base import LocalRule
 from layerwise.rules.calls.attention import Attention, replaced_attention
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
@@ -32,7 +36,7 @@ UNITS |= {f"{u}i": 1024**i for i, u in enumerate("kmgt", 1)}
 BLOCKS = (4, 8, 16, 32)  # numbers of blocks that are tried
 ROUNDS, ENOUGH_S = 3, 0.1  # at least, of the measurements of a step's time
 SHORT_S = 0.05  # of a step that says little of one on more samples
-MOST = 8  # powers of two that are tried as numbers of micro-batches
+CLOSE = 0.05  # share of a step's bytes by which the meta device may differ
 SAME = "none: the same gradient"
 NOT_MEASURED = "not measured"
 MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -126,7 +130,7 @@ def plan(
     memory: str | int,
     batch_size: int | None = None,
     rule: MakeRule = DGL,
-    blocks: Sequence[int] = BLOCKS,
+    blocks: Sequence[int | Literal["all"]] = BLOCKS,
     optimizer: MakeOptimizer | None = None,
     criterion: Criterion = cross_entropy,
 ) -> MemoryPlan:
@@ -135,13 +139,15 @@ def plan(
     Tried are backpropagation with micro-batches, activation checkpointing, both, and the
     optimizer's step within the backward pass; and the rule with several numbers of blocks, a step
     for each block and micro-batches. Of each way the smallest number of micro-batches is given that
-    fits. Bytes are those of a step on the whole batch on the meta device, which computes nothing
-    and holds nothing. Fused optimizers do not run there (`measure.fused_optimizer`). Seconds come
-    from steps on 2 and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n
-    micro-batches of b; on more, up to the whole batch, where a step takes less than 50 ms and its
-    time says little of a larger one. A network that does not run on the meta device makes steps on
-    the samples and on half of them, from which bytes of other sizes are extrapolated; they are too
-    low where more samples move the peak to another moment of the step.
+    fits, a power of two; if none fits, the number of the fewest bytes. Bytes are those of a step on
+    the whole batch on the meta device, which computes nothing and holds nothing. Fused optimizers
+    do not run there (`measure.fused_optimizer`). Where the network does not run there, or keeps
+    something else than on its own device, as recurrent layers do, bytes are measured on the samples
+    and on half of them and extrapolated: within 5 % for those layers, but they are too low where
+    more samples move the peak to another moment of the step. Seconds come from steps on 2 and on
+    all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more,
+    up to the whole batch, where a step takes less than 50 ms and its time says little of a larger
+    one.
 
     Args:
         model: the network; it is left unchanged.
@@ -150,7 +156,7 @@ def plan(
         memory: bytes, or text such as "2GiB", for parameters, buffers, batch and step.
         batch_size: samples of a step; by default those of `inputs`.
         rule: makes the local rule from blocks.
-        blocks: numbers of blocks to try.
+        blocks: numbers of blocks to try; "all" that can be cut.
         optimizer: makes an optimizer of parameters; by default SGD with momentum.
         criterion: the loss that backpropagation minimises.
 
@@ -170,20 +176,16 @@ def plan(
     batch_bytes = size * (_bytes(x) // len(x) + _bytes(labels) // rows)
     norms = any(isinstance(module, _BatchNorm) for module in model.modules())
     found: list[Fit] = []
-    whole_s = 0.0
+    whole_s, exact = 0.0, dict[str, bool]()
     for way, contender in _tried(model, inputs, labels, rule, blocks, criterion):
         seconds = Seconds.of(contender, inputs, labels, made, size)
         whole_s = whole_s or seconds(1, size)
         held = sum(map(_bytes, [*contender.rule.parameters(), *contender.rule.buffers()]))
         several = contender.when == "end" or way.family == LOCAL
-        counts = [2**i for i in range(size.bit_length())][: MOST if several else 1]
-        step = whole = 0
-        n = 1
-        for n in counts:
-            step = step_bytes(contender, inputs, labels, made, n, size)
-            whole = step + held + batch_bytes
-            if whole <= limit:
-                break
+        bytes_ = Bytes(contender, inputs, labels, made, size, exact.get(way.family))
+        exact[way.family] = bytes_.exact
+        n, step = _fewest(bytes_, size if several else 1, limit - held - batch_bytes)
+        whole = step + held + batch_bytes
         found.append(
             Fit(
                 name=replace(way, micro=n).name(
@@ -192,13 +194,30 @@ def plan(
                 micro=n,
                 step_bytes=step,
                 whole_bytes=whole,
-                time=seconds(n, -(-size // n)) / whole_s,
+                time=seconds(n, size / n) / whole_s,
                 fits=whole <= limit,
                 accuracy=accuracy_of(way, type(contender.rule).__name__, n, norms),
             )
         )
     found.sort(key=lambda fit: (not fit.fits, fit.time))
     return MemoryPlan(limit, size, tuple(found))
+
+
+def _fewest(bytes_of_step: Callable[[int], float], most: int, limit: int) -> tuple[int, int]:
+    """The smallest power of two of micro-batches, up to `most`, whose step fits, and its bytes.
+
+    If none fits: 1 or the largest possible, whichever has fewer bytes. From 2 on, bytes fall.
+    """
+    bytes_of = cache(bytes_of_step)
+    counts = [2**i for i in range(most.bit_length())]
+    n = 1
+    if bytes_of(1) > limit:
+        while math.isinf(bytes_of(counts[-1])):
+            counts.pop()
+        n = min(1, counts[-1], key=bytes_of)
+        if bytes_of(n) <= limit:
+            n = counts[bisect_left(counts, True, key=lambda n: bytes_of(n) <= limit)]
+    return n, int(bytes_of(n))
 
 
 def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
@@ -210,15 +229,16 @@ def accuracy_of(way: Way, rule: str, micro: int, norms: bool) -> str:
         micro: number of micro-batches.
         norms: whether the network has BatchNorm, which sees micro-batches.
     """
+    seen = [f"{NOT_MEASURED}: BatchNorm of micro-batches"] if norms and micro > 1 else []
     if way.family != LOCAL:
-        return SAME if micro == 1 or not norms else f"{NOT_MEASURED}: BatchNorm of micro-batches"
+        return "; ".join(seen) or SAME
     text = resources.files("layerwise.costs").joinpath("accuracies.json").read_text()
     known = json.loads(text).get(rule, {})
-    several = [
+    known_to = [
         f"{' to '.join(f'{p:+.1f}' for p in sorted({min(ps), max(ps)}))} ({setting})"
         for setting, ps in known.items()
     ]
-    return "; ".join(several) or NOT_MEASURED
+    return "; ".join([*(known_to or [NOT_MEASURED]), *seen])
 
 
 def _tried(
@@ -226,13 +246,13 @@ def _tried(
     inputs: Inputs,
     labels: Tensor,
     rule: MakeRule,
-    blocks: Sequence[int],
+    blocks: Sequence[int | Literal["all"]],
     criterion: Criterion,
 ) -> Iterator[tuple[Way, Contender]]:
     """The ways to try, one after the other, so that one copy of the network exists at a time."""
     example = first_rows(inputs, 2)
     possible = len(cut(model, blocks="all", example=example))
-    numbers = sorted({min(n, possible) for n in blocks})
+    numbers = sorted({possible if n == "all" else min(n, possible) for n in blocks})
     local = [(Way(LOCAL, when="early"), n) for n in numbers]
     segments = max(1, round(possible**0.5))  # Chen et al. 2016
     for way, pieces in [
@@ -258,28 +278,114 @@ def _tried(
         )
 
 
-def step_bytes(
-    contender: Contender,
-    inputs: Inputs,
-    labels: Tensor,
-    optimizer: MakeOptimizer,
-    micro: int,
-    size: int,
-) -> int:
-    """The most bytes alive in a step on `size` samples."""
-    if contender.family != LOCAL and micro > 2:
-        # Micro-batches are parts of the batch, and after the second nothing more is kept.
-        size, micro = 2 * -(-size // micro), 2
-    given: Inputs = pytree.tree_map_only(Tensor, lambda t: _meta(t, size), plain(inputs))
-    try:
-        rule = copy.deepcopy(contender.rule).to("meta")
-        on_meta = replace(contender, rule=rule, micro=micro)
+class Bytes:
+    """The most bytes alive in a step on n micro-batches of `size` samples.
+
+    They are those of a step on the meta device, if a step on few samples keeps there what it keeps
+    on the labels' device. It does not where kernels differ, as those of recurrent layers, or where
+    something reads values. Then bytes are measured in steps on few samples and extrapolated.
+
+    Args:
+        contender, inputs, labels, optimizer: as in `Step`.
+        size: samples of the batch.
+        exact: whether the meta device keeps the same; None to find out.
+    """
+
+    def __init__(
+        self,
+        contender: Contender,
+        inputs: Inputs,
+        labels: Tensor,
+        optimizer: MakeOptimizer,
+        size: int,
+        exact: bool | None = None,
+    ):
+        self.contender, self.optimizer, self.size = contender, optimizer, size
+        self.inputs, self.labels = plain(inputs), labels
+        self._measured: dict[tuple[int, int], int] = {}
+        rule = contender.rule
+        self._in_turn = contender.when == "early" and isinstance(rule, LocalRule)
+        self._in_turn = self._in_turn and rule.accumulates
+        self.exact = exact is not False
+        if self.exact:
+            on_meta = replace(contender, rule=copy.deepcopy(rule).to("meta"), micro=1)
+            try:
+                self._step = Step(on_meta, *self._batch(len(labels)), optimizer)
+                self._on_meta([len(labels)])  # optimizer state exists
+                self.exact = exact or self._same()
+            except (RuntimeError, ValueError, TypeError):  # something reads values
+                self.exact = False
+
+    def __call__(self, n: int) -> float:
+        """The bytes; infinite if so few samples are refused, as by BatchNorm."""
+        sizes = [len(part) for part in torch.arange(self.size).tensor_split(n)]
+        last = sizes[-1:] if sizes[-1] < sizes[0] else []
+        rest = self.size - 3 * sizes[0] - sum(last)
+        try:
+            if not self.exact:
+                return self._extrapolated(n, sizes[0], last)
+            if not self._in_turn:  # after the second micro-batch nothing more is kept
+                return self._on_meta([*sizes[:2], *(last if n > 2 else [])])
+            if rest <= 2 * sizes[0]:
+                return self._on_meta(sizes)
+            return self._on_meta([*sizes[:1] * 2, rest, *sizes[:1], *last], rest)
+        except (RuntimeError, ValueError):
+            if n == 1:
+                raise
+            return math.inf
+
+    def _same(self) -> bool:
+        """Whether a step keeps the same on both devices."""
+        rows = len(self.labels)
+        missed = abs(self._on_meta([rows]) - self._here(rows, 1)) * max(1, self.size / rows)
+        return missed <= CLOSE * self._on_meta([self.size])
+
+    def _on_meta(self, sizes: list[int], unseen: int = 0) -> int:
+        """The bytes of a step on the meta device.
+
+        Args:
+            sizes: of the micro-batches.
+            unseen: size of the micro-batch that stands for several. Blocks keep its outputs, but
+                the moments at which one runs on it do not count.
+        """
+        self._step.rule.zero_grad()
+        self._step.parts = [self._batch(rows) for rows in sizes]
         with replaced_attention(_by_kernel):
-            step = Step(on_meta, given, _meta(labels, size), optimizer)
-            step()  # optimizer state exists
-            return live_bytes(step).peak().bytes
-    except Exception:  # something reads values
-        return _measured_bytes(contender, inputs, labels, optimizer, micro, size)
+            return live_bytes(self._step, unseen).peak().bytes
+
+    def _batch(self, rows: int) -> tuple[Inputs, Tensor]:
+        """A batch on the meta device."""
+
+        def made(t: Tensor) -> Tensor:
+            own = t.dim() and len(t) == len(self.labels)
+            shape = (rows, *t.shape[1:]) if own else t.shape
+            return torch.empty(shape, dtype=t.dtype, device="meta")
+
+        return pytree.tree_map_only(Tensor, made, self.inputs), made(self.labels)
+
+    def _here(self, rows: int, parts: int) -> int:
+        """The bytes of a step on 1, 2 or 4 micro-batches of so many of the given samples."""
+        if (rows, parts) not in self._measured:
+            chosen = torch.arange(rows * parts, device=self.labels.device) % len(self.labels)
+            few = replace(self.contender, micro=parts)
+            x, y = chosen_rows(self.inputs, chosen), self.labels[chosen]
+            step = Step(few, x, y, self.optimizer)
+            step()
+            self._measured[rows, parts] = live_bytes(step).peak().bytes
+        return self._measured[rows, parts]
+
+    def _extrapolated(self, n: int, rows: int, last: list[int]) -> float:
+        """The bytes of n micro-batches, from those of 2, in which all gradients exist."""
+        most, few, parts = len(self.labels), len(self.labels) // 2, min(n, 2)
+        for small in last:
+            self._here(min(small, most), 1)  # such a step is possible
+        found: float = self._here(min(rows, most), parts)
+        if rows > most:
+            found += (rows - most) * (found - self._here(few, parts)) / (most - few)
+        if self._in_turn and n > 2:  # what blocks keep of each micro-batch
+            kept = (self._here(few, 4) - self._here(few, 2)) / (2 * few)
+            found += (self.size - 2 * rows) * max(0.0, kept)
+        return round(found)
 
 
 def _by_kernel(plain: Attention) -> Attention:
@@ -304,39 +410,6 @@ def _by_kernel(plain: Attention) -> Attention:
         return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]
 
     return attention
-
-
-def _measured_bytes(
-    contender: Contender,
-    inputs: Inputs,
-    labels: Tensor,
-    optimizer: MakeOptimizer,
-    micro: int,
-    size: int,
-) -> int:
-    """`step_bytes` from steps on few samples: once + size whole + (size / micro) part."""
-
-    def measured(rows: int, micro: int) -> int:
-        few = replace(contender, micro=micro)
-        step = Step(few, first_rows(inputs, rows), labels[:rows], optimizer)
-        step()
-        return live_bytes(step).peak().bytes
-
-    many = len(labels)
-    few = many // 2
-    least = 1 if micro == 1 else 2  # from the second micro-batch on gradients are kept
-    one, other = measured(many, least), measured(few, least)
-    of_sample = (one - other) / (many - few)  # whole + part / least
-    part = 0.0
-    if micro > least:
-        part = max(0.0, (one - measured(many, 2 * least)) * 2 * least / many)
-    whole = max(0.0, of_sample - part / least)
-    once = one - many * (whole + part / least)
-    return round(once + size * (whole + part / micro))
-
-
-def _meta(tensor: Tensor, rows: int) -> Tensor:
-    return torch.empty(rows, *tensor.shape[1:], dtype=tensor.dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -380,7 +453,7 @@ class Seconds:
         fixed = min(max(0.0, more - of_sample * few), whole)
         return cls(whole - fixed, fixed, of_sample)
 
-    def __call__(self, n: int, b: int) -> float:
+    def __call__(self, n: int, b: float) -> float:
         return self.once + n * (self.fixed + self.of_sample * b)
 
 

@@ -19,6 +19,7 @@ from layerwise.experiment.evaluation import Evaluation, costs_of
 from layerwise.experiment.observers import outcomes_of
 from layerwise.experiment.recorded_data import about_scores
 from layerwise.report.exit_figure import draw_exits
+from layerwise.runs.rows import finite
 
 THRESHOLDS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
 # Of the curve in the picture: from 0 to 0.9999, closer together near 1, and one above 1.
@@ -125,7 +126,7 @@ class EarlyExits:
             "disagree": (~found.agree).nonzero().squeeze(1),
         }
         about = about_scores(evaluation.experiment.splits, evaluation.result["split"])
-        files = {".json": json.dumps(self.result, indent=1).encode()}
+        files = {".json": json.dumps(finite(self.result), indent=1).encode()}
         files[".safetensors"] = safetensors.torch.save(tensors, about)
         if (picture := self._picture()) is not None:
             files[".png"] = picture

@@ -20,6 +20,7 @@ from layerwise.experiment.config import config_of
 from layerwise.experiment.recorded_data import about_scores, check_data
 from layerwise.objectives.classify import is_cross_entropy
 from layerwise.rules.base import criterion_of
+from layerwise.runs.rows import finite
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -184,7 +185,7 @@ class Evaluation:
 
     def _json(self) -> str:
         """The result with each row of the confusion matrix on one line."""
-        text = json.dumps(self.result, indent=2)
+        text = json.dumps(finite(self.result), indent=2)
         if self.confusion is None:
             return text
         rows = ",\n    ".join(map(json.dumps, self.confusion))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +27,7 @@ from layerwise.report.analysis_figures import (
 )
 from layerwise.report.pictures import as_png, draw_filters, one_below_another
 from layerwise.runs.files import claim_numbered
+from layerwise.runs.rows import finite
 
 Row = dict[str, Any]
 
@@ -153,7 +153,7 @@ class Findings:
             "data": first.experiment.splits.name,
             **{key: first.options[key] for key in ("split", "samples", "epochs", "pool", "seed")},
         }
-        return _finite(found)
+        return finite(found)
 
     def write(self) -> tuple[Path, list[str]]:
         """Write numbers and pictures into a new folder analysis-N of the first run.
@@ -185,9 +185,9 @@ class Findings:
             "analysis.json": json.dumps(self.as_dict(), indent=1).encode(),
             "blocks.png": draw_blocks(self.blocks, names),
             "alignment.png": draw_alignment(aligned, names),
-            "feedback.png": draw_feedback(_finite(self.feedback)),
+            "feedback.png": draw_feedback(finite(self.feedback)),
             "feedback-training.png": draw_feedback_training(feedback_in_training),
-            "cka.png": draw_cka(_finite(self.cka)),
+            "cka.png": draw_cka(finite(self.cka)),
             "filters.png": self._filters(),
             "difficulty.png": self._picture_of_difficulty(),
         }
@@ -230,14 +230,3 @@ class Findings:
             about = about_scores(subject.experiment.splits, "train")
             files[f"{name}.safetensors"] = save(tensors, about)
         return files
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for numbers that are not finite."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return value

@@ -23,6 +23,7 @@ from layerwise.experiment.recorded_data import check_data
 from layerwise.experiment.training import train
 from layerwise.report.analysis_figures import draw_label_curves
 from layerwise.runs.files import claim_numbered
+from layerwise.runs.rows import finite
 from layerwise.runs.run import Run
 from layerwise.trainer import fabric_for, load_evaluated
 
@@ -211,7 +212,7 @@ class LabelCurves:
             for name in self.names
         }
         files = {
-            "labels.json": json.dumps(found, indent=1).encode(),
+            "labels.json": json.dumps(finite(found), indent=1).encode(),
             "labels.png": draw_label_curves(curves),
         }
         run = next(iter(self.runs.values()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from layerwise.report.pictures import Pictures
 from layerwise.rules.base import Rule, Scale
 from layerwise.rules.families.feedback import FeedbackRule
 from layerwise.runs.checksum import load_checked, save_checked
+from layerwise.runs.rows import finite
 from layerwise.runs.run import ALIGNMENT, OUTCOMES, Run
 from layerwise.trainer import Observer
 
@@ -72,9 +72,8 @@ class AlignmentRecorder(Observer):
             "ratio": [None if a is None else a.ratio for a in found],
         }
         if isinstance(rule, FeedbackRule):
-            angles = feedback_angles(rule).items()
-            row["feedback"] = {name: a if math.isfinite(a) else None for name, a in angles}
-        self.run.add_line(ALIGNMENT, row)
+            row["feedback"] = feedback_angles(rule)
+        self.run.add_line(ALIGNMENT, finite(row))
 
 
 def alignment_of(run: Run, blocks: int) -> list[dict[str, Any]]:
