@@ -3,8 +3,8 @@
     python benchmarks/accuracy.py NAME RUN [RUN ...] [--data NAME_FOR_THE_TABLE] [--epochs N]
 
 The file holds each run's command, config, versions and machine, costs, and every epoch's metrics;
-and the test accuracy over several views of each image, if `layerwise evaluate RUN --test_time shift`
-was called before.
+and the test accuracy over several views of each image, if it was evaluated before with
+`layerwise evaluate RUN --test_time shift`.
 Runs that are in the file and are not given stay in it. An interrupted run counts as a run of the
 epochs it finished, and with `--epochs` the beginning of a run counts as a run of that length. This
 is correct only if the learning rate is constant; other runs are refused.

@@ -78,8 +78,8 @@ def test_heads_of_half_the_batch(residual_gap, first: int) -> None:
 
 
 def test_averaged_heads(residual_gap) -> None:
-    """A head's copy of a layer starts as the layer, and after a step is 0.9 of itself and 0.1 of the
-    layer; it is not trained."""
+    """A head's copy of a layer starts as the layer, and after a step is 0.9 of itself and 0.1 of
+    the layer; it is not trained."""
     way = residual_gap.Averaged(momentum=0.9, depth=1)
     ours, mean = way.pairs[0]
     assert torch.equal(ours, mean)
