@@ -30,9 +30,8 @@ def _of_the_simulation(found: Sequence[Mapping[str, Any]]) -> str:
         "`layerwise plan` simulates stages from the times of single layers. The simulated rates of "
         f"two stages in the tables below are {min(ratios):.2f} to {max(ratios):.2f} of the "
         f"measured ones, in the median {statistics.median(ratios):.2f}. More stages than this "
-        "machine has cores are simulated only. The local rule's stages are divided anew before "
-        "each run, by times of their own, so a simulation whose times were disturbed can be far "
-        "below it (VGG8b).\n"
+        "machine has cores are simulated only. The lowest ratio is that of VGG8b's local rule; "
+        "why was not found, and the simulations of the pipelines next to it agree.\n"
     )
 
 
