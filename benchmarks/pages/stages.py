@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pages.files import commands, results
+from pages.files import RESULTS, commands, result, results
 from pages.spread import ratio
 
 PIPELINES = ("GPipe", "1F1B", "interleaved 1F1B", "ZBV zero bubble", "DualPipeV")
@@ -15,7 +15,40 @@ PIPELINES = ("GPipe", "1F1B", "interleaved 1F1B", "ZBV zero bubble", "DualPipeV"
 def section() -> list[str]:
     """A table for each network, and one for links of limited rate."""
     found = results("stages")
-    return ["## Layers in parallel\n", _of_the_simulation(found), *map(_stages, found)]
+    return [
+        "## Layers in parallel\n",
+        _of_the_simulation(found),
+        *map(_stages, found),
+        *_of_many_stages(),
+    ]
+
+
+def _of_many_stages() -> list[str]:
+    """The simulated speed of up to 64 stages."""
+    if not (RESULTS / "plan-stages.json").exists():
+        return []
+    found = result("plan-stages")
+    asked, whole = found["asked"], sum(found["backprop_block_seconds"])
+    names = list(found["pipelines"]["64"])
+    lines = [
+        "### 64 stages, simulated\n",
+        f"A ViT of {len(found['block_seconds'])} blocks, batches of {asked['batch_size']}, a link "
+        f"of {asked['link']:g} Gb/s, twice as many micro-batches as stages (at least 8). Speed as a "
+        "ratio to backpropagation in one process, from times of blocks measured on this machine; "
+        "here a micro-batch of one sample is assumed to take no longer than its share of the "
+        "batch, which flatters the pipelines. Stages of the local rule never wait for a gradient, "
+        "but its heads cost time, and the slowest stage decides.\n",
+        f"| stages | {' | '.join(names)} |",
+        "|--:|" + "--:|" * len(names),
+    ]
+    for count, of in found["pipelines"].items():
+        cells = [f"{whole / of[n]['seconds']:.1f}" if n in of else "" for n in names]
+        lines.append(f"| {count} | {' | '.join(cells)} |")
+    return [
+        *lines,
+        "\n![speed over the number of stages](pictures/stages-64.png)\n",
+        f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}",
+    ]
 
 
 def _of_the_simulation(found: Sequence[Mapping[str, Any]]) -> str:

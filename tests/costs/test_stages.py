@@ -136,7 +136,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "two stages in each process need 4 blocks, and there are 3" in " ".join(said.split())
     halved = {name for name, found in plan["pipelines"]["2"].items() if found["halved"]}
     assert halved == {"interleaved 1F1B", "ZBV zero bubble", "DualPipeV"}
-    assert plan["pipelines"]["2"]["1F1B"]["idle"] >= 1 / 9 - 1e-9  # 1 / (8 + 1) in equal stages
+    assert plan["pipelines"]["2"]["1F1B"]["idle"] >= 1 / 5 - 1e-9  # 1 / (4 + 1) in equal stages
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("plan basic_cnn --stages 9 --blocks 2", "cut into 2 blocks; give at most 2 stages"),
         ("plan basic_cnn --rule Backprop", "Backprop needs backward information"),
         ("plan basic_cnn --stages 0", "--stages 0: give at least 1"),
+        ("plan basic_cnn --microbatches 9 --batch_size 8", "a batch has 8 samples; give at most"),
         ("plan basic_cnn --link inf", "--link inf: give a number or null"),
         ("plan basic_cnn --link 0", "--link 0.0: give a rate above 0, in Gb/s, or null"),
     ],

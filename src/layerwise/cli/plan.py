@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
         type=int | None,
         default=None,
         help="micro-batches of pipelined backpropagation, for comparison; null: twice the number "
-        "of stages, at least 8",
+        "of stages, at least 8 and at most one for each sample",
     )
     parser.add_argument(
         "--link",
@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
             f"--optimizer {found['optimizer']}: only for plans within a memory; give --memory too"
         )
     if found["microbatches"] is None:
-        found["microbatches"] = max(8, 2 * found["stages"])
+        found["microbatches"] = _microbatches(found["stages"], found["batch_size"])
     for name in ("stages", "num_classes", "microbatches", "rounds"):
         if found[name] < 1:
             raise InputError(f"--{name} {found[name]}: give at least 1")
@@ -123,6 +123,11 @@ def main(arguments: list[str]) -> None:
     least = 1 if found["memory"] is not None else 2
     if batch < least:
         raise InputError(f"--batch_size {batch}: give at least {least}")
+    if found["microbatches"] > batch and found["memory"] is None:
+        raise InputError(
+            f"--microbatches {found['microbatches']}: a batch has {batch} samples; give at most as "
+            "many, or a larger --batch_size"
+        )
     set_threads(found["threads"])
     device = device_for(found["device"])
     out, picture = new_file(found["out"]), new_file(found["picture"], "--picture")
@@ -203,13 +208,20 @@ def _speeds(
     assert rule.blocks.shapes is not None
     size = len(y) * (x.element_size() if x.is_floating_point() else 4)
     sends = [seconds_to_send(size * math.prod(shape), link) for shape in rule.blocks.shapes]
-    micro = max(8, 2 * stages) if stages != found["stages"] else found["microbatches"]
+    micro = found["microbatches"]
+    if stages != found["stages"]:
+        micro = _microbatches(stages, len(y))
     for name in (DELAYED, *SCHEDULES):
         try:
             speeds[name] = pipelined(name, of_backprop, sends, stages, micro)
         except ValueError:  # needs other numbers of stages and micro-batches
             continue
     return speeds
+
+
+def _microbatches(stages: int, batch: int) -> int:
+    """As many micro-batches as keep a pipeline's stages busy, and as the batch has samples."""
+    return max(1, min(batch, max(8, 2 * stages)))
 
 
 def _over(speeds: dict[str, Pipelined], of_backprop: list[float]) -> dict[str, float]:
