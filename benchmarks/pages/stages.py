@@ -33,8 +33,8 @@ def _of_many_stages() -> list[str]:
     lines = [
         "### 64 stages, simulated\n",
         f"A ViT of {len(found['block_seconds'])} blocks, batches of {asked['batch_size']}, a link "
-        f"of {asked['link']:g} Gb/s, twice as many micro-batches as stages (at least 8). Speed as a "
-        "ratio to backpropagation in one process, from times of blocks measured on this machine; "
+        f"of {asked['link']:g} Gb/s, twice as many micro-batches as stages (at least 8). Speed as "
+        "a ratio to backpropagation in one process, from times of blocks measured on this machine; "
         "here a micro-batch of one sample is assumed to take no longer than its share of the "
         "batch, which flatters the pipelines. Stages of the local rule never wait for a gradient, "
         "but its heads cost time, and the slowest stage decides.\n",

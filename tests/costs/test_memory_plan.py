@@ -424,3 +424,42 @@ def test_a_rule_that_cannot_accumulate_block_by_block() -> None:
         step()
         peaks.append(live_bytes(step).peak().bytes)
     assert peaks[1] < peaks[0]
+
+
+@pytest.mark.parametrize("delay", [0, 1, 3])
+@pytest.mark.parametrize("micro", [1, 8])
+def test_gradients_that_wait_are_counted(delay: int, micro: int) -> None:
+    """Parameters outweigh everything else here; a delay holds as many gradients more."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
+    x, y = torch.randn(8, 64), torch.randint(10, (8,))
+    rule = rules.DelayedGradient(lw.cut(net, blocks=2, example=x), delay=delay)
+    way = Contender("delayed", rule, micro=micro)
+
+    def sgd(parameters: list) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameters, 0.0, 0.9)
+
+    found = Bytes(way, x, y, sgd, 8)
+    step = Step(way, x, y, sgd)
+    for _ in range(delay + 1):
+        step()
+    peak = live_bytes(step).peak()
+    of_network = sum(p.numel() * p.element_size() for p in net.parameters())
+    assert found.exact
+    assert found(micro) == pytest.approx(peak.bytes, rel=1e-3)
+    assert of_network * (1 + delay) <= peak.gradients <= of_network * (2 + delay)
+
+
+class _OfDevices(nn.Module):
+    """A layer that knows some devices only."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * {"cpu": 1.0, "cuda": 2.0}[h.device.type]
+
+
+def test_a_network_that_knows_no_meta_device() -> None:
+    net = nn.Sequential(nn.Linear(6, 6), _OfDevices(), nn.ReLU(), nn.Linear(6, 5))
+    x, y = torch.randn(8, 6), torch.randint(5, (8,))
+    found = lw.plan(net, x, y, memory="1GiB", batch_size=16, blocks=[2])
+    assert found.fits[0].fits
+    assert found.fits[0].step_bytes > 0

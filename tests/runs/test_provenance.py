@@ -13,6 +13,7 @@ from layerwise.runs.provenance import provenance
     [
         (["benchmarks/step.py", "gpt"], "python benchmarks/step.py gpt"),
         (["step.py", "gpt"], "python benchmarks/step.py gpt"),
+        ([""], "''"),
         (["/usr/bin/layerwise", "train", "--out=/a/b"], "layerwise train --out=b"),
         (["/a/layerwise/__main__.py", "--data", "hf:/a/c"], "layerwise --data hf:c"),
     ],

@@ -19,6 +19,7 @@ from layerwise.costs.step_table import Measured
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows
 from layerwise.objectives.batch import Batch, Scale, identity
+from layerwise.rules import DelayedGradient
 from layerwise.rules.base import Done, LocalRule, Rule, early_steps
 from layerwise.runs.allocator import keep_freed_memory
 
@@ -282,6 +283,8 @@ def live_bytes(step: Step, unseen: int = 0) -> LiveBytes:
             rule.local_step = unless_unseen
             changed.callback(delattr, rule, "local_step")
         live.count("optimizer", step.optimizer_state())
+        if isinstance(step.rule, DelayedGradient):
+            live.count("gradients", step.rule.waiting())
         step()
         live.count("optimizer", step.optimizer_state())
     return live

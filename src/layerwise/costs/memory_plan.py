@@ -27,7 +27,7 @@ from layerwise.costs.ways import LOCAL, MakeRule, Way
 from layerwise.errors import InputError
 from layerwise.inputs import Inputs, chosen_rows, first_rows, leading, plain
 from layerwise.objectives.classify import Criterion, cross_entropy
-from layerwise.rules import DGL
+from layerwise.rules import DGL, DelayedGradient
 from layerwise.rules.base import LocalRule
 from layerwise.rules.calls.attention import Attention, replaced_attention
 
@@ -85,7 +85,7 @@ class MemoryPlan:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         table = Table(
-            title=f"steps on {self.batch_size} samples in {self.memory / 2**20:,.0f} MiB",
+            title=f"steps on {self.batch_size} samples in {_mebibytes(self.memory)} MiB",
             title_justify="left",
             box=box.SIMPLE,
             pad_edge=False,
@@ -99,8 +99,8 @@ class MemoryPlan:
                 fit.name,
                 "yes" if fit.fits else "no",
                 f"{fit.time:.2f}",
-                f"{fit.step_bytes / 2**20:,.0f}",
-                f"{fit.whole_bytes / 2**20:,.0f}",
+                _mebibytes(fit.step_bytes),
+                _mebibytes(fit.whole_bytes),
                 fit.accuracy,
             )
         yield table
@@ -108,6 +108,12 @@ class MemoryPlan:
             "time: over backpropagation's on the whole batch, predicted from smaller ones; step: "
             "activations, gradients and optimizer state; whole: parameters and the batch too"
         )
+
+
+def _mebibytes(count: int) -> str:
+    """A number of bytes in MiB, with at least two digits that tell something."""
+    found = count / 2**20
+    return f"{found:,.0f}" if found >= 10 else f"{found:.2g}"
 
 
 def bytes_of(memory: str | int) -> int:
@@ -142,9 +148,9 @@ def plan(
     fits, a power of two; if none fits, the number of the fewest bytes. Bytes are those of a step on
     the whole batch on the meta device, which computes nothing and holds nothing. Fused optimizers
     do not run there (`measure.fused_optimizer`). Where the network does not run there, or keeps
-    something else than on its own device, as recurrent layers do, bytes are measured on the samples
-    and on half of them and extrapolated: within 5 % for those layers, but they are too low where
-    more samples move the peak to another moment of the step. Seconds come from steps on 2 and on
+    more than 5 % more or less than on its own device, as recurrent layers do, bytes are measured on
+    the samples and on half of them and extrapolated: within 5 % for those layers, but they are too
+    low where more samples move the peak to another moment of the step. Seconds come from steps on 2 and on
     all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more,
     up to the whole batch, where a step takes less than 50 ms and its time says little of a larger
     one.
@@ -304,6 +310,8 @@ class Bytes:
         self.inputs, self.labels = plain(inputs), labels
         self._measured: dict[tuple[int, int], int] = {}
         rule = contender.rule
+        # Optimizer state exists after one step, and late gradients wait after some.
+        self._first = 1 + (rule.delay if isinstance(rule, DelayedGradient) else 0)
         self._in_turn = contender.when == "early" and isinstance(rule, LocalRule)
         self._in_turn = self._in_turn and rule.accumulates
         self.exact = exact is not False
@@ -311,9 +319,10 @@ class Bytes:
             on_meta = replace(contender, rule=copy.deepcopy(rule).to("meta"), micro=1)
             try:
                 self._step = Step(on_meta, *self._batch(len(labels)), optimizer)
-                self._on_meta([len(labels)])  # optimizer state exists
+                for _ in range(self._first):
+                    self._on_meta([len(labels)])
                 self.exact = exact or self._same()
-            except (RuntimeError, ValueError, TypeError):  # something reads values
+            except Exception:  # something reads values, or knows other devices only
                 self.exact = False
 
     def __call__(self, n: int) -> float:
@@ -370,7 +379,8 @@ class Bytes:
             few = replace(self.contender, micro=parts)
             x, y = chosen_rows(self.inputs, chosen), self.labels[chosen]
             step = Step(few, x, y, self.optimizer)
-            step()
+            for _ in range(self._first):
+                step()
             self._measured[rows, parts] = live_bytes(step).peak().bytes
         return self._measured[rows, parts]
 

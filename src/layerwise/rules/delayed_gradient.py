@@ -92,6 +92,10 @@ class DelayedGradient(Rule):
             batch.done(k)
         return h
 
+    def waiting(self) -> list[Tensor]:
+        """The gradients of earlier calls that have not reached `.grad` yet."""
+        return [] if self._late is None else self._late.waiting()
+
     def first_input(self, batch: Batch) -> Inputs:
         """The input of the first block."""
         return self.reading.first_input(batch)
@@ -121,6 +125,10 @@ class Late:
         for p, gradient in zip(self._parameters, self._waiting.popleft(), strict=True):
             if gradient is not None:
                 p.grad = gradient if p.grad is None else p.grad + gradient
+
+    def waiting(self) -> list[Tensor]:
+        """The gradients that have not reached `.grad` yet."""
+        return [g for gradients in self._waiting for g in gradients if g is not None]
 
     def delayed(self) -> _Delayed:
         """A context whose gradients are delayed; those that were in `.grad` before stay there."""

@@ -36,7 +36,9 @@ def provenance() -> dict[str, Any]:
 
 def _command() -> str:
     program, *arguments = sys.argv
-    path = Path(program).absolute()
+    path = Path(program)
+    if path.suffix == ".py":
+        path = path.absolute()
     typed = ["python", f"{path.parent.name}/{path.name}"] if path.suffix == ".py" else [path.name]
     typed = ["layerwise"] if path.name == "__main__.py" else typed
     return shlex.join([*typed, *map(_without_directories, arguments)])
