@@ -150,10 +150,10 @@ def plan(
     do not run there (`measure.fused_optimizer`). Where the network does not run there, or keeps
     more than 5 % more or less than on its own device, as recurrent layers do, bytes are measured on
     the samples and on half of them and extrapolated: within 5 % for those layers, but they are too
-    low where more samples move the peak to another moment of the step. Seconds come from steps on 2 and on
-    all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on more,
-    up to the whole batch, where a step takes less than 50 ms and its time says little of a larger
-    one.
+    low where more samples move the peak to another moment of the step. Seconds come from steps on 2
+    and on all samples and on 2 micro-batches of 2, as a + n (c + d b) for n micro-batches of b; on
+    more, up to the whole batch, where a step takes less than 50 ms and its time says little of a
+    larger one.
 
     Args:
         model: the network; it is left unchanged.
