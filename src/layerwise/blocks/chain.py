@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from layerwise.blocks.layout import Shape, laid_out, of_image
 from layerwise.blocks.unchanged import unchanged
 from layerwise.errors import InputError, reason
-from layerwise.inputs import Inputs, describe, leading, plain, tensors
+from layerwise.inputs import Inputs, chosen_rows, describe, leading, plain, tensors
 
 # Before version 2.11, autocast also keeps the weights that it cast without gradients. It would use
 # them where gradients are wanted, and the weights would silently get none.
@@ -299,14 +299,8 @@ class Passes:
 
 def repeated(inputs: Inputs, rows: int, device: torch.device) -> Inputs:
     """The samples of a batch, repeated until there are `rows` of them, on `device`."""
-    count = len(leading(inputs))
-    index = torch.arange(rows) % count
-
-    def take(tensor: Tensor) -> Tensor:
-        batched = tensor.dim() and len(tensor) == count
-        return (tensor[index.to(tensor.device)] if batched else tensor).to(device)
-
-    return pytree.tree_map_only(Tensor, take, plain(inputs))
+    chosen = chosen_rows(inputs, torch.arange(rows) % len(leading(inputs)))
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), chosen)
 
 
 @contextlib.contextmanager

@@ -375,10 +375,9 @@ class Bytes:
     def _here(self, rows: int, parts: int) -> int:
         """The bytes of a step on 1, 2 or 4 micro-batches of so many of the given samples."""
         if (rows, parts) not in self._measured:
-            chosen = torch.arange(rows * parts, device=self.labels.device) % len(self.labels)
             few = replace(self.contender, micro=parts)
-            x, y = chosen_rows(self.inputs, chosen), self.labels[chosen]
-            step = Step(few, x, y, self.optimizer)
+            samples = _repeated(self.inputs, self.labels, rows * parts)
+            step = Step(few, *samples, self.optimizer)
             for _ in range(self._first):
                 step()
             self._measured[rows, parts] = live_bytes(step).peak().bytes
@@ -440,9 +439,8 @@ class Seconds:
         size: int,
     ) -> Seconds:
         def seconds(rows: int, micro: int = 1) -> float:
-            chosen = torch.arange(rows, device=labels.device) % len(labels)
             tried = replace(contender, micro=micro)
-            step = Step(tried, chosen_rows(inputs, chosen), labels[chosen], optimizer)
+            step = Step(tried, *_repeated(inputs, labels, rows), optimizer)
             timed(step)
             found: list[float] = []
             # Waiting for a processor that others use is no time of one thread's step.
@@ -465,6 +463,12 @@ class Seconds:
 
     def __call__(self, n: int, b: float) -> float:
         return self.once + n * (self.fixed + self.of_sample * b)
+
+
+def _repeated(inputs: Inputs, labels: Tensor, rows: int) -> tuple[Inputs, Tensor]:
+    """A batch of so many samples: those that are given, as often as needed."""
+    chosen = torch.arange(rows, device=labels.device) % len(labels)
+    return chosen_rows(inputs, chosen), labels[chosen]
 
 
 def _bytes(tensor: Tensor) -> int:
