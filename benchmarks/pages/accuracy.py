@@ -8,7 +8,7 @@ from typing import Any
 from layerwise.costs.blocks import Costs
 from layerwise.report.comparison import Summary, over_seeds
 from layerwise.report.comparison import markdown as accuracy_table
-from pages.files import RESULTS, commands, result
+from pages.files import RESULTS, commands, machines, result
 
 TITLES = {
     "airbench": "CIFAR-10 in eight epochs, half width",
@@ -43,10 +43,6 @@ def _section(name: str) -> str:
         for run in runs
     ]
     made_by = [run["environment"] for run in runs]
-    machines = dict.fromkeys(
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} thread(s) a run, torch {m['torch']}"
-        for m in made_by
-    )
     several = len({run["config"]["seed"] for run in runs}) > 1
     table = over_seeds(summaries) if several else accuracy_table(summaries)
     reported = _next_to_original(runs) if name == "original-1-lr-0.0003" else ""
@@ -58,7 +54,7 @@ def _section(name: str) -> str:
         "rules."
     )
     return (
-        f"{table}\n{reported}{_over_views(runs)}{'; '.join(machines)}.{note}\n\n"
+        f"{table}\n{reported}{_over_views(runs)}{machines(made_by)}.{note}\n\n"
         f"{commands([m['command'] for m in made_by])}"
     )
 

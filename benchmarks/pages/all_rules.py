@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 from pages.spread import mean, ratio
 
 SETTINGS = {
@@ -82,7 +82,6 @@ def _table(setting: str) -> str:
     augment = [k for k in ("flip", "crop", "cutout", "resized_crop") if config["augment"][k]]
     tried, seeds = ", ".join(found[0]["searched"]), ", ".join(map(str, found[0]["seeds"]))
     measured = [row["environment"] for row in found]
-    machines = dict.fromkeys(f"{m['cpu']}, torch {m['torch']}" for m in measured)
     made_by = dict.fromkeys(m["command"] for m in measured)
     lines = [
         f"### {SETTINGS[setting]}\n",
@@ -118,6 +117,6 @@ def _table(setting: str) -> str:
         "rounds in turns, lowest to highest) and memory are those of a training step, heads and "
         "optimizer included, as ratios to backpropagation's, in float32. The largest block's share "
         "of a step's time bounds the gain from running blocks in parallel; a dash marks rules "
-        f"whose blocks cannot run in parallel.{phases} {'; '.join(machines)}.\n\n"
+        f"whose blocks cannot run in parallel.{phases} {machines(measured)}.\n\n"
         + commands([*made_by, *(f"{row['rule']}: {row['command']}" for row in found)])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 from pages.spread import mean
 
 SLOW = {0: "first", 2: "last"}
@@ -28,8 +28,8 @@ def section() -> list[str]:
     return [
         *lines,
         f"\nMeans ± standard deviations over seeds "
-        f"{', '.join(str(run['seed']) for run in found['rows'][0]['runs'])}. {found['cpu']}, "
-        f"torch {found['torch']}.\n",
+        f"{', '.join(str(run['seed']) for run in found['rows'][0]['runs'])}. "
+        f"{machines([found])}.\n",
         "![accuracy by buffer size and slowdown](pictures/asynchronous.png)\n",
         "A slow last stage costs nothing if the buffer is large enough to hold different batches; "
         "with a small one it\nrepeats the same few. A slow first stage costs accuracy with every "

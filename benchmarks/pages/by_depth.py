@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from pages.files import RESULTS, commands, result
+from pages.files import RESULTS, commands, machines, result
 from pages.spread import mean
 
 Rows = list[dict[str, Any]]
@@ -153,7 +153,7 @@ def _end(found: dict[str, Any], about: str) -> list[str]:
     seeds = sorted({row["seed"] for row in found["rows"]})
     return [
         f"\nData {found['data']}, seed{'s' if len(seeds) > 1 else ''} "
-        f"{', '.join(map(str, seeds))}. {found['cpu']}, torch {found['torch']}.\n",
+        f"{', '.join(map(str, seeds))}. {machines([found])}.\n",
         f"![{about}](pictures/by-depth-{found['figure']}.png)\n",
         commands(
             [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pages.files import commands, results
+from pages.files import commands, machines, results
 
 
 def section() -> list[str]:
@@ -24,7 +24,6 @@ def section() -> list[str]:
         )
     shape = "x".join(map(str, found[0]["shape"]))
     return [
-        "\n".join(lines)
-        + f"\n\nImages of {shape}, batches of {found[0]['batch_size']}, {found[0]['cpu']}, "
-        f"torch {found[0]['torch']}.\n\n{commands([r['command'] for r in found])}"
+        "\n".join(lines) + f"\n\nImages of {shape}, batches of {found[0]['batch_size']}, "
+        f"{machines(found)}.\n\n{commands([r['command'] for r in found])}"
     ]

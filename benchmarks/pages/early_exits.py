@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 from pages.spread import mean, ratio
 
 IMAGES = {"digits": "A small CNN on digits", "cnn": "A CNN on CIFAR-10"}
@@ -75,8 +75,7 @@ def _images(setting: str) -> str:
         "\n".join(lines)
         + f"\n\n{'Means ± standard deviations over' if count > 1 else 'From'} {count} "
         f"seed{'s' if count > 1 else ''}; times are of one thread and the first seed, with the "
-        f"lowest and the highest round. {found['cpu']}, torch {found['torch']}.\n\n"
-        + commands([found["command"]])
+        f"lowest and the highest round. {machines([found])}.\n\n" + commands([found["command"]])
     )
 
 
@@ -137,7 +136,5 @@ def _text(found: dict[str, Any]) -> str:
         cells.append(_cell([row], lambda run: run["fixed"][0]))
         lines.append(f"| {row['rule']} | {' | '.join(cells)} |")
     return (
-        "\n".join(lines)
-        + f"\n\nOne seed. {found['cpu']}, torch {found['torch']}.\n\n"
-        + commands([found["command"]])
+        "\n".join(lines) + f"\n\nOne seed. {machines([found])}.\n\n" + commands([found["command"]])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ def result(name: str) -> dict[str, Any]:
 def results(kind: str) -> list[dict[str, Any]]:
     """The contents of benchmarks/results/KIND-*.json, in the order of their names."""
     return [result(path.stem) for path in sorted(RESULTS.glob(f"{kind}-*.json"))]
+
+
+def machines(made: Iterable[Mapping[str, Any]]) -> str:
+    """The machines and versions of PyTorch in the provenance of results, each once."""
+    return "; ".join(
+        dict.fromkeys(f"{m['cpu']}, {m['cores']} cores, torch {m['torch']}" for m in made)
+    )
 
 
 def commands(lines: Iterable[str]) -> str:

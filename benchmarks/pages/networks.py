@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 
 
 def page() -> str:
@@ -74,7 +74,7 @@ def written(result: dict[str, Any]) -> str:
     lines += [
         "Names in brackets are larger networks built by the same code as the one before them; they "
         "were not run. "
-        f"{result['cpu']}, torch {result['torch']}, float32.\n",
+        f"{machines([result])}, float32.\n",
         commands([result["command"]]),
     ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 
 COLUMNS = {"before": "before", "layerwise": "now"}
 DECIMALS = {"trainer": 2, "blocks": 0}
@@ -40,7 +40,7 @@ def section() -> str:
             "CPU time, one thread; before is the version before this work, measured in turns. The "
             "trainer's epoch is divided by that of the same rule, batches and optimizer in a loop "
             "of four lines. A block's cost is that of DGL over a greedy loop by hand over the same "
-            f"modules. {made['cpu']}, {made['cores']} cores, torch {made['torch']}.\n",
+            f"modules. {machines([made])}.\n",
             commands(sorted({part["command"] for part in found.values()})),
         ]
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages.files import RESULTS, ROOT, commands, result
+from pages.files import RESULTS, ROOT, commands, machines, result
 
 Table = Callable[[list[dict[str, Any]]], str]
 
@@ -27,7 +27,7 @@ def page(name: str, tables: Mapping[str, Table]) -> str:
         if (RESULTS / f"{part}.json").exists():
             found = result(part)
             of = f"{found['data']}, " if "data" in found else ""
-            about = f"{of}{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}"
+            about = f"{of}{machines([found])}.\n\n{commands([found['command']])}"
             shown = f"{of_rows(found['rows'])}\n\n{about}".rstrip()
         text = text.replace(f"[[{part}]]", shown)
     return text.replace("](../", "](")  # a story's links are seen from its own folder

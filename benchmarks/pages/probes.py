@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.files import commands, results
+from pages.files import commands, machines, results
 from pages.spread import mean
 
 # What a row is compared with, seed by seed.
@@ -51,7 +51,7 @@ def _probes(found: dict[str, Any]) -> str:
             points = above(of, name, base)
             cells.append(mean(points, 1) if points else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    given, made = found["given"], {f"{r['cpu']}, torch {r['torch']}" for r in found["runs"]}
+    given = found["given"]
     images = f", {given['images']} training images" if given["images"] else ""
     return (
         "\n".join(lines)
@@ -59,5 +59,5 @@ def _probes(found: dict[str, Any]) -> str:
         f"probes read their frozen output, averaged down to {given['pool']}x{given['pool']} "
         f"positions. Patches have {given['patch']}x{given['patch']} pixels and overlap by half. "
         "The last two columns are means ± standard deviations of differences seed by seed. "
-        f"{'; '.join(sorted(made))}.\n\n{commands([r['command'] for r in found['runs']])}"
+        f"{machines(found['runs'])}.\n\n{commands([r['command'] for r in found['runs']])}"
     )

@@ -10,8 +10,8 @@ from layerwise.costs import StepTable
 from layerwise.costs.ways import BACKPROP, LOCAL
 from pages import stages, steps
 from pages.all_rules import accuracy, flops, memory, rows
-from pages.files import RESULTS, ROOT, result
-from pages.spread import mean, ratio
+from pages.files import RESULTS, ROOT, machines, result
+from pages.spread import mean, median, ratio
 
 # The rules of benchmarks/all_rules.py that the README shows.
 RULES = (
@@ -92,7 +92,8 @@ def _accuracy() -> str:
                 memory(row),
             ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    made = [row["environment"] for found in settings for row in found.values()]
+    return "\n".join([*lines, "", f"{machines(made)}.", ""])
 
 
 def _text() -> str:
@@ -105,7 +106,7 @@ def _text() -> str:
         lines.append(
             f"| `{of_rule[0]['rule']}` | {' | '.join(cells)} | {flops(of_rule[-1]['costs'])} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"{machines(found)}.", ""])
 
 
 def _memory() -> str:
@@ -115,6 +116,7 @@ def _memory() -> str:
         "backpropagation | local |",
         "|---|---|---|---|---|",
     ]
+    made = []
     for name in STEPS:
         path = RESULTS / f"step-{name}.json"
         if not path.exists():
@@ -127,14 +129,15 @@ def _memory() -> str:
         ]
         batch = "x".join(map(str, table.batch))
         lines.append(f"| {table.title}, {batch} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        made.append(table.provenance)
+    return "\n".join([*lines, "", f"{machines(made)}.", ""])
 
 
 def _least(table: StepTable, family: str, limit: float) -> str:
     found = steps.least(table, family, limit)
     if found is None:
         return "-"
-    return f"**{found['bytes']:.2f}** ({found['name']}; time {found['time']:.2f})"
+    return f"**{found['bytes']:.2f}**, time {median(found['times'])}: {found['name']}"
 
 
 def _parallel() -> str:
@@ -143,14 +146,16 @@ def _parallel() -> str:
         f"| network, batch | {' | '.join(PARALLEL)} | best pipeline |",
         "|---|" + "--:|" * (len(PARALLEL) + 1),
     ]
+    made = []
     for name in RACES:
         found = result(f"stages-{name}")
         rates = {row["name"]: row["per_second"] for row in found["contenders"]}
         base = rates["backprop, 2 threads"]
         best = stages.best_pipeline(rates)
+        made.append(found)
         cells = [ratio(rates[n], base) if n in rates else "" for n in PARALLEL.values()]
         lines.append(
             f"| {TITLES.get(name, name)}, {found['batch']} | {' | '.join(cells)} "
             f"| {ratio(rates[best], base)} {best} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"{machines(made)}.", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 from pages.spread import mean
 
 MEANINGS = {
@@ -70,5 +70,4 @@ def section() -> list[str]:
         f"| {way} | {MEANINGS[way]} | {accuracy(rows)} | {len(rows)} | {flops(rows):.2f} |"
         for way, rows in ways().items()
     ]
-    machines = ", ".join(sorted({f"{of['cpu']}, torch {of['torch']}" for of in made}))
-    return [*lines, f"\n{machines}.\n", commands([found["command"]])]
+    return [*lines, f"\n{machines(made)}.\n", commands([found["command"]])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from pages.files import commands, result
+from pages.files import commands, machines, result
 from pages.spread import mean
 
 Row = dict[str, Any]
@@ -68,7 +68,7 @@ def _longest(found: Row) -> str:
         + f"\n\nMeans ± standard deviations over {len(found['seeds'])} seeds, with the better "
         "learning rate; a cell without a deviation is one seed, and an empty one is not measured. "
         "Whole sequences are what perfect synthetic gradients would give. "
-        f"{found['cpu']}, torch {found['torch']}.\n"
+        f"{machines([found])}.\n"
     )
 
 

@@ -14,5 +14,9 @@ def mean(found: Sequence[float], places: int) -> str:
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
     """Median of the rounds' ratios, with the lowest and the highest."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+    return median([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def median(found: Sequence[float]) -> str:
+    """Median, with the lowest and the highest."""
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"

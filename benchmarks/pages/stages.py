@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pages.files import RESULTS, commands, result, results
+from pages.files import RESULTS, commands, machines, result, results
 from pages.spread import ratio
 
 PIPELINES = ("GPipe", "1F1B", "interleaved 1F1B", "ZBV zero bubble", "DualPipeV")
@@ -47,7 +47,7 @@ def _of_many_stages() -> list[str]:
     return [
         *lines,
         "\n![speed over the number of stages](pictures/stages-64.png)\n",
-        f"{found['cpu']}, torch {found['torch']}.\n\n{commands([found['command']])}",
+        f"{machines([found])}.\n\n{commands([found['command']])}",
     ]
 
 
@@ -75,7 +75,7 @@ def best_pipeline(rates: Mapping[str, Sequence[float]]) -> str:
 
 def _stages(result: dict[str, Any]) -> str:
     about = (
-        f"{result['cpu']}, torch {result['torch']}, float32; each process has one thread and a "
+        f"{machines([result])}, float32; each process has one thread and a "
         f"core of its own.\n\n{commands([result['command']])}"
     )
     table = _link(result) if "networks" in result else _race(result)

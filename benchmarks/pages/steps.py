@@ -7,7 +7,7 @@ from typing import Any
 
 from layerwise.costs import Measured, StepTable
 from layerwise.costs import markdown as step_table
-from pages.files import RESULTS, ROOT, commands, result, results
+from pages.files import RESULTS, ROOT, commands, machines, result, results
 from pages.spread import ratio
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -40,10 +40,15 @@ def sections() -> list[str]:
 
 def least(table: StepTable, family: str, limit: float) -> dict[str, Any] | None:
     """Name, and bytes and time as ratios to backpropagation's, of the way of a family that needs
-    the least memory at no more than `limit` of backpropagation's time. Ways that train only a part
-    of the weights in a step do not count."""
+    the least memory at no more than `limit` of backpropagation's time; also the ratios of time of
+    all rounds. Ways that train only a part of the weights in a step do not count."""
     found = [
-        {"name": contender.name, "bytes": ratios["peak_bytes"], "time": ratios["time"]["median"]}
+        {
+            "name": contender.name,
+            "bytes": ratios["peak_bytes"],
+            "time": ratios["time"]["median"],
+            "times": table.time_ratios(contender),
+        }
         for contender in table.contenders
         if contender.family == family and "state of" not in contender.name
         for ratios in [table.ratios(contender)]
@@ -104,10 +109,9 @@ def _peers(tables: list[StepTable]) -> str:
     return (
         "\n".join(lines)
         + f"\n\nMedian of the rounds' ratios (lowest to highest); biotorch {version}. "
-        f"{made['cpu']}, {made['threads']} thread on {made['cores']} cores, torch "
-        f"{made['torch']}, float32. Where both packages execute 1.00 of backpropagation's FLOPs "
-        "and CPU time is near 1, there is nothing to gain. `dfa` sends the error to every block "
-        "here, and to every layer in biotorch.\n\n" + commands(made_by)
+        f"{machines([made])}, {made['threads']} thread, float32. Where both packages execute 1.00 "
+        "of backpropagation's FLOPs and CPU time is near 1, there is nothing to gain. `dfa` sends "
+        "the error to every block here, and to every layer in biotorch.\n\n" + commands(made_by)
     )
 
 

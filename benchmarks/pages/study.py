@@ -8,7 +8,7 @@ from typing import Any
 from layerwise.report.reference import NEAR, Distance, Reference
 from pages import parts
 from pages.figures import inserted
-from pages.files import RESULTS, commands, result
+from pages.files import RESULTS, commands, machines, result
 
 PAGE = parts.path("original-study")
 EPOCHS = (1, 2, 3, 5, 10, 20)  # of the study, whose points are at their ends
@@ -92,11 +92,9 @@ def _cell(distance: Distance | None, rows: list[Mapping[str, Any]], step: int) -
 
 
 def _about(runs: list[Mapping[str, Any]]) -> str:
-    machines = dict.fromkeys(
-        f"{m['cpu']}, torch {m['torch']}, {run['config']['precision']}, "
-        f"{run['config']['data']['name']}"
-        for run in runs
-        for m in [run["environment"]]
+    made = [run["environment"] for run in runs]
+    settings = dict.fromkeys(
+        f"{run['config']['precision']}, {run['config']['data']['name']}" for run in runs
     )
-    text = f"One seed; {'; '.join(machines)}."
-    return f"{text}\n\n{commands([run['environment']['command'] for run in runs])}"
+    text = f"One seed; {'; '.join(settings)}. {machines(made)}."
+    return f"{text}\n\n{commands([m['command'] for m in made])}"

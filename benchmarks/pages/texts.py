@@ -6,7 +6,7 @@ import statistics
 from typing import Any
 
 from pages.all_rules import flops, head_parameters
-from pages.files import commands, result, results
+from pages.files import commands, machines, result, results
 from pages.spread import mean, ratio
 
 
@@ -59,8 +59,8 @@ def _text(result: dict[str, Any]) -> str:
         "\n".join(lines)
         + "\n\nMeans ± standard deviations over the seeds, at the end of training. FLOPs of a "
         "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation "
-        f"and the classifier only; everything before them stays random.{floor} {result['cpu']}, "
-        f"torch {result['torch']}.\n\n" + commands([result["command"]])
+        f"and the classifier only; everything before them stays random.{floor} "
+        f"{machines([result])}.\n\n" + commands([result["command"]])
     )
 
 
@@ -129,7 +129,7 @@ def _equal(result: dict[str, Any]) -> str:
         "micro-batches cost nothing more. "
         f"`Backprop` has the fastest schedule and number of micro-batches: {best} by CPU times, "
         f"{flops_best} by FLOPs alone. `DelayedGradient` needs no micro-batches.\n\n{WORDS}\n\n"
-        f"{result['cpu']}, torch {result['torch']}.\n\n" + commands([result["command"]])
+        f"{machines([result])}.\n\n" + commands([result["command"]])
     )
 
 
@@ -160,5 +160,5 @@ def _streams(result: dict[str, Any]) -> str:
             lines.append(f"| {name} | {found[0]['step']} | {perplexities} | {' | '.join(cells)} |")
     return (
         "\n".join(lines) + f"\n\nMeans ± standard deviations over {len(rows)} seeds. "
-        f"{result['cpu']}, torch {result['torch']}.\n\n" + commands([result["command"]])
+        f"{machines([result])}.\n\n" + commands([result["command"]])
     )
