@@ -141,6 +141,14 @@ def detached(inputs: Inputs) -> Inputs:
     return pytree.tree_map_only(Tensor, Tensor.detach, plain(inputs))
 
 
+def in_order(inputs: Inputs, example: Inputs) -> Inputs:
+    """Named inputs in the order of the example's names; other inputs as they are."""
+    if not isinstance(inputs, Mapping) or not isinstance(example, Mapping):
+        return inputs
+    names = (*(n for n in example if n in inputs), *(n for n in inputs if n not in example))
+    return {name: inputs[name] for name in names}
+
+
 def first_rows(inputs: Inputs, rows: int) -> Inputs:
     """The first `rows` samples of a batch; as `chosen_rows`."""
     return chosen_rows(inputs, slice(rows))
@@ -156,13 +164,13 @@ def chosen_rows(inputs: Inputs, index: Tensor | slice, example: Inputs = None) -
     Args:
         inputs: the batch.
         index: (N,) int64, or a slice.
-        example: another batch. A tensor that its samples share has no rows in `inputs` either, even
-            if it happens to be as long.
+        example: another batch, with its values in the same order. A tensor that its samples share
+            has no rows in `inputs` either, even if it happens to be as long.
     """
     values, spec = pytree.tree_flatten(plain(inputs))
     rows = _have_rows(values, inputs)
-    others, of_example = pytree.tree_flatten(plain(example))
-    if spec == of_example and tensors(example):
+    others = leaves(example)
+    if len(values) == len(others) and tensors(example):
         rows = [a and b for a, b in zip(rows, _have_rows(others, example), strict=True)]
     chosen = [value[index] if has else value for value, has in zip(values, rows, strict=True)]
     return pytree.tree_unflatten(chosen, spec)

@@ -235,6 +235,33 @@ def test_what_samples_share_stays_whole(shared):
 
 
 @torch.no_grad()
+def test_inputs_by_name_have_the_order_of_the_example():
+    """The memory of 6 rows comes first, and is not taken for the 10 samples."""
+    torch.manual_seed(0)
+    x, memory = torch.randn(10, 8), torch.randn(6, 8)
+    example = {"x": x[:2], "memory": memory}
+    blocks = cut(Remembers(), at=["layers.1", "layers.2"], example=example)
+    rule = rules.DGL(blocks, head=heads.Linear()).eval()
+    threshold = rule.exits({"x": x, "memory": memory})[0].softmax(1).amax(1).median().item()
+    early = EarlyExit(rule, threshold)
+    scores, taken = early.decide(x=x, memory=memory)
+    assert len(set(taken.tolist())) > 1
+    for got in (early.decide(memory=memory, x=x), early.decide(x, memory)):
+        assert torch.equal(got[0], scores)
+        assert torch.equal(got[1], taken)
+    of_six = early.decide(x[:6], memory)[0]  # what the example shows is not a row for each sample
+    torch.testing.assert_close(of_six, scores[:6])
+
+
+def test_an_example_that_does_not_tell_samples_from_what_they_share():
+    x = torch.randn(6, 8)
+    blocks = cut(Remembers(), at=["layers.1"], example=(x, torch.randn(6, 8)))
+    with pytest.raises(InputError, match="share a tensor of length 6, cut the network with") as e:
+        EarlyExit(rules.DGL(blocks, head=heads.Linear()), 0.5)
+    assert "\n" not in str(e.value)
+
+
+@torch.no_grad()
 def test_the_least_confident_pixel_of_channels_last():
     """(B, H, W, C): a sample leaves when its least confident pixel is sure."""
     torch.manual_seed(0)

@@ -98,5 +98,32 @@ def test_inputs_that_samples_share_are_not_split() -> None:
         part, whole = chosen_rows((few, mask), torch.tensor([4, 1]), example)
         assert torch.equal(part, x[[4, 1]])
         assert whole is mask
+    assert chosen_rows({"x": few, "mask": mask}, slice(2, 3), (x, mask))["mask"] is mask
     named, by_name = {"x": few, "mask": mask}, {"x": x, "mask": mask}
     assert chosen_rows(named, slice(2, 3), by_name)["mask"] is mask
+
+
+class Mixes(nn.Module):
+    """Tokens (B, 3, 4), mixed by weights (3, 3) that the samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(12, CLASSES)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.second(torch.tanh(mask @ self.first(x)).flatten(1))
+
+
+def test_names_have_the_order_of_the_example() -> None:
+    """A mask of 3 rows, given first, is not taken for the 8 samples."""
+    torch.manual_seed(0)
+    x, mask, y = torch.randn(8, 3, 4), torch.ones(3, 3).tril(), torch.arange(8) % CLASSES
+    for make in (rules.DGL, rules.Backprop):
+        torch.manual_seed(1)
+        rule = make(cut(Mixes(), at=["second"], example={"x": x[:2], "mask": mask}))
+        found = []
+        for inputs in ({"x": x, "mask": mask}, {"mask": mask, "x": x}):
+            rule.zero_grad()
+            rule.backward(inputs, y)
+            found.append(grads(rule))
+        assert_same(*found)

@@ -14,9 +14,9 @@ from layerwise.arguments import check, shortened
 from layerwise.blocks import ChannelsLastShape
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.stretches import Stretches
-from layerwise.errors import InputError
+from layerwise.errors import InputError, reason
 from layerwise.heads.layout import channels_first
-from layerwise.inputs import Inputs, chosen_rows, leading
+from layerwise.inputs import Inputs, chosen_rows, in_order, leading, tensors
 from layerwise.objectives import Objective
 from layerwise.rules.base import Rule
 from layerwise.rules.base.objectives import OfBlocks
@@ -41,7 +41,7 @@ class EarlyExit(nn.Module):
 
     Of several inputs, those that the samples share (a mask (T, T), a memory) stay whole: every
     tensor that is not as long as the batch, and every tensor that was not as long as the batch in
-    the example with which the network was cut. Make this example with a number of samples that no
+    the example with which the network was cut. This example needs a number of samples that no
     shared tensor has as its length.
 
     In an export (`torch.export`) a batch cannot get smaller: there the whole batch goes on until
@@ -67,7 +67,8 @@ class EarlyExit(nn.Module):
     Raises:
         InputError: a threshold or temperatures that are none; no block but the last predicts; a
             network with a single output; the rule does not predict by running its blocks in order;
-            blocks made without an example; `position` without tokens. In a call: inputs in both
+            blocks made without an example, or with one in which a tensor that samples share is as
+            long as the batch; `position` without tokens. In a call: inputs in both
             ways; fewer tokens than `position` needs; a block that does not run by itself, if
             samples left before it (`cut` then has to cut elsewhere); in an export, other blocks.
     """
@@ -90,6 +91,8 @@ class EarlyExit(nn.Module):
                 "rule.exits(x)"
             )
         _, (*_, shape) = blocks.known_shapes("EarlyExit", "exits cannot be tried")
+        if isinstance(blocks, Stretches):
+            _check_example(blocks)
         self.blocks, self.threshold = blocks, checked_threshold("EarlyExit", threshold)
         self.exits = predicting(rule)
         if len(self.exits) == 1:
@@ -134,6 +137,7 @@ class EarlyExit(nn.Module):
                 "them in one way"
             )
         inputs: Inputs = kwargs or (args[0] if len(args) == 1 else args)
+        inputs = in_order(inputs, self.blocks.example)
         if torch.compiler.is_exporting():
             return self._exported(0, inputs)
         rows = len(leading(inputs))
@@ -227,6 +231,31 @@ class EarlyExit(nn.Module):
         )
         of_sample = leaves.view(-1, *[1] * (z.dim() - 1))
         return torch.where(of_sample, z, later), torch.where(leaves, taken, where)
+
+
+def _check_example(blocks: Stretches) -> None:
+    """Check that the tensors of the example that are as long as the batch have a row for each
+    sample: a sample alone has the scores that it has in the batch.
+
+    Raises:
+        InputError: it has others, or cannot be run alone.
+    """
+    example = blocks.example_here()
+    rows = len(leading(example))
+    long = [t for t in tensors(example) if t.dim() and len(t) == rows]
+    if rows == 1 or len(long) == 1:
+        return
+    with dry_run(blocks):
+        whole = blocks(example)
+        try:
+            alone = blocks(chosen_rows(example, slice(1, 2)))
+            torch.testing.assert_close(alone, whole[1:2], rtol=1e-3, atol=1e-3, equal_nan=True)
+        except Exception as error:
+            raise InputError(
+                f"EarlyExit: one of the example's {rows} samples alone does not have the scores "
+                f"that it has among them ({reason(error)}); if its samples share a tensor of "
+                f"length {rows}, cut the network with an example of another number of samples"
+            ) from error
 
 
 def predicting(rule: Rule) -> tuple[int, ...]:
