@@ -11,6 +11,7 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     time, memory SETTING RULE   time and memory
     head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
     run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
+    behind FILE NAME OTHER      by how many points that of another run, or of other seeds, is higher
     highest FILE NAME           highest test accuracy of any epoch in %
     apart FILE NAME SERIES      by how many points a published series of that file's reference is
                                 above a run's test accuracy at equal steps, from least to most
@@ -42,6 +43,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     gap_spread                  the largest standard deviation over the seeds of any of these ways
     gap WAY WAY                 by how many points the first way to train isolated residual blocks
                                 is higher than the second (benchmarks/residual_gap.py)
+    recompressed QUALITY        mean squared change of a training image's values (0 to 255) by one
+                                more compression (benchmarks/recompress.py)
     networks                    how many networks docs/networks.md lists
 """
 
@@ -99,8 +102,16 @@ def head_parameters(setting: str, rule: str, places: int = 1) -> str:
 
 
 def run(file: str, name: str, places: int = 1) -> str:
-    last = [100 * of_run["metrics"][-1]["test_accuracy"] for of_run in _runs(file, name)]
-    return mean(last, places)
+    return mean(_last(file, name), places)
+
+
+def behind(file: str, name: str, other: str, places: int = 1) -> str:
+    difference = statistics.mean(_last(file, other)) - statistics.mean(_last(file, name))
+    return f"{difference:.{places}f}"
+
+
+def _last(file: str, name: str) -> list[float]:
+    return [100 * of_run["metrics"][-1]["test_accuracy"] for of_run in _runs(file, name)]
 
 
 def highest(file: str, name: str, places: int = 1) -> str:
@@ -240,6 +251,10 @@ def gap_spread(places: int = 1) -> str:
     return f"{100 * max(spreads):.{places}f}"
 
 
+def recompressed(quality: str, places: int = 0) -> str:
+    return f"{result(f'recompressed-{quality}')['change']['train']:.{places}f}"
+
+
 def networks() -> str:
     return str(len(result("zoo")["rows"]))
 
@@ -254,6 +269,7 @@ QUERIES: dict[str, Callable[..., str]] = {
         memory,
         head_parameters,
         run,
+        behind,
         highest,
         apart,
         gain,
@@ -275,17 +291,17 @@ QUERIES: dict[str, Callable[..., str]] = {
         written,
         gap,
         gap_spread,
+        recompressed,
         networks,
     )
 }
 
 
 def _runs(file: str, name: str) -> list[dict[str, Any]]:
-    """The runs of that name, whose seeds may follow it."""
-    found = [
-        of_run
-        for of_run in result(f"accuracy-{file}")["runs"]
-        if re.sub(r"-\d+$", "", of_run["run"]) == name or of_run["run"] == name
+    """The run of that name, or else those whose seeds follow it."""
+    runs = result(f"accuracy-{file}")["runs"]
+    found = [of_run for of_run in runs if of_run["run"] == name] or [
+        of_run for of_run in runs if re.sub(r"-\d+$", "", of_run["run"]) == name
     ]
     if not found:
         raise KeyError(name)
