@@ -1,14 +1,15 @@
 """The longest sequence that an LSTM learns to copy with T steps of backpropagation through time.
 
-    python benchmarks/sequences.py                     everything: some minutes of one core
+    python benchmarks/sequences.py                     everything: 20 minutes of one core
     python benchmarks/sequences.py --windows 4 --seeds 0    train only this part, write no file
 
 The protocol is that of Jaderberg et al. 2017 (arXiv:1608.05343), section 3.2: the network reads N
 symbols and writes them down again, and N grows by one when the mean error is below 0.15 bits per
-symbol. Every row tries the same learning rates, and sees the same number of time steps; a time step
-reads one token of every sequence of a batch. A row is truncated backpropagation through time with
-windows of T steps, the same with synthetic gradients, or backpropagation through whole sequences,
-which is what perfect synthetic gradients would give. All sequences are drawn anew.
+symbol. In the task repeat-copy it writes them as often as it is told, up to R times, and N and R
+grow in turn. Every row tries the same learning rates, and sees the same number of time steps; a
+time step reads one token of every sequence of a batch. A row is truncated backpropagation through
+time with windows of T steps, the same with synthetic gradients, or backpropagation through whole
+sequences, which is what perfect synthetic gradients would give. All sequences are drawn anew.
 
 The second part trains on sequences of a fixed length and measures how well the synthesizer predicts
 the true gradient, while its prediction is used in full, in part, or hardly at all.
@@ -73,12 +74,38 @@ class Fixed:
     synthetic: tuple[float, ...] = (1e-6, 0.1, 1.0)
 
 
+TASKS = ("copy", "repeat-copy")
+MOST = 8  # the largest R of repeat-copy, which is never reached
+
+
+def stage(task: str, solved: int) -> tuple[int, int | None]:
+    """N and R of the next sequences, after so many stages that are solved; R is None for copy."""
+    return (solved + 1, None) if task == "copy" else (1 + (solved + 1) // 2, 1 + solved // 2)
+
+
+def drawn(
+    task: str, many: int, solved: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, int]:
+    """Sequences of a stage and their labels, and the size of the task's vocabulary."""
+    length, repeats = stage(task, solved)
+    x, y = copies(many, length, repeats=repeats, generator=generator)
+    if repeats is None:
+        return x, y, SYMBOLS + 1
+    end = SYMBOLS + MOST + 1  # the same in every stage
+    return x, torch.where(y == SYMBOLS + repeats + 1, end, y), end + 1
+
+
 def made(
-    window: int | None, synthetic: float, seed: int, rate: float, budget: Budget
+    window: int | None,
+    synthetic: float,
+    seed: int,
+    rate: float,
+    budget: Budget,
+    vocabulary: int = SYMBOLS + 1,
 ) -> tuple[nn.Module, rules.TruncatedBPTT, torch.optim.Optimizer]:
     """The network, the rule and the optimizer."""
     torch.manual_seed(seed)
-    network = models.lstm((8,), SYMBOLS + 1, width=budget.width)
+    network = models.lstm((8,), vocabulary, width=budget.width)
     rule = rules.TruncatedBPTT(
         cut(network, blocks=1, example=torch.zeros(2, 8, dtype=torch.long)),
         window,
@@ -92,16 +119,17 @@ def made(
 
 
 def longest(
-    window: int | None, synthetic: float, rate: float, seed: int, budget: Budget
+    task: str, window: int | None, synthetic: float, rate: float, seed: int, budget: Budget
 ) -> dict[str, Any]:
-    """The longest sequence that one training solves, and when it solved each length."""
-    _, rule, optimizer = made(window, synthetic, seed, rate, budget)
-    drawn = torch.Generator().manual_seed(seed)
-    length, seen, errors = 1, 0, list[float]()
+    """The stages that one training solves, the longest one's N and R, and when it solved each."""
+    generator = torch.Generator().manual_seed(seed)
+    _, _, vocabulary = drawn(task, 1, 0, torch.Generator())
+    _, rule, optimizer = made(window, synthetic, seed, rate, budget, vocabulary)
+    seen, errors = 0, list[float]()
     solved_at: list[int] = []
     began = time.process_time()
     while seen < budget.time_steps:
-        x, y = copies(budget.batch_size, length, generator=drawn)
+        x, y, _ = drawn(task, budget.batch_size, len(solved_at), generator)
         optimizer.zero_grad()
         loss = rule.backward(x, y).loss
         optimizer.step()
@@ -111,14 +139,17 @@ def longest(
         last = errors[-budget.batches :]
         if len(last) == budget.batches and sum(last) / len(last) < budget.bits:
             solved_at.append(seen)
-            length, errors = length + 1, []
+            errors = []
     last = errors[-budget.batches :]
+    length, repeats = stage(task, len(solved_at) - 1) if solved_at else (0, None)
     return {
+        "task": task,
         "window": window,
         "synthetic": synthetic,
         "rate": rate,
         "seed": seed,
-        "solved": len(solved_at),
+        "solved": length,
+        "repeats": repeats,
         "solved_at": solved_at,
         "bits": sum(last) / max(1, len(last)),
         "cpu_s": time.process_time() - began,
@@ -148,10 +179,10 @@ def prediction(
 def predicted(synthetic: float, seed: int, fixed: Fixed, budget: Budget) -> dict[str, Any]:
     """The second part: error and quality of the prediction during one training."""
     network, rule, optimizer = made(fixed.window, synthetic, seed, fixed.rate, budget)
-    drawn = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     looks, errors = [], list[float]()
     for step in range(1, fixed.steps + 1):
-        x, y = copies(budget.batch_size, fixed.length, generator=drawn)
+        x, y = copies(budget.batch_size, fixed.length, generator=generator)
         optimizer.zero_grad()
         loss = rule.backward(x, y).loss
         optimizer.step()
@@ -196,11 +227,14 @@ def main() -> None:
         kinds = [kind for kind in kinds if kind[0] in given.windows]
     rows = [
         kept(
-            f"copy-{t}-{a:g}-{rate:g}-{s}",
+            f"{task}-{t}-{a:g}-{rate:g}-{s}",
             None
             if given.finished
-            else lambda t=t, a=a, rate=rate, s=s: longest(t or None, a, rate, s, budget),
+            else lambda task=task, t=t, a=a, rate=rate, s=s: longest(
+                task, t or None, a, rate, s, budget
+            ),
         )
+        for task in TASKS
         for s in given.seeds
         for t, a in kinds
         for rate in budget.rates

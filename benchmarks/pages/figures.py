@@ -36,7 +36,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     least FILE FAMILY LIMIT MEASURE     bytes or time of a step, as a ratio to backprop's, of the
                                 way with the least memory at no more than LIMIT of its time
     copied T KIND               longest sequence copied (benchmarks/sequences.py); KIND is truncated
-                                or synthetic, and T 0 for whole sequences
+                                or synthetic, and T 0 for whole sequences; N R with
+                                task=repeat-copy
     observed FACTOR MEASURE LOOK    bits, explained or cosine at a look at the synthesizer
     written RULE WAY            tokens per second of a way to generate text, as a ratio to the full
                                 network's (benchmarks/early_exits.py)
@@ -219,9 +220,9 @@ def least(file: str, family: str, limit: str, measure: str, places: int = 2) -> 
     return f"{found[measure]:.{places}f}"
 
 
-def copied(window: str, kind: str, places: int = 1) -> str:
-    rows = sequences.chosen(int(window) or None, kind == "synthetic")
-    return f"{statistics.mean(row['solved'] for row in rows):.{places}f}"
+def copied(window: str, kind: str, task: str = "copy", places: int = 1) -> str:
+    rows = sequences.chosen(int(window) or None, kind == "synthetic", task)
+    return f"{statistics.mean(sequences.written(row) for row in rows):.{places}f}"
 
 
 def observed(factor: str, measure: str, look: str, places: int = 2) -> str:
@@ -324,7 +325,7 @@ def figure(query: str) -> str:
         raise ValueError(f"figure {query!r}: nothing in benchmarks/results/ for it") from error
 
 
-OPTION = re.compile(r"(places|over|by)=")
+OPTION = re.compile(r"(places|over|by|task)=")
 IN_PLACE = re.compile(r"(<!-- figure: (.*?) -->).*?(<!-- /figure -->)", re.DOTALL)
 
 

@@ -10,26 +10,49 @@ from pages.spread import mean
 
 Row = dict[str, Any]
 WHOLE = "whole sequences"
+# Of each task: the title, what it is, and what is solved.
+TASKS = {
+    "copy": (
+        "The longest sequence copied",
+        "An LSTM with {width} units reads N random symbols and writes them down again. N grows by "
+        "one when the mean error of {batches} batches is below {bits} bits per symbol (the "
+        "protocol of Jaderberg et al. 2017).",
+        "N solved",
+    ),
+    "repeat-copy": (
+        "The longest sequence copied repeatedly",
+        "The same, but the symbols are written down as often as a number after them says, at most "
+        "R times, and then an end. N and R grow by one in turn, N first.",
+        "N x R solved",
+    ),
+}
 
 
 def section() -> list[str]:
     """The longest sequence copied, and how well synthetic gradients are predicted."""
-    return ["## Sequences\n", _longest(result("sequences")), _predicted(result("sequences"))]
+    found = result("sequences")
+    return ["## Sequences\n", *(_longest(found, task) for task in TASKS), _predicted(found)]
 
 
-def chosen(window: int | None, synthetic: bool) -> list[Row]:
-    """The trainings of a row with the learning rate that solves the longest sequences; among equal
-    ones, the rate that solved them earlier."""
+def chosen(window: int | None, synthetic: bool, task: str = "copy") -> list[Row]:
+    """The trainings of a row with the learning rate that solves the most stages; among equal ones,
+    the rate that solved them earlier."""
     of_rates: dict[float, list[Row]] = {}
     for row in result("sequences")["rows"]:
-        if row["window"] == window and (row["synthetic"] > 0) == synthetic:
+        of_row = row["task"], row["window"], row["synthetic"] > 0
+        if of_row == (task, window, synthetic):
             of_rates.setdefault(row["rate"], []).append(row)
     return max(of_rates.values(), key=_score, default=[])
 
 
+def written(row: Row) -> int:
+    """The symbols that the longest sequence solved writes: N, or N R."""
+    return row["solved"] * (row["repeats"] or 1)
+
+
 def _score(rows: list[Row]) -> tuple[float, float]:
     earlier = [-row["solved_at"][-1] if row["solved_at"] else -float("inf") for row in rows]
-    return statistics.mean(row["solved"] for row in rows), statistics.mean(earlier)
+    return statistics.mean(len(row["solved_at"]) for row in rows), statistics.mean(earlier)
 
 
 def looks(synthetic: float) -> list[list[Row]]:
@@ -38,19 +61,18 @@ def looks(synthetic: float) -> list[list[Row]]:
     return [row["looks"] for row in rows if row["synthetic"] == synthetic]
 
 
-def _longest(found: Row) -> str:
+def _longest(found: Row, task: str) -> str:
     budget = found["budget"]
     rates = " and ".join(f"{rate:g}" for rate in budget["rates"])
+    title, about, solved = TASKS[task]
     lines = [
-        "### The longest sequence copied\n",
-        f"An LSTM with {budget['width']} units reads N random symbols and writes them down again. "
-        f"N grows by one when the mean error of {budget['batches']} batches is below "
-        f"{budget['bits']} bits per symbol (the protocol of Jaderberg et al. 2017). Every row sees "
-        f"{budget['time_steps']:,} time steps of {budget['batch_size']} sequences, one optimizer "
-        f"step for every batch. Learning rates tried for every row (Adam): {rates}; those of "
-        f"synthesizers are {budget['faster']:g} times as high.\n",
-        "| steps T of backpropagation through time | truncated: N solved | learning rate "
-        f"| CPU time, s | synthetic gradients (factor {budget['synthetic']:g}): N solved "
+        f"### {title}\n",
+        about.format(**budget),
+        f"Every row sees {budget['time_steps']:,} time steps of {budget['batch_size']} sequences, "
+        f"one optimizer step for every batch. Learning rates tried for every row (Adam): {rates}; "
+        f"those of synthesizers are {budget['faster']:g} times as high.\n",
+        f"| steps T of backpropagation through time | truncated: {solved} | learning rate "
+        f"| CPU time, s | synthetic gradients (factor {budget['synthetic']:g}): {solved} "
         "| learning rate | CPU time, s |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
@@ -58,8 +80,8 @@ def _longest(found: Row) -> str:
     for window in sorted(windows, key=lambda window: window or float("inf")):
         cells = [WHOLE if window is None else str(window)]
         for synthetic in (False, True):
-            rows = chosen(window, synthetic)
-            cells.append(_cell([row["solved"] for row in rows], 1))
+            rows = chosen(window, synthetic, task)
+            cells.append(_cell([written(row) for row in rows], 1))
             cells.append(f"{rows[0]['rate']:g}" if rows else "")
             cells.append(_cell([row["cpu_s"] for row in rows], 0))
         lines.append(f"| {' | '.join(cells)} |")
