@@ -121,17 +121,14 @@ def refuse_no_labels(y: object) -> None:
         )
 
 
-def prepared(
-    y: Tensor, output_shape: Shape, channels_first: bool, asked_by: str, look: bool
-) -> Tensor:
+def prepared(y: Tensor, output_shape: Shape, axis: int, asked_by: str, look: bool) -> Tensor:
     """Labels as every rule reads them under the default criterion.
 
     Args:
         y: the labels, (B, ...).
         output_shape: the shape of the network's class scores, without the batch dimension. In this
             batch the number of tokens, or the size of maps, may differ from it.
-        channels_first: whether scores of two axes are (C, T), because the network ends in a
-            one-dimensional convolution.
+        axis: that of the classes in the scores, 1 or -1: `heads.layout.scores_axis`.
         asked_by: the call, for errors.
         look: whether to check the labels' values as well, for which the host waits for the device.
 
@@ -143,34 +140,45 @@ def prepared(
             numbers that no class has.
     """
     shape = (len(y), *output_shape)
-    axis = 1 if len(shape) > 3 or (len(shape) == 3 and channels_first) else -1
+    usual = 1 if len(shape) > 3 else -1  # where both axes fit, `class_axis` takes this one
     if len(shape) < 2 or shape[axis] == 1:
         refuse(shape, y, asked_by)
     classes = shape[axis]
     if y.dim() == len(shape) and y.shape[axis] == classes:
-        if len(shape) == 3 and channels_first:
-            raise InputError(
-                f"{asked_by}: got labels {_seen(y)} for a network that ends in a one-dimensional "
-                "convolution and gives (classes, tokens); probabilities are read as (B, T, C): "
-                "give criterion=F.cross_entropy, which reads both as (B, C, T)"
-            )
+        if len(shape) > 2 and axis != usual:
+            _refuse_unusual(y, axis, "probabilities are read", asked_by)
         if look:
             _refuse_unless_probabilities(y, axis, asked_by)
         return y if y.is_floating_point() else y.argmax(axis)
     if y.is_floating_point() or y.is_complex() or y.dim() != len(shape) - 1:
         refuse(shape, y, asked_by)
-    if len(shape) == 3 and channels_first and y.shape[1] == classes:
-        raise InputError(
-            f"{asked_by}: got labels {_seen(y)} for a network that ends in a one-dimensional "
-            f"convolution and gives (classes, tokens); with {classes} of both, scores cannot be "
-            "told from (B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
-        )
+    if len(shape) > 2 and axis != usual and all(n == classes for n in y.shape[1:]):
+        _refuse_unusual(y, axis, f"with {classes} of each, scores are read", asked_by)
     if look or y.device.type == "cpu":  # where nothing is to be waited for
         # If the shapes allow it, the other axis may be that of the classes.
         other = -1 if axis == 1 else 1
         fits = tuple(y.shape[1:]) == (shape[1:-1] if axis == 1 else shape[2:])
         _refuse_unless_classes(y, max(classes, shape[other]) if fits else classes, asked_by)
     return y
+
+
+def _refuse_unusual(y: Tensor, axis: int, what: str, asked_by: str) -> NoReturn:
+    """Raise the error that fits labels of a network whose scores have their classes where they are
+    not looked for.
+
+    Raises:
+        InputError: always.
+    """
+    got = f"{asked_by}: got labels {_seen(y)} for a network that"
+    if axis == 1:
+        raise InputError(
+            f"{got} ends in a one-dimensional convolution and gives (classes, tokens); {what} as "
+            "(B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
+        )
+    raise InputError(
+        f"{got} gives maps with the classes last, (B, H, W, C); {what} as (B, C, H, W): give class "
+        "numbers of another size, such as y.argmax(-1), or let the network end in (B, C, H, W)"
+    )
 
 
 def _refuse_unless_probabilities(y: Tensor, axis: int, asked_by: str) -> None:

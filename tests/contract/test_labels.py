@@ -536,3 +536,29 @@ def test_inputs_unlike_the_example_are_named(name: str) -> None:
 
 def _normalized(in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.BatchNorm1d(*in_shape), nn.Linear(*in_shape, *out_shape))
+
+
+def test_maps_with_the_classes_last() -> None:
+    """They learn what they learn with the classes first; labels that would be read on the other
+    axis are refused."""
+    torch.manual_seed(0)
+    last = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    first = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Tanh(), nn.Conv2d(4, 3, 1)).double()
+    first.load_state_dict(
+        {k: v.view_as(first.state_dict()[k]) for k, v in last.state_dict().items()}
+    )
+    x, y = torch.randn(2, 5, 4, 2).double(), torch.randint(3, (2, 5, 4))
+    as_last = rules.Backprop(cut(last, "all", example=x))
+    as_first = rules.Backprop(cut(first, "all", example=x.movedim(-1, 1)))
+    as_last.backward(x, y)
+    as_first.backward(x.movedim(-1, 1), y)
+    for a, b in zip(last.parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad.view_as(a))
+    soft = F.one_hot(y, 3)
+    for labels in (soft, soft.double()):
+        with pytest.raises(InputError, match=r"probabilities are read as \(B, C, H, W\)") as e:
+            as_last.backward(x, labels)
+        assert "\n" not in str(e.value)
+        as_first.backward(x.movedim(-1, 1), labels.movedim(-1, 1))
+    with pytest.raises(InputError, match="with 3 of each, scores are read as"):
+        as_last.backward(x[:, :3, :3], y[:, :3, :3])

@@ -148,19 +148,19 @@ def test_the_axis_of_the_classes() -> None:
 def test_class_numbers_are_checked_against_the_classes_that_may_be_meant() -> None:
     """Of (tokens, classes) = (8, 10) in the example: in a batch of other lengths, too."""
     y = torch.full((2, 9), 9)
-    assert prepared(y, (8, 10), False, "DGL", True) is y
+    assert prepared(y, (8, 10), -1, "DGL", True) is y
     with pytest.raises(InputError, match="got the label 10 with 10 classes; give 0 to 9"):
-        prepared(y + 1, (8, 10), False, "DGL", True)
+        prepared(y + 1, (8, 10), -1, "DGL", True)
     with pytest.raises(InputError, match=r"got the label 255 with 4 classes.*ignore_index"):
-        prepared(torch.full((2, 6, 7), 255), (4, 6, 7), False, "DGL", True)
+        prepared(torch.full((2, 6, 7), 255), (4, 6, 7), 1, "DGL", True)
     with pytest.raises(InputError, match="got the label 10 with 10 classes"):
-        prepared(y + 1, (8, 10), False, "DGL", False)  # on the CPU nothing waits for the values
-    prepared((y + 1).to("meta"), (8, 10), False, "DGL", False)  # elsewhere they are not read
+        prepared(y + 1, (8, 10), -1, "DGL", False)  # on the CPU nothing waits for the values
+    prepared((y + 1).to("meta"), (8, 10), -1, "DGL", False)  # elsewhere they are not read
 
 
 def test_maps_channels_last_are_classes_where_nothing_else_fits() -> None:
     y = torch.full((2, 6, 7), 3)
-    assert prepared(y, (6, 7, 4), False, "DGL", True) is y
+    assert prepared(y, (6, 7, 4), -1, "DGL", True) is y
 
 
 def test_true_classes() -> None:

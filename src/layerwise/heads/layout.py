@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.blocks.layout import ChannelsLastShape
 from layerwise.errors import InputError
 from layerwise.heads.head import Head, Shape
 from layerwise.inputs import Inputs, applied
@@ -38,6 +39,18 @@ def channels_first(blocks: Sequence[nn.Module], shape: Shape) -> bool:
     maps = [m for block in blocks for m in block.modules() if isinstance(m, (*FIRST, *LAST))]
     last = maps[-1] if maps else None
     return isinstance(last, FIRST) and last.out_channels == shape[0]
+
+
+def scores_axis(blocks: Sequence[nn.Module], shape: Shape) -> int:
+    """The axis of the classes in a network's class scores, 1 or -1: 1 for maps, unless their
+    channels are last, and for scores of one-dimensional convolutions.
+
+    Args:
+        blocks: the network's blocks.
+        shape: the shape of the scores, without the batch dimension, as `Blocks.shapes` has it.
+    """
+    maps = len(shape) > 2 and not isinstance(shape, ChannelsLastShape)
+    return 1 if maps or channels_first(blocks, shape) else -1
 
 
 def built(

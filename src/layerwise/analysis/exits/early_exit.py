@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from layerwise.analysis.exits.temperature import checked_temperatures, checked_threshold
 from layerwise.arguments import check, shortened
-from layerwise.blocks import ChannelsLastShape
 from layerwise.blocks.chain import dry_run
 from layerwise.blocks.stretches import Stretches
 from layerwise.errors import InputError, reason
-from layerwise.heads.layout import channels_first
+from layerwise.heads.layout import scores_axis
 from layerwise.inputs import Inputs, chosen_rows, in_order, leading, tensors
 from layerwise.objectives import Objective
 from layerwise.rules.base import Rule
@@ -106,8 +105,7 @@ class EarlyExit(nn.Module):
             self.objectives[k] = rule.objectives[k]
         names = blocks.names
         self.temperatures = checked_temperatures("EarlyExit", temperatures, names, self.exits)
-        maps = len(shape) > 2 and not isinstance(shape, ChannelsLastShape)
-        self.axis = 1 if maps or channels_first(list(blocks), shape) else -1
+        self.axis = scores_axis(list(blocks), shape)
         if not shape or shape[0 if self.axis == 1 else -1] == 1:
             raise InputError(
                 f"EarlyExit({name}): the network gives {shape} for each sample; a single output "

@@ -10,7 +10,7 @@ from torch import nn
 
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError, LostStage, reason
-from layerwise.heads.layout import channels_first
+from layerwise.heads.layout import scores_axis
 from layerwise.inputs import Inputs, leading, tensors
 from layerwise.labels import prepared
 from layerwise.objectives import Objective
@@ -131,9 +131,7 @@ class BatchCheck:
             is_cross_entropy(getattr(m, "criterion", None)) for m in asking
         )
         self.shapes = rule.blocks.shapes
-        self.scores_first = self.shapes is not None and channels_first(
-            list(rule.blocks), self.shapes[-1]
-        )
+        self.axis = -1 if self.shapes is None else scores_axis(list(rule.blocks), self.shapes[-1])
         self.seen: set[tuple[torch.dtype, int]] = set()
 
     def __call__(self, batch: Batch) -> None:
@@ -157,7 +155,7 @@ class BatchCheck:
             return
         kind = batch.labels.dtype, batch.labels.dim()
         look = kind not in self.seen
-        batch.labels = prepared(batch.labels, self.shapes[-1], self.scores_first, self.call, look)
+        batch.labels = prepared(batch.labels, self.shapes[-1], self.axis, self.call, look)
         self.seen.add(kind)
 
     def views(self, views: int) -> None:
