@@ -1,9 +1,11 @@
-"""A small causal transformer on text: rules compared by perplexity, and with that of the source.
+"""A small causal transformer, or an LSTM, on text: rules by perplexity, and next to the source's.
 
     python benchmarks/text.py                         the generated language `markov`: minutes
     python benchmarks/text.py --data python-topics    English: the help texts of this Python
     python benchmarks/text.py --norm_last             layers that end with their normalisation
     python benchmarks/text.py --layers 6              six layers instead of two
+    python benchmarks/text.py --network lstm --layers 3
+                                                      layers of an LSTM, also with local critics
     python benchmarks/text.py --only dfa dgl          only these rules; `--train` writes no file
     python benchmarks/text.py --equal --layers 6      backpropagation, also with delayed gradients,
                                                       and DGL at equal steps, FLOPs and time
@@ -39,7 +41,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from layerwise import Blocks, cut, data, heads, models, rules
 from layerwise.costs.blocks import Costs
@@ -73,6 +75,12 @@ RIVALS: dict[str, Callable[[Blocks], Rule]] = {
     # Heads of one transformer layer like the network's, the last normalisation and a projection.
     **{f"AugLocal, {k} blocks": lambda b: rules.AugLocal(b, depth=1) for k in (2, 3, 6)},  # type: ignore
 }
+RECURRENT: dict[str, Callable[[Blocks], Rule]] = {
+    "Backprop": rules.Backprop,
+    "DGL": RULES["DGL"],
+    "LocalCritic": lambda blocks: rules.LocalCritic(blocks, head=heads.MLP(width=64)),
+    "LastBlock": rules.LastBlock,
+}
 EQUAL = ("flops", "time", "steps")
 MICROBATCHES = (1, 2, 4, 8, 16)
 MEASURED = (1, 2, 4)  # with smaller micro-batches all schedules are slower
@@ -81,9 +89,11 @@ ROUNDS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What all rules share. The network has a block for each layer, the first with the embedding,
-    and one for the last normalisation and the classifier."""
+    """What all rules share. The network has a block for each layer, the first with the embedding.
+    The transformer has one more for the last normalisation and the classifier, which the last layer
+    of the LSTM has."""
 
+    network: str = "gpt"
     context: int = 32
     layers: int = 2
     width: int = 64
@@ -95,20 +105,22 @@ class Budget:
 def rule_of(name: str, splits: Splits, budget: Budget, seed: int, whole: bool = False) -> Rule:
     """The rule on its network; with `whole`, as one block."""
     torch.manual_seed(seed)
-    network = models.gpt(
-        splits.shape,
-        splits.num_classes,
-        budget.layers,
-        budget.width,
-        norm_first=budget.norm_first,
-    )
-    if name.endswith(" blocks"):  # with as many layers in each; the last has the classifier
+    sizes = splits.shape, splits.num_classes, budget.layers, budget.width
+    if budget.network == "lstm":
+        network: nn.Module = models.lstm(*sizes)
+    else:
+        network = models.gpt(*sizes, norm_first=budget.norm_first)
+    if budget.network == "lstm":
+        at = [f"layers.{i}" for i in range(1, budget.layers)]
+    elif name.endswith(" blocks"):  # with as many layers in each; the last has the classifier
         size = budget.layers // int(name.split()[-2])
         at = [f"layer{i}" for i in range(1 + size, budget.layers + 1, size)]
     else:
         at = [*(f"layer{i}" for i in range(2, budget.layers + 1)), "classifier"]
     example = torch.zeros(2, *splits.shape, dtype=torch.long)
-    return {**RULES, **RIVALS}[name](cut(network, at=[] if whole else at, example=example))
+    return {**RULES, **RIVALS, **RECURRENT}[name](
+        cut(network, at=[] if whole else at, example=example)
+    )
 
 
 def train(
@@ -340,7 +352,8 @@ def _counts(tokens: Tensor, many: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", choices=("markov", "python-topics"), default="markov")
-    parser.add_argument("--only", nargs="+", choices={**RULES, **RIVALS})
+    parser.add_argument("--only", nargs="+", choices={**RULES, **RIVALS, **RECURRENT})
+    parser.add_argument("--network", choices=("gpt", "lstm"), default=Budget.network)
     parser.add_argument("--equal", nargs="*", choices=EQUAL, help="steps, FLOPs, time; default all")
     parser.add_argument("--steps", type=int, default=Budget.steps)
     parser.add_argument("--width", type=int, default=Budget.width)
@@ -353,9 +366,14 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="train only; write nothing")
     given = parser.parse_args()
     budget = Budget(
-        layers=given.layers, width=given.width, steps=given.steps, norm_first=not given.norm_last
+        network=given.network,
+        layers=given.layers,
+        width=given.width,
+        steps=given.steps,
+        norm_first=not given.norm_last,
     )
     kind = given.data + ("-norm-last" if given.norm_last else "")
+    kind += f"-{given.network}" if given.network != Budget.network else ""
     kind += f"-{given.layers}-layers" if given.layers != Budget.layers else ""
     kind += f"-width-{given.width}" if given.width != Budget.width else ""
     runs = Path("experiments") / f"text-{kind}"
@@ -364,7 +382,8 @@ def main() -> None:
     if name == "python-topics":
         name, version = english(runs), sys.version.split()[0]
     splits = data.load(name, context=budget.context)
-    names = given.only or list(RULES if given.equal is None else RIVALS)
+    usual = RECURRENT if given.network == "lstm" else RULES
+    names = given.only or list(usual if given.equal is None else RIVALS)
     shared = given.rates, given.seeds, given.searched, splits, budget, runs
     if given.equal is None:
         rows = [search(name, *shared) for name in names]

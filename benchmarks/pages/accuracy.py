@@ -27,6 +27,15 @@ TITLES = {
 }
 # What a section begins with.
 ABOUT = {
+    "airbench": """\
+The recipes `cifar10-airbench` and, with every convolution a block, `cifar10-airbench-dgl`. The
+recipe is published (Jordan 2024, [arXiv:2404.00498](https://arxiv.org/abs/2404.00498)) with 94.0 %
+at full width, with class scores averaged over views. On our compressed copy of CIFAR-10
+backpropagation reaches {{over_views airbench airbench-bp}} % in this way. The compression is one
+reason: [once more, it costs {{behind recompressed airbench-half-bp-jpeg-75 airbench-half-bp-0}} or
+{{behind recompressed airbench-half-bp-jpeg-50 airbench-half-bp-0}}
+points](#accuracy-images-compressed-once-more). What else differs is listed at `models.airbench`.
+""",
     "recompressed": """\
 Our copy of CIFAR-10, `cifar10-jpeg`, is compressed as JPEG. What does that cost? Here its images
 are compressed once more (`benchmarks/recompress.py cifar10-jpeg cifar10-jpeg-75 --quality 75`).

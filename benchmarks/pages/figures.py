@@ -11,6 +11,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     time, memory SETTING RULE   time and memory
     head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
     run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
+    over_views FILE NAME        the same with class scores averaged over views of each image
+    run_flops FILE NAME         FLOPs of a step, as a ratio to backpropagation's
     behind FILE NAME OTHER      by how many points that of another run, or of other seeds, is higher
     highest FILE NAME           highest test accuracy of any epoch in %
     apart FILE NAME SERIES      by how many points a published series of that file's reference is
@@ -104,6 +106,16 @@ def head_parameters(setting: str, rule: str, places: int = 1) -> str:
 
 def run(file: str, name: str, places: int = 1) -> str:
     return mean(_last(file, name), places)
+
+
+def over_views(file: str, name: str, places: int = 1) -> str:
+    found = [100 * of_run["accuracy_over_views"] for of_run in _runs(file, name)]
+    return mean(found, places)
+
+
+def run_flops(file: str, name: str, places: int = 2) -> str:
+    costs = _runs(file, name)[0]["costs"]
+    return f"{costs['step_flops'] / costs['backprop_flops']:.{places}f}"
 
 
 def behind(file: str, name: str, other: str, places: int = 1) -> str:
@@ -270,6 +282,8 @@ QUERIES: dict[str, Callable[..., str]] = {
         memory,
         head_parameters,
         run,
+        over_views,
+        run_flops,
         behind,
         highest,
         apart,

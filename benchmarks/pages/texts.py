@@ -24,9 +24,12 @@ def _text(result: dict[str, Any]) -> str:
     data = data or f"The generated language `{result['data']}`"
     kind = "" if budget["norm_first"] else ", normalisation at the end of layers"
     kind += "" if budget["layers"] == 2 else f", {budget['layers']} layers"
+    recurrent = budget.get("network") == "lstm"
+    kind = ", an LSTM" if recurrent else kind
+    network = "an LSTM (`models.lstm`)" if recurrent else "a causal transformer (`models.gpt`)"
     lines = [
-        f"### {data}{kind}\n\n{result['vocabulary']} different characters; a causal transformer "
-        f"(`models.gpt`) with {budget['layers']} layers of width {budget['width']}, each layer a "
+        f"### {data}{kind}\n\n{result['vocabulary']} different characters; {network} "
+        f"with {budget['layers']} layers of width {budget['width']}, each layer a "
         f"block; {budget['steps']} steps on {budget['batch_size']} windows of "
         f"{budget['context']} characters. Learning rates tried with seeds {searched} for every "
         f"rule and chosen by validation perplexity: {tried}; seeds {seeds}.\n",
@@ -43,6 +46,11 @@ def _text(result: dict[str, Any]) -> str:
             f"| {100 * costs['step_head_flops'] / costs['step_flops']:.1f} "
             f"| {head_parameters(row):,} |"
         )
+    last = (
+        "layer and the classifier"
+        if recurrent
+        else "normalisation and the classifier only; everything before them stays random"
+    )
     counted = result["counted"]
     lines += [
         f"| *counts of character pairs* | {counted['pair']:.3f} | | | | | |",
@@ -58,8 +66,8 @@ def _text(result: dict[str, Any]) -> str:
     return (
         "\n".join(lines)
         + "\n\nMeans ± standard deviations over the seeds, at the end of training. FLOPs of a "
-        "training step are ratios to backpropagation's. `LastBlock` trains the last normalisation "
-        f"and the classifier only; everything before them stays random.{floor} "
+        "training step are ratios to backpropagation's. `LastBlock` trains the last "
+        f"{last}.{floor} "
         f"{machines([result])}.\n\n" + commands([result["command"]])
     )
 

@@ -68,9 +68,11 @@ def airbench(shape: Shape = (3, 32, 32), num_classes: int = 10, width: float = 1
     A convolution with fixed filters that whiten 2x2 patches and a trained bias, then six 3x3
     convolutions with BatchNorm and GELU, of which the first, third and fifth are followed by 2x2
     max pooling; 3x3 max pooling and a linear layer. BatchNorm has only a bias, and its statistics
-    move by 0.4 a step. The first C_in outputs of a convolution start as the identity. Deviation:
+    move by 0.4 a step. The first C_in outputs of a convolution start as the identity. Deviations:
     the paper divides the output by the number D of the last layer's inputs; here the weights start
-    D times smaller, which is the same for SGD with a learning rate D^2 times smaller.
+    D times smaller, which is the same for SGD with a learning rate D^2 times smaller. Its whitening
+    bias is trained in the first three epochs, and its weights are of 16 bits; in the recipe here
+    the bias is trained throughout, and weights have 32 bits.
 
     The command line finds the filters in 512 training images (the paper: in 5,000); your own loop
     calls `network.fit_to(images)`.
