@@ -176,8 +176,8 @@ def _refuse_unusual(y: Tensor, axis: int, what: str, asked_by: str) -> NoReturn:
             "(B, T, C): give criterion=F.cross_entropy, which reads (B, C, T)"
         )
     raise InputError(
-        f"{got} gives maps with the classes last, (B, H, W, C); {what} as (B, C, H, W): give class "
-        "numbers of another size, such as y.argmax(-1), or let the network end in (B, C, H, W)"
+        f"{got} gives maps with the classes last, (B, H, W, C); {what} as (B, C, H, W): let the "
+        "network end in (B, C, H, W), or give class numbers, (B, H, W), with H or W other than C"
     )
 
 
