@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Image as ImageColumn
 from datasets import load_dataset
 from PIL import Image
 
@@ -48,16 +49,19 @@ def main() -> None:
 
 def copied(source: Path, target: Path, quality: int, shift: int) -> dict[str, float]:
     """Write the compressed copy; returns the mean squared change of a value in each split."""
+    splits = load_dataset(str(source))
+    features = next(iter(splits.values())).features
+    column = next(name for name, kind in features.items() if isinstance(kind, ImageColumn))
     target.mkdir(parents=True)
     changes = {}
 
     def changed(row: dict[str, Any]) -> dict[str, Any]:
-        before = np.asarray(row["img"].convert("RGB"))
+        before = np.asarray(row[column].convert("RGB"))
         after = compressed(before, quality, shift)
         change = float(np.square(after.astype(float) - before).mean())
-        return {"img": Image.fromarray(after), "change": change}
+        return {column: Image.fromarray(after), "change": change}
 
-    for split, data in load_dataset(str(source)).items():
+    for split, data in splits.items():
         data = data.map(changed)
         changes[split] = float(np.mean([row["change"] for row in data.select_columns("change")]))
         data.remove_columns("change").to_parquet(str(target / f"{split}-00000-of-00001.parquet"))

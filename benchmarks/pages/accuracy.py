@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from layerwise.costs.blocks import Costs
@@ -90,7 +89,7 @@ def _over_views(runs: list[dict[str, Any]]) -> str:
     found: dict[str, list[float]] = {}
     for run in runs:
         if "accuracy_over_views" in run:
-            name = re.sub(r"-\d+$", "", run["run"])
+            name = run["run"].removesuffix(f"-{run['config']['seed']}")
             found.setdefault(name, []).append(100 * run["accuracy_over_views"])
     if not found:
         return ""

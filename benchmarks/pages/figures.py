@@ -10,7 +10,8 @@ that has spaces; the last argument may be `places=N`, the number of decimals:
     flops SETTING RULE          FLOPs of a step, as a ratio to backpropagation's; so are
     time, memory SETTING RULE   time and memory
     head_parameters SETTING RULE    the heads' parameters, as a ratio to the network's
-    run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py)
+    run FILE NAME               test accuracy in % after the last epoch (benchmarks/accuracy.py): of
+                                the run of that name, or else of those whose seeds follow it
     over_views FILE NAME        the same with class scores averaged over views of each image
     run_flops FILE NAME         FLOPs of a step, as a ratio to backpropagation's
     behind FILE NAME OTHER      by how many points that of another run, or of other seeds, is higher
@@ -316,7 +317,7 @@ def _runs(file: str, name: str) -> list[dict[str, Any]]:
     """The run of that name, or else those whose seeds follow it."""
     runs = result(f"accuracy-{file}")["runs"]
     found = [of_run for of_run in runs if of_run["run"] == name] or [
-        of_run for of_run in runs if re.sub(r"-\d+$", "", of_run["run"]) == name
+        of_run for of_run in runs if of_run["run"] == f"{name}-{of_run['config']['seed']}"
     ]
     if not found:
         raise KeyError(name)

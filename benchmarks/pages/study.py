@@ -96,6 +96,6 @@ def _about(runs: list[Mapping[str, Any]]) -> str:
     settings = dict.fromkeys(
         f"{run['config']['precision']}, {run['config']['data']['name']}" for run in runs
     )
-    seeds = ", ".join(map(str, sorted({run["config"]["seed"] for run in runs})))
-    text = f"Seed {seeds}; {'; '.join(settings)}. {machines(made)}."
+    seeds = [f"`{run['run']}`: {s}" for run in runs if (s := run["config"]["seed"])]
+    text = f"{'; '.join(['Seed 0', *seeds, *settings])}. {machines(made)}."
     return f"{text}\n\n{commands([m['command'] for m in made])}"

@@ -142,16 +142,43 @@ def detached(inputs: Inputs) -> Inputs:
 
 
 def in_order(inputs: Inputs, example: Inputs) -> Inputs:
-    """Named inputs in the order of the example's names; other inputs as they are."""
-    if not isinstance(inputs, Mapping) or not isinstance(example, Mapping):
+    """Inputs with the example's names, in its order; other inputs as they are."""
+    both = isinstance(inputs, Mapping) and isinstance(example, Mapping)
+    if not both or set(inputs) != set(example):
         return inputs
-    names = (*(n for n in example if n in inputs), *(n for n in inputs if n not in example))
-    return {name: inputs[name] for name in names}
+    return {name: inputs[name] for name in example}
 
 
 def first_rows(inputs: Inputs, rows: int) -> Inputs:
     """The first `rows` samples of a batch; as `chosen_rows`."""
     return chosen_rows(inputs, slice(rows))
+
+
+def first_views(inputs: Inputs, labels: Tensor) -> Inputs:
+    """The samples of a batch; of several views, view after view, the first.
+
+    Raises:
+        InputError: the first tensor has no number of rows that fits the labels.
+    """
+    rows, rest = len(leading(inputs)), 0
+    if len(labels):
+        rows, rest = divmod(rows, len(labels))
+    if rest or not rows:
+        raise InputError(
+            f"inputs: got {counted_rows(inputs)} for {len(labels)} labels; the first tensor needs "
+            "a row for each label, or V rows, view after view"
+        )
+    return first_rows(inputs, len(labels))
+
+
+def counted_rows(inputs: Inputs) -> str:
+    """The number of samples that inputs seem to have, for errors; and, of named ones, the name of
+    the tensor that shows it."""
+    rows = len(leading(inputs))
+    if not isinstance(inputs, Mapping):
+        return f"{rows} inputs"
+    name = next(name for name, value in inputs.items() if tensors(value))
+    return f"{rows} inputs (rows of {name!r}, which comes first)"
 
 
 def chosen_rows(inputs: Inputs, index: Tensor | slice, example: Inputs = None) -> Inputs:
@@ -164,13 +191,13 @@ def chosen_rows(inputs: Inputs, index: Tensor | slice, example: Inputs = None) -
     Args:
         inputs: the batch.
         index: (N,) int64, or a slice.
-        example: another batch, with its values in the same order. A tensor that its samples share
-            has no rows in `inputs` either, even if it happens to be as long.
+        example: another batch. A tensor that its samples share has no rows in `inputs` either, even
+            if it happens to be as long.
     """
     values, spec = pytree.tree_flatten(plain(inputs))
     rows = _have_rows(values, inputs)
-    others = leaves(example)
-    if len(values) == len(others) and tensors(example):
+    others, of_example = pytree.tree_flatten(plain(example))
+    if spec == of_example and tensors(example):
         rows = [a and b for a, b in zip(rows, _have_rows(others, example), strict=True)]
     chosen = [value[index] if has else value for value, has in zip(values, rows, strict=True)]
     return pytree.tree_unflatten(chosen, spec)

@@ -249,16 +249,19 @@ def test_inputs_by_name_have_the_order_of_the_example():
     for got in (early.decide(memory=memory, x=x), early.decide(x, memory)):
         assert torch.equal(got[0], scores)
         assert torch.equal(got[1], taken)
-    of_six = early.decide(x[:6], memory)[0]  # what the example shows is not a row for each sample
+    of_six = early.decide(memory=memory, x=x[:6])[0]  # the example shows what has no rows
     torch.testing.assert_close(of_six, scores[:6])
 
 
 def test_an_example_that_does_not_tell_samples_from_what_they_share():
     x = torch.randn(6, 8)
     blocks = cut(Remembers(), at=["layers.1"], example=(x, torch.randn(6, 8)))
+    rule = rules.DGL(blocks, head=heads.Linear())
+    before = torch.get_rng_state()
     with pytest.raises(InputError, match="share a tensor of length 6, cut the network with") as e:
-        EarlyExit(rules.DGL(blocks, head=heads.Linear()), 0.5)
+        EarlyExit(rule, 0.5)
     assert "\n" not in str(e.value)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @torch.no_grad()

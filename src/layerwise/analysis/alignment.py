@@ -11,7 +11,7 @@ from torch import Tensor
 from layerwise.analysis.angle import degrees_between
 from layerwise.blocks.unchanged import unchanged
 from layerwise.costs.blocks import without_gradients
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.objectives import Classify, cross_entropy
 from layerwise.objectives.batch import identity
 from layerwise.objectives.classify import Criterion
@@ -64,7 +64,7 @@ def gradient_alignment(
         gradients is zero.
     """
     backprop = Backprop(rule.blocks, criterion=criterion or _criterion(rule))
-    first = first_rows(x, len(y))
+    first = first_views(x, y)
     with alone(rule, backprop):
         of_rule = _gradients(rule, lambda: rule.backward(x, y, scale=scale))
         of_backprop = _gradients(rule, lambda: backprop.backward(first, y, scale=scale))

@@ -8,7 +8,7 @@ from torch import Tensor
 from layerwise.analysis.frozen import Source, blocks_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.rules.base import Rule
 
 LEAST = 4  # samples that the unbiased estimator needs
@@ -87,8 +87,8 @@ def cka(
                 )
             if len(y) < LEAST:
                 continue
-            k = _all_centred(a, first_rows(x, len(y)))
-            l = k if same else _all_centred(b, first_rows(x_b, len(y)))
+            k = _all_centred(a, first_views(x, y))
+            l = k if same else _all_centred(b, first_views(x_b, y))
             cross += k @ l.T
             own[0] += k.square().sum(1)
             own[1] += l.square().sum(1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from layerwise.analysis.frozen import Source, blocks_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.rules.base import Rule
 
 
@@ -57,7 +57,7 @@ def effective_rank(network: Rule | Blocks, loader: Source) -> tuple[EffectiveRan
     found: list[_OfPositions | _OfSamples] = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            given = outputs(network, first_rows(x, len(y)))
+            given = outputs(network, first_views(x, y))
             found = found or [_OfSamples() if h.dim() == 2 else _OfPositions() for h in given]
             for one, h in zip(found, given, strict=True):
                 one.add(_vectors(h).cpu().double())

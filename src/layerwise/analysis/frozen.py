@@ -15,7 +15,7 @@ from layerwise.blocks.chain import dry_run
 from layerwise.data import Batches, Loader, batches_of
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.rules.base import Rule
 
 # Samples with labels: see `data.Batches`.
@@ -114,15 +114,13 @@ def train_readers(
         raise InputError(f"{call}(epochs={epochs}): give 1 or more")
     steps = epochs * len(train)
     x, y = next(train.epoch(0))
-    readers = nn.ModuleList(
-        make(tuple(h.shape[1:])) for h in outputs(network, first_rows(x, len(y)))
-    )
+    readers = nn.ModuleList(make(tuple(h.shape[1:])) for h in outputs(network, first_views(x, y)))
     readers.to(x.device)
     optimizer = torch.optim.Adam(readers.parameters(), lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)
     for epoch in range(epochs):
         for x, y in train.epoch(epoch):
-            x = first_rows(x, len(y))
+            x = first_views(x, y)
             given = outputs(network, x)
             optimizer.zero_grad()
             # Autocast keeps the weights that it cast, so the readers would keep their first ones.

@@ -8,7 +8,7 @@ from torch import Tensor
 from layerwise.analysis.frozen import Source, blocks_of, classes_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.rules.base import Rule
 
 
@@ -36,7 +36,7 @@ def label_correlation(network: Rule | Blocks, loader: Source) -> tuple[Tensor, .
     labels = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            for of_block, h in zip(found, outputs(network, first_rows(x, len(y))), strict=True):
+            for of_block, h in zip(found, outputs(network, first_views(x, y)), strict=True):
                 of_block.append(h.flatten(1).cpu())
             labels.append(y.cpu())
     y = torch.cat(labels)

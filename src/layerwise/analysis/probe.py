@@ -18,7 +18,7 @@ from layerwise.autocast import without_autocast
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError
 from layerwise.heads.head import Shape, feature_vector
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.objectives import cross_entropy
 from layerwise.rules.base import Rule
 
@@ -84,7 +84,7 @@ def linear_probe(
         )
         right, count = torch.zeros(len(blocks), dtype=torch.long, device=train.device), 0
         for x, y in test.epoch(0):
-            given = outputs(network, first_rows(x, len(y)))
+            given = outputs(network, first_views(x, y))
             with without_autocast(y.device):
                 scores = [probe(h) for probe, h in zip(probes, given, strict=True)]
             right += torch.stack([(s.argmax(1) == y).sum() for s in scores])

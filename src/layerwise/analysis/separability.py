@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from layerwise.analysis.frozen import Source, blocks_of, classes_of, frozen, outputs, reading
 from layerwise.blocks import Blocks
 from layerwise.heads.head import feature_vector
-from layerwise.inputs import first_rows
+from layerwise.inputs import first_views
 from layerwise.rules.base import Rule
 
 ITERATIONS = 20  # of L-BFGS, between two measurements
@@ -52,7 +52,7 @@ def linear_separability(
     labels = []
     with frozen(blocks_of(network)):
         for x, y in loader.epoch(0):
-            for found, h in zip(features, outputs(network, first_rows(x, len(y))), strict=True):
+            for found, h in zip(features, outputs(network, first_views(x, y)), strict=True):
                 shape = tuple(h.shape[1:])
                 layers, _ = feature_vector(shape, (classes,), pool, "linear_separability")
                 found.append(nn.Sequential(*layers)(h).cpu().double())

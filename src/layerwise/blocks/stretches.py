@@ -25,7 +25,7 @@ from layerwise.blocks.layout import Shape
 from layerwise.blocks.passes import ForwardPasses
 from layerwise.blocks.stretch import Place, Stretch
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, Take, call, converted, in_order, leading, moved, scores
+from layerwise.inputs import Inputs, Take, call, converted, leading, moved, scores
 
 
 class Stretches(Blocks):
@@ -123,7 +123,7 @@ class Stretches(Blocks):
         )
 
     def passes(self, inputs: Inputs) -> Passes:
-        return ForwardPasses(self, in_order(inputs, self.example))
+        return ForwardPasses(self, inputs)
 
     def is_sequential(self) -> bool:
         """Whether a forward of the network is nothing but calls of the modules of all `chain`s, one

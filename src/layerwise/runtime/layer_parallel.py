@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from layerwise.errors import InputError
-from layerwise.inputs import Inputs, in_order
+from layerwise.inputs import Inputs
 from layerwise.objectives.batch import Batch
 from layerwise.rules.base import (
     Done,
@@ -193,7 +193,7 @@ class LayerParallel:
     ) -> tuple[Batch, Inputs, tuple[Tensor, ...]]:
         """The batch to train on, this stage's input, and the tensors that travelled with it."""
         if self._before.first or not self._replays:
-            batch = Batch(in_order(x, self.rule.blocks.example), y, scale)
+            batch = Batch(x, y, scale)
             self.rule.check(batch)
             own = self.rule.first_input(batch) if self._before.first else None
             h, *carry = self._before.take(own, stops)

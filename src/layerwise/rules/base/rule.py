@@ -17,7 +17,7 @@ from layerwise.blocks.chain import Passes
 from layerwise.blocks.stretch import Stretch
 from layerwise.errors import InputError
 from layerwise.heads.layout import channels_first
-from layerwise.inputs import Inputs, in_order
+from layerwise.inputs import Inputs
 from layerwise.objectives import Objective, Site
 from layerwise.objectives.activity import Activity
 from layerwise.objectives.batch import Batch, OnBlock, Scale, identity, nothing
@@ -279,9 +279,9 @@ class Rule(nn.Module, ABC):
 
         Args:
             inputs: what the network is called with: a tensor (B, ...), a tuple of arguments, or a
-                dict of named ones. The first tensor has a row for each sample; in a dict, the first
-                of the example with which the network was cut. For a rule that compares augmented
-                views, one tensor (V B, ...), view after view, as `data.Loader(views=V)` gives it.
+                dict of named ones; the first tensor of these has a row for each sample. For a rule
+                that compares augmented views, one tensor (V B, ...), view after view, as
+                `data.Loader(views=V)` gives it.
             labels: for the default criterion, class numbers of any integer type, (B,), (B, T) for
                 one label per token or (B, H, W) for one per pixel, with -100 for a label that does
                 not count; or the probabilities of the classes, in the shape of the class scores.
@@ -308,7 +308,6 @@ class Rule(nn.Module, ABC):
             self._refuse_alone()
         if inputs is None:
             raise InputError("backward(x, y): got no inputs, None; give what the network takes")
-        inputs = in_order(inputs, self.blocks.example)
         batch = Batch(inputs, labels, scale, on_block or nothing)
         self.check(batch)
         kept = kept_graphs() if self.blocks.shares else contextlib.nullcontext()
