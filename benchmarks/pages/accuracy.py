@@ -35,8 +35,8 @@ reason: [once more, it costs {{behind recompressed airbench-half-bp-jpeg-75 airb
 {{behind recompressed airbench-half-bp-jpeg-50 airbench-half-bp-0}}
 points](#accuracy-images-compressed-once-more). What else differs is listed at `models.airbench`.
 `DGL` is behind by {{behind airbench airbench-half-dgl airbench-half-bp}} points at half width,
-where its heads make a step's FLOPs {{run_flops airbench airbench-half-dgl}} of backpropagation's, and by
-{{behind airbench airbench-dgl airbench-bp}} points at full width (one seed), at
+where its heads make a step's FLOPs {{run_flops airbench airbench-half-dgl}} of
+backpropagation's, and by {{behind airbench airbench-dgl airbench-bp}} points at full width (one seed), at
 {{run_flops airbench airbench-dgl}}.
 """,
     "recompressed": """\
