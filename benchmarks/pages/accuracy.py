@@ -36,8 +36,8 @@ reason: [once more, it costs {{behind recompressed airbench-half-bp-jpeg-75 airb
 points](#accuracy-images-compressed-once-more). What else differs is listed at `models.airbench`.
 `DGL` is behind by {{behind airbench airbench-half-dgl airbench-half-bp}} points at half width,
 where its heads make a step's FLOPs {{run_flops airbench airbench-half-dgl}} of
-backpropagation's, and by {{behind airbench airbench-dgl airbench-bp}} points at full width (one seed), at
-{{run_flops airbench airbench-dgl}}.
+backpropagation's. At full width (one seed) it is behind by
+{{behind airbench airbench-dgl airbench-bp}} points, at {{run_flops airbench airbench-dgl}}.
 """,
     "recompressed": """\
 Our copy of CIFAR-10, `cifar10-jpeg`, is compressed as JPEG. What does that cost? Here its images

@@ -175,9 +175,10 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, class_folders, read, mo
             raise PermissionError(13, "Permission denied", os.fspath(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
-    with pytest.raises(InputError, match=r"bee cannot be read \(Permission denied\)"):
-        read(place)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "scandir", refuse)  # root may read everything
+        with pytest.raises(InputError, match=r"bee cannot be read \(Permission denied\)"):
+            read(place)
 
 
 NAMES = {
