@@ -74,8 +74,9 @@ class Fixed:
     synthetic: tuple[float, ...] = (1e-6, 0.1, 1.0)
 
 
-TASKS = ("copy", "repeat-copy")
 MOST = 8  # the largest R of repeat-copy, which is never reached
+END = SYMBOLS + MOST + 1  # of repeat-copy, in every stage
+TASKS = {"copy": SYMBOLS + 1, "repeat-copy": END + 1}  # and the sizes of their vocabularies
 
 
 def stage(task: str, solved: int) -> tuple[int, int | None]:
@@ -83,16 +84,11 @@ def stage(task: str, solved: int) -> tuple[int, int | None]:
     return (solved + 1, None) if task == "copy" else (1 + (solved + 1) // 2, 1 + solved // 2)
 
 
-def drawn(
-    task: str, many: int, solved: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, int]:
-    """Sequences of a stage and their labels, and the size of the task's vocabulary."""
+def drawn(task: str, many: int, solved: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Sequences of a stage and their labels."""
     length, repeats = stage(task, solved)
     x, y = copies(many, length, repeats=repeats, generator=generator)
-    if repeats is None:
-        return x, y, SYMBOLS + 1
-    end = SYMBOLS + MOST + 1  # the same in every stage
-    return x, torch.where(y == SYMBOLS + repeats + 1, end, y), end + 1
+    return (x, y) if repeats is None else (x, torch.where(y == SYMBOLS + repeats + 1, END, y))
 
 
 def made(
@@ -123,13 +119,12 @@ def longest(
 ) -> dict[str, Any]:
     """The stages that one training solves, the longest one's N and R, and when it solved each."""
     generator = torch.Generator().manual_seed(seed)
-    _, _, vocabulary = drawn(task, 1, 0, torch.Generator())
-    _, rule, optimizer = made(window, synthetic, seed, rate, budget, vocabulary)
+    _, rule, optimizer = made(window, synthetic, seed, rate, budget, TASKS[task])
     seen, errors = 0, list[float]()
     solved_at: list[int] = []
     began = time.process_time()
     while seen < budget.time_steps:
-        x, y, _ = drawn(task, budget.batch_size, len(solved_at), generator)
+        x, y = drawn(task, budget.batch_size, len(solved_at), generator)
         optimizer.zero_grad()
         loss = rule.backward(x, y).loss
         optimizer.step()

@@ -106,11 +106,11 @@ def rule_of(name: str, splits: Splits, budget: Budget, seed: int, whole: bool = 
     """The rule on its network; with `whole`, as one block."""
     torch.manual_seed(seed)
     sizes = splits.shape, splits.num_classes, budget.layers, budget.width
-    if budget.network == "lstm":
-        network: nn.Module = models.lstm(*sizes)
-    else:
-        network = models.gpt(*sizes, norm_first=budget.norm_first)
-    if budget.network == "lstm":
+    recurrent = budget.network == "lstm"
+    network: nn.Module = (
+        models.lstm(*sizes) if recurrent else models.gpt(*sizes, norm_first=budget.norm_first)
+    )
+    if recurrent:
         at = [f"layers.{i}" for i in range(1, budget.layers)]
     elif name.endswith(" blocks"):  # with as many layers in each; the last has the classifier
         size = budget.layers // int(name.split()[-2])

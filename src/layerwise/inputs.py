@@ -158,27 +158,30 @@ def first_views(inputs: Inputs, labels: Tensor) -> Inputs:
     """The samples of a batch; of several views, view after view, the first.
 
     Raises:
-        InputError: the first tensor has no number of rows that fits the labels.
+        InputError: as `number_of_views`.
     """
-    rows, rest = len(leading(inputs)), 0
-    if len(labels):
-        rows, rest = divmod(rows, len(labels))
-    if rest or not rows:
-        raise InputError(
-            f"inputs: got {counted_rows(inputs)} for {len(labels)} labels; the first tensor needs "
-            "a row for each label, or V rows, view after view"
-        )
+    number_of_views(inputs, len(labels), "inputs")
     return first_rows(inputs, len(labels))
 
 
-def counted_rows(inputs: Inputs) -> str:
-    """The number of samples that inputs seem to have, for errors; and, of named ones, the name of
-    the tensor that shows it."""
+def number_of_views(inputs: Inputs, labels: int, asked_by: str) -> int:
+    """How many augmented views of each sample the inputs hold, for so many labels.
+
+    Raises:
+        InputError: the number of inputs is not the number of labels or a multiple of it.
+    """
     rows = len(leading(inputs))
-    if not isinstance(inputs, Mapping):
-        return f"{rows} inputs"
-    name = next(name for name, value in inputs.items() if tensors(value))
-    return f"{rows} inputs (rows of {name!r}, which comes first)"
+    views, rest = divmod(rows, max(1, labels))
+    if rest or not views or (rows and not labels):
+        found = f"{rows} inputs"
+        if isinstance(inputs, Mapping):
+            name = next(name for name, value in inputs.items() if tensors(value))
+            found += f" (rows of {name!r}, which comes first)"
+        raise InputError(
+            f"{asked_by}: got {found} for {labels} labels; give one label for each input, or V "
+            "augmented views of each input, view after view"
+        )
+    return views
 
 
 def chosen_rows(inputs: Inputs, index: Tensor | slice, example: Inputs = None) -> Inputs:

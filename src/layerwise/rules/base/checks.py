@@ -11,7 +11,7 @@ from torch import nn
 from layerwise.blocks import Blocks
 from layerwise.errors import InputError, LostStage, reason
 from layerwise.heads.layout import scores_axis
-from layerwise.inputs import Inputs, counted_rows, leading, tensors
+from layerwise.inputs import Inputs, number_of_views, tensors
 from layerwise.labels import prepared
 from layerwise.objectives import Objective
 from layerwise.objectives.batch import Batch
@@ -143,15 +143,7 @@ class BatchCheck:
                 number of views that `views` refuses; labels that the default criterion cannot use.
         """
         if batch.augmented is not None:
-            rows = len(leading(batch.augmented))
-            views, rest = divmod(rows, max(1, batch.rows))
-            if rest or not views or (rows and not batch.rows):
-                raise InputError(
-                    f"{self.call}: got {counted_rows(batch.augmented)} for {batch.rows} labels; "
-                    "give one label for each input, or V augmented views of each input, view after "
-                    "view"
-                )
-            self.views(views)
+            self.views(number_of_views(batch.augmented, batch.rows, self.call))
         if self.shapes is None or not self.default_criterion:
             return
         kind = batch.labels.dtype, batch.labels.dim()
